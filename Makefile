@@ -1,0 +1,36 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both set the machine up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test check lint types clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing vsrn and its dependencies into $(VENV) (a few minutes the first time)..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,tensorboard]"
+	@touch $(READY)
+
+demo: setup
+	$(BIN)/vsrn demo
+
+# One thread a worker: torch's thread pools fight each other otherwise.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) demo build dist

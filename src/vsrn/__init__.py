@@ -1,0 +1,3 @@
+"""Visual semantic reasoning for image-text matching."""
+
+__version__ = "0.1.0"

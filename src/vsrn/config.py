@@ -1,0 +1,218 @@
+"""One run as one page: frozen dataclasses, read from TOML and written back to it.
+
+An unknown, ill-typed or contradictory field raises `ConfigError` naming the nearest right one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import tomli_w
+
+from vsrn.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run learns from."""
+
+    path: str = ""
+    """Folder of a region store with captions, made by `vsrn extract --captions` or precomputed."""
+    train: str = "train"
+    """Split to learn from, named as on disk."""
+    validation: str = "dev"
+    """Split that chooses the best model; `val` and `dev` stand for each other."""
+    held_out: str = ""
+    """Text file of image ids, one per line: taken out of `train` and used to choose the best model
+    instead of `validation`."""
+    vocabulary: str = ""
+    """Vocabulary file from `vsrn vocab`; empty builds one from the captions learned from."""
+    min_count: int = 4
+    """A word seen less often than this in those captions becomes <unk>."""
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """The captioning head that shapes the image side during training."""
+
+    enabled: bool = True
+    """Whether there is one; without it the loss is the matching loss alone."""
+    cell: Literal["gru", "lstm"] = "gru"
+    """Recurrent cell of its encoder and decoder."""
+    bidirectional: bool = False
+    """Whether its encoder reads the regions in both directions."""
+    hidden_dim: int = 512
+    """Size of its states, in each direction."""
+    word_dim: int = 300
+    """Size of its word embedding, which is its own."""
+    dropout: float = 0.2
+    """Share of its inputs dropped in training."""
+    max_tokens: int = 60
+    """Captions are cut to this many tokens for the captioner; the caption encoder sees every word."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model. Its defaults are the paper's for COCO."""
+
+    kind: Literal["vsrn"] = "vsrn"
+    """Family of the model."""
+    feature_dim: int | None = None
+    """Numbers per region; left out, it is read from the data."""
+    joint_dim: int = 2048
+    """Size of the joint space."""
+    word_dim: int = 300
+    """Size of the caption encoder's word embedding."""
+    caption_layers: int = 1
+    """GRU layers of the caption encoder."""
+    reasoning_layers: int = 4
+    """Graph convolutions over the regions; 0 leaves region relationship reasoning out."""
+    aggregator: Literal["gru", "mean"] = "gru"
+    """How regions become one vector: global semantic reasoning, or their mean as in VSE++."""
+    normalisation: Literal["coco", "flickr30k", "none"] = "coco"
+    """Which of the paper's two normalisations the image path has."""
+    image_norm: bool = True
+    """Whether image embeddings get unit length."""
+    absolute: bool = False
+    """Whether embeddings lose their signs, as order similarity wants."""
+    similarity: Literal["cosine", "order"] = "cosine"
+    """How an image and a caption embedding are compared."""
+    captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The matching loss."""
+
+    margin: float = 0.2
+    """How far a match must be ahead of every other pair."""
+    negatives: Literal["hardest", "all"] = "hardest"
+    """Whether the worst violation counts, or every one."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe. Its defaults are the paper's for COCO."""
+
+    batch_size: int = 128
+    """Captions per step, each with its image."""
+    epochs: int = 30
+    """Passes over the captions."""
+    learning_rate: float = 2e-4
+    """Adam's learning rate at the start."""
+    learning_rate_drop: list[int] = field(default_factory=lambda: [15])
+    """Epochs after which the learning rate is divided by 10."""
+    gradient_clip: float = 2.0
+    """Largest global norm of the gradient; 0 does not clip."""
+    validate_every: int = 500
+    """Steps between validations; 0 validates after every epoch."""
+    seed: int = 0
+    """Decides the first weights, the order of captions and what is dropped."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of matrix products; embeddings and losses are float32 either way."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best one there is."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def read_config(path: Path | str) -> Config:
+    """Read and check a TOML config. Raises `ConfigError` naming the file and the field."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no config {path}; `configs/` has examples to start from.") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}.") from error
+    config = config_from_table(table, where=str(path))
+    check_config(config, where=str(path))
+    return config
+
+
+def config_from_table(table: dict[str, Any], where: str = "the config") -> Config:
+    """Nested tables -> `Config`. Raises `ConfigError` on an unknown or ill-typed field."""
+    _refuse_unknown_fields(table, Config, where, prefix="")
+    try:
+        return msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        # msgspec says: Expected `int`, got `str` - at `$.train.epochs`
+        complaint, _, place = str(error).partition(" - at `$.")
+        raise ConfigError(f"{where}: {place.rstrip('`') or 'the config'}: {complaint}.") from error
+
+
+def config_to_toml(config: Config) -> str:
+    """The config as TOML that `read_config` reads back to an equal one."""
+    return tomli_w.dumps(_without_none(dataclasses.asdict(config)))
+
+
+def check_config(config: Config, where: str = "the config") -> None:
+    """Raise `ConfigError` where a field is out of range or contradicts another."""
+    model, train, captioner = config.model, config.train, config.model.captioner
+    rules = [
+        (_positive(model.joint_dim, model.word_dim, model.caption_layers), "model sizes must be at least 1"),
+        (model.feature_dim is None or model.feature_dim > 0, "model.feature_dim must be at least 1"),
+        (model.reasoning_layers >= 0, "model.reasoning_layers must be 0 or more"),
+        (_positive(captioner.hidden_dim, captioner.word_dim), "model.captioner sizes must be at least 1"),
+        (0 <= captioner.dropout < 1, "model.captioner.dropout must be at least 0 and below 1"),
+        (captioner.max_tokens >= 3, "model.captioner.max_tokens must be 3 or more: <start>, a word, <end>"),
+        (config.loss.margin >= 0, "loss.margin must be 0 or more"),
+        (train.batch_size >= 2, "train.batch_size must be 2 or more, since a batch's other captions are its negatives"),
+        (train.epochs >= 1, "train.epochs must be 1 or more"),
+        (train.learning_rate > 0, "train.learning_rate must be above 0"),
+        (train.gradient_clip >= 0, "train.gradient_clip must be 0 or more"),
+        (train.validate_every >= 0, "train.validate_every must be 0 or more"),
+        (config.data.min_count >= 1, "data.min_count must be 1 or more"),
+        (
+            train.learning_rate_drop == sorted(set(train.learning_rate_drop)) and _positive(*train.learning_rate_drop),
+            "train.learning_rate_drop must be rising epochs from 1, such as [10, 20]",
+        ),
+        (
+            max(train.learning_rate_drop, default=0) < train.epochs,
+            f"train.learning_rate_drop {train.learning_rate_drop} lies beyond the last of {train.epochs} epochs;"
+            " leave it empty ([]) to keep the learning rate",
+        ),
+    ]
+    for holds, complaint in rules:
+        if not holds:
+            raise ConfigError(f"{where}: {complaint}.")
+
+
+def _positive(*numbers: int) -> bool:
+    return all(number >= 1 for number in numbers)
+
+
+def _refuse_unknown_fields(table: dict[str, Any], kind: type, where: str, prefix: str) -> None:
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    for name, value in table.items():
+        if name not in fields:
+            known = [f"{prefix}{known}" for known in fields]
+            hint = did_you_mean(f"{prefix}{name}", known) or f" It has {', '.join(known)}."
+            raise ConfigError(f"{where}: there is no field {prefix}{name}.{hint}")
+        nested = _SECTIONS.get(str(fields[name].type))
+        if nested is not None and isinstance(value, dict):
+            _refuse_unknown_fields(value, nested, where, prefix=f"{prefix}{name}.")
+
+
+_SECTIONS = {kind.__name__: kind for kind in (DataConfig, CaptionerConfig, ModelConfig, LossConfig, TrainConfig)}
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in table.items()
+        if value is not None
+    }

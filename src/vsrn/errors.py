@@ -1,0 +1,63 @@
+"""Every error that a user of vsrn may see, as one tree.
+
+    VsrnError                  catch this one to catch them all
+    ├── ConfigError            a config file or option that is unknown, ill-typed or contradictory
+    ├── DataError              photos, regions, captions or splits on disk
+    │   ├── PhotoError         one photo that cannot be read
+    │   └── VocabularyError    a vocabulary that cannot be read or does not belong
+    ├── CheckpointError        a run, checkpoint or converted model that cannot be used
+    ├── SimilarityError        similarities that cannot be ranked
+    └── TrainingError          training that cannot go on
+
+Each message is one sentence or two: what is wrong, where, and what to do about it.
+The command line prints it after `error:` and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VsrnError(ValueError):
+    """Base of every error whose message is meant for the user."""
+
+
+class ConfigError(VsrnError):
+    """A config file or option is unknown, ill-typed or contradicts another."""
+
+
+class DataError(VsrnError):
+    """Something on disk (photos, regions, captions, a split) is missing or malformed."""
+
+
+class PhotoError(DataError):
+    """A photo cannot be decoded, or is refused because of its size."""
+
+
+class VocabularyError(DataError):
+    """A vocabulary cannot be read, or does not belong to the model it is used with."""
+
+
+class CheckpointError(VsrnError):
+    """A run, checkpoint or converted model is missing, broken, foreign or in the way."""
+
+
+class SimilarityError(VsrnError):
+    """Similarities hold NaN, or do not fit the captions they are ranked against."""
+
+
+class TrainingError(VsrnError):
+    """Training cannot go on, for instance because the loss became NaN."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A closing hint that names the nearest known word, or nothing where none is near.
+
+    >>> did_you_mean("bacth_size", ["batch_size", "epochs"])
+    " Did you mean 'batch_size'?"
+    >>> did_you_mean("colour", ["batch_size"])
+    ''
+    """
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""

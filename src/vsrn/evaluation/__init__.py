@@ -1,0 +1,1 @@
+"""From embeddings to Recall@K and a report."""

@@ -1,0 +1,1 @@
+"""The models and their losses: plain torch modules, no files, no command line."""

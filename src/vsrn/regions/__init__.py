@@ -1,0 +1,1 @@
+"""From photos to region features, and where those live on disk."""

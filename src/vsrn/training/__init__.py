@@ -1,0 +1,1 @@
+"""From a split and a config to a trained run."""
