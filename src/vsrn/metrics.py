@@ -1,0 +1,266 @@
+"""Similarities and a correspondence in, ranks and Recall@K out. Torch-free.
+
+Shapes: S (num_images, num_captions) similarities, larger is closer;
+`image_of_caption` (num_captions,) the row of the image that each caption belongs to.
+
+The matrix S of a large split does not have to exist: every function that ranks takes *blocks*,
+an iterable of (first_image, S[first_image : first_image + rows]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vsrn.errors import SimilarityError
+
+FloatArray = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.integer]
+
+Block = tuple[int, FloatArray]
+Blocks = Callable[[], Iterable[Block]]
+
+RECALL_AT = (1, 5, 10)
+BLOCK_BYTES = 2**28
+FIVE_FOLD_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Rank, from 0, of the true match of every query; a tie counts against the query.
+
+    image_to_text  (num_images,) the best-placed true caption of each image
+    text_to_image  (num_captions,) the image of each caption
+    """
+
+    image_to_text: IntArray
+    text_to_image: IntArray
+
+
+@dataclass(frozen=True)
+class DirectionMetrics:
+    """How one direction does: recalls in percent of queries, ranks counted from 1."""
+
+    recall_at_1: float
+    recall_at_5: float
+    recall_at_10: float
+    median_rank: float
+    mean_rank: float
+
+    @property
+    def recalls(self) -> tuple[float, float, float]:
+        """R@1, R@5 and R@10, in percent."""
+        return self.recall_at_1, self.recall_at_5, self.recall_at_10
+
+    @property
+    def average_recall(self) -> float:
+        """Mean of R@1, R@5 and R@10, in percent."""
+        return sum(self.recalls) / 3
+
+
+@dataclass(frozen=True)
+class RetrievalMetrics:
+    """Both directions of image-text retrieval."""
+
+    image_to_text: DirectionMetrics
+    text_to_image: DirectionMetrics
+
+    @property
+    def rsum(self) -> float:
+        """Sum of the six recalls, 0 to 600."""
+        return sum(self.image_to_text.recalls) + sum(self.text_to_image.recalls)
+
+
+def image_to_text_ranks(similarities: FloatArray, image_of_caption: IntArray, first_image: int = 0) -> IntArray:
+    """Rank, from 0, of each image's best-placed true caption.
+
+    similarities      (num_images, num_captions), or the rows of a block that starts at `first_image`
+    image_of_caption  (num_captions,) the row of the image that a caption belongs to
+
+    A tie counts against the query. Raises `SimilarityError` on NaN, or where an image has no caption.
+
+    >>> image_to_text_ranks(np.array([[0.9, 0.1], [0.8, 0.3]]), np.array([0, 1]))
+    array([0, 1])
+    """
+    refuse_nan(similarities)
+    images = first_image + np.arange(len(similarities))
+    own = image_of_caption == images[:, None]
+    if not own.any(axis=1).all():
+        without = int(images[~own.any(axis=1)][0])
+        raise SimilarityError(f"image {without} has no caption, so no caption of its own can be ranked for it.")
+    best = np.where(own, similarities, -np.inf).max(axis=1, keepdims=True)
+    return np.asarray(((similarities >= best) & ~own).sum(axis=1))
+
+
+def text_to_image_ranks(similarities: FloatArray, image_of_caption: IntArray) -> IntArray:
+    """Rank, from 0, of each caption's image; shapes, ties and errors as `image_to_text_ranks`.
+
+    >>> text_to_image_ranks(np.array([[0.9, 0.1], [0.8, 0.3]]), np.array([0, 1]))
+    array([0, 0])
+    """
+    refuse_nan(similarities)
+    own = similarities[image_of_caption, np.arange(similarities.shape[1])]
+    # Its own image always counts itself once.
+    return np.asarray((similarities >= own).sum(axis=0) - 1)
+
+
+def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
+    """Ranks of both directions from similarities that are made block by block.
+
+    Every caption's own similarity must be known before others are counted against it, so the
+    blocks are asked for twice; both times they must hold the same numbers.
+    Memory: one block and a few numbers per query. Errors as `image_to_text_ranks`.
+    """
+    captions = np.arange(len(image_of_caption))
+    own = np.full(len(image_of_caption), np.nan)
+    image_to_text = []
+    for first, block in blocks():
+        image_to_text.append(image_to_text_ranks(block, image_of_caption, first))
+        here = (image_of_caption >= first) & (image_of_caption < first + len(block))
+        own[here] = block[image_of_caption[here] - first, captions[here]]
+    text_to_image = np.zeros(len(image_of_caption), dtype=np.int64)
+    for _, block in blocks():
+        text_to_image += (block >= own.astype(block.dtype)).sum(axis=0)
+    return Ranks(image_to_text=np.concatenate(image_to_text), text_to_image=text_to_image - 1)
+
+
+def similarity_blocks(
+    image_embeddings: Sequence[FloatArray],
+    caption_embeddings: Sequence[FloatArray],
+    similarity: str = "cosine",
+    block_bytes: int = BLOCK_BYTES,
+) -> Blocks:
+    """Blocks of the mean similarity of one or more models (an ensemble averages *similarities*).
+
+    image_embeddings    per model (num_images, D)
+    caption_embeddings  per model (num_captions, D)
+    similarity          "cosine" (inner product) or "order"
+    """
+    images, captions = len(image_embeddings[0]), len(caption_embeddings[0])
+    rows = max(1, block_bytes // (4 * max(1, captions)))
+    score = {"cosine": _inner_products, "order": _order_similarities}[similarity]
+
+    def blocks() -> Iterator[Block]:
+        for first in range(0, images, rows):
+            parts = (
+                score(ours[first : first + rows], theirs)
+                for ours, theirs in zip(image_embeddings, caption_embeddings, strict=True)
+            )
+            block = next(parts)
+            for part in parts:
+                block = block + part
+            yield first, block / len(image_embeddings) if len(image_embeddings) > 1 else block
+
+    return blocks
+
+
+def recall_at(ranks: IntArray, k: int) -> float:
+    """Share of queries, in percent, whose true match is among the first k.
+
+    >>> recall_at(np.array([0, 3, 7, 20]), 5)
+    50.0
+    """
+    return 100.0 * float((ranks < k).mean())
+
+
+def direction_metrics(ranks: IntArray) -> DirectionMetrics:
+    """Summary of one direction's ranks; median and mean are counted from 1, as the field does."""
+    return DirectionMetrics(
+        *(recall_at(ranks, k) for k in RECALL_AT),
+        median_rank=float(np.floor(np.median(ranks)) + 1),
+        mean_rank=float(ranks.mean() + 1),
+    )
+
+
+def retrieval_metrics(ranks: Ranks) -> RetrievalMetrics:
+    """Summary of both directions."""
+    return RetrievalMetrics(direction_metrics(ranks.image_to_text), direction_metrics(ranks.text_to_image))
+
+
+def five_folds(num_images: int) -> list[slice]:
+    """The consecutive blocks of 1,000 images that COCO's 1K protocol averages over.
+
+    Raises `SimilarityError` where the images do not divide into such blocks.
+    """
+    if num_images == 0 or num_images % FIVE_FOLD_IMAGES:
+        raise SimilarityError(
+            f"folds are blocks of {FIVE_FOLD_IMAGES:,} images, and {num_images:,} images do not divide into them;"
+            " leave out --five-fold, or evaluate COCO's testall split."
+        )
+    return [slice(first, first + FIVE_FOLD_IMAGES) for first in range(0, num_images, FIVE_FOLD_IMAGES)]
+
+
+def mean_metrics(folds: Sequence[RetrievalMetrics]) -> RetrievalMetrics:
+    """Average of each metric over folds."""
+
+    def mean(pick: Callable[[RetrievalMetrics], DirectionMetrics]) -> DirectionMetrics:
+        rows = [pick(fold) for fold in folds]
+        return DirectionMetrics(
+            *(
+                float(np.mean([getattr(row, name) for row in rows]))
+                for name in DirectionMetrics.__dataclass_fields__
+            )
+        )
+
+    return RetrievalMetrics(mean(lambda fold: fold.image_to_text), mean(lambda fold: fold.text_to_image))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% bootstrap interval, in the metric's own unit."""
+
+    low: float
+    high: float
+
+
+def bootstrap_intervals(
+    ranks: Ranks, image_of_caption: IntArray, *, samples: int = 2000, seed: int = 0
+) -> dict[str, Interval]:
+    """95% percentile intervals of the six recalls and rsum, resampling *images*.
+
+    An image is drawn together with all its captions, since they are not independent of each other.
+    Keys: "image_to_text.recall_at_1" ... "text_to_image.recall_at_10", "rsum".
+    """
+    num_images = len(ranks.image_to_text)
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
+    captions_of_image = np.bincount(image_of_caption, minlength=num_images)
+    intervals, total = {}, np.zeros(samples)
+    for direction, direction_ranks in (
+        ("image_to_text", ranks.image_to_text),
+        ("text_to_image", ranks.text_to_image),
+    ):
+        for k in RECALL_AT:
+            hits = (direction_ranks < k).astype(np.float64)
+            queries = np.ones(num_images)
+            if direction == "text_to_image":
+                hits = np.bincount(image_of_caption, weights=hits, minlength=num_images)
+                queries = captions_of_image.astype(np.float64)
+            recalls = 100.0 * (draws @ hits) / (draws @ queries)
+            total += recalls
+            intervals[f"{direction}.recall_at_{k}"] = _percentiles(recalls)
+    return intervals | {"rsum": _percentiles(total)}
+
+
+def refuse_nan(similarities: FloatArray) -> None:
+    """Raise `SimilarityError` where a similarity is NaN: it would compare false and flatter the model."""
+    if np.isnan(similarities).any():
+        raise SimilarityError("a similarity is NaN, so nothing can be ranked; the model or its features are broken.")
+
+
+def _inner_products(images: FloatArray, captions: FloatArray) -> FloatArray:
+    return np.asarray(images @ captions.T)
+
+
+def _order_similarities(images: FloatArray, captions: FloatArray) -> FloatArray:
+    """s(i, c) = -|| max(0, c - i) ||_2 (Vendrov et al. 2016, order embeddings), image by image."""
+    rows = [-np.sqrt((np.maximum(captions - image, 0) ** 2).sum(axis=1)) for image in images]
+    return np.stack(rows)
+
+
+def _percentiles(values: FloatArray) -> Interval:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Interval(float(low), float(high))

@@ -1,0 +1,223 @@
+"""Regions of one image, and the folder that holds the regions of many, memory-mapped.
+
+One split of a region store is a handful of files (docs/data-formats.md):
+
+    {split}_ims.npy      (num_rows, N, F) float16 or float32; (num_rows, F) is read as N = 1
+    {split}_ids.txt      optional, one id per row
+    {split}_boxes.npy    optional, (num_rows, N, 4) xyxy as fractions of width and height
+    {split}_scores.npy   optional, (num_rows, N) detection confidence
+    {split}_counts.npy   optional, (num_rows,) real regions of each row; the rest is padding
+    {split}.json         optional, `StoreInfo`: which extractor made the regions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from vsrn.errors import DataError, did_you_mean
+
+FloatArray = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.integer]
+
+SPLIT_ALIASES = {"val": "dev", "dev": "val"}
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What an extractor says of one image.
+
+    features  (N, F) float32
+    boxes     (N, 4) float32, xyxy as fractions of the image's width and height
+    scores    (N,) float32 detection confidence, falling; None where regions are not detections
+    """
+
+    features: FloatArray
+    boxes: FloatArray
+    scores: FloatArray | None = None
+
+
+class StoreInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `{split}.json` beside the arrays: where the regions come from.
+
+    extractor           name that `vsrn extract --extractor` takes
+    fingerprint         SHA-256 (hex) of the extractor's weights and settings
+    captions_per_image  one number for all rows, or one number per row; None without captions
+    """
+
+    extractor: str = ""
+    fingerprint: str = ""
+    captions_per_image: int | list[int] | None = None
+    format: int = 1
+
+
+@dataclass(frozen=True)
+class RegionStore:
+    """One split of a region store; the features stay on disk until rows are read.
+
+    features  (num_rows, N, F) memory map, float16 or float32
+    ids       one per row, or empty
+    boxes     (num_rows, N, 4) memory map, or None
+    scores    (num_rows, N) memory map, or None
+    counts    (num_rows,) real regions of each row, or None where every region is real
+    """
+
+    folder: Path
+    split: str
+    features: FloatArray
+    ids: list[str] = field(default_factory=list)
+    boxes: FloatArray | None = None
+    scores: FloatArray | None = None
+    counts: IntArray | None = None
+    info: StoreInfo = field(default_factory=StoreInfo)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def num_regions(self) -> int:
+        """Regions of the longest image, N."""
+        return int(self.features.shape[1])
+
+    @property
+    def feature_dim(self) -> int:
+        """Numbers that describe one region, F."""
+        return int(self.features.shape[2])
+
+    def read(self, rows: Sequence[int] | IntArray) -> FloatArray:
+        """(B,) row numbers -> (B, N, F) features in the type they have on disk.
+
+        Raises `DataError` where a feature is NaN or infinite, naming the row.
+        """
+        batch = self.features[np.asarray(rows)]
+        # The sum is finite unless a term is not, or the terms overflow: the slow look decides.
+        if not np.isfinite(batch.sum(dtype=np.float32)):
+            finite = np.isfinite(batch).all(axis=(1, 2))
+            if not finite.all():
+                row = int(np.asarray(rows)[~finite][0])
+                name = f" ({self.ids[row]})" if self.ids else ""
+                raise DataError(
+                    f"{self.folder / f'{self.split}_ims.npy'}: row {row}{name} holds NaN or infinite features;"
+                    " extract that image again."
+                )
+        return batch
+
+    def read_counts(self, rows: Sequence[int] | IntArray) -> IntArray | None:
+        """(B,) real regions of each of these rows, or None where every region is real."""
+        return None if self.counts is None else np.asarray(self.counts[np.asarray(rows)])
+
+
+def open_region_store(folder: Path | str, split: str) -> RegionStore:
+    """Open one split of a region store without reading its features into memory.
+
+    Raises `DataError` where a file is missing, malformed, or disagrees with the others.
+    """
+    folder = Path(folder)
+    split = resolve_split(folder, split)
+    features_path = folder / f"{split}_ims.npy"
+    features = _map_array(features_path, dims=(2, 3))
+    if features.dtype not in (np.float16, np.float32):
+        raise DataError(f"{features_path} holds {features.dtype}; features must be float16 or float32.")
+    if features.ndim == 2:
+        features = features[:, None, :]
+    rows = len(features)
+    ids_path = folder / f"{split}_ids.txt"
+    ids = read_lines(ids_path) if ids_path.exists() else []
+    if ids and len(ids) != rows:
+        # Some precomputed sets list one id per caption; those say nothing about rows.
+        ids = []
+    regions = (rows, features.shape[1])
+    return RegionStore(
+        folder=folder,
+        split=split,
+        features=features,
+        ids=ids,
+        boxes=_map_optional(folder / f"{split}_boxes.npy", (*regions, 4)),
+        scores=_map_optional(folder / f"{split}_scores.npy", regions),
+        counts=_read_counts(folder / f"{split}_counts.npy", regions),
+        info=read_store_info(folder / f"{split}.json"),
+    )
+
+
+def splits_of(folder: Path) -> list[str]:
+    """Names of the splits in a region store, sorted."""
+    return sorted(path.name.removesuffix("_ims.npy") for path in folder.glob("*_ims.npy"))
+
+
+def resolve_split(folder: Path, split: str) -> str:
+    """The split's name on disk; `val` and `dev` stand for each other.
+
+    Raises `DataError` where the folder is missing, holds no splits, or not this one.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; make a region store with `vsrn extract PHOTOS -o {folder}`.")
+    present = splits_of(folder)
+    for name in (split, SPLIT_ALIASES.get(split, split)):
+        if name in present:
+            return name
+    if not present:
+        raise DataError(
+            f"{folder} holds no split: no file is named like train_ims.npy;"
+            f" make a region store with `vsrn extract PHOTOS -o {folder}`."
+        )
+    listed = " and ".join([", ".join(present[:-1]), present[-1]] if len(present) > 1 else present)
+    raise DataError(f"{folder} has no split '{split}'; it has {listed}.{did_you_mean(split, present)}")
+
+
+def read_store_info(path: Path) -> StoreInfo:
+    """Read `{split}.json`; a store without one has an empty `StoreInfo`."""
+    if not path.exists():
+        return StoreInfo()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=StoreInfo)
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} cannot be read: {error}; extract this split again.") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text file. Raises `DataError` naming the first line that is not UTF-8."""
+    lines = path.read_bytes().split(b"\n")
+    if lines and not lines[-1].strip():
+        lines.pop()
+    decoded = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            decoded.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {number}: not UTF-8 text; save the file as UTF-8.") from error
+    return decoded
+
+
+def _map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} is not a readable .npy array ({error}); it may be truncated.") from error
+    if not isinstance(array, np.ndarray) or array.ndim not in dims:
+        wanted = " or ".join(str(dim) for dim in dims)
+        raise DataError(f"{path} must hold one array of {wanted} dimensions (images, regions, features).")
+    return array
+
+
+def _map_optional(path: Path, shape: tuple[int, ...]) -> FloatArray | None:
+    if not path.exists():
+        return None
+    array = _map_array(path, dims=(len(shape),))
+    if array.shape != shape:
+        raise DataError(f"{path} has shape {array.shape}, but the features beside it call for {shape}.")
+    return array
+
+
+def _read_counts(path: Path, regions: tuple[int, int]) -> IntArray | None:
+    if not path.exists():
+        return None
+    rows, longest = regions
+    counts = np.asarray(_map_array(path, dims=(1,))).astype(np.int64)
+    if counts.shape != (rows,) or counts.min(initial=1) < 1 or counts.max(initial=1) > longest:
+        raise DataError(f"{path} must hold {rows} whole numbers between 1 and {longest}, one per row.")
+    return counts
