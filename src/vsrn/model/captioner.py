@@ -1,0 +1,169 @@
+"""The captioning head: a sequence-to-sequence writer with attention over reasoned regions.
+
+It must write the caption from what the image encoder says, which shapes the image side (section 3.4).
+
+Shapes: B captions, N regions, D joint size, H captioner size (doubled where the encoder reads in
+two directions), T tokens of the longest caption in the batch, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from vsrn.captions.vocabulary import END, START
+from vsrn.config import CaptionerConfig
+from vsrn.model.numerics import widen
+
+State = tuple[torch.Tensor, torch.Tensor | None]
+
+
+class AttendedRegions(NamedTuple):
+    """Regions ready to be attended to at every step.
+
+    states  (B, N, H) what the captioner's encoder says of each region
+    keys    (B, N, H) their half of the attention's first layer, the same at every step
+    mask    (B, N) True where a region is real, or None
+    """
+
+    states: torch.Tensor
+    keys: torch.Tensor
+    mask: torch.Tensor | None
+
+    def first(self, rows: int) -> AttendedRegions:
+        """The first `rows` images of the batch."""
+        return AttendedRegions(
+            self.states[:rows], self.keys[:rows], None if self.mask is None else self.mask[:rows]
+        )
+
+
+class Captioner(nn.Module):
+    """Encoder over regions, attention, decoder over words."""
+
+    def __init__(self, config: CaptionerConfig, region_dim: int, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        rnn, cell = (nn.GRU, nn.GRUCell) if config.cell == "gru" else (nn.LSTM, nn.LSTMCell)
+        hidden = config.hidden_dim * (2 if config.bidirectional else 1)
+        self.projection = nn.Linear(region_dim, config.hidden_dim)
+        self.encoder = rnn(
+            config.hidden_dim, config.hidden_dim, batch_first=True, bidirectional=config.bidirectional
+        )
+        self.attention_hidden = nn.Linear(2 * hidden, hidden)
+        self.attention_score = nn.Linear(hidden, 1, bias=False)
+        self.embedding = nn.Embedding(vocabulary_size, config.word_dim)
+        self.decoder = cell(config.word_dim + hidden, hidden)
+        self.output = nn.Linear(hidden, vocabulary_size)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.xavier_normal_(self.projection.weight)
+        nn.init.xavier_normal_(self.output.weight)
+
+    def generation_loss(
+        self,
+        reasoned_regions: torch.Tensor,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        counts: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Cross entropy of the captions' words, summed over words and divided by B.
+
+        reasoned_regions  (B, N, D)
+        tokens            (B, T) ids from <start> to <end>, padded with <pad>
+        lengths           (B,) real tokens of each, on the CPU
+        counts            (B,) real regions of each image, or None for all
+
+        As in the 2019 code, <end> counts as a word, and so does one <pad> after it where
+        `max_tokens` leaves room; a longer caption is cut to `max_tokens`, the last being <end>.
+        """
+        labels = self._labels(tokens, lengths)
+        steps, order = lengths.clamp(max=self.config.max_tokens - 1).sort(descending=True)
+        order = order.to(tokens.device)
+        labels = labels[order]
+        regions, state = self._read(reasoned_regions[order], None if counts is None else counts[order])
+        words = self.embedding(labels)
+        # The longest captions come first, so those still being written are always the first rows.
+        active = [int((steps > step).sum()) for step in range(int(steps[0]))]
+        outputs, targets = [], []
+        for step, rows in enumerate(active):
+            state = _first(state, rows)
+            state = self._step(words[:rows, step], state, regions.first(rows))
+            outputs.append(state[0])
+            targets.append(labels[:rows, step + 1])
+        # One projection onto the vocabulary for all real words, none for padding.
+        logits = widen(self.output(torch.cat(outputs)))
+        return functional.cross_entropy(logits, torch.cat(targets), reduction="sum") / len(tokens)
+
+    @torch.no_grad()
+    def greedy(
+        self, reasoned_regions: torch.Tensor, num_words: int, counts: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The most probable word at every step, not stopping at <end>.
+
+        reasoned_regions (B, N, D) -> words (B, num_words) and their log-probabilities, same shape.
+        """
+        regions, state = self._read(reasoned_regions, counts)
+        word = torch.full((len(reasoned_regions),), START, device=reasoned_regions.device)
+        words, scores = [], []
+        for _ in range(num_words):
+            state = self._step(self.embedding(word), state, regions)
+            score, word = widen(self.output(state[0])).log_softmax(dim=-1).max(dim=-1)
+            words.append(word)
+            scores.append(score)
+        return torch.stack(words, dim=1), torch.stack(scores, dim=1)
+
+    def _labels(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Tokens with room for the <pad> that counts as a word, cut as the 2019 code cut them."""
+        labels = functional.pad(tokens, (0, 1))[:, : self.config.max_tokens]
+        cut = torch.nonzero(lengths >= self.config.max_tokens)[:, 0].to(labels.device)
+        labels[cut, -1] = END
+        return labels
+
+    def _read(self, regions: torch.Tensor, counts: torch.Tensor | None) -> tuple[AttendedRegions, State]:
+        """Encode the regions: what attention sees, and the decoder's first state."""
+        inputs = self.dropout(self.projection(regions))
+        if counts is None:
+            mask = None
+            states, last = self.encoder(inputs)
+        else:
+            mask = torch.arange(regions.shape[1], device=regions.device) < counts[:, None]
+            packed = pack_padded_sequence(inputs, counts.cpu(), batch_first=True, enforce_sorted=False)
+            packed_states, last = self.encoder(packed)
+            states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=regions.shape[1])
+        hidden = states.shape[-1]
+        keys = functional.linear(states, self.attention_hidden.weight[:, :hidden], self.attention_hidden.bias)
+        if isinstance(last, tuple):
+            state: State = (_join_directions(last[0]), _join_directions(last[1]))
+        else:
+            state = (_join_directions(last), None)
+        return AttendedRegions(states, keys, mask), state
+
+    def _step(self, words: torch.Tensor, state: State, regions: AttendedRegions) -> State:
+        """(rows, word size) previous words and the state -> the next state."""
+        context = self._attend(state[0], regions)
+        inputs = self.dropout(torch.cat([words, context.to(words.dtype)], dim=-1))
+        if state[1] is None:
+            return self.decoder(inputs, state[0]), None
+        hidden, memory = self.decoder(inputs, state)
+        return hidden, memory
+
+    def _attend(self, state: torch.Tensor, regions: AttendedRegions) -> torch.Tensor:
+        """(rows, H) decoder state -> (rows, H) weighted mean of the regions."""
+        query = functional.linear(state, self.attention_hidden.weight[:, state.shape[-1] :])
+        scores = self.attention_score(torch.tanh(regions.keys + query[:, None, :]))[..., 0]
+        if regions.mask is not None:
+            scores = scores.masked_fill(~regions.mask, -torch.inf)
+        weights = widen(scores).softmax(dim=-1).to(regions.states.dtype)
+        return (weights[:, None, :] @ regions.states)[:, 0]
+
+
+def _first(state: State, rows: int) -> State:
+    return state[0][:rows], None if state[1] is None else state[1][:rows]
+
+
+def _join_directions(last: torch.Tensor) -> torch.Tensor:
+    """(directions, B, H) -> (B, directions * H)."""
+    return torch.cat(list(last), dim=-1)

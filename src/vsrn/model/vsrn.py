@@ -1,0 +1,67 @@
+"""VSRN whole: two encoders into one joint space, and a captioner that shapes the image side.
+
+The parts follow the paper: `ImageEncoder` (3.1 to 3.3), `CaptionEncoder`, `matching_loss` and
+`Captioner` (3.4). Everything that the paper ablates is a field of `ModelConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from vsrn.config import LossConfig, ModelConfig
+from vsrn.model.caption_encoder import CaptionEncoder
+from vsrn.model.captioner import Captioner
+from vsrn.model.image_encoder import ImageEncoder
+from vsrn.model.losses import SIMILARITIES, matching_loss
+
+
+class Losses(NamedTuple):
+    """Both halves of the joint loss; `generation` is 0 without a captioner."""
+
+    matching: torch.Tensor
+    generation: torch.Tensor
+
+    @property
+    def joint(self) -> torch.Tensor:
+        """Eq. 10: matching plus generation, weight 1."""
+        return self.matching + self.generation
+
+
+class VSRN(nn.Module):
+    """Image encoder, caption encoder and captioner, as the config asks for them."""
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config)
+        self.caption_encoder = CaptionEncoder(config, vocabulary_size)
+        self.captioner = (
+            Captioner(config.captioner, config.joint_dim, vocabulary_size) if config.captioner.enabled else None
+        )
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor,
+        counts: torch.Tensor | None,
+        loss: LossConfig,
+    ) -> Losses:
+        """The losses of B matching pairs.
+
+        features  (B, N, F) regions of each pair's image
+        tokens    (B, T) ids of each pair's caption, padded with <pad>
+        lengths   (B,) real tokens of each caption, on the CPU
+        counts    (B,) real regions of each image, or None where all are real
+        """
+        images = self.image_encoder(features, counts)
+        captions = self.caption_encoder(tokens, lengths)
+        similarities = SIMILARITIES[self.config.similarity](images.embeddings, captions)
+        matching = matching_loss(similarities, loss.margin, loss.negatives)
+        if self.captioner is None:
+            return Losses(matching, torch.zeros_like(matching))
+        generation = self.captioner.generation_loss(images.reasoned_regions, tokens, lengths, counts)
+        return Losses(matching, generation)

@@ -1,0 +1,30 @@
+"""Where the recordings and the real data are, and what is skipped without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+SHARED = TESTS.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the outputs recorded from the 2019 model."""
+    return TESTS / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real photos, captions and vocabularies, which cannot be part of the repository."""
+    if not SHARED.is_dir():
+        pytest.skip("real photos and captions are not here (../shared)")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _fixed_randomness() -> None:
+    torch.manual_seed(0)
