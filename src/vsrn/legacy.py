@@ -83,7 +83,7 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
     content = load_pickled_tensors(path)
     if not isinstance(content, dict) or not {"model", "opt"} <= content.keys():
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: it has no 'model' and 'opt'.")
-    parts, options = content["model"], vars(content["opt"])
+    parts, options = content["model"], dict(vars(content["opt"]))
     if not isinstance(parts, (list, tuple)) or len(parts) != 2:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'model' is not a pair of encoders.")
     image, caption = (_tensors_of(part, path) for part in parts)

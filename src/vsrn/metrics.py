@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,16 @@ class DirectionMetrics:
         """Mean of R@1, R@5 and R@10, in percent."""
         return sum(self.recalls) / 3
 
+    def to_json(self) -> dict[str, float]:
+        """Every number of this direction, to two places."""
+        recalls = {f"recall_at_{k}": getattr(self, f"recall_at_{k}") for k in RECALL_AT}
+        numbers = recalls | {
+            "average_recall": self.average_recall,
+            "median_rank": self.median_rank,
+            "mean_rank": self.mean_rank,
+        }
+        return {name: round(number, 2) for name, number in numbers.items()}
+
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
@@ -72,6 +83,14 @@ class RetrievalMetrics:
     def rsum(self) -> float:
         """Sum of the six recalls, 0 to 600."""
         return sum(self.image_to_text.recalls) + sum(self.text_to_image.recalls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number of both directions, to two places."""
+        return {
+            "rsum": round(self.rsum, 2),
+            "image_to_text": self.image_to_text.to_json(),
+            "text_to_image": self.text_to_image.to_json(),
+        }
 
 
 def image_to_text_ranks(similarities: FloatArray, image_of_caption: IntArray, first_image: int = 0) -> IntArray:
@@ -168,11 +187,9 @@ def recall_at(ranks: IntArray, k: int) -> float:
 
 def direction_metrics(ranks: IntArray) -> DirectionMetrics:
     """Summary of one direction's ranks; median and mean are counted from 1, as the field does."""
-    return DirectionMetrics(
-        *(recall_at(ranks, k) for k in RECALL_AT),
-        median_rank=float(np.floor(np.median(ranks)) + 1),
-        mean_rank=float(ranks.mean() + 1),
-    )
+    first, fifth, tenth = (recall_at(ranks, k) for k in RECALL_AT)
+    median, mean = float(np.floor(np.median(ranks)) + 1), float(ranks.mean() + 1)
+    return DirectionMetrics(first, fifth, tenth, median_rank=median, mean_rank=mean)
 
 
 def retrieval_metrics(ranks: Ranks) -> RetrievalMetrics:
@@ -227,8 +244,9 @@ def bootstrap_intervals(
     num_images = len(ranks.image_to_text)
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
-    captions_of_image = np.bincount(image_of_caption, minlength=num_images)
-    intervals, total = {}, np.zeros(samples)
+    captions_of_image = np.bincount(image_of_caption, minlength=num_images).astype(np.float64)
+    intervals: dict[str, Interval] = {}
+    total = np.zeros(samples)
     for direction, direction_ranks in (
         ("image_to_text", ranks.image_to_text),
         ("text_to_image", ranks.text_to_image),
@@ -237,8 +255,8 @@ def bootstrap_intervals(
             hits = (direction_ranks < k).astype(np.float64)
             queries = np.ones(num_images)
             if direction == "text_to_image":
-                hits = np.bincount(image_of_caption, weights=hits, minlength=num_images)
-                queries = captions_of_image.astype(np.float64)
+                hits = np.bincount(image_of_caption, weights=hits, minlength=num_images).astype(np.float64)
+                queries = captions_of_image
             recalls = 100.0 * (draws @ hits) / (draws @ queries)
             total += recalls
             intervals[f"{direction}.recall_at_{k}"] = _percentiles(recalls)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ class Recording:
 
 
 @pytest.fixture(params=RECORDINGS)
-def recording(request: pytest.FixtureRequest, golden: Path) -> Iterator[Recording]:
+def recording(request: pytest.FixtureRequest, golden: Path) -> Recording:
     return Recording(golden / request.param)
 
 

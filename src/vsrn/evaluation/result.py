@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vsrn.metrics import RECALL_AT, DirectionMetrics, Interval, RetrievalMetrics
+from vsrn.metrics import Interval, RetrievalMetrics
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -61,20 +61,9 @@ class Evaluation:
             "num_images": self.num_images,
             "num_captions": self.num_captions,
             "num_folds": self.num_folds,
-            "rsum": round(self.metrics.rsum, 2),
-            **{direction: _direction_json(getattr(self.metrics, direction)) for direction in DIRECTIONS},
+            **self.metrics.to_json(),
             "intervals_95": {
                 name: [round(interval.low, 2), round(interval.high, 2)]
                 for name, interval in self.intervals.items()
             },
         }
-
-
-def _direction_json(metrics: DirectionMetrics) -> dict[str, float]:
-    recalls = {f"recall_at_{k}": getattr(metrics, f"recall_at_{k}") for k in RECALL_AT}
-    numbers = recalls | {
-        "average_recall": metrics.average_recall,
-        "median_rank": metrics.median_rank,
-        "mean_rank": metrics.mean_rank,
-    }
-    return {name: round(number, 2) for name, number in numbers.items()}

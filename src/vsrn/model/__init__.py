@@ -1,1 +1,1 @@
-"""The models and their losses: plain torch modules, no files, no command line."""
+"""The models and their losses as plain torch modules, and the files that hold their weights."""

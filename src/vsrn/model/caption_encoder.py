@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy.typing as npt
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from vsrn.captions.vocabulary import PAD
 from vsrn.config import ModelConfig
 from vsrn.model.numerics import l2_normalise
 
@@ -26,3 +31,12 @@ class CaptionEncoder(nn.Module):
         _, last = self.gru(packed)
         embeddings = l2_normalise(last[-1])
         return embeddings.abs() if self.config.absolute else embeddings
+
+
+def pad_tokens(tokens: Sequence[npt.NDArray[np.integer]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of B captions -> (B, T) padded with <pad>, and (B,) lengths."""
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    padded = torch.full((len(tokens), int(lengths.max())), PAD)
+    for row, ids in enumerate(tokens):
+        padded[row, : len(ids)] = torch.as_tensor(ids)
+    return padded, lengths

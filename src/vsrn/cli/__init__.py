@@ -1,0 +1,86 @@
+"""The command line: one file a command. A command is a typed function; its docstring is its help.
+
+Only the command that is asked for is imported, so `vsrn --help` needs no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import vsrn
+from vsrn.errors import VsrnError, did_you_mean
+
+COMMANDS = {
+    "demo": "draw a small world and go the whole way: regions, training, Recall@K, searches, a report",
+    "extract": "photos -> a region store",
+    "vocab": "captions -> a vocabulary",
+    "train": "a config -> a trained run",
+    "evaluate": "runs -> Recall@K on a split",
+    "convert": "a checkpoint published in 2019 -> a model that `evaluate` reads",
+}
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 when it worked, 2 on a user's mistake, 130 on Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if arguments else USAGE_ERROR)
+    if arguments[0] == "--version":
+        print(f"vsrn {vsrn.__version__}")
+        sys.exit(0)
+    command, *rest = arguments
+    if command not in COMMANDS:
+        fail(f"there is no command '{command}'.{did_you_mean(command, COMMANDS)} See `vsrn --help`.")
+    sys.exit(run_command(command, rest))
+
+
+def run_command(command: str, arguments: list[str]) -> int:
+    """Import and run one command; the errors that a user may cause become one line each."""
+    try:
+        module = importlib.import_module(f"vsrn.cli.{command}")
+        return int(module.run(arguments) or 0)
+    except VsrnError as error:
+        return complain(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return complain("no space left on the disk; free some and run the same command again.")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return complain(f"{error.filename} cannot be written or read ({error.strerror}).")
+        raise
+
+
+def complain(message: str) -> int:
+    """Print a user's mistake and return the exit code for it."""
+    print(f"error: {message}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def fail(message: str) -> None:
+    """Print a user's mistake and exit."""
+    sys.exit(complain(message))
+
+
+def usage() -> str:
+    """What `vsrn --help` prints."""
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        "usage: vsrn COMMAND [OPTIONS]\n\n"
+        "Visual semantic reasoning for image-text matching (VSRN, ICCV 2019).\n\n"
+        f"{listed}\n\n"
+        "`vsrn COMMAND --help` teaches one command. New here? Start with `vsrn demo`."
+    )

@@ -1,0 +1,112 @@
+"""`vsrn train`: a config -> a trained run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from vsrn.cli.options import Json, call, print_json
+from vsrn.cli.progress import progress_bar, say
+from vsrn.config import Config, read_config
+
+if TYPE_CHECKING:
+    from vsrn.metrics import RetrievalMetrics
+    from vsrn.training.checkpoint import Progress
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and run; the config named first gives every other option its default."""
+    named = next((word for word in arguments[:1] if not word.startswith("-")), None)
+    defaults = read_config(named) if named else Config()
+
+    def main(
+        config: tyro.conf.Positional[Path],
+        settings: Annotated[tyro.conf.FlagConversionOff[Config], tyro.conf.arg(name="")] = defaults,
+        *,
+        output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="RUN")] = None,
+        resume: bool = False,
+        json: Json = False,
+    ) -> int:
+        """Train a model as a config says; any of its fields can be given here instead.
+
+        vsrn train configs/flickr8k.toml --train.epochs 4 --model.joint_dim 512
+
+        Ctrl-C saves and stops; the same command with --resume goes on bit for bit.
+
+        Args:
+            config: TOML file; configs/ has one for each model of the paper.
+            settings: Fields of the config, as --section.field value.
+            output: Folder of the run [default: runs/NAME for configs/NAME.toml].
+            resume: Go on with the run that is in the folder.
+            json: Print the result as JSON.
+        """
+        return train(settings, output or Path("runs") / config.stem, resume=resume, json=json)
+
+    return call(main, "train", arguments)
+
+
+def train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
+    """Train, draw the progress, and say where the result is."""
+    say(f"Preparing {folder}...")
+    from vsrn.training.loop import Trainer
+    from vsrn.training.run import prepare_run
+
+    prepared = prepare_run(config, folder, resume=resume)
+    data = prepared.config.data
+    say(
+        f"{data.path}: learning from {prepared.train.num_images:,} images with {len(prepared.train.captions):,} captions"
+        f" and {len(prepared.vocabulary):,} words, choosing by {prepared.validation.num_images:,} images."
+    )
+    reporter = TrainingReporter(folder)
+    trainer = Trainer(prepared, reporter)
+    with reporter.drawing(trainer.total_steps):
+        result = trainer.run(resume=resume)
+    if json:
+        print_json(
+            {
+                "run": str(folder),
+                "finished": result.finished,
+                "step": result.progress.step,
+                "best_rsum": result.progress.best_rsum,
+                "best_step": result.progress.best_step,
+            }
+        )
+    if not result.finished:
+        say(f"Stopped at step {result.progress.step:,}; everything is saved. To go on, add --resume to the command.")
+        return 130
+    say(f"Best rsum {result.progress.best_rsum:.1f} at step {result.progress.best_step:,}, kept in {folder}.")
+    say(f"Next: vsrn evaluate {folder} --split {data.validation}")
+    return 0
+
+
+class TrainingReporter:
+    """Draws a run's progress on standard error: loss, rate, time left, and a line per validation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bar = progress_bar("training", unit="steps")
+        self.started = time.monotonic()
+        self.loss = ""
+
+    def drawing(self, total_steps: int) -> Any:
+        """Context in which the bar is on the screen."""
+        return self.bar.of(total_steps)
+
+    def stepped(self, progress: Progress, row: dict[str, Any] | None) -> None:
+        """Move the bar; new losses appear when they are logged."""
+        if row is not None:
+            self.loss = f"epoch {progress.epoch + 1}, loss {row['loss']:.1f}"
+        self.bar.at(progress.step, self.loss)
+
+    def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
+        """One line: recalls and whether this is the best model so far."""
+        to_text, to_image = metrics.image_to_text.recalls, metrics.text_to_image.recalls
+        best = " (best so far, kept)" if progress.best_step == progress.step else ""
+        self.bar.line(
+            f"step {progress.step:,}: R@1/5/10 image-to-text {' '.join(f'{r:.1f}' for r in to_text)},"
+            f" text-to-image {' '.join(f'{r:.1f}' for r in to_image)}, rsum {metrics.rsum:.1f}{best}"
+        )

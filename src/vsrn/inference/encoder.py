@@ -1,0 +1,131 @@
+"""A trained model at work: captions or regions in, vectors of the joint space out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vsrn.captions.vocabulary import Vocabulary
+from vsrn.errors import ConfigError
+from vsrn.model.caption_encoder import pad_tokens
+from vsrn.model.vsrn import VSRN
+from vsrn.model.weights import StoredModel, read_model
+from vsrn.regions.store import FloatArray, IntArray
+from vsrn.splits import Split
+
+Advance = Callable[[int], None]
+
+IMAGES_PER_BATCH = 128
+CAPTIONS_PER_BATCH = 256
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU. Raises `ConfigError` where a device is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"there is no device '{name}' here; use cpu, cuda, mps or auto.") from error
+    return device
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """Embeddings of a split: (num_images, D) and (num_captions, D) float32."""
+
+    images: FloatArray
+    captions: FloatArray
+
+
+class Encoder:
+    """Encodes captions and regions with one model on one device.
+
+    >>> encoder = Encoder.load("runs/flickr8k")  # doctest: +SKIP
+    >>> encoder.encode_captions(["two dogs play on a beach"]).shape  # doctest: +SKIP
+    (1, 256)
+    """
+
+    def __init__(self, stored: StoredModel, device: str = "auto") -> None:
+        self.stored = stored
+        self.device = pick_device(device)
+        self.model = stored.model.to(self.device).eval()
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "auto") -> Encoder:
+        """Load a run or a converted model. Raises `CheckpointError` where it cannot be used."""
+        return cls(read_model(folder), device)
+
+    def encode_captions(self, captions: Sequence[str]) -> FloatArray:
+        """Sentences -> (B, D) float32 embeddings."""
+        return encode_captions(self.model, self.stored.vocabulary, captions)
+
+    def encode_regions(self, features: FloatArray, counts: IntArray | None = None) -> FloatArray:
+        """(B, N, F) region features, (B,) real regions of each or None for all -> (B, D) float32."""
+        with torch.inference_mode():
+            return _encode_regions(self.model, features, counts)
+
+    def encode_split(self, split: Split, advance: Advance = lambda _: None) -> EncodedSplit:
+        """Encode each image and each caption of a split once; `advance` hears of each finished batch.
+
+        Raises `DataError` where the split's regions are not what the model learned from.
+        """
+        self.stored.refuse_other_regions(split.regions)
+        return encode_split(self.model, self.stored.vocabulary, split, advance)
+
+
+def encode_split(
+    model: VSRN, vocabulary: Vocabulary, split: Split, advance: Advance = lambda _: None
+) -> EncodedSplit:
+    """Embeddings of every image and caption of a split, by a model in evaluation mode."""
+    return EncodedSplit(
+        images=encode_images(model, split, advance),
+        captions=encode_captions(model, vocabulary, split.captions, advance),
+    )
+
+
+@torch.inference_mode()
+def encode_images(model: VSRN, split: Split, advance: Advance = lambda _: None) -> FloatArray:
+    """(num_images, D) float32 embeddings of a split's images, read from disk batch by batch."""
+    parts = []
+    for images in _batches(np.arange(split.num_images), IMAGES_PER_BATCH):
+        parts.append(_encode_regions(model, *split.read_images(images)))
+        advance(len(images))
+    return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def encode_captions(
+    model: VSRN, vocabulary: Vocabulary, captions: Sequence[str], advance: Advance = lambda _: None
+) -> FloatArray:
+    """(num_captions, D) float32 embeddings; captions of like length are encoded together."""
+    tokens = [np.array(vocabulary.encode(caption)) for caption in captions]
+    by_length = np.argsort([-len(ids) for ids in tokens], kind="stable")
+    embeddings = np.empty((len(captions), model.config.joint_dim), dtype=np.float32)
+    for places in _batches(by_length, CAPTIONS_PER_BATCH):
+        padded, lengths = pad_tokens([tokens[place] for place in places])
+        encoded = model.caption_encoder(padded.to(_device_of(model)), lengths)
+        embeddings[places] = encoded.float().cpu().numpy()
+        advance(len(places))
+    return embeddings
+
+
+def _encode_regions(model: VSRN, features: FloatArray, counts: IntArray | None) -> FloatArray:
+    device = _device_of(model)
+    on_device = torch.from_numpy(np.ascontiguousarray(features)).to(device).float()
+    real = None if counts is None else torch.from_numpy(counts).to(device)
+    return np.asarray(model.image_encoder(on_device, real).embeddings.float().cpu().numpy())
+
+
+def _device_of(model: VSRN) -> torch.device:
+    return model.caption_encoder.embedding.weight.device
+
+
+def _batches(places: IntArray, size: int) -> Iterator[IntArray]:
+    for first in range(0, len(places), size):
+        yield places[first : first + size]

@@ -1,0 +1,128 @@
+"""A model on disk, the portable part of a run: config.toml, vocabulary.json, model.safetensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+
+from vsrn.captions.vocabulary import Vocabulary, read_vocabulary
+from vsrn.config import Config, config_to_toml, read_config
+from vsrn.errors import CheckpointError, DataError, VsrnError
+from vsrn.files import replacing, write_atomically
+from vsrn.model.vsrn import VSRN
+from vsrn.regions.store import RegionStore, StoreInfo
+
+CONFIG_FILE = "config.toml"
+VOCABULARY_FILE = "vocabulary.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model and everything needed to use it.
+
+    regions  which extractor made the regions it learned from; empty where nobody recorded it
+    """
+
+    config: Config
+    vocabulary: Vocabulary
+    model: VSRN
+    regions: StoreInfo = field(default_factory=StoreInfo)
+
+    def refuse_other_regions(self, store: RegionStore) -> None:
+        """Raise `DataError` where a store's regions cannot be what this model learned from."""
+        where, wanted = store.folder / f"{store.split}_ims.npy", self.config.model.feature_dim
+        if store.feature_dim != wanted:
+            raise DataError(
+                f"{where} has regions of {store.feature_dim} numbers, but this model reads {wanted};"
+                " extract the photos as its training data was."
+            )
+        theirs, ours = store.info, self.regions
+        if theirs.fingerprint and ours.fingerprint and theirs.fingerprint != ours.fingerprint:
+            raise DataError(
+                f"{where} was made by '{theirs.extractor}' ({theirs.fingerprint[:12]}), but this model learned from"
+                f" '{ours.extractor}' ({ours.fingerprint[:12]}); extract the photos as its training data was."
+            )
+
+
+def write_model(folder: Path, stored: StoredModel) -> None:
+    """Write the portable part of a run; the weights come last, so a folder that has them is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG_FILE, config_to_toml(stored.config).encode())
+    write_atomically(folder / VOCABULARY_FILE, stored.vocabulary.to_json())
+    write_weights(folder, stored)
+
+
+def write_weights(folder: Path, stored: StoredModel) -> None:
+    """Write model.safetensors alone, naming the vocabulary and the regions it belongs to."""
+    metadata = {
+        "vocabulary": stored.vocabulary.fingerprint,
+        "extractor": stored.regions.extractor,
+        "extractor_fingerprint": stored.regions.fingerprint,
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.model.state_dict().items()}
+    with replacing(folder / WEIGHTS_FILE) as temporary:
+        save_file(weights, temporary, metadata)
+
+
+def read_model(folder: Path | str) -> StoredModel:
+    """Read a run's best model, or a converted one, onto the CPU in evaluation mode.
+
+    Raises `CheckpointError` where the folder is no model, or its parts do not belong together.
+    """
+    folder = Path(folder)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} is not a trained model: it has no {WEIGHTS_FILE}; make one with `vsrn train`, or"
+            " `vsrn convert` for a checkpoint of 2019."
+        )
+    config = read_config(folder / CONFIG_FILE)
+    vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
+    weights, metadata = read_tensors(folder / WEIGHTS_FILE)
+    if metadata.get("vocabulary", vocabulary.fingerprint) != vocabulary.fingerprint:
+        raise CheckpointError(
+            f"{folder / VOCABULARY_FILE} is not the vocabulary that {WEIGHTS_FILE} learned with; put that one back."
+        )
+    model = build_model(config, vocabulary)
+    load_weights(model, weights, folder / WEIGHTS_FILE)
+    regions = StoreInfo(metadata.get("extractor", ""), metadata.get("extractor_fingerprint", ""))
+    return StoredModel(config, vocabulary, model.eval(), regions)
+
+
+def build_model(config: Config, vocabulary: Vocabulary) -> VSRN:
+    """A fresh model of the config's sizes."""
+    return VSRN(config.model, len(vocabulary))
+
+
+def load_weights(model: VSRN, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Copy weights into a model. Raises `CheckpointError` naming what does not fit."""
+    wanted = model.state_dict()
+    missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{path} does not fit its config: {len(missing)} tensors are missing ({', '.join(missing[:3]) or 'none'})"
+            f" and {len(unexpected)} are unknown ({', '.join(unexpected[:3]) or 'none'})."
+        )
+    for name, tensor in wanted.items():
+        if tensor.shape != weights[name].shape:
+            raise CheckpointError(
+                f"{path} does not fit its config or vocabulary: {name} has shape {tuple(weights[name].shape)} where"
+                f" {tuple(tensor.shape)} is called for."
+            )
+    model.load_state_dict(weights)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises `CheckpointError` where it is broken."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            return tensors, dict(opened.metadata() or {})
+    except VsrnError:
+        raise
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error

@@ -1,0 +1,153 @@
+"""A split: the regions of some images, their captions, and which caption belongs to which image.
+
+The precomputed layout of the field (docs/data-formats.md): beside a region store's arrays lies
+`{split}_caps.txt`, one caption per line, in the order of the images. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vsrn.errors import DataError
+from vsrn.regions.store import FloatArray, IntArray, RegionStore, open_region_store, read_lines
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with their captions; each image appears once, whatever the layout on disk.
+
+    rows              (num_images,) row of each image in the region store
+    captions          one string per caption
+    image_of_caption  (num_captions,) which of this split's images a caption belongs to
+    """
+
+    regions: RegionStore
+    rows: IntArray
+    captions: list[str]
+    image_of_caption: IntArray
+
+    @property
+    def name(self) -> str:
+        """Name of the split on disk."""
+        return self.regions.split
+
+    @property
+    def num_images(self) -> int:
+        """How many different images there are."""
+        return len(self.rows)
+
+    def image_ids(self) -> list[str]:
+        """One id per image: those on disk, or the row number where there are none."""
+        ids = self.regions.ids
+        return [ids[row] if ids else str(row) for row in self.rows]
+
+    def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
+        """(B,) images of this split -> (B, N, F) features, and (B,) real regions of each or None."""
+        rows = self.rows[images]
+        return self.regions.read(rows), self.regions.read_counts(rows)
+
+    def only(self, images: IntArray) -> Split:
+        """The split reduced to these images, in this order, with their captions."""
+        place = np.full(self.num_images, -1)
+        place[images] = np.arange(len(images))
+        kept = np.flatnonzero(place[self.image_of_caption] >= 0)
+        return Split(
+            regions=self.regions,
+            rows=self.rows[images],
+            captions=[self.captions[caption] for caption in kept],
+            image_of_caption=place[self.image_of_caption[kept]],
+        )
+
+
+def open_split(folder: Path | str, split: str) -> Split:
+    """Open a split with its captions; features stay on disk.
+
+    Raises `DataError` where a file is missing or malformed, a caption is empty or not UTF-8, or the
+    numbers of images and captions do not fit.
+    """
+    regions = open_region_store(folder, split)
+    captions_path = regions.folder / f"{regions.split}_caps.txt"
+    captions = read_captions(captions_path)
+    rows, captions_per_image = _images_of(regions, captions_path, len(captions))
+    return Split(regions, rows, captions, np.repeat(np.arange(len(rows)), captions_per_image))
+
+
+def read_captions(path: Path) -> list[str]:
+    """One caption per line. Raises `DataError` where the file is missing or a caption is empty."""
+    if not path.exists():
+        raise DataError(
+            f"there is no {path}: this split has regions but no captions;"
+            " extract the photos with `vsrn extract --captions dataset.json`."
+        )
+    captions = read_lines(path)
+    for number, caption in enumerate(captions, start=1):
+        if not caption:
+            raise DataError(f"{path}, line {number}: the caption is empty; write one or remove its image.")
+    if not captions:
+        raise DataError(f"{path} holds no captions; it needs one per line.")
+    return captions
+
+
+def hold_out(split: Split, list_path: Path) -> tuple[Split, Split]:
+    """The split without, and with only, the images whose ids the file lists, one per line.
+
+    Raises `DataError` where the file is missing, a listed id is not in the split, or all are.
+    """
+    if not list_path.exists():
+        raise DataError(f"there is no list of held-out images {list_path}.")
+    listed = set(read_lines(list_path))
+    ids = split.image_ids()
+    unknown = sorted(listed - set(ids))
+    if unknown:
+        raise DataError(
+            f"{list_path} lists {len(unknown)} images that split '{split.name}' of {split.regions.folder}"
+            f" does not have, such as {unknown[0]}."
+        )
+    chosen = _places(ids, listed)
+    rest = np.setdiff1d(np.arange(split.num_images), chosen)
+    if not len(chosen) or not len(rest):
+        raise DataError(f"{list_path} must list some of the images of split '{split.name}', not none or all.")
+    return split.only(rest), split.only(chosen)
+
+
+def _places(ids: list[str], listed: Collection[str]) -> IntArray:
+    return np.array([place for place, name in enumerate(ids) if name in listed], dtype=np.int64)
+
+
+def _images_of(regions: RegionStore, captions_path: Path, num_captions: int) -> tuple[IntArray, IntArray]:
+    """Rows of the different images, and how many captions each has."""
+    rows, stated = len(regions), regions.info.captions_per_image
+    if stated is not None:
+        per_image = np.full(rows, stated) if isinstance(stated, int) else np.array(stated, dtype=np.int64)
+        if len(per_image) != rows or per_image.min(initial=1) < 1 or per_image.sum() != num_captions:
+            raise DataError(
+                f"{regions.folder / f'{regions.split}.json'} speaks of {per_image.sum():,} captions for"
+                f" {len(per_image):,} images, but there are {num_captions:,} lines in {captions_path.name} and"
+                f" {rows:,} images in {regions.split}_ims.npy."
+            )
+        return np.arange(rows), per_image
+    if rows == 0 or num_captions % rows:
+        raise DataError(
+            f"{captions_path} has {num_captions:,} captions and {regions.split}_ims.npy {rows:,} images, which do"
+            f" not divide; one of them is cut short, or {regions.split}.json must say how many captions each has."
+        )
+    if num_captions > rows:
+        return np.arange(rows), np.full(rows, num_captions // rows)
+    # One row per caption: the field repeats an image for each of its captions, one after another.
+    firsts = np.flatnonzero(~_repeats_previous(regions))
+    return firsts, np.diff(firsts, append=rows)
+
+
+def _repeats_previous(regions: RegionStore) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """(num_rows,) True where a row holds the same regions as the row before it."""
+    features = regions.features
+    repeats = np.zeros(len(features), dtype=bool)
+    # The first region settles nearly every pair without reading the rest of the file.
+    first_regions = np.asarray(features[:, 0])
+    for row in np.flatnonzero((first_regions[1:] == first_regions[:-1]).all(axis=1)) + 1:
+        repeats[row] = np.array_equal(features[row], features[row - 1])
+    return repeats

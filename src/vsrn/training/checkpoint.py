@@ -1,0 +1,84 @@
+"""Everything a run needs to go on bit for bit: weights, optimiser, position and random state.
+
+One safetensors file in the run's `state/` folder, replaced as a whole, so a killed run finds either the
+last checkpoint or the one before it. No pickle.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+
+from vsrn.errors import CheckpointError
+from vsrn.files import replacing
+from vsrn.model.vsrn import VSRN
+from vsrn.model.weights import load_weights, read_tensors
+
+STATE_FILE = Path("state") / "latest.safetensors"
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Where a run stands.
+
+    epoch           epochs finished
+    step_in_epoch   steps finished of the next one
+    step            steps finished in all
+    best_rsum       of the best validation so far, or None before the first
+    validated_step  step of the last validation; a run cut right after a step may owe one
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    best_rsum: float | None = None
+    best_step: int = 0
+    validated_step: int = 0
+
+
+def write_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Replace the run's checkpoint by the present state."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, tensor in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = tensor
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path = run / STATE_FILE
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as temporary:
+        save_file(on_cpu, temporary, {"progress": msgspec.json.encode(progress).decode()})
+
+
+def read_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put the run's checkpoint into a model and its optimiser, and say where the run stands.
+
+    Raises `CheckpointError` where there is none, or it is broken or does not fit.
+    """
+    path = run / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{run} has no checkpoint to resume from ({STATE_FILE}); start it without --resume.")
+    tensors, metadata = read_tensors(path)
+    try:
+        progress = msgspec.json.decode(metadata.get("progress", ""), type=Progress)
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"{path} does not say where its run stands ({error}).") from error
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    load_weights(model, weights, path)
+    for name, parameter in model.named_parameters():
+        state = {key: tensors.get(f"optimizer.{key}.{name}") for key in ADAM_STATE}
+        if progress.step and None in state.values():
+            raise CheckpointError(f"{path} lacks the optimiser's state of {name}; this run cannot be resumed.")
+        if progress.step:
+            optimizer.state[parameter] = {
+                key: tensor if key == "step" else tensor.to(parameter) for key, tensor in state.items() if tensor is not None
+            }
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    return progress

@@ -1,0 +1,189 @@
+"""Training: batches in, a run folder out.
+
+    run/config.toml, vocabulary.json, model.safetensors   the best model so far (portable)
+    run/state/latest.safetensors                          where the run stands (resumable)
+    run/metrics.jsonl, events.*                           what happened
+
+A run depends on its config and its data alone: stopped and resumed, it gives the same weights, bit for
+bit, as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from vsrn.config import Config
+from vsrn.errors import TrainingError
+from vsrn.inference.encoder import encode_split, pick_device
+from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
+from vsrn.model.vsrn import Losses
+from vsrn.model.weights import write_weights
+from vsrn.training.batching import Batch, TrainingBatches
+from vsrn.training.checkpoint import Progress, read_state, write_state
+from vsrn.training.interrupt import StopRequest
+from vsrn.training.log import RunLog
+from vsrn.training.run import PreparedRun
+
+LOG_EVERY = 10
+
+
+class Reporter(Protocol):
+    """Hears how a run goes; the command line draws it."""
+
+    def stepped(self, progress: Progress, row: dict[str, Any] | None) -> None:
+        """A step is done; every `LOG_EVERY` steps with the row that was logged."""
+
+    def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
+        """A validation is done; `progress` already counts it."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended: finished, or stopped by request and resumable."""
+
+    progress: Progress
+    finished: bool
+
+
+@dataclass
+class _Recent:
+    """Losses since the last logged row, kept on the device so that no step waits for them."""
+
+    losses: list[Losses] = field(default_factory=list)
+    gradient_norm: torch.Tensor | None = None
+
+
+class Trainer:
+    """One run on one device."""
+
+    def __init__(self, prepared: PreparedRun, reporter: Reporter) -> None:
+        self.config: Config = prepared.config
+        self.prepared, self.reporter = prepared, reporter
+        self.device = pick_device(self.config.train.device)
+        self.model = prepared.model.to(self.device).train()
+        train = self.config.train
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=train.learning_rate, fused=True)
+        self.batches = TrainingBatches(
+            prepared.train, prepared.vocabulary, batch_size=train.batch_size, seed=train.seed
+        )
+        self.validate_every = train.validate_every or self.batches.steps_per_epoch
+        self.progress = Progress()
+        self.recent = _Recent()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.batches.steps_per_epoch * self.config.train.epochs
+
+    def run(self, *, resume: bool) -> TrainingResult:
+        """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards.
+
+        Raises `TrainingError` where the loss is no longer a number.
+        """
+        if resume:
+            self.progress = read_state(self.prepared.folder, self.model, self.optimizer)
+        else:
+            self._save()
+        log = RunLog(self.prepared.folder, self.progress.step)
+        try:
+            with StopRequest() as stop:
+                while self.progress.step < self.total_steps and not stop.requested:
+                    self._rest_of_epoch(log, stop)
+        finally:
+            log.close()
+        return TrainingResult(self.progress, finished=self.progress.step >= self.total_steps)
+
+    def _rest_of_epoch(self, log: RunLog, stop: StopRequest) -> None:
+        epoch = self.progress.epoch
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.config, epoch)
+        for batch in self.batches.epoch(epoch, self.progress.step_in_epoch):
+            self._step(batch)
+            self._count_step()
+            row = self._log_row() if self.progress.step % LOG_EVERY == 0 else None
+            if row is not None:
+                log.write(row)
+            self.reporter.stepped(self.progress, row)
+            if self.progress.step % self.validate_every == 0 or self.progress.step == self.total_steps:
+                self._validate(log)
+            elif stop.requested:
+                self._save()
+            if stop.requested:
+                return
+
+    def _step(self, batch: Batch) -> None:
+        batch = batch.to(self.device)
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.config.train.precision == "bf16"
+        ):
+            losses: Losses = self.model(
+                batch.features, batch.tokens, batch.lengths, batch.counts, self.config.loss
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.joint.backward()  # type: ignore[no-untyped-call]
+        self.recent.gradient_norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.config.train.gradient_clip or math.inf
+        )
+        self.optimizer.step()
+        self.recent.losses.append(Losses(losses.matching.detach(), losses.generation.detach()))
+
+    def _count_step(self) -> None:
+        before, per_epoch = self.progress, self.batches.steps_per_epoch
+        step = before.step + 1
+        self.progress = Progress(step // per_epoch, step % per_epoch, step, before.best_rsum, before.best_step)
+
+    def _log_row(self) -> dict[str, Any]:
+        """The mean losses since the last row. Raises `TrainingError` where one is not a number."""
+        matching = float(torch.stack([losses.matching for losses in self.recent.losses]).mean())
+        generation = float(torch.stack([losses.generation for losses in self.recent.losses]).mean())
+        gradient_norm = float(self.recent.gradient_norm) if self.recent.gradient_norm is not None else 0.0
+        self.recent = _Recent()
+        if not math.isfinite(matching + generation):
+            raise TrainingError(
+                f"the loss is {matching + generation} at step {self.progress.step}; lower train.learning_rate"
+                ' or set train.precision to "fp32". The last checkpoint is whole: --resume goes on from there.'
+            )
+        return {
+            "step": self.progress.step,
+            "epoch": self.progress.epoch,
+            "loss": matching + generation,
+            "matching_loss": matching,
+            "generation_loss": generation,
+            "gradient_norm": gradient_norm,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def _validate(self, log: RunLog) -> None:
+        """Recall@K on the validation images; the best model is written, then the checkpoint."""
+        if self.recent.losses:
+            log.write(self._log_row())
+        self.model.eval()
+        metrics = self._validation_metrics()
+        self.model.train()
+        if self.progress.best_rsum is None or metrics.rsum > self.progress.best_rsum:
+            before = self.progress
+            self.progress = Progress(before.epoch, before.step_in_epoch, before.step, metrics.rsum, before.step)
+            write_weights(self.prepared.folder, self.prepared.stored())
+        log.write({"step": self.progress.step, "validation": metrics.to_json()})
+        self._save()
+        self.reporter.validated(self.progress, metrics)
+
+    def _validation_metrics(self) -> RetrievalMetrics:
+        split = self.prepared.validation
+        encoded = encode_split(self.model, self.prepared.vocabulary, split)
+        blocks = similarity_blocks([encoded.images], [encoded.captions], self.config.model.similarity)
+        return retrieval_metrics(rank_blocks(blocks, split.image_of_caption))
+
+    def _save(self) -> None:
+        write_state(self.prepared.folder, self.model, self.optimizer, self.progress)
+
+
+def learning_rate_at(config: Config, epoch: int) -> float:
+    """Learning rate of an epoch (from 0): divided by 10 after each epoch that the config names."""
+    drops = sum(epoch >= drop for drop in config.train.learning_rate_drop)
+    return config.train.learning_rate * 0.1**drops

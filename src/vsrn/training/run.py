@@ -1,0 +1,108 @@
+"""A run folder and everything a run needs, checked before the first step and before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vsrn.captions.vocabulary import Vocabulary, build_vocabulary, read_vocabulary
+from vsrn.config import Config, check_config, config_to_toml, read_config
+from vsrn.errors import CheckpointError, ConfigError
+from vsrn.files import write_atomically
+from vsrn.model.vsrn import VSRN
+from vsrn.model.weights import CONFIG_FILE, VOCABULARY_FILE, StoredModel, build_model
+from vsrn.splits import Split, hold_out, open_split
+from vsrn.training.checkpoint import STATE_FILE
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can start or go on: its data is open, its model built, its folder free or its own."""
+
+    folder: Path
+    config: Config
+    train: Split
+    validation: Split
+    vocabulary: Vocabulary
+    model: VSRN
+
+    def stored(self) -> StoredModel:
+        """The model as it is written."""
+        return StoredModel(self.config, self.vocabulary, self.model, self.train.regions.info)
+
+
+def prepare_run(config: Config, folder: Path, *, resume: bool) -> PreparedRun:
+    """Open the data, build vocabulary and model, and lay out the run folder.
+
+    Raises `ConfigError` or `DataError` where the config does not fit the data, and `CheckpointError`
+    where the folder already holds a run (or, to resume, holds none); then nothing has been written.
+    """
+    check_config(config)
+    if resume:
+        _refuse_other_config(config, folder)
+    elif (folder / CONFIG_FILE).exists() or (folder / STATE_FILE).exists():
+        raise CheckpointError(
+            f"{folder} already holds a run; add --resume to go on with it, or choose another folder with -o."
+        )
+    train, validation = open_training_splits(config)
+    config = _with_feature_dim(config, train)
+    vocabulary = _vocabulary_for(config, folder, train, resume=resume)
+    torch.manual_seed(config.train.seed)
+    prepared = PreparedRun(folder, config, train, validation, vocabulary, build_model(config, vocabulary))
+    if not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / VOCABULARY_FILE, vocabulary.to_json())
+        write_atomically(folder / CONFIG_FILE, config_to_toml(config).encode())
+    return prepared
+
+
+def open_training_splits(config: Config) -> tuple[Split, Split]:
+    """The split to learn from and the one that chooses the best model."""
+    data = config.data
+    if not data.path:
+        raise ConfigError("data.path is not set: name the folder of a region store with captions.")
+    train = open_split(data.path, data.train)
+    if data.held_out:
+        return hold_out(train, Path(data.held_out))
+    return train, open_split(data.path, data.validation)
+
+
+def _with_feature_dim(config: Config, train: Split) -> Config:
+    stated, actual = config.model.feature_dim, train.regions.feature_dim
+    if stated not in (None, actual):
+        raise ConfigError(
+            f"model.feature_dim is {stated}, but the regions in {train.regions.folder} have {actual} numbers;"
+            " leave it out to take what the data has."
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, feature_dim=actual))
+
+
+def _vocabulary_for(config: Config, folder: Path, train: Split, *, resume: bool) -> Vocabulary:
+    if resume:
+        return read_vocabulary(folder / VOCABULARY_FILE)
+    if config.data.vocabulary:
+        return read_vocabulary(config.data.vocabulary)
+    return build_vocabulary(train.captions, config.data.min_count)
+
+
+def _refuse_other_config(config: Config, folder: Path) -> None:
+    """A resumed run must be the run that was begun: say which field differs."""
+    if not (folder / STATE_FILE).is_file():
+        raise CheckpointError(f"{folder} holds no run to resume; leave out --resume to start one there.")
+    begun = read_config(folder / CONFIG_FILE)
+    ours, theirs = dataclasses.asdict(config), dataclasses.asdict(begun)
+    # Where a run computes does not decide what it computes; its own feature size was read from the data.
+    for table in (ours, theirs):
+        table["train"].pop("device")
+    if ours["model"]["feature_dim"] is None:
+        theirs["model"]["feature_dim"] = None
+    for section in ours:
+        for name, value in ours[section].items():
+            if value != theirs[section][name]:
+                raise ConfigError(
+                    f"{folder} was begun with {section}.{name} = {theirs[section][name]!r}, not {value!r};"
+                    " resume it with its own config, or start another run with -o."
+                )
