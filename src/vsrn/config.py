@@ -170,7 +170,10 @@ def check_config(config: Config, where: str = "the config") -> None:
         (0 <= captioner.dropout < 1, "model.captioner.dropout must be at least 0 and below 1"),
         (captioner.max_tokens >= 3, "model.captioner.max_tokens must be 3 or more: <start>, a word, <end>"),
         (config.loss.margin >= 0, "loss.margin must be 0 or more"),
-        (train.batch_size >= 2, "train.batch_size must be 2 or more, since a batch's other captions are its negatives"),
+        (
+            train.batch_size >= 2,
+            "train.batch_size must be 2 or more, since a batch's other captions are its negatives",
+        ),
         (train.epochs >= 1, "train.epochs must be 1 or more"),
         (train.learning_rate > 0, "train.learning_rate must be above 0"),
         (train.gradient_clip >= 0, "train.gradient_clip must be 0 or more"),

@@ -32,7 +32,13 @@ IMAGE_KEYS = {
     **{
         f"Rs_GCN_{layer + 1}.{theirs}.": f"reasoning.{layer}.{ours}."
         for layer in range(4)
-        for theirs, ours in (("theta", "theta"), ("phi", "phi"), ("g", "w_g"), ("W.0", "w_r"), ("W.1", "norm"))
+        for theirs, ours in (
+            ("theta", "theta"),
+            ("phi", "phi"),
+            ("g", "w_g"),
+            ("W.0", "w_r"),
+            ("W.1", "norm"),
+        )
     },
 }
 CAPTION_KEYS = {"embed.": "embedding.", "rnn.": "gru."}
@@ -95,7 +101,9 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
     try:
         config = _config_of(options, weights)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: what it holds does not fit ({error}).") from error
+        raise CheckpointError(
+            f"{path} is not a VSRN checkpoint of 2019: what it holds does not fit ({error})."
+        ) from error
     size = len(weights["caption_encoder.embedding.weight"])
     return LegacyModel(config, weights, vocabulary_size=size, options=options)
 
@@ -209,9 +217,7 @@ def _config_of(options: dict[str, Any], weights: Weights) -> Config:
         gradient_clip=float(options["grad_clip"]),
         validate_every=int(options["val_step"]),
     )
-    loss = LossConfig(
-        margin=float(options["margin"]), negatives="hardest" if options["max_violation"] else "all"
-    )
+    loss = LossConfig(margin=float(options["margin"]), negatives="hardest" if options["max_violation"] else "all")
     return Config(model=model, train=train, loss=loss)
 
 

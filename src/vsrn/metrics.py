@@ -25,7 +25,7 @@ Block = tuple[int, FloatArray]
 Blocks = Callable[[], Iterable[Block]]
 
 RECALL_AT = (1, 5, 10)
-BLOCK_BYTES = 2**28
+BLOCK_BYTES = 2**26
 FIVE_FOLD_IMAGES = 1000
 
 
@@ -216,10 +216,7 @@ def mean_metrics(folds: Sequence[RetrievalMetrics]) -> RetrievalMetrics:
     def mean(pick: Callable[[RetrievalMetrics], DirectionMetrics]) -> DirectionMetrics:
         rows = [pick(fold) for fold in folds]
         return DirectionMetrics(
-            *(
-                float(np.mean([getattr(row, name) for row in rows]))
-                for name in DirectionMetrics.__dataclass_fields__
-            )
+            *(float(np.mean([getattr(row, name) for row in rows])) for name in DirectionMetrics.__dataclass_fields__)
         )
 
     return RetrievalMetrics(mean(lambda fold: fold.image_to_text), mean(lambda fold: fold.text_to_image))
@@ -234,33 +231,20 @@ class Interval:
 
 
 def bootstrap_intervals(
-    ranks: Ranks, image_of_caption: IntArray, *, samples: int = 2000, seed: int = 0
+    folds: Sequence[tuple[Ranks, IntArray]], *, samples: int = 2000, seed: int = 0
 ) -> dict[str, Interval]:
     """95% percentile intervals of the six recalls and rsum, resampling *images*.
+
+    folds  ranks and `image_of_caption` of each fold, whose recalls are averaged; usually one
 
     An image is drawn together with all its captions, since they are not independent of each other.
     Keys: "image_to_text.recall_at_1" ... "text_to_image.recall_at_10", "rsum".
     """
-    num_images = len(ranks.image_to_text)
     generator = np.random.default_rng(seed)
-    draws = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
-    captions_of_image = np.bincount(image_of_caption, minlength=num_images).astype(np.float64)
-    intervals: dict[str, Interval] = {}
-    total = np.zeros(samples)
-    for direction, direction_ranks in (
-        ("image_to_text", ranks.image_to_text),
-        ("text_to_image", ranks.text_to_image),
-    ):
-        for k in RECALL_AT:
-            hits = (direction_ranks < k).astype(np.float64)
-            queries = np.ones(num_images)
-            if direction == "text_to_image":
-                hits = np.bincount(image_of_caption, weights=hits, minlength=num_images).astype(np.float64)
-                queries = captions_of_image
-            recalls = 100.0 * (draws @ hits) / (draws @ queries)
-            total += recalls
-            intervals[f"{direction}.recall_at_{k}"] = _percentiles(recalls)
-    return intervals | {"rsum": _percentiles(total)}
+    drawn = [_resampled_recalls(ranks, owners, samples, generator) for ranks, owners in folds]
+    recalls = {name: np.mean([fold[name] for fold in drawn], axis=0) for name in drawn[0]}
+    recalls["rsum"] = np.sum(list(recalls.values()), axis=0)
+    return {name: _percentiles(values) for name, values in recalls.items()}
 
 
 def refuse_nan(similarities: FloatArray) -> None:
@@ -277,6 +261,24 @@ def _order_similarities(images: FloatArray, captions: FloatArray) -> FloatArray:
     """s(i, c) = -|| max(0, c - i) ||_2 (Vendrov et al. 2016, order embeddings), image by image."""
     rows = [-np.sqrt((np.maximum(captions - image, 0) ** 2).sum(axis=1)) for image in images]
     return np.stack(rows)
+
+
+def _resampled_recalls(
+    ranks: Ranks, image_of_caption: IntArray, samples: int, generator: np.random.Generator
+) -> dict[str, FloatArray]:
+    """(samples,) values of each recall, each from as many images, drawn with replacement, as there are."""
+    num_images = len(ranks.image_to_text)
+    # (samples, num_images): how often each image was drawn.
+    draws = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
+    own_captions = np.bincount(image_of_caption, minlength=num_images)
+    recalls: dict[str, FloatArray] = {}
+    for k in RECALL_AT:
+        found = ranks.image_to_text < k
+        recalls[f"image_to_text.recall_at_{k}"] = 100.0 * (draws @ found) / num_images
+    for k in RECALL_AT:
+        found_captions = np.bincount(image_of_caption, weights=ranks.text_to_image < k, minlength=num_images)
+        recalls[f"text_to_image.recall_at_{k}"] = 100.0 * (draws @ found_captions) / (draws @ own_captions)
+    return recalls
 
 
 def _percentiles(values: FloatArray) -> Interval:

@@ -96,8 +96,7 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
         raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.") from error
     except (OSError, msgspec.DecodeError) as error:
         raise VocabularyError(
-            f"{path} is not a JSON vocabulary ({error});"
-            " a .pkl vocabulary from 2019 is read by `vsrn convert --vocab`."
+            f"{path} is not a JSON vocabulary ({error}); a .pkl vocabulary from 2019 is read by `vsrn convert --vocab`."
         ) from error
     try:
         return Vocabulary(_words_of(content))

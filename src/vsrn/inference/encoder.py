@@ -79,9 +79,7 @@ class Encoder:
         return encode_split(self.model, self.stored.vocabulary, split, advance)
 
 
-def encode_split(
-    model: VSRN, vocabulary: Vocabulary, split: Split, advance: Advance = lambda _: None
-) -> EncodedSplit:
+def encode_split(model: VSRN, vocabulary: Vocabulary, split: Split, advance: Advance = lambda _: None) -> EncodedSplit:
     """Embeddings of every image and caption of a split, by a model in evaluation mode."""
     return EncodedSplit(
         images=encode_images(model, split, advance),

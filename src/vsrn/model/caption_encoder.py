@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy.typing as npt
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence

@@ -21,6 +21,9 @@ from vsrn.model.numerics import widen
 
 State = tuple[torch.Tensor, torch.Tensor | None]
 
+# Rows are dropped from the running batch once this share of it, or less, is still being written.
+SHRINK_AT = 0.75
+
 
 class AttendedRegions(NamedTuple):
     """Regions ready to be attended to at every step.
@@ -36,9 +39,7 @@ class AttendedRegions(NamedTuple):
 
     def first(self, rows: int) -> AttendedRegions:
         """The first `rows` images of the batch."""
-        return AttendedRegions(
-            self.states[:rows], self.keys[:rows], None if self.mask is None else self.mask[:rows]
-        )
+        return AttendedRegions(self.states[:rows], self.keys[:rows], None if self.mask is None else self.mask[:rows])
 
 
 class Captioner(nn.Module):
@@ -50,9 +51,7 @@ class Captioner(nn.Module):
         rnn, cell = (nn.GRU, nn.GRUCell) if config.cell == "gru" else (nn.LSTM, nn.LSTMCell)
         hidden = config.hidden_dim * (2 if config.bidirectional else 1)
         self.projection = nn.Linear(region_dim, config.hidden_dim)
-        self.encoder = rnn(
-            config.hidden_dim, config.hidden_dim, batch_first=True, bidirectional=config.bidirectional
-        )
+        self.encoder = rnn(config.hidden_dim, config.hidden_dim, batch_first=True, bidirectional=config.bidirectional)
         self.attention_hidden = nn.Linear(2 * hidden, hidden)
         self.attention_score = nn.Linear(hidden, 1, bias=False)
         self.embedding = nn.Embedding(vocabulary_size, config.word_dim)
@@ -84,14 +83,16 @@ class Captioner(nn.Module):
         order = order.to(tokens.device)
         labels = labels[order]
         regions, state = self._read(reasoned_regions[order], None if counts is None else counts[order])
-        words = self.embedding(labels)
-        # The longest captions come first, so those still being written are always the first rows.
-        active = [int((steps > step).sum()) for step in range(int(steps[0]))]
+        words = self.embedding(labels).unbind(dim=1)
         outputs, targets = [], []
-        for step, rows in enumerate(active):
-            state = _first(state, rows)
-            state = self._step(words[:rows, step], state, regions.first(rows))
-            outputs.append(state[0])
+        for step in range(int(steps[0])):
+            rows = int((steps > step).sum())
+            if rows <= SHRINK_AT * len(state[0]):
+                # The longest captions come first, so those still being written are the first rows.
+                # Cutting at every step would cost more (in the backward pass) than it saves.
+                state, regions = _first(state, rows), regions.first(rows)
+            state = self._step(words[step][: len(state[0])], state, regions)
+            outputs.append(state[0][:rows])
             targets.append(labels[:rows, step + 1])
         # One projection onto the vocabulary for all real words, none for padding.
         logits = widen(self.output(torch.cat(outputs)))

@@ -76,7 +76,9 @@ def read_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer) -> Prog
             raise CheckpointError(f"{path} lacks the optimiser's state of {name}; this run cannot be resumed.")
         if progress.step:
             optimizer.state[parameter] = {
-                key: tensor if key == "step" else tensor.to(parameter) for key, tensor in state.items() if tensor is not None
+                key: tensor if key == "step" else tensor.to(parameter)
+                for key, tensor in state.items()
+                if tensor is not None
             }
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():

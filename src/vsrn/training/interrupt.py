@@ -28,7 +28,7 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _hear(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
         for heard, handler in self._before.items():
             signal.signal(heard, handler)

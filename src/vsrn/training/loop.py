@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -118,12 +117,8 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         batch = batch.to(self.device)
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.config.train.precision == "bf16"
-        ):
-            losses: Losses = self.model(
-                batch.features, batch.tokens, batch.lengths, batch.counts, self.config.loss
-            )
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+            losses: Losses = self.model(batch.features, batch.tokens, batch.lengths, batch.counts, self.config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         losses.joint.backward()  # type: ignore[no-untyped-call]
         self.recent.gradient_norm = torch.nn.utils.clip_grad_norm_(

@@ -1,0 +1,96 @@
+"""`vsrn evaluate`: runs -> Recall@K on a split."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from vsrn.cli.options import Json, call, print_json
+from vsrn.cli.progress import progress_bar, say
+
+if TYPE_CHECKING:
+    from vsrn.metrics import Ranks
+
+
+def main(
+    models: tyro.conf.Positional[tuple[Path, ...]],
+    *,
+    data: Path | None = None,
+    split: str = "test",
+    five_fold: bool = False,
+    html: Path | None = None,
+    photos: Path | None = None,
+    ranks: Path | None = None,
+    device: str = "auto",
+    json: Json = False,
+) -> int:
+    """Recall@1, 5 and 10 both ways, median and mean rank and rsum, with 95% intervals over images.
+
+    vsrn evaluate runs/flickr8k --split val
+
+    Several models are an ensemble: their similarities are averaged, as the paper does.
+
+    Args:
+        models: Runs, or models made by `vsrn convert`.
+        data: Folder of the region store [default: the one the first model learned from].
+        split: Name of the split on disk: train, dev, test, testall, ...
+        five_fold: Average over consecutive blocks of 1,000 images: COCO 1K, on its testall split.
+        html: Also write a report with example queries to this file.
+        photos: Folder of the photos, for the pictures in the report.
+        ranks: Also save the rank of every query, from 0, to this .npz file.
+        device: cpu, cuda, mps, or auto for the best one there is.
+        json: Print the result as JSON.
+    """
+    from vsrn.errors import CheckpointError, ConfigError
+
+    if not models:
+        raise CheckpointError("name at least one run to evaluate, such as runs/flickr8k.")
+    if photos is not None and html is None:
+        raise ConfigError("--photos are for the report; add --html FILE.")
+    from rich.console import Console
+
+    from vsrn.evaluation.evaluate import Judgement, evaluate
+    from vsrn.evaluation.report import evaluation_table, write_html_report
+    from vsrn.inference.encoder import Encoder
+    from vsrn.splits import open_split
+    from vsrn.training.log import read_log
+
+    encoders = [Encoder.load(model, device) for model in models]
+    opened = open_split(data or encoders[0].stored.config.data.path, split)
+    bar = progress_bar("encoding", unit="images and captions")
+    with bar.of(len(encoders) * (opened.num_images + len(opened.captions))):
+        judgement = Judgement(encoders, opened, bar.advance)
+    evaluation, found = evaluate(
+        judgement, [str(model) for model in models], five_fold=five_fold, num_examples=6 if html else 0
+    )
+    if ranks is not None:
+        save_ranks(ranks, found)
+        say(f"Ranks of every query are in {ranks}.")
+    if html is not None:
+        write_html_report(html, evaluation, photos=photos, history=read_log(models[0]))
+        say(f"The report is {html}.")
+    if json:
+        print_json(evaluation.to_json())
+    else:
+        Console().print(evaluation_table(evaluation))
+    return 0
+
+
+def save_ranks(path: Path, ranks: Ranks) -> None:
+    """Ranks, from 0, as an .npz with one array per direction."""
+    import numpy as np
+
+    from vsrn.files import replacing
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **dataclasses.asdict(ranks))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and run."""
+    return call(main, "evaluate", arguments)

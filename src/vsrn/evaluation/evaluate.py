@@ -1,0 +1,126 @@
+"""One model, or several as an ensemble, on one split: Recall@K by the field's protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vsrn.errors import ConfigError
+from vsrn.evaluation.result import Evaluation, Example, Match
+from vsrn.inference.encoder import Advance, EncodedSplit, Encoder
+from vsrn.metrics import (
+    FloatArray,
+    IntArray,
+    Ranks,
+    bootstrap_intervals,
+    five_folds,
+    mean_metrics,
+    rank_blocks,
+    retrieval_metrics,
+    similarity_blocks,
+)
+from vsrn.splits import Split
+
+MATCHES_SHOWN = 5
+
+
+class Judgement:
+    """Every image and caption of a split, encoded once by each model, ready to be ranked.
+
+    An ensemble averages *similarities*, as the paper does, so its models may differ in size.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder], split: Split, advance: Advance = lambda _: None) -> None:
+        kinds = {encoder.stored.config.model.similarity for encoder in encoders}
+        if len(kinds) > 1:
+            raise ConfigError(
+                f"an ensemble averages one kind of similarity, and these models use {' and '.join(sorted(kinds))};"
+                " evaluate them one by one."
+            )
+        self.split, self.similarity = split, kinds.pop()
+        self.encoded: list[EncodedSplit] = [encoder.encode_split(split, advance) for encoder in encoders]
+
+    def ranks(self, images: IntArray) -> tuple[Ranks, IntArray]:
+        """Ranks among these images and their captions alone, and the correspondence they are by."""
+        part = self.split.only(images)
+        captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
+        blocks = similarity_blocks(
+            [encoded.images[images] for encoded in self.encoded],
+            [encoded.captions[captions] for encoded in self.encoded],
+            self.similarity,
+        )
+        return rank_blocks(blocks, part.image_of_caption), part.image_of_caption
+
+    def of_caption(self, caption: int) -> FloatArray:
+        """(num_images,) similarity of every image to one caption."""
+        captions = [encoded.captions[caption : caption + 1] for encoded in self.encoded]
+        return self._similarities([encoded.images for encoded in self.encoded], captions)[:, 0]
+
+    def of_image(self, image: int) -> FloatArray:
+        """(num_captions,) similarity of every caption to one image."""
+        images = [encoded.images[image : image + 1] for encoded in self.encoded]
+        return self._similarities(images, [encoded.captions for encoded in self.encoded])[0]
+
+    def _similarities(self, images: list[FloatArray], captions: list[FloatArray]) -> FloatArray:
+        return np.concatenate([block for _, block in similarity_blocks(images, captions, self.similarity)()])
+
+
+def evaluate(
+    judgement: Judgement, models: Sequence[str], *, five_fold: bool = False, num_examples: int = 0
+) -> tuple[Evaluation, Ranks]:
+    """Recall@K both ways with 95% intervals, a few examples, and the ranks behind it all.
+
+    five_fold  average over consecutive blocks of 1,000 images (COCO 1K, read from `testall`);
+               the ranks are then those within each block, one block after another
+
+    Raises `SimilarityError` where a similarity is NaN, or the images do not divide into folds.
+    """
+    split = judgement.split
+    everything = np.arange(split.num_images)
+    parts = [everything[fold] for fold in five_folds(split.num_images)] if five_fold else [everything]
+    folds = [judgement.ranks(images) for images in parts]
+    evaluation = Evaluation(
+        models=list(models),
+        data=str(split.regions.folder),
+        split=split.name,
+        num_images=split.num_images,
+        num_captions=len(split.captions),
+        num_folds=len(folds),
+        metrics=mean_metrics([retrieval_metrics(ranks) for ranks, _ in folds]),
+        intervals=bootstrap_intervals(folds),
+        examples=_examples(judgement, num_examples),
+    )
+    return evaluation, Ranks(
+        image_to_text=np.concatenate([ranks.image_to_text for ranks, _ in folds]),
+        text_to_image=np.concatenate([ranks.text_to_image for ranks, _ in folds]),
+    )
+
+
+def _examples(judgement: Judgement, number: int) -> list[Example]:
+    """Queries spread evenly over the split, half of them sentences and half images."""
+    split, ids = judgement.split, judgement.split.image_ids()
+    examples = []
+    for caption in _spread(len(split.captions), number - number // 2):
+        similarities, owner = judgement.of_caption(caption), split.image_of_caption[caption]
+        correct = np.arange(split.num_images) == owner
+        examples.append(_example("text_to_image", split.captions[caption], similarities, correct, ids))
+    for image in _spread(split.num_images, number // 2):
+        correct = split.image_of_caption == image
+        examples.append(_example("image_to_text", ids[image], judgement.of_image(image), correct, split.captions))
+    return examples
+
+
+def _example(
+    direction: str, query: str, similarities: FloatArray, correct: npt.NDArray[np.bool_], texts: Sequence[str]
+) -> Example:
+    """The best matches of one query; among equals the wrong ones come first, as ties count against it."""
+    order = np.lexsort((correct, -similarities))
+    matches = [Match(texts[place], float(similarities[place]), bool(correct[place])) for place in order[:MATCHES_SHOWN]]
+    return Example(direction, query, rank=int(np.flatnonzero(correct[order])[0]), matches=matches)
+
+
+def _spread(total: int, number: int) -> list[int]:
+    """Up to `number` places spread evenly over `total`."""
+    return [int(place) for place in np.unique(np.linspace(0, total - 1, min(number, total)).round())]
