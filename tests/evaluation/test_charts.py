@@ -72,9 +72,7 @@ def test_numbers_that_no_chart_can_hold_are_passed_over() -> None:
 
 def test_a_long_run_is_drawn_with_few_points_and_the_same_mean() -> None:
     losses = np.random.default_rng(0).uniform(1, 9, size=24_000)
-    (curve,) = training_curves(
-        [{"step": step, "matching_loss": loss} for step, loss in enumerate(losses.tolist())]
-    )
+    (curve,) = training_curves([{"step": step, "matching_loss": loss} for step, loss in enumerate(losses.tolist())])
     assert len(curve.points) <= 120
     assert np.mean([value for _, value in curve.points]) == pytest.approx(losses.mean())
 

@@ -24,10 +24,7 @@ from vsrn.training.toy.sprites import draw_sprite
 Relation = Callable[[ToyObject, ToyObject], bool]
 
 NAME_OF_WORD = {
-    **{
-        word: word
-        for word in ("ball", "box", "triangle", "star", "ring", "heart", "house", "tree", "boat", "flower")
-    },
+    **{word: word for word in ("ball", "box", "triangle", "star", "ring", "heart", "house", "tree", "boat", "flower")},
     **{"circle": "ball", "square": "box", "hoop": "ring", "sailboat": "boat", "cottage": "house"},
 }
 COLOUR_WORDS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
@@ -144,9 +141,7 @@ def test_every_caption_speaks_of_the_two_objects_and_says_what_is_true_of_their_
 @given(scene=scenes, seed=st.integers(0, 2**32))
 def test_captions_name_the_background_they_have_and_no_other(scene: ToyScene, seed: int) -> None:
     captions = " ".join(describe(scene, np.random.default_rng(seed))).lower()
-    named = {
-        place for place, words in PLACE_WORDS.items() if re.search(rf"\b({'|'.join(words)})\b", captions)
-    }
+    named = {place for place, words in PLACE_WORDS.items() if re.search(rf"\b({'|'.join(words)})\b", captions)}
     assert named == {scene.background}
 
 
@@ -228,9 +223,7 @@ def test_the_json_follows_the_karpathy_layout(world: Path) -> None:
     assert content["dataset"] == "toy"
     assert [image["split"] for image in images] == ["train"] * 7 + ["val"] * 3
     assert len({image["imgid"] for image in images}) == len(images)
-    assert sorted(path.name for path in (world / "images").iterdir()) == [
-        image["filename"] for image in images
-    ]
+    assert sorted(path.name for path in (world / "images").iterdir()) == [image["filename"] for image in images]
     sentids = [sentence["sentid"] for image in images for sentence in image["sentences"]]
     assert len(set(sentids)) == 50
     for image in images:
@@ -277,9 +270,7 @@ def test_a_folder_that_holds_a_dataset_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("train", "val"), [(0, 5), (5, 0), (-1, 5), (20_000, 1)])
-def test_impossible_sizes_are_refused_before_anything_is_written(
-    tmp_path: Path, train: int, val: int
-) -> None:
+def test_impossible_sizes_are_refused_before_anything_is_written(tmp_path: Path, train: int, val: int) -> None:
     with pytest.raises(DataError, match=rf"{train} train and {val} val pictures; ask for"):
         draw_toy_world(tmp_path / "toy", train=train, val=val)
     assert not (tmp_path / "toy").exists()
@@ -287,7 +278,5 @@ def test_impossible_sizes_are_refused_before_anything_is_written(
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        DataError, match=r"cannot be written to .*file/toy: Not a directory; name another folder"
-    ):
+    with pytest.raises(DataError, match=r"cannot be written to .*file/toy: Not a directory; name another folder"):
         draw_toy_world(tmp_path / "file" / "toy", train=1, val=1)

@@ -57,7 +57,9 @@ def run_command(command: str, arguments: list[str]) -> int:
         return 0
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return complain("no space left on the disk; free some and run the same command again.")
+            return complain(
+                "no space left on the disk; free some and run the same command again (a training run with --resume)."
+            )
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return complain(f"{error.filename} cannot be written or read ({error.strerror}).")
         raise

@@ -63,7 +63,6 @@ class Evaluation:
             "num_folds": self.num_folds,
             **self.metrics.to_json(),
             "intervals_95": {
-                name: [round(interval.low, 2), round(interval.high, 2)]
-                for name, interval in self.intervals.items()
+                name: [round(interval.low, 2), round(interval.high, 2)] for name, interval in self.intervals.items()
             },
         }

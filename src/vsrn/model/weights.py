@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 
 from vsrn.captions.vocabulary import Vocabulary, read_vocabulary
 from vsrn.config import Config, config_to_toml, read_config
-from vsrn.errors import CheckpointError, DataError, VsrnError
+from vsrn.errors import CheckpointError, DataError
 from vsrn.files import replacing, write_atomically
 from vsrn.model.vsrn import VSRN
 from vsrn.regions.store import RegionStore, StoreInfo
@@ -64,9 +66,7 @@ def write_weights(folder: Path, stored: StoredModel) -> None:
         "extractor": stored.regions.extractor,
         "extractor_fingerprint": stored.regions.fingerprint,
     }
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.model.state_dict().items()}
-    with replacing(folder / WEIGHTS_FILE) as temporary:
-        save_file(weights, temporary, metadata)
+    write_tensors(folder / WEIGHTS_FILE, stored.model.state_dict(), metadata)
 
 
 def read_model(folder: Path | str) -> StoredModel:
@@ -116,13 +116,24 @@ def load_weights(model: VSRN, weights: dict[str, torch.Tensor], path: Path) -> N
     model.load_state_dict(weights)
 
 
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Replace a safetensors file as a whole. Raises `OSError` where the disk is full."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(on_cpu, temporary, metadata)
+        except safetensors.SafetensorError as error:
+            # The library tells of a full disk in words only.
+            if "os error 28" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
+
+
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file. Raises `CheckpointError` where it is broken."""
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
             return tensors, dict(opened.metadata() or {})
-    except VsrnError:
-        raise
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error

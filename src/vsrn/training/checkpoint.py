@@ -10,12 +10,10 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors.torch import save_file
 
 from vsrn.errors import CheckpointError
-from vsrn.files import replacing
 from vsrn.model.vsrn import VSRN
-from vsrn.model.weights import load_weights, read_tensors
+from vsrn.model.weights import load_weights, read_tensors, write_tensors
 
 STATE_FILE = Path("state") / "latest.safetensors"
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -28,7 +26,7 @@ class Progress(msgspec.Struct, frozen=True):
     step_in_epoch   steps finished of the next one
     step            steps finished in all
     best_rsum       of the best validation so far, or None before the first
-    validated_step  step of the last validation; a run cut right after a step may owe one
+    best_step       step of that validation
     """
 
     epoch: int = 0
@@ -36,7 +34,6 @@ class Progress(msgspec.Struct, frozen=True):
     step: int = 0
     best_rsum: float | None = None
     best_step: int = 0
-    validated_step: int = 0
 
 
 def write_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
@@ -48,11 +45,9 @@ def write_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer, progre
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     path = run / STATE_FILE
     path.parent.mkdir(exist_ok=True)
-    with replacing(path) as temporary:
-        save_file(on_cpu, temporary, {"progress": msgspec.json.encode(progress).decode()})
+    write_tensors(path, tensors, {"progress": msgspec.json.encode(progress).decode()})
 
 
 def read_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer) -> Progress:

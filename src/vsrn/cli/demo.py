@@ -1,0 +1,146 @@
+"""`vsrn demo`: the whole way on a small drawn world, with nothing to download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from vsrn.cli.options import call
+from vsrn.cli.progress import say
+from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from vsrn.evaluation.evaluate import Judgement
+    from vsrn.inference.encoder import Encoder
+
+SENTENCES = (
+    "a red house on the grass",
+    "something yellow inside a blue ball",
+    "a boat below a star at night",
+)
+
+
+def main(
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")] = Path("demo"),
+    train: int = 500,
+    val: int = 100,
+    epochs: int = 20,
+) -> int:
+    """Draw a small world, extract its regions, train VSRN on it, and search it. No data is needed.
+
+    Every step prints the command that does the same to your own photos. It is resumable: run it again
+    after Ctrl-C and it goes on.
+
+    Args:
+        output: Folder for everything the demo makes.
+        train: Scenes to learn from.
+        val: Scenes to be judged by.
+        epochs: Passes over the captions.
+    """
+    draw(output, train, val)
+    extract(output)
+    train_model(output, epochs)
+    encoder, judgement = evaluate(output)
+    search(encoder, judgement)
+    say(f"\nThat was the whole way. Open {output / 'report.html'} to see what it finds and what it misses.")
+    say("What to try next:")
+    say(f"  vsrn train {output / 'toy.toml'} --model.aggregator mean --model.reasoning_layers 0 -o {output / 'mean'}")
+    say("      the same without reasoning, which is what the paper compares itself with")
+    say("  vsrn extract PHOTOS --captions dataset.json -o data/mine")
+    say("      the first step with your own photos; `vsrn extract --help` shows the layout of the captions")
+    return 0
+
+
+def draw(output: Path, train: int, val: int) -> None:
+    """Step 1: the world, unless an earlier demo drew it."""
+    from vsrn.training.toy import draw_toy_world
+
+    say(f"1. Drawing {train + val} scenes of coloured things, five captions each -> {output / 'world'}")
+    if not (output / "world" / "dataset.json").exists():
+        draw_toy_world(output / "world", train=train, val=val)
+
+
+def extract(output: Path) -> None:
+    """Step 2: what `vsrn extract` does."""
+    world, store = output / "world", output / "regions"
+    say(f"\n2. Photos -> regions: vsrn extract {world / 'images'} --captions {world / 'dataset.json'} -o {store}")
+    from vsrn.cli.extract import main as extract_command
+
+    extract_command(world / "images", output=store, captions=world / "dataset.json")
+
+
+def train_model(output: Path, epochs: int) -> None:
+    """Step 3: what `vsrn train` does, with a config that is written down to be changed."""
+    from vsrn.cli.train import train as train_command
+    from vsrn.config import config_to_toml
+    from vsrn.files import write_atomically
+    from vsrn.training.checkpoint import STATE_FILE
+
+    run, config = output / "run", toy_config(output / "regions", epochs)
+    write_atomically(output / "toy.toml", config_to_toml(config).encode())
+    say(f"\n3. Regions and captions -> a model: vsrn train {output / 'toy.toml'} -o {run}")
+    if train_command(config, run, resume=(run / STATE_FILE).exists(), json=False) != 0:
+        raise KeyboardInterrupt
+
+
+def evaluate(output: Path) -> tuple[Encoder, Judgement]:
+    """Step 4: what `vsrn evaluate` does."""
+    from rich.console import Console
+
+    from vsrn.evaluation.evaluate import Judgement, evaluate
+    from vsrn.evaluation.report import evaluation_table, write_html_report
+    from vsrn.inference.encoder import Encoder
+    from vsrn.splits import open_split
+    from vsrn.training.log import read_log
+
+    run, photos, report = output / "run", output / "world" / "images", output / "report.html"
+    say(f"\n4. How good is it? vsrn evaluate {run} --split val --html {report} --photos {photos}")
+    encoder = Encoder.load(run)
+    judgement = Judgement([encoder], open_split(output / "regions", "val"))
+    evaluation, _ = evaluate(judgement, [str(run)], num_examples=8)
+    Console().print(evaluation_table(evaluation))
+    write_html_report(report, evaluation, photos=photos, history=read_log(run))
+    return encoder, judgement
+
+
+def search(encoder: Encoder, judgement: Judgement) -> None:
+    """Step 5: three sentences of our own, and what the pictures they find were captioned."""
+    say("\n5. Sentences that nobody wrote for these pictures:")
+    split, images = judgement.split, judgement.encoded[0].images
+    ids = split.image_ids()
+    for sentence in SENTENCES:
+        say(f'\n  "{sentence}"')
+        similarities = images @ encoder.encode_captions([sentence])[0]
+        for image in (-similarities).argsort()[:3]:
+            caption = split.captions[int((split.image_of_caption == image).argmax())]
+            say(f"    {similarities[image]:.2f}  {ids[image]}  {caption}")
+
+
+def toy_config(store: Path, epochs: int) -> Config:
+    """A small VSRN: every part of the paper's model, sized for a laptop's processor."""
+    return Config(
+        data=DataConfig(path=str(store), validation="val"),
+        model=ModelConfig(
+            joint_dim=128,
+            word_dim=64,
+            normalisation="flickr30k",
+            captioner=CaptionerConfig(hidden_dim=96, word_dim=64, max_tokens=20),
+        ),
+        loss=LossConfig(negatives="hardest"),
+        train=TrainConfig(
+            batch_size=64,
+            epochs=epochs,
+            learning_rate=1e-3,
+            learning_rate_drop=[epochs * 3 // 4],
+            validate_every=0,
+        ),
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and run."""
+    return call(main, "demo", arguments)
