@@ -58,7 +58,7 @@ def run_command(command: str, arguments: list[str]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return complain(
-                "no space left on the disk; free some and run the same command again (a training run with --resume)."
+                "no space left on the disk; free some and run the same command again (`vsrn train` with --resume)."
             )
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return complain(f"{error.filename} cannot be written or read ({error.strerror}).")

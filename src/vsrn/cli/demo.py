@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from vsrn.inference.encoder import Encoder
 
 SENTENCES = (
-    "a red house on the grass",
-    "something yellow inside a blue ball",
-    "a boat below a star at night",
+    "a small yellow flower that sits inside something round and red",
+    "a white box in a green ring, and it is dark",
+    "a red tree over the sea, left of an orange star",
 )
 
 

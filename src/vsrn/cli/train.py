@@ -58,8 +58,8 @@ def train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
     prepared = prepare_run(config, folder, resume=resume)
     data = prepared.config.data
     say(
-        f"{data.path}: learning from {prepared.train.num_images:,} images with {len(prepared.train.captions):,} captions"
-        f" and {len(prepared.vocabulary):,} words, choosing by {prepared.validation.num_images:,} images."
+        f"{data.path}: learning from {prepared.train.num_images:,} images, {len(prepared.train.captions):,} captions"
+        f" and {len(prepared.vocabulary):,} words; {prepared.validation.num_images:,} images choose the best model."
     )
     reporter = TrainingReporter(folder)
     trainer = Trainer(prepared, reporter)

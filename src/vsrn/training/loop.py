@@ -34,7 +34,7 @@ LOG_EVERY = 10
 class Reporter(Protocol):
     """Hears how a run goes; the command line draws it."""
 
-    def stepped(self, progress: Progress, row: dict[str, Any] | None) -> None:
+    def stepped(self, progress: Progress, row: dict[str, Any] | None, /) -> None:
         """A step is done; every `LOG_EVERY` steps with the row that was logged."""
 
     def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
