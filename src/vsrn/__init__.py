@@ -1,3 +1,27 @@
-"""Visual semantic reasoning for image-text matching."""
+"""Visual semantic reasoning for image-text matching (VSRN, ICCV 2019).
+
+import vsrn
+model = vsrn.load("runs/flickr8k")                  # a run, or a converted model
+model.encode_images(["beach.jpg"])                  # (1, D) unit vectors
+model.encode_captions(["two dogs play on a beach"]) # (1, D)
+model.encode_regions(features)                      # (B, N, F) -> (B, D)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vsrn.inference.encoder import Encoder
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(folder: Path | str, device: str = "auto") -> Encoder:
+    """A run or a converted model, ready to encode. Raises `CheckpointError` where it cannot be used."""
+    # torch takes seconds to import, and most of the package does without it.
+    from vsrn.inference.encoder import Encoder  # noqa: PLC0415
+
+    return Encoder.load(folder, device)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from vsrn.captions.vocabulary import Vocabulary
-from vsrn.errors import ConfigError
+from vsrn.errors import ConfigError, DataError
 from vsrn.model.caption_encoder import pad_tokens
 from vsrn.model.vsrn import VSRN
 from vsrn.model.weights import StoredModel, read_model
+from vsrn.regions.extractor import RegionExtractor, make_extractor, prepare_photo
 from vsrn.regions.store import FloatArray, IntArray
 from vsrn.splits import Split
 
@@ -21,6 +22,7 @@ Advance = Callable[[int], None]
 
 IMAGES_PER_BATCH = 128
 CAPTIONS_PER_BATCH = 256
+PHOTOS_PER_BATCH = 32
 
 
 def pick_device(name: str) -> torch.device:
@@ -69,6 +71,34 @@ class Encoder:
         """(B, N, F) region features, (B,) real regions of each or None for all -> (B, D) float32."""
         with torch.inference_mode():
             return _encode_regions(self.model, features, counts)
+
+    def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
+        """Photo files -> (B, D) float32, with the extractor that the model's training data was made by.
+
+        Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not
+        the one that the model learned from.
+        """
+        extractor = self._extractor()
+        parts = []
+        for first in range(0, len(photos), PHOTOS_PER_BATCH):
+            batch = [prepare_photo(extractor, Path(photo)) for photo in photos[first : first + PHOTOS_PER_BATCH]]
+            parts.append(self.encode_regions(np.stack([regions.features for regions in extractor(batch)])))
+        return np.concatenate(parts) if parts else np.empty((0, self.model.config.joint_dim), dtype=np.float32)
+
+    def _extractor(self) -> RegionExtractor:
+        learned_from = self.stored.regions
+        if not learned_from.extractor:
+            raise DataError(
+                "this model does not say which extractor made its regions, so it cannot read photos;"
+                " give it region features instead."
+            )
+        extractor = make_extractor(learned_from.extractor)
+        if extractor.fingerprint != learned_from.fingerprint:
+            raise DataError(
+                f"the extractor '{extractor.name}' here has other weights or settings than the one this model learned"
+                " from; install the version of vsrn that it was trained with."
+            )
+        return extractor
 
     def encode_split(self, split: Split, advance: Advance = lambda _: None) -> EncodedSplit:
         """Encode each image and each caption of a split once; `advance` hears of each finished batch.

@@ -1,0 +1,103 @@
+"""The Karpathy JSON: which photo is in which split, and what people wrote about it.
+
+    {"images": [{"filename": "a.jpg", "filepath": "val2014", "split": "train",
+                 "sentences": [{"raw": "Two dogs play ."}, ...]}, ...]}
+
+Flickr8K, Flickr30K and COCO are published this way; `filepath` is optional and other fields are ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import msgspec
+
+from vsrn.errors import DataError
+
+
+@dataclass(frozen=True)
+class CaptionedPhoto:
+    """One image of the JSON.
+
+    id        path below the image folder, with forward slashes; never leads out of it
+    captions  at least one, each on one line with single spaces
+    """
+
+    id: str
+    captions: list[str]
+
+
+class _Sentence(msgspec.Struct):
+    raw: str
+
+
+class _Image(msgspec.Struct):
+    filename: str
+    split: str
+    sentences: list[_Sentence]
+    filepath: str = ""
+
+
+class _Dataset(msgspec.Struct):
+    images: list[_Image]
+
+
+def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[CaptionedPhoto]]:
+    """Splits of a Karpathy JSON, by name, each in the file's order.
+
+    restval  whether COCO's `restval` images, left over from its validation set, count as `train`
+
+    Raises `DataError` where the file is missing or laid out otherwise, where an image has no captions, an
+    empty one, is listed twice in a split, or has a path that leads out of the image folder.
+    """
+    path = Path(path)
+    splits: dict[str, list[CaptionedPhoto]] = {}
+    seen: set[tuple[str, str]] = set()
+    for image in _read_images(path):
+        photo = CaptionedPhoto(_photo_id(image, path), _captions(image, path))
+        split = "train" if restval and image.split == "restval" else image.split
+        if (split, photo.id) in seen:
+            raise DataError(f"{path} lists {photo.id} twice in split '{split}'; remove one of the two.")
+        seen.add((split, photo.id))
+        splits.setdefault(split, []).append(photo)
+    if not splits:
+        raise DataError(f"{path} lists no images; name a JSON in the Karpathy layout that does.")
+    return splits
+
+
+def _read_images(path: Path) -> list[_Image]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Dataset).images
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); name a Karpathy JSON file.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not in the Karpathy layout ({error}); it must read"
+            ' {"images": [{"filename": ..., "split": ..., "sentences": [{"raw": ...}]}]}.'
+        ) from error
+
+
+def _photo_id(image: _Image, path: Path) -> str:
+    """`filepath/filename`, refused where opening it could reach a file outside the image folder."""
+    joined = PurePosixPath(image.filepath) / image.filename
+    windows = PureWindowsPath(image.filepath) / image.filename
+    leads_out = joined.is_absolute() or bool(windows.anchor) or ".." in windows.parts
+    photo_id = joined.as_posix()
+    one_line = photo_id.splitlines() == [photo_id.strip()] and "\0" not in photo_id
+    if leads_out or not image.filename or not one_line:
+        raise DataError(
+            f"{path}: {photo_id!r} is not the name of a photo inside the image folder;"
+            " write a relative path without '..' or line breaks."
+        )
+    return photo_id
+
+
+def _captions(image: _Image, path: Path) -> list[str]:
+    captions = [" ".join(sentence.raw.split()) for sentence in image.sentences]
+    if not captions:
+        raise DataError(f"{path}: {image.filename} has no captions; write one or remove the image.")
+    if not all(captions):
+        number = captions.index("") + 1
+        raise DataError(f"{path}: caption {number} of {image.filename} is empty; write it or remove it.")
+    return captions

@@ -1,0 +1,88 @@
+"""What an extractor of regions must offer, and where to find one by name.
+
+A further extractor is one file beside `grid.py` and one line in `_EXTRACTORS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vsrn.errors import ConfigError, did_you_mean
+from vsrn.regions.photos import decode_photo
+from vsrn.regions.store import Regions
+
+Prepared = npt.NDArray[np.generic]
+
+
+class RegionExtractor(Protocol):
+    """Turns photos into regions, in two steps so that the second never waits for the first.
+
+    `prepare` is the cheap half (resize, crop); it runs in worker threads and must not touch shared state.
+    Calling the extractor is the dear half (the network); it runs on batches, in one thread.
+    """
+
+    @property
+    def name(self) -> str:
+        """What `vsrn extract --extractor` calls it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of its weights and settings: equal fingerprints give comparable regions."""
+
+    @property
+    def num_regions(self) -> int:
+        """Regions of every photo, N."""
+
+    @property
+    def feature_dim(self) -> int:
+        """Numbers that describe one region, F."""
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether regions are detections and come with a confidence."""
+
+    @property
+    def photo_size(self) -> int:
+        """The side, in pixels, that `prepare` brings photos to; decoders may shrink towards it."""
+
+    def prepare(self, photo: Image.Image) -> Prepared:
+        """An RGB photo of any size -> the array the network reads."""
+
+    def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
+        """What `prepare` gave for each photo of a batch -> the regions of each, in the same order."""
+
+
+_EXTRACTORS = {
+    "grid": "vsrn.regions.grid:GridExtractor",
+}
+
+
+def extractor_names() -> list[str]:
+    """Every name that `make_extractor` takes."""
+    return sorted(_EXTRACTORS)
+
+
+def make_extractor(name: str) -> RegionExtractor:
+    """Load an extractor and its weights by name. Raises `ConfigError` where the name is unknown."""
+    if name not in _EXTRACTORS:
+        known = ", ".join(extractor_names())
+        raise ConfigError(f"there is no extractor '{name}'; there is {known}.{did_you_mean(name, _EXTRACTORS)}")
+    module, _, factory = _EXTRACTORS[name].partition(":")
+    # Imported by name so that listing the extractors does not load torch.
+    make: Any = getattr(importlib.import_module(module), factory)
+    return cast("RegionExtractor", make())
+
+
+def prepare_photo(extractor: RegionExtractor, source: Path | bytes) -> Prepared:
+    """Decode one photo and prepare it for the extractor: the one way from pixels to regions.
+
+    Raises `PhotoError` where the photo cannot be read.
+    """
+    return extractor.prepare(decode_photo(source, target_size=extractor.photo_size))

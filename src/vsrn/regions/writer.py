@@ -1,0 +1,299 @@
+"""Writes one split of a region store so that a kill at any moment loses nothing that was finished.
+
+While a split grows, its files carry `.partial` behind their names, and a journal says what is in them:
+
+    train_journal.jsonl.partial    {"extractor": "grid", "fingerprint": "9f...", "photos": "07...", ...}
+                                   {"ids": ["a.jpg", "b.jpg"], "skipped": []}
+                                   {"ids": ["d.jpg"], "skipped": [{"id": "c.jpg", "reason": "..."}]}
+                                   {"publish": ["_boxes.npy", "_ids.txt", ".json", "_ims.npy"]}
+
+Rows reach the disk before the line that acknowledges them. What stands behind the last whole line never
+happened: on reopening it is cut off. Once the `publish` line is there the files only need renaming, and
+whoever opens the split next does what is left of that; `_ims.npy`, by which a split is known, goes last.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+import numpy as np
+
+from vsrn.errors import DataError
+from vsrn.regions.growing import GrowingArray, sync_folder, write_all, write_synced
+from vsrn.regions.store import Regions, StoreInfo
+
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_Line = TypeVar("_Line")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class SkippedPhoto(msgspec.Struct, frozen=True):
+    """A photo that has no row, and the sentence that says why."""
+
+    id: str
+    reason: str
+
+
+class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a split is made of and by: the journal's first line.
+
+    extractor    its name
+    fingerprint  SHA-256 (hex) of its weights and settings
+    photos       `digest_of` the ids of all photos asked for, in order
+    num_regions  N
+    feature_dim  F
+    has_scores   whether `{split}_scores.npy` is written
+    """
+
+    extractor: str
+    fingerprint: str
+    photos: str
+    num_regions: int
+    feature_dim: int
+    has_scores: bool = False
+
+
+class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ids: list[str]
+    skipped: list[SkippedPhoto]
+
+
+class _Publish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    publish: list[str]
+
+
+def digest_of(ids: Sequence[str]) -> str:
+    """SHA-256 (hex) of a list of photo ids, order included."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+class RegionWriter:
+    """Appends batches of regions to one split, and goes on where an earlier writer was stopped.
+
+    ids      photos that have a row, in row order
+    skipped  photos that have none, in the order they came
+    """
+
+    def __init__(self, folder: Path | str, split: str, header: SplitHeader) -> None:
+        """Open the split for writing, anew or where it stopped.
+
+        Raises `DataError` where the split is finished, is being written by another process, or was begun
+        from other photos or with another extractor.
+        """
+        refuse_split_name(split)
+        self.folder, self.split, self.header = Path(folder), split, header
+        self.ids: list[str] = []
+        self.skipped: list[SkippedPhoto] = []
+        with _told_of_full_disk(self.folder):
+            _make_folder(self.folder)
+            finish_interrupted(self.folder, split)
+            self._journal = _open_journal(self._partial("_journal.jsonl"))
+            try:
+                if (self.folder / f"{split}_ims.npy").exists():
+                    raise DataError(f"{self.folder} already holds a split '{split}'; choose another -o.")
+                self._replay()
+                self._arrays = self._open_arrays()
+            except BaseException:
+                self._journal.close()
+                raise
+
+    @property
+    def num_seen(self) -> int:
+        """Photos that are settled, done or skipped."""
+        return len(self.ids) + len(self.skipped)
+
+    def append(self, ids: Sequence[str], regions: Sequence[Regions], skipped: Sequence[SkippedPhoto] = ()) -> None:
+        """Settle a batch: it is on disk, whatever happens, when this returns.
+
+        Raises `DataError` where the disk is full; what was appended before is kept.
+        """
+        with _told_of_full_disk(self.folder):
+            if ids:
+                self._arrays["_ims.npy"].append(np.stack([photo.features for photo in regions]))
+                self._arrays["_boxes.npy"].append(np.stack([photo.boxes for photo in regions]))
+            if ids and self.header.has_scores:
+                self._arrays["_scores.npy"].append(np.stack([np.asarray(photo.scores) for photo in regions]))
+            self._acknowledge(_Batch(list(ids), list(skipped)))
+        self.ids += ids
+        self.skipped += skipped
+
+    def finish(self, captions: Sequence[Sequence[str]] | None = None) -> None:
+        """Give every file its final name; `captions` holds those of each row, in row order."""
+        counts = None if captions is None else [len(of_photo) for of_photo in captions]
+        per_image = counts[0] if counts and len(set(counts)) == 1 else counts
+        info = StoreInfo(self.header.extractor, self.header.fingerprint, per_image)
+        texts = {
+            "_ids.txt": _lines(self.ids),
+            ".json": msgspec.json.format(msgspec.json.encode(info)) + b"\n",
+        }
+        if captions is not None:
+            texts["_caps.txt"] = _lines([caption for of_photo in captions for caption in of_photo])
+        if self.skipped:
+            texts["_skipped.json"] = msgspec.json.format(msgspec.json.encode(self.skipped)) + b"\n"
+        with _told_of_full_disk(self.folder):
+            for array in self._arrays.values():
+                array.seal()
+            for name, content in texts.items():
+                write_synced(self._partial(name), content)
+            # The features go last: a split whose features have their name is complete.
+            names = sorted({*self._arrays, *texts}, key=lambda name: (name == "_ims.npy", name))
+            self._acknowledge(_Publish(names))
+            _publish(self.folder, self.split, names)
+        self.close()
+
+    def discard(self) -> None:
+        """Take back everything: as if the split had never been begun."""
+        for path in [self._partial(name) for name in self._arrays] + [self._partial("_journal.jsonl")]:
+            path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files; an unfinished split can be gone on with later."""
+        for array in self._arrays.values():
+            array.close()
+        self._journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _partial(self, name: str) -> Path:
+        return _partial(self.folder, self.split, name)
+
+    def _acknowledge(self, line: SplitHeader | _Batch | _Publish) -> None:
+        write_all(self._journal.fileno(), msgspec.json.encode(line) + b"\n")
+        os.fsync(self._journal.fileno())
+
+    def _replay(self) -> None:
+        """Read what the journal acknowledges, and cut off a line that was torn."""
+        lines, whole = _read_journal(self._journal)
+        self._journal.truncate(whole)
+        self._journal.seek(whole)
+        if not lines:
+            self._acknowledge(self.header)
+            return
+        self._refuse_other_header(lines[0])
+        for line in lines[1:]:
+            batch = self._decode(line, _Batch)
+            self.ids += batch.ids
+            self.skipped += batch.skipped
+
+    def _decode(self, line: bytes, kind: type[_Line]) -> _Line:
+        try:
+            return msgspec.json.decode(line, type=kind)
+        except msgspec.DecodeError as error:
+            raise DataError(
+                f"{self._partial('_journal.jsonl')} cannot be read ({error});"
+                f" delete {self.folder / self.split}_*.partial to begin this split again."
+            ) from error
+
+    def _refuse_other_header(self, line: bytes) -> None:
+        begun = self._decode(line, SplitHeader)
+        if begun == self.header:
+            return
+        other = "from another list of photos"
+        if (begun.extractor, begun.fingerprint) != (self.header.extractor, self.header.fingerprint):
+            other = f"with another extractor or other weights ({begun.extractor} {begun.fingerprint[:12]})"
+        raise DataError(
+            f"{self.folder} holds an unfinished split '{self.split}' that was begun {other};"
+            f" finish it as it was begun, choose another -o, or delete {self.folder / self.split}_*.partial."
+        )
+
+    def _open_arrays(self) -> dict[str, GrowingArray]:
+        N, F = self.header.num_regions, self.header.feature_dim
+        kinds: dict[str, tuple[str, tuple[int, ...]]] = {
+            "_ims.npy": ("<f2", (N, F)),
+            "_boxes.npy": ("<f4", (N, 4)),
+        }
+        if self.header.has_scores:
+            kinds["_scores.npy"] = ("<f4", (N,))
+        rows = len(self.ids)
+        return {name: GrowingArray(self._partial(name), *kind, rows) for name, kind in kinds.items()}
+
+
+def refuse_split_name(split: str) -> None:
+    """Raise `DataError` where a split's name could not begin a file name."""
+    if not _SPLIT_NAME.fullmatch(split):
+        raise DataError(f"{split!r} cannot name a split; use letters, digits, '_', '-' and '.'.")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(f"{folder} cannot be a folder, there is a file in its way; choose another -o.") from error
+
+
+def finish_interrupted(folder: Path, split: str) -> None:
+    """Complete the renaming of a split that was stopped in the midst of it; else do nothing."""
+    path = _partial(folder, split, "_journal.jsonl")
+    if not path.exists():
+        return
+    with _open_journal(path) as journal:
+        lines, _ = _read_journal(journal)
+        if lines and lines[-1].startswith(b'{"publish"'):
+            _publish(folder, split, msgspec.json.decode(lines[-1], type=_Publish).publish)
+
+
+def _partial(folder: Path, split: str, name: str) -> Path:
+    return folder / f"{split}{name}.partial"
+
+
+def _publish(folder: Path, split: str, names: Sequence[str]) -> None:
+    for name in names:
+        partial = _partial(folder, split, name)
+        if partial.exists():
+            partial.replace(folder / f"{split}{name}")
+    sync_folder(folder)
+    _partial(folder, split, "_journal.jsonl").unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def _open_journal(path: Path) -> io.FileIO:
+    journal = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+    try:
+        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        journal.close()
+        raise DataError(f"{path} is being written by another vsrn extract; wait for it or stop it.") from error
+    return journal
+
+
+def _read_journal(journal: io.FileIO) -> tuple[list[bytes], int]:
+    """Whole lines, and the number of bytes they take; a line without its end was torn by a kill."""
+    journal.seek(0)
+    content = journal.read()
+    whole = content.rfind(b"\n") + 1
+    return content[:whole].splitlines(), whole
+
+
+def _lines(texts: Sequence[str]) -> bytes:
+    return "".join(f"{text}\n" for text in texts).encode()
+
+
+@contextmanager
+def _told_of_full_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise DataError(
+            f"no space left on the disk of {folder} ({error.strerror});"
+            " free some and run the same command again: what is finished is kept."
+        ) from error
