@@ -242,7 +242,7 @@ def _read_skipped(path: Path) -> list[SkippedPhoto]:
         return []
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[SkippedPhoto])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}); extract this split again.") from error
 
 

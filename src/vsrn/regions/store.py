@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -24,6 +25,8 @@ from vsrn.errors import DataError, did_you_mean
 
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.integer]
+
+CaptionCount = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 
 SPLIT_ALIASES = {"val": "dev", "dev": "val"}
 
@@ -52,7 +55,7 @@ class StoreInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     extractor: str = ""
     fingerprint: str = ""
-    captions_per_image: int | list[int] | None = None
+    captions_per_image: CaptionCount | list[CaptionCount] | None = None
     format: int = 1
 
 
@@ -96,7 +99,9 @@ class RegionStore:
         """
         batch = self.features[np.asarray(rows)]
         # The sum is finite unless a term is not, or the terms overflow: the slow look decides.
-        if not np.isfinite(batch.sum(dtype=np.float32)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = batch.sum(dtype=np.float32)
+        if not np.isfinite(total):
             finite = np.isfinite(batch).all(axis=(1, 2))
             if not finite.all():
                 row = int(np.asarray(rows)[~finite][0])
@@ -175,7 +180,7 @@ def read_store_info(path: Path) -> StoreInfo:
         return StoreInfo()
     try:
         return msgspec.json.decode(path.read_bytes(), type=StoreInfo)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}; extract this split again.") from error
 
 
@@ -195,10 +200,11 @@ def read_lines(path: Path) -> list[str]:
 
 def _map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Unlike np.load, this opens no archive and no pickle.
+        array = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{path} is not a readable .npy array ({error}); it may be truncated.") from error
-    if not isinstance(array, np.ndarray) or array.ndim not in dims:
+    if array.ndim not in dims:
         wanted = " or ".join(str(dim) for dim in dims)
         raise DataError(f"{path} must hold one array of {wanted} dimensions (images, regions, features).")
     return array
@@ -217,7 +223,8 @@ def _read_counts(path: Path, regions: tuple[int, int]) -> IntArray | None:
     if not path.exists():
         return None
     rows, longest = regions
-    counts = np.asarray(_map_array(path, dims=(1,))).astype(np.int64)
-    if counts.shape != (rows,) or counts.min(initial=1) < 1 or counts.max(initial=1) > longest:
+    counts = np.asarray(_map_array(path, dims=(1,)))
+    whole = counts.dtype.kind in "iu" and counts.shape == (rows,)
+    if not whole or counts.min(initial=1) < 1 or counts.max(initial=1) > longest:
         raise DataError(f"{path} must hold {rows} whole numbers between 1 and {longest}, one per row.")
-    return counts
+    return counts.astype(np.int64)

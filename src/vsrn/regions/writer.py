@@ -98,10 +98,10 @@ class RegionWriter:
         with _told_of_full_disk(self.folder):
             _make_folder(self.folder)
             finish_interrupted(self.folder, split)
+            if (self.folder / f"{split}_ims.npy").exists():
+                raise DataError(f"{self.folder} already holds a split '{split}'; choose another -o.")
             self._journal = _open_journal(self._partial("_journal.jsonl"))
             try:
-                if (self.folder / f"{split}_ims.npy").exists():
-                    raise DataError(f"{self.folder} already holds a split '{split}'; choose another -o.")
                 self._replay()
                 self._arrays = self._open_arrays()
             except BaseException:
@@ -194,13 +194,7 @@ class RegionWriter:
             self.skipped += batch.skipped
 
     def _decode(self, line: bytes, kind: type[_Line]) -> _Line:
-        try:
-            return msgspec.json.decode(line, type=kind)
-        except msgspec.DecodeError as error:
-            raise DataError(
-                f"{self._partial('_journal.jsonl')} cannot be read ({error});"
-                f" delete {self.folder / self.split}_*.partial to begin this split again."
-            ) from error
+        return _decode(self.folder, self.split, line, kind)
 
     def _refuse_other_header(self, line: bytes) -> None:
         begun = self._decode(line, SplitHeader)
@@ -247,11 +241,21 @@ def finish_interrupted(folder: Path, split: str) -> None:
     with _open_journal(path) as journal:
         lines, _ = _read_journal(journal)
         if lines and lines[-1].startswith(b'{"publish"'):
-            _publish(folder, split, msgspec.json.decode(lines[-1], type=_Publish).publish)
+            _publish(folder, split, _decode(folder, split, lines[-1], _Publish).publish)
 
 
 def _partial(folder: Path, split: str, name: str) -> Path:
     return folder / f"{split}{name}.partial"
+
+
+def _decode(folder: Path, split: str, line: bytes, kind: type[_Line]) -> _Line:
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(
+            f"{_partial(folder, split, '_journal.jsonl')} cannot be read ({error});"
+            f" delete {folder / split}_*.partial to begin this split again."
+        ) from error
 
 
 def _publish(folder: Path, split: str, names: Sequence[str]) -> None:
