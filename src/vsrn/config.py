@@ -6,15 +6,17 @@ An unknown, ill-typed or contradictory field raises `ConfigError` naming the nea
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 import tomli_w
 
-from vsrn.errors import ConfigError, did_you_mean
+from vsrn.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def read_config(path: Path | str) -> Config:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no config {path}; `configs/` has examples to start from.") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}.") from error
     config = config_from_table(table, where=str(path))
     check_config(config, where=str(path))
@@ -151,7 +153,8 @@ def config_from_table(table: dict[str, Any], where: str = "the config") -> Confi
     except msgspec.ValidationError as error:
         # msgspec says: Expected `int`, got `str` - at `$.train.epochs`
         complaint, _, place = str(error).partition(" - at `$.")
-        raise ConfigError(f"{where}: {place.rstrip('`') or 'the config'}: {complaint}.") from error
+        place = place.rstrip("`")
+        raise ConfigError(f"{where}: {place or 'the config'}: {complaint}.{_choices(place)}") from error
 
 
 def config_to_toml(config: Config) -> str:
@@ -169,13 +172,13 @@ def check_config(config: Config, where: str = "the config") -> None:
         (_positive(captioner.hidden_dim, captioner.word_dim), "model.captioner sizes must be at least 1"),
         (0 <= captioner.dropout < 1, "model.captioner.dropout must be at least 0 and below 1"),
         (captioner.max_tokens >= 3, "model.captioner.max_tokens must be 3 or more: <start>, a word, <end>"),
-        (config.loss.margin >= 0, "loss.margin must be 0 or more"),
+        (0 <= config.loss.margin < math.inf, "loss.margin must be 0 or more"),
         (
             train.batch_size >= 2,
             "train.batch_size must be 2 or more, since a batch's other captions are its negatives",
         ),
         (train.epochs >= 1, "train.epochs must be 1 or more"),
-        (train.learning_rate > 0, "train.learning_rate must be above 0"),
+        (0 < train.learning_rate < math.inf, "train.learning_rate must be above 0"),
         (train.gradient_clip >= 0, "train.gradient_clip must be 0 or more"),
         (train.validate_every >= 0, "train.validate_every must be 0 or more"),
         (config.data.min_count >= 1, "data.min_count must be 1 or more"),
@@ -202,12 +205,40 @@ def _refuse_unknown_fields(table: dict[str, Any], kind: type, where: str, prefix
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}
     for name, value in table.items():
         if name not in fields:
-            known = [f"{prefix}{known}" for known in fields]
-            hint = did_you_mean(f"{prefix}{name}", known) or f" It has {', '.join(known)}."
+            near = _nearest_field(name, prefix, list(fields))
+            hint = f" Did you mean '{near}'?" if near else f" It has {', '.join(prefix + known for known in fields)}."
             raise ConfigError(f"{where}: there is no field {prefix}{name}.{hint}")
         nested = _SECTIONS.get(str(fields[name].type))
         if nested is not None and isinstance(value, dict):
             _refuse_unknown_fields(value, nested, where, prefix=f"{prefix}{name}.")
+
+
+def _nearest_field(name: str, prefix: str, section: list[str]) -> str | None:
+    """The field of that very name elsewhere, else one spelt alike here, else one spelt alike elsewhere."""
+    here = {known: prefix + known for known in section}
+    everywhere = {dotted.rpartition(".")[2]: dotted for dotted in _dotted_fields(Config)}
+    for known, cutoff in ((everywhere, 1.0), (here, 0.6), (everywhere, 0.6)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+        if near:
+            return known[near[0]]
+    return None
+
+
+def _dotted_fields(kind: type, prefix: str = "") -> list[str]:
+    names = []
+    for entry in dataclasses.fields(kind):
+        nested = _SECTIONS.get(str(entry.type))
+        names += _dotted_fields(nested, f"{prefix}{entry.name}.") if nested else [prefix + entry.name]
+    return names
+
+
+def _choices(place: str) -> str:
+    """What a field may hold, where that is a closed list; otherwise nothing."""
+    kind: Any = Config
+    for name in place.split("."):
+        kind = get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    words = [word for word in get_args(kind) if isinstance(word, str)]
+    return f" It is one of {', '.join(words)}." if words else ""
 
 
 _SECTIONS = {kind.__name__: kind for kind in (DataConfig, CaptionerConfig, ModelConfig, LossConfig, TrainConfig)}

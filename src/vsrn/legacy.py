@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
-import re
+import warnings
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
 import torch
 
 from vsrn.captions.vocabulary import Vocabulary, words_by_id
-from vsrn.config import CaptionerConfig, Config, LossConfig, ModelConfig, TrainConfig
+from vsrn.config import CaptionerConfig, Config, LossConfig, ModelConfig, TrainConfig, check_config
 from vsrn.errors import CheckpointError, VocabularyError
 
 Weights = dict[str, torch.Tensor]
@@ -52,18 +53,30 @@ CAPTIONER_KEYS = {
     "decoder.out.": "output.",
 }
 
-# A float as numpy pickles it, which `best_rsum` may be, besides what torch itself admits for tensors.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-_ADMITTED: list[Any] = [
-    argparse.Namespace,
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64")),
-]
-# The class's own name, and what Python 2 needs to rebuild an instance of an old-style class.
-_VOCABULARY_NAMES = {("__main__", "Vocabulary"), ("vocab", "Vocabulary")}
-_REBUILDING_NAMES = {("copy_reg", "_reconstructor"), ("__builtin__", "object")}
+# What a checkpoint asks for: tables of tensors, options, and a float as numpy pickles it (`best_rsum`).
+_CHECKPOINT_NAMES = {
+    "argparse.Namespace",
+    "collections.OrderedDict",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+}
+_NUMPY_NAMES = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"}
+# The class's own name, and the base that Python 2's older pickle protocols name beside it.
+_VOCABULARY_NAMES = {("__main__", "Vocabulary"), ("vocab", "Vocabulary"), ("__builtin__", "object")}
+
+
+class _Inert(dict[Any, Any]):
+    """Stands in for whatever a pickle would make, and does nothing."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+# Beside these, torch admits what tensors are made of. numpy's part is not looked at, so nothing of numpy runs.
+_ADMITTED: list[Any] = [argparse.Namespace, *((_Inert, name) for name in _NUMPY_NAMES)]
 
 
 @dataclass(frozen=True)
@@ -87,25 +100,27 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
     not on the closed list; nothing of it has run then.
     """
     content = load_pickled_tensors(path)
-    if not isinstance(content, dict) or not {"model", "opt"} <= content.keys():
+    if not isinstance(content, dict) or "model" not in content or "opt" not in content:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: it has no 'model' and 'opt'.")
-    parts, options = content["model"], dict(vars(content["opt"]))
+    parts, options = content["model"], content["opt"]
+    if not isinstance(options, argparse.Namespace):
+        raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'opt' is not a table of options.")
     if not isinstance(parts, (list, tuple)) or len(parts) != 2:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'model' is not a pair of encoders.")
-    image, caption = (_tensors_of(part, path) for part in parts)
-    weights = _renamed(image, IMAGE_KEYS, "image_encoder.", path) | _renamed(
-        caption, CAPTION_KEYS, "caption_encoder.", path
-    )
-    if captioner is not None:
-        weights |= _captioner_weights(captioner)
     try:
-        config = _config_of(options, weights)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a VSRN checkpoint of 2019: what it holds does not fit ({error})."
-        ) from error
+        weights = _renamed(parts[0], IMAGE_KEYS, "image_encoder.", path)
+        weights |= _renamed(parts[1], CAPTION_KEYS, "caption_encoder.", path)
+        if captioner is not None:
+            weights |= _captioner_weights(captioner)
+        config = _config_of(vars(options), weights)
+        check_config(config, where="its options")
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        fact = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: {fact}.") from error
     size = len(weights["caption_encoder.embedding.weight"])
-    return LegacyModel(config, weights, vocabulary_size=size, options=options)
+    return LegacyModel(config, weights, vocabulary_size=size, options=dict(vars(options)))
 
 
 def load_pickled_tensors(path: Path) -> Any:
@@ -116,18 +131,74 @@ def load_pickled_tensors(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}.")
     try:
-        with torch.serialization.safe_globals(_ADMITTED):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
+        _refuse_inflation(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_ADMITTED):
+            # torch warns of what it goes on to refuse, and of `encoding`, which it does honour.
+            warnings.simplefilter("ignore")
+            # Python 2 pickled the eight bytes of a float as a string; Latin-1 alone gives any bytes back.
+            return torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
+    except (MemoryError, CheckpointError):
         raise
     # Hostile bytes can make an unpickler raise almost anything.
     except Exception as error:
-        forbidden = re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
-        if forbidden:
+        refused = _name_refused(path)
+        if refused:
             raise CheckpointError(
-                f"{path} asks for {forbidden[1]}, which no checkpoint needs; it was refused and nothing of it ran."
+                f"{path} asks for {refused}, which no checkpoint needs; it was refused and nothing of it ran."
             ) from error
         raise CheckpointError(f"{path} is not a readable PyTorch file; it may be truncated or foreign.") from error
+
+
+def _refuse_inflation(path: Path) -> None:
+    """torch stores tensors as they are; an archive that grows when it is read was made to fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise CheckpointError(f"{path} is a compressed archive, which PyTorch does not write; it was refused.")
+
+
+def _name_refused(path: Path) -> str | None:
+    """The first name that a file asks for and that is not admitted, or None where it asks for none."""
+    try:
+        for file in _pickles_in(path):
+            _NameFinder(file, encoding="latin1").load()
+    except _NameError as error:
+        return str(error)
+    # What is not a pickle asks for nothing.
+    except Exception:
+        return None
+    return None
+
+
+def _pickles_in(path: Path) -> Iterator[IO[bytes]]:
+    """What torch unpickles: one member of a zip archive, or four pickles one after another."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    with archive.open(name) as member:
+                        yield member
+    else:
+        with path.open("rb") as file:
+            for _ in range(4):
+                yield file
+
+
+class _NameError(Exception):
+    """Carries the name that a pickle asks for."""
+
+
+class _NameFinder(pickle.Unpickler):
+    """Reads a pickle for the names in it; every admitted one becomes `_Inert`."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_storage = module in ("torch", "torch.cuda") and name.endswith("Storage")
+        if is_storage or f"{module}.{name}" in _CHECKPOINT_NAMES | _NUMPY_NAMES:
+            return _Inert
+        raise _NameError(f"{module}.{name}")
+
+    def persistent_load(self, _: object) -> Any:
+        return _Inert()
 
 
 def read_pickled_vocabulary(path: Path) -> Vocabulary:
@@ -147,31 +218,37 @@ def read_pickled_vocabulary(path: Path) -> Vocabulary:
         raise VocabularyError(f"{path} is not a vocabulary of 2019; it may be truncated or foreign.") from error
 
 
-class _PickledVocabulary:
-    """Stands in for the original's class: a bag of attributes without a line of behaviour."""
-
-
 class _VocabularyUnpickler(pickle.Unpickler):
+    """Admits stand-ins without a line of behaviour, made anew each time: a pickle may set attributes on them."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _VOCABULARY_NAMES:
-            return _PickledVocabulary
-        if (module, name) in _REBUILDING_NAMES:
-            return super().find_class(module, name)
+            return type(name, (), {})
+        if (module, name) == ("copy_reg", "_reconstructor"):
+            return lambda kind, *_: kind()
         raise VocabularyError(
             f"this pickle asks for {module}.{name}, which no vocabulary needs; it was refused and nothing of it ran."
         )
 
 
-def _tensors_of(part: object, path: Path) -> Weights:
-    if not isinstance(part, dict) or not all(isinstance(value, torch.Tensor) for value in part.values()):
-        raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: an encoder in it is not a table of tensors.")
-    return dict(part)
+def _is_plain(value: object) -> bool:
+    """Whether this is a tensor of real numbers whose every element is in the file."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
-def _renamed(weights: Weights, table: dict[str, str], prefix: str, path: Path) -> Weights:
-    """Their names -> ours. Raises `CheckpointError` on a name that the table does not have."""
+def _renamed(part: object, table: dict[str, str], prefix: str, path: Path) -> Weights:
+    """Their names -> ours. Raises `CheckpointError` on what is no tensor, or has a name that the table lacks."""
+    if not isinstance(part, dict) or not all(isinstance(name, str) and _is_plain(part[name]) for name in part):
+        raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: a part of it is not a table of tensors.")
     renamed = {}
-    for name, tensor in weights.items():
+    for name in part:
+        tensor = part[name]
         start = next((start for start in table if name.startswith(start)), None)
         if start is None:
             raise CheckpointError(f"{path} holds '{name}', which no VSRN of 2019 has; it is another model's.")
@@ -185,7 +262,7 @@ def _captioner_weights(path: Path) -> Weights:
     content = load_pickled_tensors(path)
     if not isinstance(content, dict) or "captioner" not in content:
         raise CheckpointError(f"{path} holds no 'captioner'.")
-    weights = _renamed(_tensors_of(content["captioner"], path), CAPTIONER_KEYS, "captioner.", path)
+    weights = _renamed(content["captioner"], CAPTIONER_KEYS, "captioner.", path)
     # Theirs is a one-step sequence model, ours a cell; only the layer suffix differs.
     return {
         name.removesuffix("_l0") if name.startswith("captioner.decoder.") else name: tensor

@@ -140,6 +140,11 @@ def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
         image_to_text.append(image_to_text_ranks(block, image_of_caption, first))
         here = (image_of_caption >= first) & (image_of_caption < first + len(block))
         own[here] = block[image_of_caption[here] - first, captions[here]]
+    if np.isnan(own).any():
+        without = int(np.flatnonzero(np.isnan(own))[0])
+        raise SimilarityError(
+            f"caption {without} belongs to image {image_of_caption[without]}, which has no similarities."
+        )
     text_to_image = np.zeros(len(image_of_caption), dtype=np.int64)
     for _, block in blocks():
         text_to_image += (block >= own.astype(block.dtype)).sum(axis=0)
@@ -182,7 +187,7 @@ def recall_at(ranks: IntArray, k: int) -> float:
     >>> recall_at(np.array([0, 3, 7, 20]), 5)
     50.0
     """
-    return 100.0 * float((ranks < k).mean())
+    return 100.0 * float(np.count_nonzero(ranks < k)) / len(ranks)
 
 
 def direction_metrics(ranks: IntArray) -> DirectionMetrics:

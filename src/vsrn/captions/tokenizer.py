@@ -22,7 +22,7 @@ _OPENING = [
 ]
 _PUNCTUATION = [
     # Only the very last full stop ends a sentence; those inside belong to abbreviations.
-    (r"(?<=[^.])\.(?=[])}>\"'»”’ ]*\s*$)", r" . "),
+    (r"(?<=[^.])\.(?=[])}>\"'»”’ ]*+\s*$)", r" . "),
     (r"([:,])([^\d])", r" \1 \2"),
     (r"[:,]$", r" \g<0> "),
     (r"\.{2,}", r" \g<0> "),

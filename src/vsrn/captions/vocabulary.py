@@ -94,7 +94,7 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
         content = msgspec.json.decode(path.read_bytes())
     except FileNotFoundError as error:
         raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.") from error
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise VocabularyError(
             f"{path} is not a JSON vocabulary ({error}); a .pkl vocabulary from 2019 is read by `vsrn convert --vocab`."
         ) from error
@@ -113,11 +113,13 @@ def words_by_id(word_of_id: dict[Any, Any]) -> list[str]:
         words = {int(number): word for number, word in word_of_id.items()}
     except (TypeError, ValueError) as error:
         raise VocabularyError("the vocabulary's ids are not whole numbers.") from error
-    if sorted(words) != list(range(len(words))):
+    if sorted(words) != list(range(len(word_of_id))):
         raise VocabularyError("the vocabulary's ids have gaps.")
     ordered = [words[number] for number in range(len(words))]
-    if not all(isinstance(word, str) for word in ordered):
-        raise VocabularyError("the vocabulary holds a word that is not text.")
+    try:
+        "".join(ordered).encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise VocabularyError("the vocabulary holds a word that is not text.") from error
     return ordered
 
 

@@ -24,6 +24,8 @@ COMMANDS = {
 }
 USAGE_ERROR = 2
 INTERRUPTED = 130
+# A path that may not be used, or is a file where a folder is wanted or the other way round.
+IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,7 +62,7 @@ def run_command(command: str, arguments: list[str]) -> int:
             return complain(
                 "no space left on the disk; free some and run the same command again (`vsrn train` with --resume)."
             )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in IN_THE_WAY:
             return complain(f"{error.filename} cannot be written or read ({error.strerror}).")
         raise
 

@@ -35,8 +35,8 @@ def main(
     from vsrn.errors import CheckpointError, VocabularyError
     from vsrn.model.weights import WEIGHTS_FILE, StoredModel, build_model, load_weights, write_model
 
-    if (output / WEIGHTS_FILE).exists():
-        raise CheckpointError(f"{output} already holds a model; choose another folder with -o.")
+    if any((output / part).exists() for part in (WEIGHTS_FILE, "state")):
+        raise CheckpointError(f"{output} already holds a model or a run; choose another folder with -o.")
     from vsrn.captions.vocabulary import read_vocabulary
     from vsrn.legacy import read_checkpoint, read_pickled_vocabulary
 

@@ -12,6 +12,7 @@ import tyro
 from vsrn.cli.options import Json, call, print_json
 from vsrn.cli.progress import progress_bar, say
 from vsrn.config import Config, read_config
+from vsrn.errors import ConfigError
 
 if TYPE_CHECKING:
     from vsrn.metrics import RetrievalMetrics
@@ -44,6 +45,9 @@ def run(arguments: Sequence[str]) -> int:
             resume: Go on with the run that is in the folder.
             json: Print the result as JSON.
         """
+        if named is None or Path(named) != config:
+            # The config gives the defaults, so it has to be known before the options are.
+            raise ConfigError(f"name the config first: vsrn train {config} [OPTIONS].")
         return train(settings, output or Path("runs") / config.stem, resume=resume, json=json)
 
     return call(main, "train", arguments)

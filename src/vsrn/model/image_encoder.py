@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vsrn.config import ModelConfig
-from vsrn.model.numerics import l2_normalise
+from vsrn.model.numerics import l2_normalise, widen
 from vsrn.model.reasoning import (
     GlobalSemanticReasoning,
     MeanPooling,
@@ -51,7 +51,8 @@ class ImageEncoder(nn.Module):
     def forward(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> EncodedImages:
         """(B, N, F) features, (B,) real regions of each or None for all -> `EncodedImages`."""
         mask = None if counts is None else torch.arange(features.shape[1], device=counts.device) < counts[:, None]
-        regions = self.projection(features)
+        # Layers add to the regions, so these stay wide even where products are rounded.
+        regions = widen(self.projection(features))
         if mask is not None:
             regions = regions * mask[..., None]
         if self.config.normalisation == "coco":
@@ -63,8 +64,7 @@ class ImageEncoder(nn.Module):
         embeddings = self.aggregator(regions, mask)
         if self.norm is not None:
             embeddings = self.norm(embeddings)
-        if self.config.image_norm:
-            embeddings = l2_normalise(embeddings)
+        embeddings = l2_normalise(embeddings) if self.config.image_norm else widen(embeddings)
         if self.config.absolute:
             embeddings = embeddings.abs()
         return EncodedImages(embeddings, regions)

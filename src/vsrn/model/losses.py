@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import torch
 
+from vsrn.model.numerics import widen
+
 
 def cosine_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
     """(I, D), (C, D) -> (I, C): inner products of the embeddings as they come."""
-    return images @ captions.mT
+    # Under autocast the product would be rounded to bfloat16, whose steps below 1 are a fiftieth of the margin.
+    with torch.autocast(images.device.type, enabled=False):
+        return widen(images) @ widen(captions).mT
 
 
 def order_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
