@@ -9,6 +9,7 @@ an iterable of (first_image, S[first_image : first_image + rows]).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ Blocks = Callable[[], Iterable[Block]]
 
 RECALL_AT = (1, 5, 10)
 BLOCK_BYTES = 2**26
+KEPT_BYTES = 2**29
 FIVE_FOLD_IMAGES = 1000
 
 
@@ -93,10 +95,10 @@ class RetrievalMetrics:
         }
 
 
-def image_to_text_ranks(similarities: FloatArray, image_of_caption: IntArray, first_image: int = 0) -> IntArray:
+def image_to_text_ranks(similarities: FloatArray, image_of_caption: IntArray) -> IntArray:
     """Rank, from 0, of each image's best-placed true caption.
 
-    similarities      (num_images, num_captions), or the rows of a block that starts at `first_image`
+    similarities      (num_images, num_captions)
     image_of_caption  (num_captions,) the row of the image that a caption belongs to
 
     A tie counts against the query. Raises `SimilarityError` on NaN, or where an image has no caption.
@@ -104,14 +106,7 @@ def image_to_text_ranks(similarities: FloatArray, image_of_caption: IntArray, fi
     >>> image_to_text_ranks(np.array([[0.9, 0.1], [0.8, 0.3]]), np.array([0, 1]))
     array([0, 1])
     """
-    refuse_nan(similarities)
-    images = first_image + np.arange(len(similarities))
-    own = image_of_caption == images[:, None]
-    if not own.any(axis=1).all():
-        without = int(images[~own.any(axis=1)][0])
-        raise SimilarityError(f"image {without} has no caption, so no caption of its own can be ranked for it.")
-    best = np.where(own, similarities, -np.inf).max(axis=1, keepdims=True)
-    return np.asarray(((similarities >= best) & ~own).sum(axis=1))
+    return rank_blocks(lambda: [(0, similarities)], image_of_caption).image_to_text
 
 
 def text_to_image_ranks(similarities: FloatArray, image_of_caption: IntArray) -> IntArray:
@@ -120,35 +115,40 @@ def text_to_image_ranks(similarities: FloatArray, image_of_caption: IntArray) ->
     >>> text_to_image_ranks(np.array([[0.9, 0.1], [0.8, 0.3]]), np.array([0, 1]))
     array([0, 0])
     """
-    refuse_nan(similarities)
-    own = similarities[image_of_caption, np.arange(similarities.shape[1])]
-    # Its own image always counts itself once.
-    return np.asarray((similarities >= own).sum(axis=0) - 1)
+    return rank_blocks(lambda: [(0, similarities)], image_of_caption).text_to_image
 
 
 def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
     """Ranks of both directions from similarities that are made block by block.
 
-    Every caption's own similarity must be known before others are counted against it, so the
-    blocks are asked for twice; both times they must hold the same numbers.
-    Memory: one block and a few numbers per query. Errors as `image_to_text_ranks`.
+    A rank is a count of what is at least as similar as the match, so nothing is sorted; rows are counted
+    one by one because a row stays in the processor's cache. Every caption's own similarity must be known
+    before others are counted against it, so the blocks are asked for twice; both times they must hold the
+    same numbers. Memory: one block and a few numbers per query. Errors as `image_to_text_ranks`.
     """
-    captions = np.arange(len(image_of_caption))
-    own = np.full(len(image_of_caption), np.nan)
-    image_to_text = []
+    captions_of = _captions_by_image(image_of_caption)
+    own, image_to_text = np.full(len(image_of_caption), np.nan), []
     for first, block in blocks():
-        image_to_text.append(image_to_text_ranks(block, image_of_caption, first))
-        here = (image_of_caption >= first) & (image_of_caption < first + len(block))
-        own[here] = block[image_of_caption[here] - first, captions[here]]
+        own = own.astype(block.dtype, copy=False)
+        for image, row in enumerate(block, start=first):
+            refuse_nan(row)
+            captions = captions_of(image)
+            if not len(captions):
+                raise SimilarityError(f"image {image} has no caption, so no caption of its own can be ranked for it.")
+            own[captions] = row[captions]
+            best = row[captions].max()
+            image_to_text.append(np.count_nonzero(row >= best) - np.count_nonzero(row[captions] >= best))
     if np.isnan(own).any():
         without = int(np.flatnonzero(np.isnan(own))[0])
         raise SimilarityError(
             f"caption {without} belongs to image {image_of_caption[without]}, which has no similarities."
         )
-    text_to_image = np.zeros(len(image_of_caption), dtype=np.int64)
+    # Its own image always counts itself once.
+    text_to_image = np.full(len(image_of_caption), -1)
     for _, block in blocks():
-        text_to_image += (block >= own.astype(block.dtype)).sum(axis=0)
-    return Ranks(image_to_text=np.concatenate(image_to_text), text_to_image=text_to_image - 1)
+        for row in block:
+            text_to_image += row >= own
+    return Ranks(image_to_text=np.array(image_to_text), text_to_image=text_to_image)
 
 
 def similarity_blocks(
@@ -167,7 +167,7 @@ def similarity_blocks(
     rows = max(1, block_bytes // (4 * max(1, captions)))
     score = {"cosine": _inner_products, "order": _order_similarities}[similarity]
 
-    def blocks() -> Iterator[Block]:
+    def make() -> Iterator[Block]:
         for first in range(0, images, rows):
             parts = (
                 score(ours[first : first + rows], theirs)
@@ -178,7 +178,10 @@ def similarity_blocks(
                 block = block + part
             yield first, block / len(image_embeddings) if len(image_embeddings) > 1 else block
 
-    return blocks
+    if 4 * images * captions > KEPT_BYTES:
+        return make
+    # Small enough to be made once and kept for the second pass.
+    return functools.cache(lambda: list(make()))
 
 
 def recall_at(ranks: IntArray, k: int) -> float:
@@ -254,8 +257,22 @@ def bootstrap_intervals(
 
 def refuse_nan(similarities: FloatArray) -> None:
     """Raise `SimilarityError` where a similarity is NaN: it would compare false and flatter the model."""
-    if np.isnan(similarities).any():
+    # The smallest number is NaN where any is, and finding it takes no second array.
+    if np.isnan(similarities.min(initial=np.inf)):
         raise SimilarityError("a similarity is NaN, so nothing can be ranked; the model or its features are broken.")
+
+
+def _captions_by_image(image_of_caption: IntArray) -> Callable[[int], IntArray]:
+    """Image -> its captions, in their order; none for an image that no caption names."""
+    order = np.argsort(image_of_caption, kind="stable")
+    ends = np.cumsum(np.bincount(image_of_caption))
+
+    def captions_of(image: int) -> IntArray:
+        if image >= len(ends):
+            return order[:0]
+        return order[ends[image - 1] if image else 0 : ends[image]]
+
+    return captions_of
 
 
 def _inner_products(images: FloatArray, captions: FloatArray) -> FloatArray:

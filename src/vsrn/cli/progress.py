@@ -20,6 +20,11 @@ def say(message: str) -> None:
     _console.print(message, markup=False)
 
 
+def mute() -> None:
+    """Say nothing more in this process: of several that work as one, the first speaks."""
+    _console.quiet = True
+
+
 class ProgressBar:
     """How far a long job is: a count, a rate, the time left, and a few words."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from vsrn.cli.options import Json, call, print_json
-from vsrn.cli.progress import progress_bar, say
+from vsrn.cli.progress import mute, progress_bar, say
 from vsrn.config import Config, read_config
 from vsrn.errors import ConfigError
 
@@ -37,6 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         vsrn train configs/flickr8k.toml --train.epochs 4 --model.joint_dim 512
 
         Ctrl-C saves and stops; the same command with --resume goes on bit for bit.
+        Several GPUs or machines: torchrun --nproc-per-node 4 -m vsrn train CONFIG [OPTIONS]; the batch is shared.
 
         Args:
             config: TOML file; configs/ has one for each model of the paper.
@@ -54,12 +55,22 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
-    """Train, draw the progress, and say where the result is."""
+    """Train, alone or as one of the processes that `torchrun` started, and say where the result is."""
     say(f"Preparing {folder}...")
+    from vsrn.training import distributed
+
+    with distributed.process_group(distributed.training_device(config.train.device)):
+        if distributed.rank() > 0:
+            mute()
+        return _train(config, folder, resume=resume, json=json and distributed.rank() == 0)
+
+
+def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
+    from vsrn.training import distributed
     from vsrn.training.loop import Trainer
     from vsrn.training.run import prepare_run
 
-    prepared = prepare_run(config, folder, resume=resume)
+    prepared = prepare_run(config, folder, resume=resume, process=distributed.rank())
     data = prepared.config.data
     say(
         f"{data.path}: learning from {prepared.train.num_images:,} images, {len(prepared.train.captions):,} captions"

@@ -6,6 +6,7 @@ The parts follow the paper: `ImageEncoder` (3.1 to 3.3), `CaptionEncoder`, `matc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,7 @@ class VSRN(nn.Module):
         lengths: torch.Tensor,
         counts: torch.Tensor | None,
         loss: LossConfig,
+        gather: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows,
     ) -> Losses:
         """The losses of B matching pairs.
 
@@ -56,10 +58,11 @@ class VSRN(nn.Module):
         tokens    (B, T) ids of each pair's caption, padded with <pad>
         lengths   (B,) real tokens of each caption, on the CPU
         counts    (B,) real regions of each image, or None where all are real
+        gather    makes the embeddings of a larger batch of these, where several processes share one
         """
         images = self.image_encoder(features, counts)
         captions = self.caption_encoder(tokens, lengths)
-        similarities = SIMILARITIES[self.config.similarity](images.embeddings, captions)
+        similarities = SIMILARITIES[self.config.similarity](gather(images.embeddings), gather(captions))
         matching = matching_loss(similarities, loss.margin, loss.negatives)
         if self.captioner is None:
             return Losses(matching, torch.zeros_like(matching))

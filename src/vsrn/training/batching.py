@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vsrn.captions.vocabulary import Vocabulary
+from vsrn.errors import ConfigError
 from vsrn.model.caption_encoder import pad_tokens
 from vsrn.regions.store import IntArray
 from vsrn.splits import Split
@@ -44,14 +45,21 @@ class TrainingBatches:
 
     The order depends on the seed and the epoch alone, so any step of any epoch can be found again.
     The last captions of an epoch that fill no batch are left out of it, as a smaller batch would have
-    fewer negatives; every epoch leaves out others.
+    fewer negatives; every epoch leaves out others. Of `processes` that train together, each takes its share
+    of every batch.
     """
 
-    def __init__(self, split: Split, vocabulary: Vocabulary, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, split: Split, vocabulary: Vocabulary, batch_size: int, seed: int, *, rank: int = 0, processes: int = 1
+    ) -> None:
         self.split = split
         self.tokens = [np.array(vocabulary.encode(caption)) for caption in split.captions]
         self.batch_size = min(batch_size, len(self.tokens))
-        self.seed = seed
+        self.seed, self.rank, self.processes = seed, rank, processes
+        if self.batch_size % processes:
+            raise ConfigError(
+                f"train.batch_size {self.batch_size} does not divide among {processes} processes; choose a multiple."
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -62,7 +70,8 @@ class TrainingBatches:
         """Batches of an epoch (from 0), from one of its steps on."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.tokens))
         for step in range(first_step, self.steps_per_epoch):
-            yield self._batch(order[step * self.batch_size : (step + 1) * self.batch_size])
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield self._batch(np.split(batch, self.processes)[self.rank])
 
     def _batch(self, captions: IntArray) -> Batch:
         lengths = np.array([len(self.tokens[caption]) for caption in captions])

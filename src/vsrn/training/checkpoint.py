@@ -36,13 +36,20 @@ class Progress(msgspec.Struct, frozen=True):
     best_step: int = 0
 
 
-def write_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Replace the run's checkpoint by the present state."""
+def write_state(
+    run: Path,
+    model: VSRN,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    random_states: list[torch.Tensor],
+) -> None:
+    """Replace the run's checkpoint by the present state; `random_states` are those of each process."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = tensor
-    tensors["random.cpu"] = torch.get_rng_state()
+    for process, state in enumerate(random_states):
+        tensors[f"random.cpu.{process}"] = state
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     path = run / STATE_FILE
@@ -50,8 +57,10 @@ def write_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer, progre
     write_tensors(path, tensors, {"progress": msgspec.json.encode(progress).decode()})
 
 
-def read_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer) -> Progress:
+def read_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer, process: int = 0) -> Progress:
     """Put the run's checkpoint into a model and its optimiser, and say where the run stands.
+
+    `process` is the one whose random state is restored; one that was not there before keeps its own.
 
     Raises `CheckpointError` where there is none, or it is broken or does not fit.
     """
@@ -75,7 +84,8 @@ def read_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer) -> Prog
                 for key, tensor in state.items()
                 if tensor is not None
             }
-    torch.set_rng_state(tensors["random.cpu"])
+    if f"random.cpu.{process}" in tensors:
+        torch.set_rng_state(tensors[f"random.cpu.{process}"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return progress

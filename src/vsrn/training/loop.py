@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from vsrn.config import Config
 from vsrn.errors import TrainingError
-from vsrn.inference.encoder import encode_split, pick_device
+from vsrn.inference.encoder import encode_split
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.vsrn import Losses
 from vsrn.model.weights import write_weights
+from vsrn.training import distributed
 from vsrn.training.batching import Batch, TrainingBatches
 from vsrn.training.checkpoint import Progress, read_state, write_state
 from vsrn.training.interrupt import StopRequest
@@ -63,16 +65,28 @@ class Trainer:
     def __init__(self, prepared: PreparedRun, reporter: Reporter) -> None:
         self.config: Config = prepared.config
         self.prepared, self.reporter = prepared, reporter
-        self.device = pick_device(self.config.train.device)
+        self.device = distributed.training_device(self.config.train.device)
         self.model = prepared.model.to(self.device).train()
+        distributed.synchronise_batch_norm(self.model)
+        self.parallel = DistributedDataParallel(self.model) if distributed.world_size() > 1 else self.model
         train = self.config.train
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=train.learning_rate, fused=True)
         self.batches = TrainingBatches(
-            prepared.train, prepared.vocabulary, batch_size=train.batch_size, seed=train.seed
+            prepared.train,
+            prepared.vocabulary,
+            train.batch_size,
+            train.seed,
+            rank=distributed.rank(),
+            processes=distributed.world_size(),
         )
         self.validate_every = train.validate_every or self.batches.steps_per_epoch
         self.progress = Progress()
         self.recent = _Recent()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run folder; of several, the first does."""
+        return distributed.rank() == 0
 
     @property
     def total_steps(self) -> int:
@@ -85,40 +99,50 @@ class Trainer:
         Raises `TrainingError` where the loss is no longer a number.
         """
         if resume:
-            self.progress = read_state(self.prepared.folder, self.model, self.optimizer)
+            self.progress = read_state(self.prepared.folder, self.model, self.optimizer, distributed.rank())
         else:
             self._save()
-        log = RunLog(self.prepared.folder, self.progress.step)
+        log = RunLog(self.prepared.folder, self.progress.step) if self.writes else None
         try:
             with StopRequest() as stop:
-                while self.progress.step < self.total_steps and not stop.requested:
-                    self._rest_of_epoch(log, stop)
+                stopped = False
+                while self.progress.step < self.total_steps and not stopped:
+                    stopped = self._rest_of_epoch(log, stop)
         finally:
-            log.close()
+            if log is not None:
+                log.close()
         return TrainingResult(self.progress, finished=self.progress.step >= self.total_steps)
 
-    def _rest_of_epoch(self, log: RunLog, stop: StopRequest) -> None:
+    def _rest_of_epoch(self, log: RunLog | None, stop: StopRequest) -> bool:
+        """Train to the end of the epoch, or until somebody asks to stop; says whether somebody did."""
         epoch = self.progress.epoch
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.config, epoch)
         for batch in self.batches.epoch(epoch, self.progress.step_in_epoch):
             self._step(batch)
             self._count_step()
-            row = self._log_row() if self.progress.step % LOG_EVERY == 0 else None
-            if row is not None:
-                log.write(row)
+            row = self._log_row(log) if self.progress.step % LOG_EVERY == 0 else None
             self.reporter.stepped(self.progress, row)
+            stopped = distributed.any_process(stop.requested)
             if self.progress.step % self.validate_every == 0 or self.progress.step == self.total_steps:
                 self._validate(log)
-            elif stop.requested:
+            elif stopped:
                 self._save()
-            if stop.requested:
-                return
+            if stopped:
+                return True
+        return False
 
     def _step(self, batch: Batch) -> None:
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            losses: Losses = self.model(batch.features, batch.tokens, batch.lengths, batch.counts, self.config.loss)
+            losses: Losses = self.parallel(
+                batch.features,
+                batch.tokens,
+                batch.lengths,
+                batch.counts,
+                self.config.loss,
+                distributed.gather_batch,
+            )
         self.optimizer.zero_grad(set_to_none=True)
         losses.joint.backward()  # type: ignore[no-untyped-call]
         self.recent.gradient_norm = torch.nn.utils.clip_grad_norm_(
@@ -132,10 +156,10 @@ class Trainer:
         step = before.step + 1
         self.progress = Progress(step // per_epoch, step % per_epoch, step, before.best_rsum, before.best_step)
 
-    def _log_row(self) -> dict[str, Any]:
-        """The mean losses since the last row. Raises `TrainingError` where one is not a number."""
-        matching = float(torch.stack([losses.matching for losses in self.recent.losses]).mean())
-        generation = float(torch.stack([losses.generation for losses in self.recent.losses]).mean())
+    def _log_row(self, log: RunLog | None) -> dict[str, Any]:
+        """Log the mean losses since the last row. Raises `TrainingError` where one is not a number."""
+        recent = torch.stack([torch.stack(losses) for losses in self.recent.losses]).mean(dim=0)
+        matching, generation = distributed.mean_over_processes(recent).tolist()
         gradient_norm = float(self.recent.gradient_norm) if self.recent.gradient_norm is not None else 0.0
         self.recent = _Recent()
         if not math.isfinite(matching + generation):
@@ -143,7 +167,7 @@ class Trainer:
                 f"the loss is {matching + generation} at step {self.progress.step}; lower train.learning_rate"
                 ' or set train.precision to "fp32". The last checkpoint is whole: --resume goes on from there.'
             )
-        return {
+        row = {
             "step": self.progress.step,
             "epoch": self.progress.epoch,
             "loss": matching + generation,
@@ -152,30 +176,40 @@ class Trainer:
             "gradient_norm": gradient_norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
+        if log is not None:
+            log.write(row)
+        return row
 
-    def _validate(self, log: RunLog) -> None:
+    def _validate(self, log: RunLog | None) -> None:
         """Recall@K on the validation images; the best model is written, then the checkpoint."""
         if self.recent.losses:
-            log.write(self._log_row())
-        self.model.eval()
-        metrics = self._validation_metrics()
-        self.model.train()
-        if self.progress.best_rsum is None or metrics.rsum > self.progress.best_rsum:
+            self._log_row(log)
+        metrics = self._validation_metrics() if self.writes else None
+        rsum = distributed.first_process_says(metrics.rsum if metrics is not None else 0.0)
+        best = self.progress.best_rsum is None or rsum > self.progress.best_rsum
+        if best:
             before = self.progress
-            self.progress = Progress(before.epoch, before.step_in_epoch, before.step, metrics.rsum, before.step)
+            self.progress = Progress(before.epoch, before.step_in_epoch, before.step, rsum, before.step)
+        if best and self.writes:
             write_weights(self.prepared.folder, self.prepared.stored())
-        log.write({"step": self.progress.step, "validation": metrics.to_json()})
+        if log is not None and metrics is not None:
+            log.write({"step": self.progress.step, "validation": metrics.to_json()})
         self._save()
-        self.reporter.validated(self.progress, metrics)
+        if metrics is not None:
+            self.reporter.validated(self.progress, metrics)
 
     def _validation_metrics(self) -> RetrievalMetrics:
         split = self.prepared.validation
+        self.model.eval()
         encoded = encode_split(self.model, self.prepared.vocabulary, split)
+        self.model.train()
         blocks = similarity_blocks([encoded.images], [encoded.captions], self.config.model.similarity)
         return retrieval_metrics(rank_blocks(blocks, split.image_of_caption))
 
     def _save(self) -> None:
-        write_state(self.prepared.folder, self.model, self.optimizer, self.progress)
+        random_states = distributed.random_states()
+        if self.writes:
+            write_state(self.prepared.folder, self.model, self.optimizer, self.progress, random_states)
 
 
 def learning_rate_at(config: Config, epoch: int) -> float:

@@ -34,8 +34,8 @@ class PreparedRun:
         return StoredModel(self.config, self.vocabulary, self.model, self.train.regions.info)
 
 
-def prepare_run(config: Config, folder: Path, *, resume: bool) -> PreparedRun:
-    """Open the data, build vocabulary and model, and lay out the run folder.
+def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0) -> PreparedRun:
+    """Open the data, build vocabulary and model, and lay out the run folder; of several processes, the first does.
 
     Raises `ConfigError` or `DataError` where the config does not fit the data, and `CheckpointError`
     where the folder already holds a run (or, to resume, holds none); then nothing has been written.
@@ -43,7 +43,7 @@ def prepare_run(config: Config, folder: Path, *, resume: bool) -> PreparedRun:
     check_config(config)
     if resume:
         _refuse_other_config(config, folder)
-    elif (folder / CONFIG_FILE).exists() or (folder / STATE_FILE).exists():
+    elif process == 0 and ((folder / CONFIG_FILE).exists() or (folder / STATE_FILE).exists()):
         raise CheckpointError(
             f"{folder} already holds a run; add --resume to go on with it, or choose another folder with -o."
         )
@@ -52,7 +52,10 @@ def prepare_run(config: Config, folder: Path, *, resume: bool) -> PreparedRun:
     vocabulary = _vocabulary_for(config, folder, train, resume=resume)
     torch.manual_seed(config.train.seed)
     prepared = PreparedRun(folder, config, train, validation, vocabulary, build_model(config, vocabulary))
-    if not resume:
+    if process > 0:
+        # The processes start from the same weights and drop different inputs.
+        torch.manual_seed(config.train.seed + process * 2**32)
+    elif not resume:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / VOCABULARY_FILE, vocabulary.to_json())
         write_atomically(folder / CONFIG_FILE, config_to_toml(config).encode())

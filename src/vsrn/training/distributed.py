@@ -1,0 +1,144 @@
+"""Several processes that train as one: `torchrun --nproc-per-node N -m vsrn train ...`.
+
+N processes with a batch of B / N each compute the loss, and the weights after the step, of one process with a
+batch of B. Three things make that so:
+
+- hardest negatives are looked for in the *global* batch, with gradients through the gathered embeddings;
+- BatchNorm takes its statistics over the global batch, by differentiable collectives that run on any backend;
+- each process backpropagates the global matching loss plus the mean generation loss of its own captions. The
+  gradients then meet N times over in the gathered embeddings, and DDP's mean over processes undoes exactly that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn import functional as collectives
+
+from vsrn.inference.encoder import pick_device
+from vsrn.model.numerics import widen
+
+
+def world_size() -> int:
+    """How many processes train together; 1 without `torchrun`."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0; the first one writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def training_device(name: str) -> torch.device:
+    """The device of a config's name; under `torchrun`, each process of a machine takes its own GPU."""
+    device = pick_device(name)
+    if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
+        return pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    return device
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that `torchrun` started, for as long as the block lasts; nothing without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    # Gloo carries what stays on the CPU (stop requests, random states), NCCL what is on a GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gather_batch(rows: torch.Tensor) -> torch.Tensor:
+    """(B / N, D) of this process -> (B, D) of all, in the order of their ranks, with gradients."""
+    if world_size() == 1:
+        return rows
+    return torch.cat(list(collectives.all_gather(rows.contiguous())))  # type: ignore[no-untyped-call]
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is up anywhere, so that all processes stop after the same step."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def first_process_says(number: float) -> float:
+    """The number as the first process has it; the others wait for it."""
+    if world_size() == 1:
+        return number
+    said = torch.tensor(number, dtype=torch.float64)
+    dist.broadcast(said, src=0)
+    return float(said)
+
+
+def random_states() -> list[torch.Tensor]:
+    """The CPU random state of every process, in the order of their ranks."""
+    mine = torch.get_rng_state()
+    if world_size() == 1:
+        return [mine]
+    states = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(states, mine)
+    return states
+
+
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Elementwise mean, without gradients."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Make every BatchNorm of a model take its training statistics over all processes; in place."""
+    if world_size() > 1:
+        for module in model.modules():
+            if type(module) is nn.BatchNorm1d:
+                # Same parameters and buffers, other behaviour: optimiser and checkpoint notice nothing.
+                module.__class__ = GlobalBatchNorm
+
+
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the samples of all processes. torch's own SyncBatchNorm refuses CPU tensors."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(S, D) or (B, D, N) -> same shape; statistics over S or B * N samples of every process."""
+        if not self.training:
+            return super().forward(values)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        axes = (0,) if values.ndim == 2 else (0, 2)
+        shape = (1, -1) if values.ndim == 2 else (1, -1, 1)
+        here = torch.tensor(values.numel() / values.shape[1], dtype=torch.float64)
+        dist.all_reduce(here)
+        samples = float(here)
+        wide = widen(values)
+        mean = _sum_over_processes(wide.sum(dim=axes)) / samples
+        centred = wide - mean.view(shape)
+        variance = _sum_over_processes(centred.pow(2).sum(dim=axes)) / samples
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+            unbiased = variance * (samples / (samples - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var), momentum)
+        scaled = centred * (variance + self.eps).rsqrt().view(shape)
+        return scaled * self.weight.view(shape) + self.bias.view(shape)
+
+
+def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum, with gradients."""
+    total: torch.Tensor = collectives.all_reduce(values)  # type: ignore[no-untyped-call]
+    return total
