@@ -8,6 +8,9 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
+
+# Sums depend on how many threads share them, and workers of one test run must not fight over the processor.
+torch.set_num_threads(1)
 SHARED = TESTS.parent.parent / "shared"
 
 

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,24 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> Non
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new and longer"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_reader_never_finds_the_file_missing_or_half_written(tmp_path: Path) -> None:
+    path, done, found = tmp_path / "file", threading.Event(), set[bytes]()
+    contents = [bytes([number]) * 50_000 for number in range(4)]
+    path.write_bytes(contents[0])
+
+    def read_on() -> None:
+        while not done.is_set():
+            found.add(path.read_bytes() if path.exists() else b"missing")
+
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read_on)
+        for turn in range(200):
+            write_atomically(path, contents[turn % 4])
+        done.set()
+        reader.result()
+    assert found <= set(contents)
 
 
 def test_whole_files_are_written_at_once(tmp_path: Path) -> None:

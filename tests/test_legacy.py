@@ -6,6 +6,7 @@ import argparse
 import collections
 import os
 import pickle
+import resource
 import shutil
 import struct
 import subprocess
@@ -198,6 +199,19 @@ def test_a_zip_that_grows_when_it_is_read_is_refused_before_it_does(tmp_path: Pa
     assert bomb.stat().st_size < stored.stat().st_size / 100
     with pytest.raises(CheckpointError, match="compressed"):
         read_checkpoint(bomb)
+
+
+@pytest.mark.parametrize("number", [b"r\x00\x00\x00\x08", b"p134217728\n"], ids=["LONG_BINPUT", "PUT"])
+def test_a_few_bytes_cannot_take_all_memory(tmp_path: Path, number: bytes) -> None:
+    # Python's unpickler would fill a table of two gigabytes for this.
+    path = tmp_path / "file.pkl"
+    path.write_bytes(PROTOCOL_2 + b"}" + number + b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(VocabularyError, match=r"file\.pkl"):
+        read_pickled_vocabulary(path)
+    with pytest.raises(CheckpointError, match=r"file\.pkl"):
+        read_checkpoint(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024, "kilobytes"
 
 
 FOREIGN: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -161,6 +162,9 @@ def _name_refused(path: Path) -> str | None:
     """The first name that a file asks for and that is not admitted, or None where it asks for none."""
     try:
         for file in _pickles_in(path):
+            start = file.tell()
+            _refuse_huge_memo(file, limit=path.stat().st_size)
+            file.seek(start)
             _NameFinder(file, encoding="latin1").load()
     except _NameError as error:
         return str(error)
@@ -182,6 +186,17 @@ def _pickles_in(path: Path) -> Iterator[IO[bytes]]:
         with path.open("rb") as file:
             for _ in range(4):
                 yield file
+
+
+def _refuse_huge_memo(file: IO[bytes], limit: int) -> None:
+    """Raise `UnpicklingError` where a pickle numbers its objects beyond the bytes it has.
+
+    Python's unpickler fills a table as long as the largest number: nine bytes could take all memory.
+    """
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > limit:
+            raise pickle.UnpicklingError("an object's number is larger than the file.")
 
 
 class _NameError(Exception):
@@ -209,7 +224,9 @@ def read_pickled_vocabulary(path: Path) -> Vocabulary:
     if not path.is_file():
         raise VocabularyError(f"there is no vocabulary {path}.")
     try:
-        content = _VocabularyUnpickler(io.BytesIO(path.read_bytes()), encoding="utf-8").load()
+        pickled = path.read_bytes()
+        _refuse_huge_memo(io.BytesIO(pickled), limit=len(pickled))
+        content = _VocabularyUnpickler(io.BytesIO(pickled), encoding="utf-8").load()
         return Vocabulary(words_by_id(vars(content)["idx2word"]))
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from vsrn.config import LossConfig
+from vsrn.inference.folding import fold
 from vsrn.legacy import CAPTION_KEYS, IMAGE_KEYS, LegacyModel, read_checkpoint
+from vsrn.model import reasoning
 from vsrn.model.losses import SIMILARITIES, matching_loss
 from vsrn.model.vsrn import VSRN
 
@@ -42,6 +45,19 @@ class Recording:
 @pytest.fixture(params=RECORDINGS)
 def recording(request: pytest.FixtureRequest, golden: Path) -> Recording:
     return Recording(golden / request.param)
+
+
+@pytest.fixture(params=[0.0, math.inf], ids=["folded", "plain"], autouse=True)
+def fold_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of taking a reasoning layer's products must give the recorded numbers."""
+    monkeypatch.setattr(reasoning, "FOLD_AT", request.param)
+
+
+@torch.no_grad()
+def test_the_encoder_folded_for_inference(recording: Recording) -> None:
+    images = fold(recording.model.image_encoder)(recording.features)
+    assert_close(images.embeddings, recording.tensor("image_embeddings"))
+    assert_close(images.reasoned_regions, recording.tensor("reasoned_regions"))
 
 
 @torch.no_grad()

@@ -181,7 +181,7 @@ def test_training_learns_what_the_data_says(config: Config, tmp_path: Path) -> N
     assert result.progress.best_rsum > 400
     rows = [row for row in read_log(tmp_path / "run") if "loss" in row]
     assert rows[-1]["generation_loss"] < 0.6 * rows[0]["generation_loss"]
-    assert rows[-1]["matching_loss"] < 0.5 * rows[0]["matching_loss"]
+    assert rows[-1]["matching_loss"] < 0.6 * rows[0]["matching_loss"]
 
 
 def test_the_weights_kept_are_those_of_the_best_validation(config: Config, tmp_path: Path) -> None:

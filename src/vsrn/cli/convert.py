@@ -47,7 +47,7 @@ def main(
             f"{vocab} has {len(vocabulary):,} words, but {checkpoint} was trained with"
             f" {legacy.vocabulary_size:,}; name the vocabulary that it was published with."
         )
-    model = build_model(legacy.config, vocabulary)
+    model = build_model(legacy.config, vocabulary, empty=True)
     load_weights(model, legacy.weights, checkpoint)
     write_model(output, StoredModel(legacy.config, vocabulary, model))
     parameters = sum(parameter.numel() for parameter in model.parameters())

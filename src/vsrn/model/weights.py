@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from dataclasses import dataclass, field
@@ -87,15 +88,20 @@ def read_model(folder: Path | str) -> StoredModel:
         raise CheckpointError(
             f"{folder / VOCABULARY_FILE} is not the vocabulary that {WEIGHTS_FILE} learned with; put that one back."
         )
-    model = build_model(config, vocabulary)
+    if config.model.feature_dim is None:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} does not say model.feature_dim; put the model's own config back."
+        )
+    model = build_model(config, vocabulary, empty=True)
     load_weights(model, weights, folder / WEIGHTS_FILE)
     regions = StoreInfo(metadata.get("extractor", ""), metadata.get("extractor_fingerprint", ""))
     return StoredModel(config, vocabulary, model.eval(), regions)
 
 
-def build_model(config: Config, vocabulary: Vocabulary) -> VSRN:
-    """A fresh model of the config's sizes."""
-    return VSRN(config.model, len(vocabulary))
+def build_model(config: Config, vocabulary: Vocabulary, *, empty: bool = False) -> VSRN:
+    """A fresh model of the config's sizes; an `empty` one takes no memory until `load_weights` fills it."""
+    with torch.device("meta") if empty else contextlib.nullcontext():
+        return VSRN(config.model, len(vocabulary))
 
 
 def load_weights(model: VSRN, weights: dict[str, torch.Tensor], path: Path) -> None:
@@ -113,7 +119,8 @@ def load_weights(model: VSRN, weights: dict[str, torch.Tensor], path: Path) -> N
                 f"{path} does not fit its config or vocabulary: {name} has shape {tuple(weights[name].shape)} where"
                 f" {tuple(tensor.shape)} is called for."
             )
-    model.load_state_dict(weights)
+    # An empty model takes the tensors themselves, any other copies them to where its own are.
+    model.load_state_dict(weights, assign=any(tensor.is_meta for tensor in wanted.values()))
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -5,7 +5,7 @@
     run/metrics.jsonl, events.*                           what happened
 
 A run depends on its config and its data alone: stopped and resumed, it gives the same weights, bit for
-bit, as one that was never stopped.
+bit, as one that was never stopped on the same kind of machine with as many threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vsrn.config import Config
 from vsrn.errors import TrainingError
-from vsrn.inference.encoder import encode_split
+from vsrn.inference.encoder import autocast, encode_split
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.vsrn import Losses
 from vsrn.model.weights import write_weights
@@ -134,7 +134,7 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         batch = batch.to(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+        with autocast(self.device, self.config.train.precision):
             losses: Losses = self.parallel(
                 batch.features,
                 batch.tokens,

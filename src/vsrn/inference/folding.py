@@ -1,0 +1,49 @@
+"""An image encoder for use rather than training: products of weights and BatchNorms are folded away once."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vsrn.model.image_encoder import ImageEncoder
+from vsrn.model.reasoning import FoldedProducts, RegionRelationshipReasoning
+
+
+class FoldedReasoning(nn.Module):
+    """`RegionRelationshipReasoning` in evaluation mode, with about half its arithmetic."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    row: torch.Tensor
+    constant: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, layer: RegionRelationshipReasoning) -> None:
+        super().__init__()
+        folded = layer.folded()
+        norm = layer.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        # Queries stay as they are; what is sent, and its shift, take BatchNorm's scale.
+        scales = torch.cat([torch.ones_like(scale), scale])
+        self.register_buffer("weight", folded.weight * scales[:, None])
+        self.register_buffer("bias", folded.bias * scales)
+        self.register_buffer("row", folded.row)
+        self.register_buffer("constant", folded.constant)
+        self.register_buffer("shift", (folded.shift - norm.running_mean) * scale + norm.bias)
+
+    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, D) regions -> (B, N, D) relation-aware regions."""
+        update = FoldedProducts(self.weight, self.bias, self.row, self.constant, self.shift).messages(regions, mask)
+        return regions + (update if mask is None else update * mask[..., None])
+
+
+@torch.no_grad()
+def fold(encoder: ImageEncoder) -> ImageEncoder:
+    """A copy of an image encoder that gives the same embeddings (to 1e-5) in evaluation mode, faster."""
+    folded = ImageEncoder(encoder.config).to(encoder.projection.weight)
+    folded.load_state_dict(encoder.state_dict())
+    layers = [layer for layer in folded.reasoning if isinstance(layer, RegionRelationshipReasoning)]
+    folded.reasoning = nn.ModuleList(FoldedReasoning(layer) for layer in layers)
+    return folded.eval()
