@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.captions.vocabulary import END
 from vsrn.metrics import FloatArray, IntArray, Ranks
@@ -100,13 +101,13 @@ def _attend(captioner: Captioner, states: torch.Tensor, state: torch.Tensor) -> 
 
 
 def encode_captions(encoder: CaptionEncoder, tokens: Sequence[IntArray], batch_size: int) -> torch.Tensor:
-    """Captions in the order they come, padded to the longest of their batch, packed."""
+    """Captions in the order they come: padded to the longest of their batch, packed, and unpacked again."""
     parts = []
     for first in range(0, len(tokens), batch_size):
         padded, lengths = pad_tokens(tokens[first : first + batch_size])
-        states, _ = encoder.gru(encoder.embedding(padded))
-        last = states[torch.arange(len(padded)), lengths - 1]
-        parts.append(l2_normalise(last))
+        packed = pack_padded_sequence(encoder.embedding(padded), lengths, batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(encoder.gru(packed)[0], batch_first=True)
+        parts.append(l2_normalise(states[torch.arange(len(padded)), lengths - 1]))
     return torch.cat(parts)
 
 

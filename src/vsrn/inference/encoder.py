@@ -14,7 +14,8 @@ from torch import nn
 from vsrn.captions.vocabulary import Vocabulary
 from vsrn.errors import ConfigError, DataError
 from vsrn.inference.folding import fold
-from vsrn.model.caption_encoder import CaptionEncoder, pad_tokens
+from vsrn.inference.prefixes import last_states
+from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.vsrn import VSRN
 from vsrn.model.weights import StoredModel, read_model
@@ -26,7 +27,7 @@ Advance = Callable[[int], None]
 Precision = Literal["fp32", "bf16"]
 
 IMAGES_PER_BATCH = 128
-CAPTIONS_PER_BATCH = 256
+CAPTIONS_PER_BATCH = 4096
 PHOTOS_PER_BATCH = 32
 
 
@@ -147,18 +148,23 @@ def encode_images(encoder: ImageEncoder, split: Split, advance: Advance = lambda
     return np.concatenate(parts)
 
 
-@torch.inference_mode()
 def encode_captions(
     encoder: CaptionEncoder, vocabulary: Vocabulary, captions: Sequence[str], advance: Advance = lambda _: None
 ) -> FloatArray:
-    """(num_captions, D) float32 embeddings; captions of like length are encoded together."""
-    tokens = [np.array(vocabulary.encode(caption)) for caption in captions]
-    by_length = np.argsort([-len(ids) for ids in tokens], kind="stable")
-    embeddings = np.empty((len(captions), encoder.config.joint_dim), dtype=np.float32)
-    for places in _batches(by_length, CAPTIONS_PER_BATCH):
-        padded, lengths = pad_tokens([tokens[place] for place in places])
-        encoded = encoder(padded.to(_device_of(encoder)), lengths)
-        embeddings[places] = encoded.float().cpu().numpy()
+    """(num_captions, D) float32 embeddings."""
+    return encode_tokens(encoder, [np.array(vocabulary.encode(caption)) for caption in captions], advance)
+
+
+@torch.inference_mode()
+def encode_tokens(encoder: CaptionEncoder, tokens: Sequence[IntArray], advance: Advance = lambda _: None) -> FloatArray:
+    """Token ids of each caption -> (num_captions, D) float32; what begins alike is read once."""
+    # As in a dictionary, so that captions which begin alike fall into the same batch.
+    order = np.array(sorted(range(len(tokens)), key=lambda place: tokens[place].tolist()), dtype=np.int64)
+    embeddings = np.empty((len(tokens), encoder.config.joint_dim), dtype=np.float32)
+    for places in _batches(order, CAPTIONS_PER_BATCH):
+        embeddings[places] = encoder.embed(
+            last_states(encoder.gru, encoder.embedding, [tokens[p] for p in places])
+        ).cpu()
         advance(len(places))
     return embeddings
 

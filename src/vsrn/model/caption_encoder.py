@@ -29,7 +29,11 @@ class CaptionEncoder(nn.Module):
         """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, D)."""
         packed = pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False)
         _, last = self.gru(packed)
-        embeddings = l2_normalise(last[-1])
+        return self.embed(last[-1])
+
+    def embed(self, last: torch.Tensor) -> torch.Tensor:
+        """(B, D) states at the last real token -> (B, D) embeddings."""
+        embeddings = l2_normalise(last)
         return embeddings.abs() if self.config.absolute else embeddings
 
 
