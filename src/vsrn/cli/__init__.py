@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "a config -> a trained run",
     "evaluate": "runs -> Recall@K on a split",
     "convert": "a checkpoint published in 2019 -> a model that `evaluate` reads",
+    "export": "a run -> the part of it that travels, or ONNX encoders that need no torch",
 }
 USAGE_ERROR = 2
 INTERRUPTED = 130

@@ -2,7 +2,7 @@
 
 A one-directional GRU's state after a prefix depends on the prefix alone, so captions are walked as a tree, one
 level a step. Of real captions, a quarter to a third of the tokens share their whole prefix with another caption.
-The first layer's input product depends on the word alone and is taken once per word of the vocabulary.
+The first layer's input product depends on the word alone and is taken once per different word.
 """
 
 from __future__ import annotations
@@ -65,12 +65,14 @@ def prefix_tree(captions: Sequence[IntArray]) -> list[Level]:
 def last_states(gru: nn.GRU, embedding: nn.Embedding, captions: Sequence[IntArray]) -> torch.Tensor:
     """The last layer's state at the last token of each caption: (num_captions, D), no gradients needed."""
     layers = [_Layer(gru, number) for number in range(gru.num_layers)]
-    by_word = widen(functional.linear(embedding.weight, layers[0].weight_ih, layers[0].bias_ih))  # (V, 3D)
+    used = np.unique(np.concatenate(captions))
+    words = embedding(torch.from_numpy(used).to(embedding.weight.device))
+    by_word = widen(functional.linear(words, layers[0].weight_ih, layers[0].bias_ih))  # (words used, 3D)
     last = by_word.new_empty(len(captions), gru.hidden_size)
     states = [by_word.new_zeros(1, gru.hidden_size) for _ in layers]
     for level in prefix_tree(captions):
-        parents, tokens = (torch.from_numpy(ids).to(last.device) for ids in (level.parents, level.tokens))
-        gates = by_word[tokens]
+        parents = torch.from_numpy(level.parents).to(last.device)
+        gates = by_word[torch.from_numpy(np.searchsorted(used, level.tokens)).to(last.device)]
         for number, layer in enumerate(layers):
             if number:
                 gates = widen(functional.linear(states[number - 1], layer.weight_ih, layer.bias_ih))
