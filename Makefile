@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check lint types clean
+.PHONY: setup demo test check lint types bench clean
 
 setup: $(READY)
 
@@ -31,6 +31,9 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+bench: setup
+	for script in start_up loading encoding training_step ranking; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shlex
 import sys
 import time
@@ -67,7 +68,7 @@ def record(claim: str, *, target: str, measured: str, reached: bool, checked: st
         **{name: asdict(value) if isinstance(value, Ratio) else value for name, value in numbers.items()},
     }
     RESULTS.mkdir(exist_ok=True)
-    name = claim.replace(" ", "-").replace(",", "").lower()
+    name = re.sub(r"[^a-z0-9]+", "-", claim.lower()).strip("-")
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
