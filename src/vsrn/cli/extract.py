@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from vsrn.cli.options import Json, Output, call, print_json
 from vsrn.cli.progress import ProgressBar, progress_bar, say
 from vsrn.errors import ConfigError
+from vsrn.regions.shards import parse_shard, shard_folder
 
 if TYPE_CHECKING:
     from vsrn.regions.extract import ExtractionReport
 
 SKIPPED_SHOWN = 20
+
+Photos = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PHOTOS]")]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -25,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main(
-    photos: tyro.conf.Positional[Path],
+    photos: Photos = None,
     *,
     output: Output,
     captions: Path | None = None,
@@ -35,15 +39,24 @@ def main(
     extractor: str = "grid",
     batch_size: int = 32,
     workers: int = 2,
+    shard: str | None = None,
+    merge: bool = False,
+    delete_shards: bool = False,
+    ray: str | None = None,
     json: Json = False,
 ) -> int:
     """Turn a folder of photos into a region store: features, boxes and ids of each photo's regions.
 
-    vsrn extract photos/ -o data/mine
-    vsrn extract flickr8k/images -o data/flickr8k --captions dataset_flickr8k.json
+    $ vsrn extract photos/ -o data/mine
+    $ vsrn extract flickr8k/images -o data/flickr8k --captions dataset_flickr8k.json
 
     Killed or stopped at any moment, the same command goes on where it was. Photos that cannot be read are
-    skipped and listed at the end.
+    skipped and listed at the end. Many machines make the same store of millions of photos: as the jobs of a
+    batch queue, here the third of 16, joined when all are done; or as one command on a Ray cluster.
+
+    $ vsrn extract photos/ -o data/mine --shard 3/16
+    $ vsrn extract --merge -o data/mine
+    $ vsrn extract photos/ -o data/mine --ray ADDRESS
 
     Args:
         photos: Folder of photos, searched to the bottom.
@@ -53,34 +66,77 @@ def main(
         restval: With --captions, count COCO's `restval` images as `train`.
         split: Without --captions, the name of the one split that holds every photo.
         extractor: What makes the regions; `grid` is 36 windows of a small network, offline.
-        batch_size: Photos that are finished, and safe on disk, at a time.
-        workers: Threads that decode photos ahead of the network.
+        batch_size: Photos that are finished, and safe on disk, at a time; the same for all shards.
+        workers: Threads that decode photos ahead of the network (with --ray, each process decodes its own).
+        shard: i/n, extract only the i-th of n parts, into a store of its own below -o.
+        merge: Check that every shard below -o is there and finished, and join them. Needs no photos.
+        delete_shards: With --merge, delete the shards once they are joined.
+        ray: Address of a Ray cluster that sees the photos by the same paths, or `local` for one started here.
         json: Print the result as JSON.
     """
-    _refuse_contradictions(captions, splits, split, restval=restval)
+    source = _Source(photos, captions, splits, split, restval=restval)
+    way = _Way(None if shard is None else parse_shard(shard), ray, merge=merge, delete_shards=delete_shards)
+    _refuse_contradictions(source, way)
+    settings = {"batch_size": batch_size, "workers": workers}
+    try:
+        with _Bars() as bars:
+            reports = _merge(output, way, bars) if merge else _extract(source, output, way, extractor, bars, settings)
+    except KeyboardInterrupt:
+        say("Stopped; every finished batch is kept. The same command goes on from there.")
+        return 130
+    _show(reports, output if way.shard is None else shard_folder(output, *way.shard), json=json)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What to extract, as asked for."""
+
+    photos: Path | None
+    captions: Path | None
+    splits: tuple[str, ...]
+    split: str
+    restval: bool
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How to go about it, as asked for."""
+
+    shard: tuple[int, int] | None
+    ray: str | None
+    merge: bool
+    delete_shards: bool
+
+
+def _extract(
+    source: _Source, output: Path, way: _Way, extractor: str, bars: _Bars, settings: dict[str, Any]
+) -> list[ExtractionReport]:
+    assert source.photos is not None
     say(f"Loading the extractor '{extractor}'...")
     from vsrn.regions.extract import extract, extract_karpathy
     from vsrn.regions.extractor import make_extractor
     from vsrn.regions.photos import find_photos
 
     make = make_extractor(extractor)
-    settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
-    try:
-        with _Bars() as bars:
-            if captions is None:
-                found = find_photos(photos, leave_out=output)
-                reports = [extract(found, make, output, split, progress=bars.at, **settings)]
-            else:
-                settings |= {"splits": splits, "restval": restval, "progress": bars.at}
-                reports = extract_karpathy(captions, photos, make, output, **settings)
-    except KeyboardInterrupt:
-        say("Stopped; every finished batch is kept. The same command goes on from there.")
-        return 130
-    if json:
-        print_json({"store": str(output), "splits": [_as_json(report) for report in reports]})
-    else:
-        print("\n".join(_summary(reports, output)))
-    return 0
+    settings |= {"shard": way.shard, "progress": bars.at}
+    with contextlib.ExitStack() as cluster:
+        if way.ray is not None:
+            from vsrn.regions.on_ray import ray_batches
+
+            say(f"Connecting to Ray ({way.ray})...")
+            settings["batches"] = cluster.enter_context(ray_batches(way.ray))
+        if source.captions is None:
+            found = find_photos(source.photos, leave_out=output)
+            return [extract(found, make, output, source.split, **settings)]
+        settings |= {"splits": source.splits, "restval": source.restval}
+        return extract_karpathy(source.captions, source.photos, make, output, **settings)
+
+
+def _merge(output: Path, way: _Way, bars: _Bars) -> list[ExtractionReport]:
+    from vsrn.regions.merge import merge_shards
+
+    return merge_shards(output, delete_shards=way.delete_shards, progress=bars.at)
 
 
 class _Bars:
@@ -106,16 +162,47 @@ class _Bars:
         self.shown.close()
 
 
-def _refuse_contradictions(captions: Path | None, splits: tuple[str, ...], split: str, *, restval: bool) -> None:
-    if captions is None and (splits or restval):
-        option = "--splits" if splits else "--restval"
+def _refuse_contradictions(source: _Source, way: _Way) -> None:
+    if way.merge:
+        _refuse_beside_merge(source, way)
+        return
+    if way.delete_shards:
+        raise ConfigError("--delete-shards deletes what was joined; say it with --merge.")
+    if source.photos is None:
+        raise ConfigError("no photos are named; write vsrn extract PHOTOS -o FOLDER, or --merge to join shards.")
+    if way.ray is not None and way.shard is not None:
+        raise ConfigError("--ray shares out the photos by itself; leave out --shard.")
+    if source.captions is None and (source.splits or source.restval):
+        option = "--splits" if source.splits else "--restval"
         raise ConfigError(f"{option} chooses among the splits of a JSON; name it with --captions.")
-    if captions is not None and split != "photos":
-        raise ConfigError(f"--split names photos without captions; with --captions say --splits {split}.")
+    if source.captions is not None and source.split != "photos":
+        raise ConfigError(f"--split names photos without captions; with --captions say --splits {source.split}.")
+
+
+def _refuse_beside_merge(source: _Source, way: _Way) -> None:
+    given = {
+        f"the folder {source.photos}": source.photos is not None,
+        "--captions": source.captions is not None,
+        "--splits": bool(source.splits),
+        "--restval": source.restval,
+        "--split": source.split != "photos",
+        "--shard": way.shard is not None,
+        "--ray": way.ray is not None,
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"--merge joins every shard below -o and reads no photos; leave out {option}.")
+
+
+def _show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> None:
+    if json:
+        print_json({"store": str(store), "splits": [_as_json(report) for report in reports]})
+    else:
+        print("\n".join(_summary(reports, store)))
 
 
 def _summary(reports: Sequence[ExtractionReport], store: Path) -> list[str]:
-    lines = []
+    lines = [] if reports else [f"{store}: what was left of its shards is deleted"]
     for report in reports:
         was = " (finished before)" if report.already_done else ""
         lines.append(f"{store}, split '{report.split}': {report.num_done:,} photos{was}")

@@ -6,9 +6,7 @@ extract_karpathy("dataset.json", "photos/", make_extractor("grid"), "store/")
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +14,11 @@ from pathlib import Path
 import msgspec
 
 from vsrn.captions.karpathy import read_karpathy
-from vsrn.errors import ConfigError, DataError, PhotoError, did_you_mean
-from vsrn.regions.extractor import Prepared, RegionExtractor, prepare_photo
+from vsrn.errors import ConfigError, DataError, did_you_mean
+from vsrn.regions.batches import BatchMaker, local_batches
+from vsrn.regions.extractor import RegionExtractor
 from vsrn.regions.photos import PhotoFile
+from vsrn.regions.shards import SHARD_FILE, Shard, refuse_shard, shard_folder
 from vsrn.regions.store import StoreInfo, read_lines, read_store_info
 from vsrn.regions.writer import (
     RegionWriter,
@@ -26,13 +26,12 @@ from vsrn.regions.writer import (
     SplitHeader,
     digest_of,
     finish_interrupted,
+    read_header,
     refuse_split_name,
 )
 
 # Called as progress(split, settled, total): once before the first batch and again after each.
 ProgressCallback = Callable[[str, int, int], None]
-
-_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -59,45 +58,48 @@ def extract(
     split: str,
     *,
     captions: Mapping[str, Sequence[str]] | None = None,
+    shard: tuple[int, int] | None = None,
     batch_size: int = 32,
     workers: int = 2,
+    batches: BatchMaker = local_batches,
     progress: ProgressCallback | None = None,
 ) -> ExtractionReport:
     """Extract the regions of `photos` into one split of the region store `folder`.
 
     captions    by photo id, each on one line; those of the extracted photos are written beside the regions
+    shard       (i, n): only the i-th of n blocks of `photos`, into `shard_folder(folder, i, n)`; the list,
+                its captions and `batch_size` must be the same for all n. Such a block may come out empty.
     batch_size  photos settled at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor
+    batches     who settles them: this process, or a Ray cluster (`vsrn.regions.on_ray`)
 
     A photo that cannot be read is skipped and reported. Killed at any moment and called again, it goes on
     behind the last batch it had settled. Raises `DataError` where the split was made from other photos or
     by another extractor, where no photo could be read, or where the disk is full; `ConfigError` where
-    `batch_size` or `workers` is below 1.
+    `batch_size` or `workers` is below 1, or `shard` not within 1..n.
     """
     _refuse_settings(batch_size, workers)
     refuse_split_name(split)
-    folder = Path(folder)
-    finish_interrupted(folder, split)
-    ids = [photo.id for photo in photos]
+    folder, ids = Path(folder), [photo.id for photo in photos]
     if captions is not None and not captions.keys() >= set(ids):
         bare = next(photo_id for photo_id in ids if photo_id not in captions)
         raise DataError(f"photo {bare} of split '{split}' has no captions; write one or leave it out.")
+    header = _header(ids, extractor)
+    if shard is not None:
+        header, photos, folder = _block_of(header, photos, folder, shard, batch_size)
+    finish_interrupted(folder, split)
     if (folder / f"{split}_ims.npy").exists():
-        return _finished(folder, split, ids, extractor, captions)
-    with RegionWriter(folder, split, _header(ids, extractor)) as writer:
+        return finished_report(folder, split, [photo.id for photo in photos], header, captions)
+    with RegionWriter(folder, split, header) as writer:
         num_resumed = writer.num_seen
-        _append_rest(
-            writer,
-            photos[num_resumed:],
-            extractor,
-            batch_size=batch_size,
-            workers=workers,
-            progress=partial(progress or _no_progress, split),
-        )
-        if not writer.ids:
+        seen = partial(progress or _no_progress, split)
+        seen(num_resumed, len(photos))
+        for batch in batches(photos[num_resumed:], extractor, batch_size, workers):
+            writer.append(batch.ids, batch.regions, batch.skipped)
+            seen(writer.num_seen, len(photos))
+        if not writer.ids and shard is None:
             writer.discard()
-            first = f", the first because {writer.skipped[0].reason}" if writer.skipped else "."
-            raise DataError(f"none of the {len(photos)} photos of split '{split}' could be read{first}")
+            refuse_empty(split, writer.skipped)
         writer.finish(None if captions is None else [captions[photo_id] for photo_id in writer.ids])
         return ExtractionReport(split, len(writer.ids), writer.skipped, num_resumed)
 
@@ -110,14 +112,17 @@ def extract_karpathy(
     *,
     splits: Sequence[str] = (),
     restval: bool = False,
+    shard: tuple[int, int] | None = None,
     batch_size: int = 32,
     workers: int = 2,
+    batches: BatchMaker = local_batches,
     progress: ProgressCallback | None = None,
 ) -> list[ExtractionReport]:
     """Extract the splits of a Karpathy JSON, or those named in `splits`, with their captions.
 
     photo_root  the folder that the JSON's file names start from
     restval     whether `restval` images count as `train`
+    shard       (i, n): of every split only the i-th of n blocks; this and the rest as in `extract`
 
     Raises what `extract` and `read_karpathy` raise, and `DataError` for a split that the JSON does not have.
     """
@@ -137,8 +142,10 @@ def extract_karpathy(
             folder,
             split,
             captions={photo.id: photo.captions for photo in found[split]},
+            shard=shard,
             batch_size=batch_size,
             workers=workers,
+            batches=batches,
             progress=progress,
         )
         for split in dict.fromkeys(splits or found)
@@ -156,64 +163,38 @@ def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:
     )
 
 
-def _append_rest(
-    writer: RegionWriter,
-    photos: Sequence[PhotoFile],
-    extractor: RegionExtractor,
-    *,
-    batch_size: int,
-    workers: int,
-    progress: Callable[[int, int], None],
-) -> None:
-    total = writer.num_seen + len(photos)
-    progress(writer.num_seen, total)
-    for batch in _prepared_batches(photos, extractor, batch_size=batch_size, workers=workers):
-        readable = [(photo, got) for photo, got in batch if not isinstance(got, PhotoError)]
-        skipped = [SkippedPhoto(photo.id, str(got)) for photo, got in batch if isinstance(got, PhotoError)]
-        regions = extractor([prepared for _, prepared in readable])
-        writer.append([photo.id for photo, _ in readable], regions, skipped)
-        progress(writer.num_seen, total)
+def _block_of(
+    header: SplitHeader, photos: Sequence[PhotoFile], folder: Path, shard: tuple[int, int], batch_size: int
+) -> tuple[SplitHeader, Sequence[PhotoFile], Path]:
+    """Header, photos and folder of one shard of a split."""
+    refuse_shard(*shard)
+    part = Shard(*shard, batch_size=batch_size, num_photos=len(photos))
+    return msgspec.structs.replace(header, shard=part), photos[part.block()], shard_folder(folder, *shard)
 
 
-def _prepared_batches(
-    photos: Sequence[PhotoFile], extractor: RegionExtractor, *, batch_size: int, workers: int
-) -> Iterator[list[tuple[PhotoFile, Prepared | PhotoError]]]:
-    """Batches by place in the list, so that a resumed run cuts the same ones; a few are prepared ahead."""
-
-    def prepare(photo: PhotoFile) -> tuple[PhotoFile, Prepared | PhotoError]:
-        try:
-            return photo, prepare_photo(extractor, photo.path)
-        except PhotoError as error:
-            return photo, error
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    ahead: deque[list[Future[tuple[PhotoFile, Prepared | PhotoError]]]] = deque()
-    try:
-        for start in range(0, len(photos), batch_size):
-            ahead.append([pool.submit(prepare, photo) for photo in photos[start : start + batch_size]])
-            if len(ahead) > _BATCHES_AHEAD:
-                yield [future.result() for future in ahead.popleft()]
-        while ahead:
-            yield [future.result() for future in ahead.popleft()]
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _finished(
+def finished_report(
     folder: Path,
     split: str,
     ids: Sequence[str],
-    extractor: RegionExtractor,
+    header: SplitHeader,
     captions: Mapping[str, Sequence[str]] | None,
 ) -> ExtractionReport:
-    """The report of a split that is there already. Raises `DataError` where it is not the one asked for."""
+    """The report of a split that is there already.
+
+    ids       of all photos asked for; only the order of those that have a row is looked at
+    captions  of these photos, by id
+
+    Raises `DataError` where it is not the one asked for.
+    """
     done = read_lines(folder / f"{split}_ids.txt") if (folder / f"{split}_ids.txt").exists() else []
-    skipped = _read_skipped(folder / f"{split}_skipped.json")
+    skipped = read_skipped(folder / f"{split}_skipped.json")
     without = {photo.id for photo in skipped}
     info = read_store_info(folder / f"{split}.json")
     other = None
-    if (info.extractor, info.fingerprint) != (extractor.name, extractor.fingerprint):
+    if (info.extractor, info.fingerprint) != (header.extractor, header.fingerprint):
         other = "with another extractor or other weights"
+    elif header.shard is not None and read_header(folder / f"{split}{SHARD_FILE}") != header:
+        other = "from another list of photos or with another --batch-size"
     elif [photo_id for photo_id in ids if photo_id not in without] != done or not without <= set(ids):
         other = "from another list of photos"
     elif captions is not None and not _same_captions(folder / f"{split}_caps.txt", info, done, captions):
@@ -224,6 +205,12 @@ def _finished(
             f" choose another -o, or delete {folder / split}_* and {folder / split}.json."
         )
     return ExtractionReport(split, len(done), skipped, num_resumed=len(ids), already_done=True)
+
+
+def refuse_empty(split: str, skipped: Sequence[SkippedPhoto]) -> None:
+    """Raise `DataError`: every photo of a split was skipped."""
+    first = f", the first because {skipped[0].reason}" if skipped else "."
+    raise DataError(f"none of the {len(skipped)} photos of split '{split}' could be read{first}")
 
 
 def _same_captions(path: Path, info: StoreInfo, ids: Sequence[str], captions: Mapping[str, Sequence[str]]) -> bool:
@@ -237,7 +224,8 @@ def _same_captions(path: Path, info: StoreInfo, ids: Sequence[str], captions: Ma
     ]
 
 
-def _read_skipped(path: Path) -> list[SkippedPhoto]:
+def read_skipped(path: Path) -> list[SkippedPhoto]:
+    """Read `{split}_skipped.json`; without one, nothing was skipped. Raises `DataError` where it is malformed."""
     if not path.exists():
         return []
     try:

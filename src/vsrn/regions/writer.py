@@ -31,6 +31,7 @@ import numpy as np
 
 from vsrn.errors import DataError
 from vsrn.regions.growing import GrowingArray, sync_folder, write_all, write_synced
+from vsrn.regions.shards import SHARD_FILE, Shard
 from vsrn.regions.store import Regions, StoreInfo
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -46,7 +47,7 @@ class SkippedPhoto(msgspec.Struct, frozen=True):
 
 
 class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a split is made of and by: the journal's first line.
+    """What a split is made of and by: the journal's first line, and what a shard keeps in `{split}_shard.json`.
 
     extractor    its name
     fingerprint  SHA-256 (hex) of its weights and settings
@@ -54,6 +55,8 @@ class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_regions  N
     feature_dim  F
     has_scores   whether `{split}_scores.npy` is written
+    shard        which block of `photos` it holds; None for all of them
+    merged       whether the rows come from finished shards, whose skipped photos come one shard at a time
     """
 
     extractor: str
@@ -62,6 +65,8 @@ class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_regions: int
     feature_dim: int
     has_scores: bool = False
+    shard: Shard | None = None
+    merged: bool = False
 
 
 class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,6 +81,16 @@ class _Publish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def digest_of(ids: Sequence[str]) -> str:
     """SHA-256 (hex) of a list of photo ids, order included."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+def read_header(path: Path) -> SplitHeader:
+    """Read a shard's `{split}_shard.json`. Raises `DataError` where it is missing or malformed."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=SplitHeader)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); extract this shard again.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}); extract this shard again.") from error
 
 
 class RegionWriter:
@@ -141,6 +156,8 @@ class RegionWriter:
             texts["_caps.txt"] = _lines([caption for of_photo in captions for caption in of_photo])
         if self.skipped:
             texts["_skipped.json"] = msgspec.json.format(msgspec.json.encode(self.skipped)) + b"\n"
+        if self.header.shard is not None:
+            texts[SHARD_FILE] = msgspec.json.format(msgspec.json.encode(self.header)) + b"\n"
         with _told_of_full_disk(self.folder):
             for array in self._arrays.values():
                 array.seal()
@@ -203,6 +220,10 @@ class RegionWriter:
         other = "from another list of photos"
         if (begun.extractor, begun.fingerprint) != (self.header.extractor, self.header.fingerprint):
             other = f"with another extractor or other weights ({begun.extractor} {begun.fingerprint[:12]})"
+        elif begun.merged != self.header.merged:
+            other = "by merging shards" if begun.merged else "from photos, not by merging shards"
+        elif (begun.shard and begun.shard.batch_size) != (self.header.shard and self.header.shard.batch_size):
+            other = "with another --batch-size"
         raise DataError(
             f"{self.folder} holds an unfinished split '{self.split}' that was begun {other};"
             f" finish it as it was begun, choose another -o, or delete {self.folder / self.split}_*.partial."
