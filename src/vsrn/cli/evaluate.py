@@ -13,6 +13,7 @@ from vsrn.cli.options import Json, call, print_json
 from vsrn.cli.progress import progress_bar, say
 
 if TYPE_CHECKING:
+    from vsrn.evaluation.evaluate import Judgement
     from vsrn.metrics import Ranks
 
 
@@ -53,20 +54,13 @@ def main(
         raise ConfigError("--photos are for the report; add --html FILE.")
     from rich.console import Console
 
-    from vsrn.evaluation.evaluate import Judgement, evaluate
+    from vsrn.evaluation.evaluate import evaluate
     from vsrn.evaluation.report import evaluation_table, write_html_report
-    from vsrn.inference.encoder import Encoder
-    from vsrn.splits import open_split
     from vsrn.training.log import read_log
 
-    encoders = [Encoder.load(model, device) for model in models]
-    opened = open_split(data or encoders[0].stored.config.data.path, split)
-    bar = progress_bar("encoding", unit="images and captions")
-    with bar.of(len(encoders) * (opened.num_images + len(opened.captions))):
-        judgement = Judgement(encoders, opened, bar.advance)
-    evaluation, found = evaluate(
-        judgement, [str(model) for model in models], five_fold=five_fold, num_examples=6 if html else 0
-    )
+    names = [str(model) for model in models]
+    judgement = judge(models, data, split, device)
+    evaluation, found = evaluate(judgement, names, five_fold=five_fold, num_examples=6 if html else 0)
     if ranks is not None:
         save_ranks(ranks, found)
         say(f"Ranks of every query are in {ranks}.")
@@ -78,6 +72,19 @@ def main(
     else:
         Console().print(evaluation_table(evaluation))
     return 0
+
+
+def judge(models: Sequence[Path], data: Path | None, split: str, device: str) -> Judgement:
+    """Encode a split by every model, drawing the progress."""
+    from vsrn.evaluation.evaluate import Judgement
+    from vsrn.inference.encoder import Encoder
+    from vsrn.splits import open_split
+
+    encoders = [Encoder.load(model, device) for model in models]
+    opened = open_split(data or encoders[0].stored.config.data.path, split)
+    bar = progress_bar("encoding", unit="images and captions")
+    with bar.of(len(encoders) * (opened.num_images + len(opened.captions))):
+        return Judgement(encoders, opened, bar.advance)
 
 
 def save_ranks(path: Path, ranks: Ranks) -> None:
