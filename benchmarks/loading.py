@@ -33,7 +33,7 @@ def main() -> None:
         target="under 5% of a step",
         measured=f"{share:.1%} [{1 / ratio.high:.1%}-{1 / ratio.low:.1%}]",
         reached=share < 0.05,
-        checked="features read from a memory-mapped float16 file, looked at for NaN, and widened",
+        checked="features read from a memory-mapped float16 file, and looked at for NaN",
         ratio=ratio,
     )
 

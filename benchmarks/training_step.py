@@ -14,7 +14,7 @@ from harness import interleave, record_ratio
 from problem import make_batch, make_model
 
 from vsrn.config import LossConfig
-from vsrn.inference.encoder import autocast
+from vsrn.training.loop import autocast
 
 CPU = torch.device("cpu")
 LOSS = LossConfig()

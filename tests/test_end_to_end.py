@@ -59,3 +59,8 @@ def test_real_photos_and_captions_are_learned(tmp_path: Path, shared: Path, caps
     from_photos = model.encode_images([photos / name for name in ids])
     from_store = model.encode_regions(np.load(store / "val_ims.npy")[:3])
     np.testing.assert_allclose(from_photos, from_store, atol=2e-3)  # the store rounds to float16
+
+    assert run_command("export", [str(run), "--onnx", str(tmp_path / "exported")]) == 0
+    exported = vsrn.load(tmp_path / "exported")
+    from_photos_again = exported.encode_images([photos / name for name in ids])
+    np.testing.assert_allclose(from_photos_again, from_photos, atol=1e-5)

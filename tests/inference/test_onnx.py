@@ -254,8 +254,8 @@ def test_a_caption_is_encoded_without_torch(tmp_path: Path) -> None:
     stored = small_model()
     export_onnx(stored, tmp_path / "exported")
     program = (
-        "import sys\nfrom vsrn.inference.onnx import OnnxEncoder\n"
-        f"encoder = OnnxEncoder.load({str(tmp_path / 'exported')!r}, threads=1)\n"
+        "import sys\nimport vsrn\n"
+        f"encoder = vsrn.load({str(tmp_path / 'exported')!r})\n"
         "print(*encoder.encode_captions(['a red dog sings'])[0])\n"
         "print(*{'torch', 'onnx', 'timm', 'PIL'} & set(sys.modules))\n"
     )

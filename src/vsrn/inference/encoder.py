@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from vsrn.captions.vocabulary import Vocabulary
-from vsrn.errors import ConfigError, DataError
+from vsrn.errors import ConfigError
 from vsrn.inference.folding import fold
+from vsrn.inference.photos import regions_of
 from vsrn.inference.prefixes import last_states
 from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.vsrn import VSRN
 from vsrn.model.weights import StoredModel, read_model
-from vsrn.regions.extractor import RegionExtractor, make_extractor, prepare_photo
 from vsrn.regions.store import FloatArray, IntArray
 from vsrn.splits import Split
 
@@ -28,7 +28,6 @@ Precision = Literal["fp32", "bf16"]
 
 IMAGES_PER_BATCH = 128
 CAPTIONS_PER_BATCH = 4096
-PHOTOS_PER_BATCH = 32
 
 
 def pick_device(name: str) -> torch.device:
@@ -41,11 +40,6 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"there is no device '{name}' here; use cpu, cuda, mps or auto.") from error
     return device
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Context in which matrix products have this precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @dataclass(frozen=True)
@@ -68,25 +62,24 @@ class Encoder:
         self.stored = stored
         self.device = pick_device(device)
         self.model = stored.model.to(self.device).eval()
-        self.image_encoder = fold(self.model.image_encoder)
-        self.precision = precision
+        self.dtype = torch.bfloat16 if precision == "bf16" else None
+        self.image_encoder = fold(self.model.image_encoder, self.dtype)
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto", precision: Precision = "fp32") -> Encoder:
         """Load a run or a converted model. Raises `CheckpointError` where it cannot be used.
 
-        precision  "bf16" rounds matrix products, which is faster and keeps the cosine to "fp32" above 0.999
+        precision  "bf16" rounds weights and products, which is faster and keeps the cosine to "fp32" above 0.999
         """
         return cls(read_model(folder), device, precision)
 
     def encode_captions(self, captions: Sequence[str]) -> FloatArray:
         """Sentences -> (B, D) float32 embeddings."""
-        with autocast(self.device, self.precision):
-            return encode_captions(self.model.caption_encoder, self.stored.vocabulary, captions)
+        return encode_captions(self.model.caption_encoder, self.stored.vocabulary, captions, dtype=self.dtype)
 
     def encode_regions(self, features: FloatArray, counts: IntArray | None = None) -> FloatArray:
         """(B, N, F) region features, (B,) real regions of each or None for all -> (B, D) float32."""
-        with torch.inference_mode(), autocast(self.device, self.precision):
+        with torch.inference_mode():
             return _encode_regions(self.image_encoder, features, counts)
 
     def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
@@ -95,27 +88,8 @@ class Encoder:
         Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not
         the one that the model learned from.
         """
-        extractor = self._extractor()
-        parts = []
-        for first in range(0, len(photos), PHOTOS_PER_BATCH):
-            batch = [prepare_photo(extractor, Path(photo)) for photo in photos[first : first + PHOTOS_PER_BATCH]]
-            parts.append(self.encode_regions(np.stack([regions.features for regions in extractor(batch)])))
+        parts = [self.encode_regions(features) for features in regions_of(photos, self.stored.regions)]
         return np.concatenate(parts) if parts else np.empty((0, self.model.config.joint_dim), dtype=np.float32)
-
-    def _extractor(self) -> RegionExtractor:
-        learned_from = self.stored.regions
-        if not learned_from.extractor:
-            raise DataError(
-                "this model does not say which extractor made its regions, so it cannot read photos;"
-                " give it region features instead."
-            )
-        extractor = make_extractor(learned_from.extractor)
-        if extractor.fingerprint != learned_from.fingerprint:
-            raise DataError(
-                f"the extractor '{extractor.name}' here has other weights or settings than the one this model learned"
-                " from; install the version of vsrn that it was trained with."
-            )
-        return extractor
 
     def encode_split(self, split: Split, advance: Advance = lambda _: None) -> EncodedSplit:
         """Encode each image and each caption of a split once; `advance` hears of each finished batch.
@@ -123,11 +97,11 @@ class Encoder:
         Raises `DataError` where the split's regions are not what the model learned from.
         """
         self.stored.refuse_other_regions(split.regions)
-        with autocast(self.device, self.precision):
-            return EncodedSplit(
-                images=encode_images(self.image_encoder, split, advance),
-                captions=encode_captions(self.model.caption_encoder, self.stored.vocabulary, split.captions, advance),
-            )
+        encoder, vocabulary = self.model.caption_encoder, self.stored.vocabulary
+        return EncodedSplit(
+            images=encode_images(self.image_encoder, split, advance),
+            captions=encode_captions(encoder, vocabulary, split.captions, advance, self.dtype),
+        )
 
 
 def encode_split(model: VSRN, vocabulary: Vocabulary, split: Split, advance: Advance = lambda _: None) -> EncodedSplit:
@@ -149,29 +123,37 @@ def encode_images(encoder: ImageEncoder, split: Split, advance: Advance = lambda
 
 
 def encode_captions(
-    encoder: CaptionEncoder, vocabulary: Vocabulary, captions: Sequence[str], advance: Advance = lambda _: None
+    encoder: CaptionEncoder,
+    vocabulary: Vocabulary,
+    captions: Sequence[str],
+    advance: Advance = lambda _: None,
+    dtype: torch.dtype | None = None,
 ) -> FloatArray:
-    """(num_captions, D) float32 embeddings."""
-    return encode_tokens(encoder, [np.array(vocabulary.encode(caption)) for caption in captions], advance)
+    """(num_captions, D) float32 embeddings, computed in `dtype` or the weights' own."""
+    return encode_tokens(encoder, [np.array(vocabulary.encode(caption)) for caption in captions], advance, dtype)
 
 
 @torch.inference_mode()
-def encode_tokens(encoder: CaptionEncoder, tokens: Sequence[IntArray], advance: Advance = lambda _: None) -> FloatArray:
+def encode_tokens(
+    encoder: CaptionEncoder,
+    tokens: Sequence[IntArray],
+    advance: Advance = lambda _: None,
+    dtype: torch.dtype | None = None,
+) -> FloatArray:
     """Token ids of each caption -> (num_captions, D) float32; what begins alike is read once."""
     # As in a dictionary, so that captions which begin alike fall into the same batch.
     order = np.array(sorted(range(len(tokens)), key=lambda place: tokens[place].tolist()), dtype=np.int64)
     embeddings = np.empty((len(tokens), encoder.config.joint_dim), dtype=np.float32)
     for places in _batches(order, CAPTIONS_PER_BATCH):
-        embeddings[places] = encoder.embed(
-            last_states(encoder.gru, encoder.embedding, [tokens[p] for p in places])
-        ).cpu()
+        states = last_states(encoder.gru, encoder.embedding, [tokens[p] for p in places], dtype)
+        embeddings[places] = encoder.embed(states).cpu()
         advance(len(places))
     return embeddings
 
 
 def _encode_regions(encoder: ImageEncoder, features: FloatArray, counts: IntArray | None) -> FloatArray:
     device = _device_of(encoder)
-    on_device = torch.from_numpy(np.ascontiguousarray(features)).to(device).float()
+    on_device = torch.from_numpy(np.ascontiguousarray(features)).to(device)
     real = None if counts is None else torch.from_numpy(counts).to(device)
     return np.asarray(encoder(on_device, real).embeddings.float().cpu().numpy())
 

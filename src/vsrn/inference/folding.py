@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from vsrn.inference.recurrence import GRULayer
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.reasoning import FoldedProducts, RegionRelationshipReasoning
+from vsrn.model.numerics import widen
+from vsrn.model.reasoning import FoldedProducts, GlobalSemanticReasoning, RegionRelationshipReasoning
 
 
 class FoldedReasoning(nn.Module):
@@ -35,15 +37,41 @@ class FoldedReasoning(nn.Module):
 
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) regions -> (B, N, D) relation-aware regions."""
-        update = FoldedProducts(self.weight, self.bias, self.row, self.constant, self.shift).messages(regions, mask)
+        products = FoldedProducts(self.weight, self.bias, self.row, self.constant, self.shift)
+        update = products.messages(regions.to(self.weight.dtype), mask)
         return regions + (update if mask is None else update * mask[..., None])
 
 
+class FoldedGlobalReasoning(nn.Module):
+    """`GlobalSemanticReasoning` a step at a time over time-major gates, with weights rounded once."""
+
+    def __init__(self, aggregator: GlobalSemanticReasoning, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = GRULayer(aggregator.gru, dtype=dtype)
+
+    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, D) reasoned regions -> (B, D)."""
+        gates = self.layer.gates(regions.transpose(0, 1).contiguous())  # (N, B, 3D)
+        state = self.layer.first_state(len(regions))
+        for place in range(regions.shape[1]):
+            following = self.layer.step(gates[place], state)
+            state = following if mask is None else torch.where(mask[:, place, None], following, state)
+        return widen(state)
+
+
 @torch.no_grad()
-def fold(encoder: ImageEncoder) -> ImageEncoder:
-    """A copy of an image encoder that gives the same embeddings (to 1e-5) in evaluation mode, faster."""
+def fold(encoder: ImageEncoder, dtype: torch.dtype | None = None) -> ImageEncoder:
+    """A copy of an image encoder that gives the same embeddings (to 1e-5) in evaluation mode, faster.
+
+    dtype  `torch.bfloat16` rounds the weights once, and so the matrix products and the GRU's states; the
+           cosine to float32 stays above 0.999
+    """
     folded = ImageEncoder(encoder.config).to(encoder.projection.weight)
     folded.load_state_dict(encoder.state_dict())
     layers = [layer for layer in folded.reasoning if isinstance(layer, RegionRelationshipReasoning)]
-    folded.reasoning = nn.ModuleList(FoldedReasoning(layer) for layer in layers)
+    folded.reasoning = nn.ModuleList(FoldedReasoning(layer).to(dtype) for layer in layers)
+    if dtype is not None:
+        folded.projection.to(dtype)
+        if isinstance(folded.aggregator, GlobalSemanticReasoning):
+            folded.aggregator = FoldedGlobalReasoning(folded.aggregator, dtype)  # type: ignore[assignment]
     return folded.eval()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 import numpy as np
@@ -83,7 +83,7 @@ class OnnxEncoder:
         self._threads = threads
 
     @classmethod
-    def load(cls, folder: Path | str, threads: int = 0) -> OnnxEncoder:
+    def load(cls, folder: Path | str, threads: int = 0) -> Self:
         """Open an exported folder; each encoder itself is read when first used, so a text search reads one.
 
         threads  for each operation; 0 leaves it to onnxruntime

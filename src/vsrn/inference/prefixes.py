@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from vsrn.captions.vocabulary import PAD
-from vsrn.model.numerics import widen
+from vsrn.inference.recurrence import GRULayer
 from vsrn.regions.store import IntArray
 
 
@@ -62,38 +61,21 @@ def prefix_tree(captions: Sequence[IntArray]) -> list[Level]:
     return levels
 
 
-def last_states(gru: nn.GRU, embedding: nn.Embedding, captions: Sequence[IntArray]) -> torch.Tensor:
-    """The last layer's state at the last token of each caption: (num_captions, D), no gradients needed."""
-    layers = [_Layer(gru, number) for number in range(gru.num_layers)]
+def last_states(
+    gru: nn.GRU, embedding: nn.Embedding, captions: Sequence[IntArray], dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """The last layer's state at the last token of each caption: (num_captions, D) without gradients."""
+    layers = [GRULayer(gru, number, dtype) for number in range(gru.num_layers)]
     used = np.unique(np.concatenate(captions))
-    words = embedding(torch.from_numpy(used).to(embedding.weight.device))
-    by_word = widen(functional.linear(words, layers[0].weight_ih, layers[0].bias_ih))  # (words used, 3D)
+    by_word = layers[0].gates(embedding(torch.from_numpy(used).to(embedding.weight.device)))  # (words used, 3D)
     last = by_word.new_empty(len(captions), gru.hidden_size)
-    states = [by_word.new_zeros(1, gru.hidden_size) for _ in layers]
+    states = [layer.first_state(1) for layer in layers]
     for level in prefix_tree(captions):
         parents = torch.from_numpy(level.parents).to(last.device)
         gates = by_word[torch.from_numpy(np.searchsorted(used, level.tokens)).to(last.device)]
         for number, layer in enumerate(layers):
             if number:
-                gates = widen(functional.linear(states[number - 1], layer.weight_ih, layer.bias_ih))
+                gates = layer.gates(states[number - 1])
             states[number] = layer.step(gates, states[number][parents])
         last[torch.from_numpy(level.ended)] = states[-1][torch.from_numpy(level.ends)]
     return last
-
-
-class _Layer:
-    """One layer of a GRU, a step at a time (Cho et al. 2014, with torch's order of gates: reset, update, new)."""
-
-    def __init__(self, gru: nn.GRU, number: int) -> None:
-        self.weight_ih: torch.Tensor = getattr(gru, f"weight_ih_l{number}")
-        self.weight_hh: torch.Tensor = getattr(gru, f"weight_hh_l{number}")
-        self.bias_ih: torch.Tensor = getattr(gru, f"bias_ih_l{number}")
-        self.bias_hh: torch.Tensor = getattr(gru, f"bias_hh_l{number}")
-
-    def step(self, gates: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """(nodes, 3D) what the input says of the gates, (nodes, D) states before -> (nodes, D) states after."""
-        dim = state.shape[1]
-        recurrent = widen(functional.linear(state, self.weight_hh, self.bias_hh))
-        reset, update = (gates[:, : 2 * dim] + recurrent[:, : 2 * dim]).sigmoid_().chunk(2, dim=1)
-        new = torch.addcmul(gates[:, 2 * dim :], reset, recurrent[:, 2 * dim :]).tanh_()
-        return torch.lerp(new, state, update)

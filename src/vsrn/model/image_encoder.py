@@ -49,10 +49,10 @@ class ImageEncoder(nn.Module):
         self.norm = nn.BatchNorm1d(dim) if config.normalisation == "flickr30k" else None
 
     def forward(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> EncodedImages:
-        """(B, N, F) features, (B,) real regions of each or None for all -> `EncodedImages`."""
+        """(B, N, F) features as stored, (B,) real regions of each or None for all -> `EncodedImages`."""
         mask = None if counts is None else torch.arange(features.shape[1], device=counts.device) < counts[:, None]
         # Layers add to the regions, so these stay wide even where products are rounded.
-        regions = widen(self.projection(features))
+        regions = widen(self.projection(features.to(self.projection.weight.dtype)))
         if mask is not None:
             regions = regions * mask[..., None]
         if self.config.normalisation == "coco":

@@ -19,7 +19,7 @@ from vsrn.splits import Split
 class Batch:
     """B matching pairs of an image and a caption, longest caption first.
 
-    features  (B, N, F) float32
+    features  (B, N, F) as stored, float16 or float32
     tokens    (B, T) ids, padded with <pad>
     lengths   (B,) real tokens of each caption, on the CPU
     counts    (B,) real regions of each image, or None where all are real
@@ -33,10 +33,10 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; lengths stay on the CPU, where packing wants them."""
         return Batch(
-            self.features.to(device, non_blocking=True),
-            self.tokens.to(device, non_blocking=True),
+            _send(self.features, device),
+            _send(self.tokens, device),
             self.lengths,
-            None if self.counts is None else self.counts.to(device, non_blocking=True),
+            None if self.counts is None else _send(self.counts, device),
         )
 
 
@@ -53,8 +53,11 @@ class TrainingBatches:
         self, split: Split, vocabulary: Vocabulary, batch_size: int, seed: int, *, rank: int = 0, processes: int = 1
     ) -> None:
         self.split = split
-        self.tokens = [np.array(vocabulary.encode(caption)) for caption in split.captions]
-        self.batch_size = min(batch_size, len(self.tokens))
+        encoded = [np.array(vocabulary.encode(caption), dtype=np.int32) for caption in split.captions]
+        # End to end in one array: half a million small ones would cost more than the ids in them.
+        self.tokens = np.concatenate(encoded)
+        self.starts = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])])
+        self.batch_size = min(batch_size, len(encoded))
         self.seed, self.rank, self.processes = seed, rank, processes
         if self.batch_size % processes:
             raise ConfigError(
@@ -64,23 +67,28 @@ class TrainingBatches:
     @property
     def steps_per_epoch(self) -> int:
         """Full batches in one pass over the captions."""
-        return len(self.tokens) // self.batch_size
+        return len(self.split.captions) // self.batch_size
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches of an epoch (from 0), from one of its steps on."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.tokens))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.split.captions))
         for step in range(first_step, self.steps_per_epoch):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield self._batch(np.split(batch, self.processes)[self.rank])
 
     def _batch(self, captions: IntArray) -> Batch:
-        lengths = np.array([len(self.tokens[caption]) for caption in captions])
+        lengths = self.starts[captions + 1] - self.starts[captions]
         captions = captions[np.argsort(-lengths, kind="stable")]
         features, counts = self.split.read_images(self.split.image_of_caption[captions])
-        tokens, lengths_tensor = pad_tokens([self.tokens[caption] for caption in captions])
+        tokens, lengths_tensor = pad_tokens([self.tokens[self.starts[c] : self.starts[c + 1]] for c in captions])
         return Batch(
-            features=torch.from_numpy(features).float(),
+            features=torch.from_numpy(features),
             tokens=tokens,
             lengths=lengths_tensor,
             counts=None if counts is None else torch.from_numpy(counts),
         )
+
+
+def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to a device; to a GPU from pinned memory, so that the copy does not wait for the step before."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vsrn.config import Config
 from vsrn.errors import TrainingError
-from vsrn.inference.encoder import autocast, encode_split
+from vsrn.inference.encoder import Precision, encode_split
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.vsrn import Losses
 from vsrn.model.weights import write_weights
@@ -216,3 +216,8 @@ def learning_rate_at(config: Config, epoch: int) -> float:
     """Learning rate of an epoch (from 0): divided by 10 after each epoch that the config names."""
     drops = sum(epoch >= drop for drop in config.train.learning_rate_drop)
     return config.train.learning_rate * 0.1**drops
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Context in which matrix products have this precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

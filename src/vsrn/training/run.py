@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     where the folder already holds a run (or, to resume, holds none); then nothing has been written.
     """
     check_config(config)
+    _bound_kernel_cache()
     if resume:
         _refuse_other_config(config, folder)
     elif process == 0 and ((folder / CONFIG_FILE).exists() or (folder / STATE_FILE).exists()):
@@ -60,6 +62,14 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
         write_atomically(folder / VOCABULARY_FILE, vocabulary.to_json())
         write_atomically(folder / CONFIG_FILE, config_to_toml(config).encode())
     return prepared
+
+
+def _bound_kernel_cache() -> None:
+    """Keep oneDNN from hoarding a compiled kernel for each of the thousand shapes that captions come in.
+
+    It reads this before its first product; unbounded, bf16 training grows by half a gigabyte and is no faster.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def open_training_splits(config: Config) -> tuple[Split, Split]:

@@ -1,0 +1,28 @@
+"""An exported folder that also reads photos: the encoders need no torch, the extractor of regions does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vsrn.inference.onnx import OnnxEncoder
+from vsrn.regions.store import FloatArray, StoreInfo
+
+
+class ExportedEncoder(OnnxEncoder):
+    """`OnnxEncoder` with the methods of `vsrn.inference.encoder.Encoder`."""
+
+    def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
+        """Photo files -> (B, D) float32, with the extractor that the model's training data was made by.
+
+        Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not
+        the one that the model learned from.
+        """
+        # torch comes with the extractor, and sentences do without it.
+        from vsrn.inference.photos import regions_of  # noqa: PLC0415
+
+        learned_from = StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
+        parts = [self.encode_regions(features) for features in regions_of(photos, learned_from)]
+        return np.concatenate(parts) if parts else np.empty((0, self.info.joint_dim), dtype=np.float32)
