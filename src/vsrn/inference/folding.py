@@ -37,8 +37,8 @@ class FoldedReasoning(nn.Module):
 
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) regions -> (B, N, D) relation-aware regions."""
-        products = FoldedProducts(self.weight, self.bias, self.row, self.constant, self.shift)
-        update = products.messages(regions.to(self.weight.dtype), mask)
+        regions = regions.to(self.weight.dtype)
+        update = FoldedProducts(self.weight, self.bias, self.row, self.constant, self.shift).messages(regions, mask)
         return regions + (update if mask is None else update * mask[..., None])
 
 
