@@ -29,6 +29,7 @@ from vsrn.metrics import (
     rank_blocks,
     recall_at,
     retrieval_metrics,
+    rsum_difference,
     similarity_blocks,
     text_to_image_ranks,
 )
@@ -256,6 +257,39 @@ def test_a_perfect_model_has_intervals_without_width() -> None:
     intervals = bootstrap_intervals([(found, np.repeat(np.arange(8), 2))], samples=50)
     assert intervals["rsum"].low == pytest.approx(600)
     assert intervals["rsum"].high == pytest.approx(600)
+
+
+def test_a_difference_draws_the_same_images_for_both_sides_and_averages_seeds() -> None:
+    owners = np.repeat(np.arange(40), 3)
+    generator = np.random.default_rng(5)
+
+    def runs(worst: int, seeds: int) -> list[Ranks]:
+        return [Ranks(generator.integers(0, worst, 40), generator.integers(0, worst, 120)) for _ in range(seeds)]
+
+    ours, theirs = runs(12, seeds=3), runs(20, seeds=2)
+    difference, interval = rsum_difference(ours, theirs, owners, samples=4000)
+    assert difference == pytest.approx(
+        np.mean([retrieval_metrics(run).rsum for run in ours])
+        - np.mean([retrieval_metrics(run).rsum for run in theirs])
+    )
+    values = []
+    for _ in range(4000):
+        chosen = generator.integers(0, 40, size=40)
+        captions = np.concatenate([np.flatnonzero(owners == image) for image in chosen])
+        sides = [
+            np.mean([retrieval_metrics(Ranks(r.image_to_text[chosen], r.text_to_image[captions])).rsum for r in side])
+            for side in (ours, theirs)
+        ]
+        values.append(sides[0] - sides[1])
+    low, high = np.percentile(values, [2.5, 97.5])
+    assert interval.low == pytest.approx(low, abs=0.06 * (high - low))
+    assert interval.high == pytest.approx(high, abs=0.06 * (high - low))
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    ranks, owners = ragged_ranks(images=30, seed=7)
+    difference, interval = rsum_difference([ranks], [ranks], owners, samples=50)
+    assert (difference, interval.low, interval.high) == pytest.approx((0, 0, 0))
 
 
 @pytest.mark.parametrize("models", [1, 2])

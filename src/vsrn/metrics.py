@@ -249,10 +249,35 @@ def bootstrap_intervals(
     Keys: "image_to_text.recall_at_1" ... "text_to_image.recall_at_10", "rsum".
     """
     generator = np.random.default_rng(seed)
-    drawn = [_resampled_recalls(ranks, owners, samples, generator) for ranks, owners in folds]
+    drawn = [
+        _resampled_recalls(ranks, owners, _draws(len(ranks.image_to_text), samples, generator))
+        for ranks, owners in folds
+    ]
     recalls = {name: np.mean([fold[name] for fold in drawn], axis=0) for name in drawn[0]}
     recalls["rsum"] = np.sum(list(recalls.values()), axis=0)
     return {name: _percentiles(values) for name, values in recalls.items()}
+
+
+def rsum_difference(
+    ours: Sequence[Ranks], theirs: Sequence[Ranks], image_of_caption: IntArray, *, samples: int = 2000, seed: int = 0
+) -> tuple[float, Interval]:
+    """How far one kind of model's rsum is ahead of another's on the same split: the difference, and its 95% interval.
+
+    ours, theirs  ranks of one or more runs (seeds) of each kind; a kind's rsum is the mean of its runs'
+
+    The bootstrap is paired: every sample draws the same images, with their captions, for both sides. It
+    speaks of other images, not of other seeds.
+    """
+
+    def rsums(runs: Sequence[Ranks], draws: IntArray) -> FloatArray:
+        recalls = [_resampled_recalls(ranks, image_of_caption, draws) for ranks in runs]
+        return np.mean([np.sum(list(run.values()), axis=0) for run in recalls], axis=0)
+
+    num_images = len(ours[0].image_to_text)
+    as_it_is = np.ones((1, num_images), dtype=np.int64)
+    draws = _draws(num_images, samples, np.random.default_rng(seed))
+    difference = rsums(ours, as_it_is) - rsums(theirs, as_it_is)
+    return float(difference[0]), _percentiles(rsums(ours, draws) - rsums(theirs, draws))
 
 
 def refuse_nan(similarities: FloatArray) -> None:
@@ -285,13 +310,14 @@ def _order_similarities(images: FloatArray, captions: FloatArray) -> FloatArray:
     return np.stack(rows)
 
 
-def _resampled_recalls(
-    ranks: Ranks, image_of_caption: IntArray, samples: int, generator: np.random.Generator
-) -> dict[str, FloatArray]:
-    """(samples,) values of each recall, each from as many images, drawn with replacement, as there are."""
+def _draws(num_images: int, samples: int, generator: np.random.Generator) -> IntArray:
+    """(samples, num_images) how often each image is in a sample of as many images, drawn with replacement."""
+    return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
+
+
+def _resampled_recalls(ranks: Ranks, image_of_caption: IntArray, draws: IntArray) -> dict[str, FloatArray]:
+    """(samples,) values of each recall, with each image counted as often as it was drawn."""
     num_images = len(ranks.image_to_text)
-    # (samples, num_images): how often each image was drawn.
-    draws = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
     own_captions = np.bincount(image_of_caption, minlength=num_images)
     recalls: dict[str, FloatArray] = {}
     for k in RECALL_AT:
