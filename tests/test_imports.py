@@ -21,21 +21,27 @@ ORDER = [
     "vsrn.files",
     "vsrn.config",
     "vsrn.captions",
+    "vsrn.packaged",
     "vsrn.regions.store",
+    "vsrn.regions.growing",
     "vsrn.splits",
     "vsrn.metrics",
     "vsrn.inference.onnx",
+    "vsrn.search",
     "vsrn.regions",
     "vsrn.model",
     "vsrn.inference",
+    "vsrn.search.opening",
+    "vsrn.search.create",
+    "vsrn.search.build",
     "vsrn.training",
     "vsrn.legacy",
     "vsrn.evaluation",
     "vsrn.cli",
     "vsrn.__main__",
 ]
-LAST_WITHOUT_TORCH = "vsrn.inference.onnx"
-WITHOUT_TORCH_TOO = ["vsrn.cli", "vsrn.cli.options", "vsrn.cli.progress"]
+LAST_WITHOUT_TORCH = "vsrn.search"
+WITHOUT_TORCH_TOO = ["vsrn.search.opening", "vsrn.cli", "vsrn.cli.options", "vsrn.cli.progress"]
 
 MODULES = {
     ".".join(["vsrn", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path

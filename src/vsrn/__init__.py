@@ -5,6 +5,8 @@ model = vsrn.load("runs/flickr8k")                  # a run, a converted model, 
 model.encode_images(["beach.jpg"])                  # (1, D) unit vectors
 model.encode_captions(["two dogs play on a beach"]) # (1, D)
 model.encode_regions(features)                      # (B, N, F) -> (B, D)
+index = vsrn.build_index(model, "photos/", "idx/")  # resumable; later: vsrn.open_index("idx/")
+index.search("two dogs play on a beach", k=5)       # [Hit(id, score, path), ...]
 """
 
 from __future__ import annotations
@@ -15,23 +17,57 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vsrn.inference.encoder import Encoder
     from vsrn.inference.exported import ExportedEncoder
+    from vsrn.search.index import Hit, Index
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["Hit", "Index", "__version__", "build_index", "load", "open_index"]
 
 
 def load(folder: Path | str, device: str = "auto") -> Encoder | ExportedEncoder:
-    """A run, a converted model or an exported folder, ready to encode.
+    """A run, a converted model, an exported folder or a packaged model's name, ready to encode.
 
     device  `cpu`, `cuda`, `mps` or `auto`; exported encoders run on the CPU, without torch until a photo is read
 
     Raises `CheckpointError` where the folder cannot be used.
     """
     # torch takes seconds to import, and most of the package does without it.
-    if (Path(folder) / "export.json").is_file():
+    from vsrn.packaged import find_model  # noqa: PLC0415
+
+    folder = find_model(folder)
+    if (folder / "export.json").is_file():
         from vsrn.inference.exported import ExportedEncoder  # noqa: PLC0415
 
         return ExportedEncoder.load(folder)
     from vsrn.inference.encoder import Encoder  # noqa: PLC0415
 
     return Encoder.load(folder, device)
+
+
+def build_index(model: Encoder | ExportedEncoder | Path | str, photos: Path | str, folder: Path | str) -> Index:
+    """Index a folder of photos, or bring its index in step with it; resumable. The CLI's `vsrn index` has options.
+
+    Raises what `vsrn.search.build.update_index` and `open_index` raise.
+    """
+    from vsrn.search.build import update_index  # noqa: PLC0415
+
+    update_index(photos, folder, model)
+    return open_index(folder)
+
+
+def open_index(folder: Path | str) -> Index:
+    """Open an index to search it; sentences need no torch.
+
+    Raises `SearchError` where the folder is no index or is broken.
+    """
+    from vsrn.search.opening import open_index  # noqa: PLC0415
+
+    return open_index(folder)
+
+
+def __getattr__(name: str) -> object:
+    # Types that only annotate; whoever imports vsrn does not wait for their packages.
+    if name in ("Hit", "Index"):
+        from vsrn.search import index  # noqa: PLC0415
+
+        return getattr(index, name)
+    raise AttributeError(f"module 'vsrn' has no attribute '{name}'")

@@ -6,6 +6,7 @@
     │   ├── PhotoError         one photo that cannot be read
     │   └── VocabularyError    a vocabulary that cannot be read or does not belong
     ├── CheckpointError        a run, checkpoint or converted model that cannot be used
+    ├── SearchError            an index of photos that cannot be opened, added to or asked
     ├── SimilarityError        similarities that cannot be ranked
     └── TrainingError          training that cannot go on
 
@@ -41,6 +42,10 @@ class VocabularyError(DataError):
 
 class CheckpointError(VsrnError):
     """A run, checkpoint or converted model is missing, broken, foreign or in the way."""
+
+
+class SearchError(VsrnError):
+    """An index of photos is missing, broken, busy or another model's, or cannot answer what it is asked."""
 
 
 class SimilarityError(VsrnError):

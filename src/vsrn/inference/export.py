@@ -10,8 +10,6 @@ import contextlib
 import copy
 import hashlib
 import importlib.util
-import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +23,7 @@ from torch import nn
 from vsrn.captions.vocabulary import START
 from vsrn.config import config_to_toml
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.files import write_atomically
+from vsrn.files import new_folder, write_atomically
 from vsrn.inference.folding import fold
 from vsrn.inference.onnx import (
     CAPTION_FILE,
@@ -111,7 +109,7 @@ def export_onnx(stored: StoredModel, folder: Path, *, int8: bool = False) -> Exp
     _refuse_what_cannot_be_exported(stored)
     info = _info_of(stored, int8=int8)
     images, captions = _own(stored.model.image_encoder), _own(stored.model.caption_encoder)
-    with _new_folder(folder) as temporary, torch.no_grad():
+    with new_folder(folder) as temporary, torch.no_grad():
         _write_encoder(temporary / IMAGE_FILE, ExportableImages(images), _example_regions(info.feature_dim), info)
         tokens = _example_tokens(len(stored.vocabulary))
         _write_encoder(temporary / CAPTION_FILE, ExportableCaptions(captions), tokens, info)
@@ -128,7 +126,7 @@ def export_model(stored: StoredModel, folder: Path) -> None:
     Raises `CheckpointError` where the folder is taken.
     """
     refuse_taken(folder)
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         write_model(temporary, stored)
 
 
@@ -298,17 +296,3 @@ def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: C
                 f"the model cannot be exported in {exported.info.precision}: its encoders and the exported ones differ"
                 f" by up to {np.abs(ours - models).max():.1g}; use it through torch."
             )
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes `folder`'s place when the block ends well and vanishes otherwise."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vsrn.inference.onnx import OnnxEncoder
-from vsrn.regions.store import FloatArray, StoreInfo
+from vsrn.regions.store import FloatArray
 
 
 class ExportedEncoder(OnnxEncoder):
@@ -23,6 +23,5 @@ class ExportedEncoder(OnnxEncoder):
         # torch comes with the extractor, and sentences do without it.
         from vsrn.inference.photos import regions_of  # noqa: PLC0415
 
-        learned_from = StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
-        parts = [self.encode_regions(features) for features in regions_of(photos, learned_from)]
+        parts = [self.encode_regions(features) for features in regions_of(photos, self.learned_from)]
         return np.concatenate(parts) if parts else np.empty((0, self.info.joint_dim), dtype=np.float32)

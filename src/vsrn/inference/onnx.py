@@ -23,7 +23,7 @@ import onnxruntime
 from vsrn.captions.vocabulary import PAD, Vocabulary, read_vocabulary
 from vsrn.config import Config, read_config
 from vsrn.errors import CheckpointError, ConfigError, DataError, VocabularyError
-from vsrn.regions.store import FloatArray, IntArray
+from vsrn.regions.store import FloatArray, IntArray, StoreInfo
 
 IMAGE_FILE = "image_encoder.onnx"
 CAPTION_FILE = "caption_encoder.onnx"
@@ -107,6 +107,11 @@ class OnnxEncoder:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} is not a whole export: it has no {name}; export it again.")
         return cls(folder, info, config, vocabulary, threads)
+
+    @property
+    def learned_from(self) -> StoreInfo:
+        """Which extractor made the regions that the model learned from; empty where nobody recorded it."""
+        return StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
 
     def encode_captions(self, captions: Sequence[str]) -> FloatArray:
         """Sentences -> (B, D) float32 embeddings; captions of like length are encoded together."""

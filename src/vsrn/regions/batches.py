@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from vsrn.errors import PhotoError
 from vsrn.regions.extractor import Prepared, RegionExtractor, prepare_photo
@@ -18,6 +20,9 @@ from vsrn.regions.store import Regions
 from vsrn.regions.writer import SkippedPhoto
 
 _BATCHES_AHEAD = 2
+
+_Item = TypeVar("_Item")
+_Ready = TypeVar("_Ready")
 
 
 @dataclass(frozen=True)
@@ -59,29 +64,37 @@ def settle(
     )
 
 
-def cut(photos: Sequence[PhotoFile], batch_size: int) -> Iterator[Sequence[PhotoFile]]:
+def cut(items: Sequence[_Item], batch_size: int) -> Iterator[Sequence[_Item]]:
     """Batches by place in the list, so that a resumed run cuts the same ones."""
-    for start in range(0, len(photos), batch_size):
-        yield photos[start : start + batch_size]
+    for start in range(0, len(items), batch_size):
+        yield items[start : start + batch_size]
+
+
+def made_ready(
+    items: Sequence[_Item], make: Callable[[_Item], _Ready], batch_size: int, workers: int
+) -> Iterator[tuple[Sequence[_Item], list[_Ready]]]:
+    """Batches in order, with what `make` made of each item; `workers` threads work a few batches ahead."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    ahead: deque[tuple[Sequence[_Item], list[Future[_Ready]]]] = deque()
+
+    def take() -> tuple[Sequence[_Item], list[_Ready]]:
+        batch, futures = ahead.popleft()
+        return batch, [future.result() for future in futures]
+
+    try:
+        for batch in cut(items, batch_size):
+            ahead.append((batch, [pool.submit(make, item) for item in batch]))
+            if len(ahead) > _BATCHES_AHEAD:
+                yield take()
+        while ahead:
+            yield take()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def local_batches(
     photos: Sequence[PhotoFile], extractor: RegionExtractor, batch_size: int, workers: int
 ) -> Iterator[SettledBatch]:
     """Settle batches one after the other, with `workers` threads preparing a few of them ahead."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    ahead: deque[tuple[Sequence[PhotoFile], list[Future[Prepared | PhotoError]]]] = deque()
-
-    def settle_next() -> SettledBatch:
-        batch, futures = ahead.popleft()
-        return settle(extractor, batch, [future.result() for future in futures])
-
-    try:
-        for batch in cut(photos, batch_size):
-            ahead.append((batch, [pool.submit(prepare_or_refuse, extractor, photo) for photo in batch]))
-            if len(ahead) > _BATCHES_AHEAD:
-                yield settle_next()
-        while ahead:
-            yield settle_next()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for batch, prepared in made_ready(photos, partial(prepare_or_refuse, extractor), batch_size, workers):
+        yield settle(extractor, batch, prepared)

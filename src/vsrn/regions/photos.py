@@ -2,6 +2,7 @@
 
 find_photos("photos/")       every file under the folder, as (id, path)
 decode_photo("beach.jpg")    one RGB picture, upright, or a `PhotoError` that says why not
+read_photo("beach.jpg")      the same with the photo's size and date
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import stat
 import warnings
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Orientations in which width and height change places.
+_LYING = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
+_EXIF_IFD, _DATE_TAKEN, _DATE_CHANGED = 0x8769, 0x9003, 0x0132
 _GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _NOT_ONE_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$")
 
@@ -48,6 +53,21 @@ class PhotoFile:
 
     id: str
     path: Path
+
+
+@dataclass(frozen=True)
+class DecodedPhoto:
+    """A photo's picture, and what its file says of it.
+
+    pixels         8 bits a channel, RGB, upright; may be smaller than the photo
+    width, height  of the photo itself, upright, in pixels
+    taken          when, by the clock of the camera that says so in EXIF; None where nobody says
+    """
+
+    pixels: Image.Image
+    width: int
+    height: int
+    taken: datetime | None
 
 
 def find_photos(folder: Path | str, *, leave_out: Path | None = None) -> list[PhotoFile]:
@@ -77,6 +97,11 @@ def find_photos(folder: Path | str, *, leave_out: Path | None = None) -> list[Ph
 
 
 def decode_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None) -> Image.Image:
+    """The picture of `read_photo` alone."""
+    return read_photo(source, max_pixels=max_pixels, target_size=target_size).pixels
+
+
+def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None) -> DecodedPhoto:
     """Decode one photo into an RGB picture of 8 bits a channel, turned upright as its EXIF says.
 
     source       a path, or the bytes of the file
@@ -94,14 +119,17 @@ def decode_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_s
     try:
         with Image.open(_open_regular(source, name), formats=FORMATS) as image:
             _refuse_bomb(image, name, max_pixels)
+            width, height = image.size
             if target_size is not None:
                 image.draft(None, (2 * target_size, 2 * target_size))
             image.load()
             # Pillow opens some files with a header that their pixels then outgrow (a frame of a GIF).
             _refuse_bomb(image, name, max_pixels)
-            photo = _to_rgb(_upright(image)).copy()
+            orientation, taken = _orientation_of(image), _date_of(image)
+            turn = _UPRIGHT.get(orientation)
+            photo = _to_rgb(image if turn is None else image.transpose(turn)).copy()
             photo.info.clear()  # what it says of orientation or transparency has been heeded
-            return photo
+            return DecodedPhoto(photo, *((height, width) if orientation in _LYING else (width, height)), taken)
     except PhotoError:
         raise
     except UnidentifiedImageError as error:
@@ -185,13 +213,23 @@ def _refuse_bomb(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation_of(image: Image.Image) -> int:
     try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         # Damaged EXIF is no reason to lose the photo: its pixels have been read.
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        return 1
+
+
+def _date_of(image: Image.Image) -> datetime | None:
+    """When the photo was taken, or else last changed, by its EXIF."""
+    try:
+        exif = image.getexif()
+        written = exif.get_ifd(_EXIF_IFD).get(_DATE_TAKEN) or exif.get(_DATE_CHANGED)
+        return datetime.strptime(str(written).strip("\0 "), "%Y:%m:%d %H:%M:%S")
+    except Exception:
+        # As above; and cameras whose clock was never set write zeros.
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

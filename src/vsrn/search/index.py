@@ -1,0 +1,247 @@
+"""An index of photos as those see it who ask: sentences, photos or vectors in, hits out.
+
+    with vsrn.open_index("idx/") as index:
+        index.search("two dogs play on a beach", k=5)     # [Hit(id, score, path), ...]
+
+Nothing here writes. Threads may share an index, and another process may add to it meanwhile: every call sees the
+index as one commit left it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
+
+from vsrn.errors import SearchError
+from vsrn.regions.store import FloatArray, IntArray, Regions
+from vsrn.search.engine import Engine
+from vsrn.search.engines import open_engine
+from vsrn.search.layout import (
+    MODEL_FOLDER,
+    RECORDS_FILE,
+    IndexInfo,
+    growing_path,
+    open_vectors,
+    read_info,
+    read_piece,
+    regions_size,
+    unpack_regions,
+)
+from vsrn.search.records import PhotoRecord, Records, SkippedRecord, State, View, Where
+
+# A compaction may replace the files between reading the records and opening them, hardly ever twice in a row.
+TRIES = 5
+EVERYWHERE = Where()
+
+_Answer = TypeVar("_Answer")
+
+
+class QueryEncoder(Protocol):
+    """What turns a question into a vector: the model that the index was made by."""
+
+    def encode_captions(self, captions: Sequence[str], /) -> FloatArray:
+        """Sentences -> (B, D)."""
+
+    def encode_images(self, photos: Sequence[Path | str], /) -> FloatArray:
+        """Photo files -> (B, D)."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A photo that was found.
+
+    id     its path below the folder that was indexed
+    score  inner product of its embedding with the query's; a cosine for most models
+    path   where it was when it was indexed
+    """
+
+    id: str
+    score: float
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The index as one commit left it."""
+
+    state: State
+    vectors: FloatArray
+    engine: Engine
+
+
+class Index:
+    """Answers questions about the photos of an index folder."""
+
+    def __init__(self, folder: Path | str, encoder: QueryEncoder) -> None:
+        """Raises `SearchError` where the folder is no index, or is broken. `vsrn.open_index` brings the encoder."""
+        self.folder = Path(folder)
+        self.info: IndexInfo = read_info(self.folder)
+        self.encoder = encoder
+        self._records = Records(self.folder / RECORDS_FILE)
+        self._lock = threading.Lock()
+        self._last: _Snapshot | None = None
+
+    def __len__(self) -> int:
+        """Photos that can be found."""
+        with self._records.read() as view:
+            return view.num_photos()
+
+    @property
+    def root(self) -> Path:
+        """The folder of the photos."""
+        with self._records.read() as view:
+            return _root(view)
+
+    @property
+    def model_folder(self) -> Path:
+        """The exported encoders that the index was made by; `vsrn.load` opens them."""
+        return self.folder / MODEL_FOLDER
+
+    def search(self, caption: str, k: int = 10, where: Where = EVERYWHERE) -> list[Hit]:
+        """The k photos that fit a sentence best, best first. Needs no torch."""
+        return self.search_vector(self.encoder.encode_captions([caption])[0], k, where)
+
+    def search_image(self, photo: Path | str, k: int = 10, where: Where = EVERYWHERE) -> list[Hit]:
+        """The k photos most like one that need not be in the index. Raises `PhotoError` where it cannot be read."""
+        return self.search_vector(self.encoder.encode_images([photo])[0], k, where)
+
+    def search_like(self, photo_id: str, k: int = 10, where: Where = EVERYWHERE) -> list[Hit]:
+        """The k photos most like one of the index, which is left out itself. Raises `SearchError` for an unknown id."""
+        found = self.search_vector(self.vector(photo_id), k + 1, where)
+        return [hit for hit in found if hit.id != photo_id][:k]
+
+    def search_vector(self, vector: FloatArray, k: int = 10, where: Where = EVERYWHERE) -> list[Hit]:
+        """The k photos nearest to a (D,) vector. Raises `SearchError` where its size is another, or k is below 1."""
+        if k < 1:
+            raise SearchError(f"k is {k}; ask for 1 photo or more.")
+        if vector.shape != (self.info.joint_dim,):
+            raise SearchError(f"a vector of shape {vector.shape} does not fit this index of {self.info.joint_dim}.")
+
+        def search(view: View) -> list[Hit]:
+            root, allowed = _root(view), view.rows(where) if where else None
+            found = _nearest_photos(view, self._snapshot(view), vector, k, allowed)
+            return [Hit(photo.id, score, root / os.fsdecode(photo.path)) for photo, score in found]
+
+        return self._ask(search)
+
+    def photo(self, photo_id: str) -> PhotoRecord:
+        """What is known of a photo. Raises `SearchError` for an unknown id."""
+        with self._records.read() as view:
+            return self._known(view, photo_id)
+
+    def path(self, photo_id: str) -> Path:
+        """Where a photo was when it was indexed. Raises `SearchError` for an unknown id."""
+        with self._records.read() as view:
+            return _root(view) / os.fsdecode(self._known(view, photo_id).path)
+
+    def vector(self, photo_id: str) -> FloatArray:
+        """(D,) float32 embedding of a photo. Raises `SearchError` for an unknown id."""
+
+        def read(view: View) -> FloatArray:
+            row = self._known(view, photo_id).row
+            return np.asarray(self._snapshot(view).vectors[row], dtype=np.float32)
+
+        return self._ask(read)
+
+    def regions(self, photo_id: str) -> Regions:
+        """The regions that a photo's embedding was made of.
+
+        Raises `SearchError` for an unknown id, or where the index was made with --no-explain.
+        """
+        if not self.info.explain:
+            raise SearchError(f"{self.folder} was made with --no-explain and keeps no regions; make it without.")
+
+        def read(view: View) -> Regions:
+            photo = self._known(view, photo_id)
+            assert photo.regions_at is not None
+            path = growing_path(self.folder, "regions", view.state().generation)
+            content = read_piece(path, photo.regions_at, regions_size(photo, self.info.feature_dim))
+            return unpack_regions(content, photo, self.info.feature_dim)
+
+        return self._ask(read)
+
+    def thumbnail(self, photo_id: str) -> bytes:
+        """A JPEG of at most 256 pixels a side. Raises `SearchError` for an unknown id."""
+
+        def read(view: View) -> bytes:
+            photo = self._known(view, photo_id)
+            path = growing_path(self.folder, "thumbnails", view.state().generation)
+            return read_piece(path, photo.thumbnail_at, photo.thumbnail_size)
+
+        return self._ask(read)
+
+    def skipped(self) -> list[SkippedRecord]:
+        """Files of the folder that could not be read, and why."""
+        with self._records.read() as view:
+            return view.skipped()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._records.close()
+        with self._lock:
+            if self._last is not None:
+                self._last.engine.close()
+            self._last = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, question: Callable[[View], _Answer]) -> _Answer:
+        """Answer from the records and the files that belong to them."""
+        for _ in range(TRIES):
+            try:
+                with self._records.read() as view:
+                    return question(view)
+            except FileNotFoundError as error:
+                missing = error.filename
+        raise SearchError(f"{missing} is missing; delete the index and make it again with `vsrn index`.")
+
+    def _snapshot(self, view: View) -> _Snapshot:
+        """Vectors and engine as the view knows them."""
+        state = view.state()
+        with self._lock:
+            last = self._last
+            if last is None or last.state.version != state.version:
+                vectors = open_vectors(self.folder, self.info, state)
+                engine = last.engine if last is not None else None
+                engine = open_engine(self.folder, self.info, state, vectors, view.dead_rows(), engine)
+                last = self._last = _Snapshot(state, vectors, engine)
+            return last
+
+    def _known(self, view: View, photo_id: str) -> PhotoRecord:
+        photo = view.photo(photo_id)
+        if photo is None:
+            raise SearchError(f"{self.folder} holds no photo '{photo_id}'; ids are paths below {_root(view)}.")
+        return photo
+
+
+def _nearest_photos(
+    view: View, snapshot: _Snapshot, vector: FloatArray, k: int, allowed: IntArray | None
+) -> list[tuple[PhotoRecord, float]]:
+    """The k best with their scores, of those rows that the records know."""
+    wanted = k
+    while True:
+        found = snapshot.engine.search(vector, wanted, allowed)
+        records = view.photos_at(found.rows.tolist())
+        # An engine may lag behind the records, which then know nothing of some of its rows.
+        scored = zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+        known = [(records[row], score) for row, score in scored if row in records]
+        if len(known) >= k or len(found.rows) < wanted:
+            return known[:k]
+        wanted *= 2
+
+
+def _root(view: View) -> Path:
+    return Path(os.fsdecode(view.state().root))

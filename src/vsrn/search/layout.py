@@ -1,0 +1,127 @@
+"""The folder of an index: names of its files, and the page that says what it was made of.
+
+    index.json           `IndexInfo`, written last: a folder without one is no index yet
+    records.sqlite       what is known of each photo (`records.py`)
+    vectors-G.f16        (num_rows, D) float16, one row a photo
+    regions-G.bin        of each photo: features (N, F) float16, boxes (N, 4) float32, scores (N,) float32 if any
+    thumbnails-G.bin     JPEGs, one behind the other
+    graph-G-ROWS.faiss   links of the HNSW graph over the first rows, in large indexes
+    model/               the encoders, as `vsrn export --onnx` writes them
+    lock                 held by whoever adds to the index
+
+G is the generation. Files of a generation only grow; compaction writes those of the next.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+
+from vsrn.errors import SearchError
+from vsrn.files import write_atomically
+from vsrn.regions.store import FloatArray, Regions
+from vsrn.search.records import PhotoRecord, State
+
+INFO_FILE = "index.json"
+RECORDS_FILE = "records.sqlite"
+MODEL_FOLDER = "model"
+LOCK_FILE = "lock"
+MILVUS_FILE = "milvus.db"
+GROWING = ("vectors", "regions", "thumbnails")
+
+EngineName = Literal["faiss", "milvus"]
+Size = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `index.json` of an index.
+
+    name         names its collection where vectors are also kept by a server
+    model        SHA-256 (hex) of the encoders' weights, as in the model's `export.json`
+    joint_dim    D, numbers per vector
+    feature_dim  F, numbers per region
+    explain      whether regions are kept, which explanations need
+    engine       what searches the vectors
+    uri          of a Milvus server or a Milvus Lite file; empty for a file in the index
+    """
+
+    name: str
+    model: str
+    joint_dim: Size
+    feature_dim: Size
+    explain: bool
+    engine: EngineName = "faiss"
+    uri: str = ""
+    format: Literal[1] = 1
+
+
+def read_info(folder: Path) -> IndexInfo:
+    """Read `index.json`. Raises `SearchError` where the folder is no index, or not one of ours."""
+    path = folder / INFO_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=IndexInfo)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SearchError(
+            f"{folder} is not an index: it has no {INFO_FILE}; make one with `vsrn index PHOTOS -o {folder}`."
+        ) from error
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SearchError(f"{path} is not what `vsrn index` writes ({error}); make the index again.") from error
+
+
+def write_info(folder: Path, info: IndexInfo) -> None:
+    """Write `index.json`, whole or not at all."""
+    write_atomically(folder / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n")
+
+
+def growing_path(folder: Path, kind: str, generation: int) -> Path:
+    """One of the three files that grow."""
+    return folder / f"{kind}-{generation}.{'f16' if kind == 'vectors' else 'bin'}"
+
+
+def open_vectors(folder: Path, info: IndexInfo, state: State) -> FloatArray:
+    """(num_rows, D) float16, memory-mapped. Raises `SearchError` where the file is cut short.
+
+    Raises `FileNotFoundError` where a compaction has replaced it: read the state again.
+    """
+    path = growing_path(folder, "vectors", state.generation)
+    shape = (state.num_rows, info.joint_dim)
+    if path.stat().st_size < state.num_rows * info.joint_dim * 2:
+        raise SearchError(f"{path} is shorter than the records say; delete the index and make it again.")
+    if not state.num_rows:
+        return np.empty(shape, dtype=np.float16)
+    return np.memmap(path, dtype="<f2", mode="r", shape=shape)
+
+
+def read_piece(path: Path, start: int, size: int) -> bytes:
+    """Bytes of a growing file. Raises `SearchError` where they are not there."""
+    with path.open("rb") as file:
+        content = os.pread(file.fileno(), size, start)
+    if len(content) != size:
+        raise SearchError(f"{path} is shorter than the records say; delete the index and make it again.")
+    return content
+
+
+def regions_size(photo: PhotoRecord, feature_dim: int) -> int:
+    """Bytes that a photo's regions take."""
+    return photo.num_regions * (2 * feature_dim + 4 * 4 + 4 * photo.has_scores)
+
+
+def pack_regions(regions: Regions) -> bytes:
+    """Regions as bytes; features are rounded to half precision."""
+    arrays = [regions.features.astype("<f2"), regions.boxes.astype("<f4")]
+    if regions.scores is not None:
+        arrays.append(regions.scores.astype("<f4"))
+    return b"".join(array.tobytes() for array in arrays)
+
+
+def unpack_regions(content: bytes, photo: PhotoRecord, feature_dim: int) -> Regions:
+    """What `pack_regions` packed: float32 (N, F) features, (N, 4) boxes, and (N,) scores where there were any."""
+    N = photo.num_regions
+    features = np.frombuffer(content, "<f2", N * feature_dim)
+    boxes = np.frombuffer(content, "<f4", N * 4, offset=features.nbytes)
+    scores = np.frombuffer(content, "<f4", N, offset=features.nbytes + boxes.nbytes) if photo.has_scores else None
+    return Regions(features.reshape(N, feature_dim).astype(np.float32), boxes.reshape(N, 4), scores)

@@ -1,0 +1,173 @@
+"""The engine of many machines: vectors are also kept by Milvus, as a server or in a Milvus Lite file.
+
+The index stays the source: a collection is a copy of its vectors, one a generation, and is filled anew where it
+falls short. Milvus Lite scans exactly, for one process at a time; a server chooses its own kind of index.
+Deletions and filters are Milvus's own in both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from vsrn.errors import ConfigError, SearchError
+from vsrn.regions.store import FloatArray, IntArray
+from vsrn.search.engine import Found, nearest
+
+# As many as a server gives in one answer.
+MOST_HITS = 16_384
+ROWS_AT_ONCE = 1_000
+SECONDS_TO_CONNECT = 10.0
+
+
+class MilvusEngine:
+    """Searches the collection of one generation."""
+
+    def __init__(self, uri: str, name: str, generation: int, num_rows: int, last: MilvusEngine | None = None) -> None:
+        """
+        last  an engine over an earlier state of the same index, whose connection is taken over
+
+        Raises `SearchError` where Milvus cannot be reached or has no such collection.
+        """
+        self.uri, self.num_rows = uri, num_rows
+        self.collection = _collection(name, generation)
+        self._client: Any = _connect(uri) if last is None else last._client
+        with _told(uri):
+            if not self._client.has_collection(self.collection):
+                self._client.close()
+                raise SearchError(f"{uri} does not hold this index; run `vsrn index` again to fill it.")
+            self._client.load_collection(self.collection)
+
+    def search(self, query: FloatArray, k: int, allowed: IntArray | None = None) -> Found:
+        """As `Engine.search`; no more than 16,384 hits, which is a server's own limit."""
+        k = min(k, MOST_HITS, self.num_rows)
+        if k < 1 or (allowed is not None and not len(allowed)):
+            return Found(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        terms = f"row < {self.num_rows}" if allowed is None else f"row in {allowed.tolist()}"
+        with _told(self.uri):
+            hits = self._client.search(
+                self.collection,
+                [np.asarray(query, dtype=np.float32)],
+                limit=k,
+                filter=terms,
+                output_fields=["row"],
+                consistency_level="Strong",
+            )[0]
+        rows = np.array([hit["row"] for hit in hits], dtype=np.int64)
+        return nearest(rows, np.array([hit["distance"] for hit in hits], dtype=np.float32), k)
+
+    def close(self) -> None:
+        """Let go of the connection, and of a Lite file."""
+        self._client.close()
+
+
+class MilvusKeeper:
+    """Keeps the collections of one index in step with it."""
+
+    def __init__(self, uri: str, name: str, dim: int) -> None:
+        """Raises `SearchError` where Milvus cannot be reached."""
+        self.uri, self.name, self.dim = uri, name, dim
+        self._client = _connect(uri)
+        self._collection = ""
+
+    def begin(self, generation: int, vectors: FloatArray, dead: IntArray) -> None:
+        """Make the collection where it is missing, and fill it where it falls short."""
+        self._collection = _collection(self.name, generation)
+        with _told(self.uri):
+            if not self._client.has_collection(self._collection):
+                self._make()
+            self._client.load_collection(self._collection)
+            self._client.delete(self._collection, filter=f"row >= {len(vectors)}")
+        self.remove(dead)
+        if self._count() == len(vectors) - len(dead):
+            return
+        alive = np.setdiff1d(np.arange(len(vectors)), dead)
+        for first in range(0, len(alive), ROWS_AT_ONCE):
+            rows = alive[first : first + ROWS_AT_ONCE]
+            self._put(rows, vectors[rows])
+
+    def add(self, first_row: int, vectors: FloatArray) -> None:
+        """Copy new rows, before the index acknowledges them."""
+        for first in range(0, len(vectors), ROWS_AT_ONCE):
+            some = vectors[first : first + ROWS_AT_ONCE]
+            self._put(first_row + first + np.arange(len(some)), some)
+
+    def remove(self, rows: IntArray) -> None:
+        """Delete rows whose photos are gone."""
+        with _told(self.uri):
+            for first in range(0, len(rows), MOST_HITS):
+                self._client.delete(self._collection, ids=rows[first : first + MOST_HITS].tolist())
+
+    def finish(self, generation: int, vectors: FloatArray) -> None:
+        """Everything was copied on the way."""
+
+    def forget(self, generation: int) -> None:
+        """Drop the collection of a generation."""
+        with _told(self.uri):
+            self._client.drop_collection(_collection(self.name, generation))
+
+    def close(self) -> None:
+        """Let go of the connection, and of a Lite file."""
+        self._client.close()
+
+    def _make(self) -> None:
+        from pymilvus import DataType, MilvusClient  # noqa: PLC0415 - an extra
+
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("row", DataType.INT64, is_primary=True)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.dim)
+        settings = MilvusClient.prepare_index_params()
+        kind = "AUTOINDEX" if "://" in self.uri else "FLAT"
+        settings.add_index("vector", index_type=kind, metric_type="IP")
+        self._client.create_collection(self._collection, schema=schema, index_params=settings)
+
+    def _put(self, rows: IntArray, vectors: FloatArray) -> None:
+        wide = np.asarray(vectors, dtype=np.float32)
+        with _told(self.uri):
+            self._client.upsert(
+                self._collection,
+                [{"row": int(row), "vector": vector} for row, vector in zip(rows, wide, strict=True)],
+            )
+
+    def _count(self) -> int:
+        with _told(self.uri):
+            counted = self._client.query(
+                self._collection, filter="", output_fields=["count(*)"], consistency_level="Strong"
+            )
+        return int(counted[0]["count(*)"])
+
+
+def _collection(name: str, generation: int) -> str:
+    return f"vsrn_{name}_{generation}"
+
+
+def _connect(uri: str) -> Any:
+    try:
+        from pymilvus import MilvusClient  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "the Milvus engine needs the package pymilvus, which is not installed; run `pip install 'vsrn[milvus]'`."
+        ) from error
+    # What goes wrong is raised, and said again by us in one sentence.
+    for logger in ("pymilvus", "milvus_lite"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    with _told(uri):
+        return MilvusClient(uri=uri, timeout=SECONDS_TO_CONNECT)
+
+
+@contextlib.contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """Milvus's errors, in our words."""
+    from pymilvus.exceptions import MilvusException  # noqa: PLC0415 - an extra
+
+    try:
+        yield
+    except MilvusException as error:
+        said = " ".join(str(error.message).split())[:200]
+        raise SearchError(
+            f"Milvus at {uri} failed ({said}); see that it is there, and that no other process uses a Lite file."
+        ) from error
