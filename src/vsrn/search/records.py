@@ -121,7 +121,8 @@ class Where:
         return self != Where()
 
 
-_COLUMNS = ", ".join(entry.name for entry in fields(PhotoRecord))
+_NAMES = [entry.name for entry in fields(PhotoRecord)]
+_COLUMNS = ", ".join(_NAMES)
 _STATE = ", ".join(entry.name for entry in fields(State))
 
 
@@ -303,7 +304,8 @@ class Records:
 
 
 def _record(row: tuple[object, ...]) -> PhotoRecord:
-    return PhotoRecord(*row)  # type: ignore[arg-type]  # columns in the order of the fields
+    values = dict(zip(_NAMES, row, strict=True))
+    return PhotoRecord(**values | {"has_scores": bool(values["has_scores"])})  # type: ignore[arg-type]
 
 
 def _condition(where: Where) -> tuple[str, list[str]]:

@@ -1,0 +1,110 @@
+"""`vsrn search`: a sentence or a photo -> the photos of an index that fit it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from vsrn.cli.options import Json, call, print_json
+from vsrn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vsrn.search.index import Hit, Index
+    from vsrn.search.records import Where
+
+
+def main(
+    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    sentence: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SENTENCE]")] = None,
+    *,
+    image: Annotated[Path | None, tyro.conf.arg(metavar="PHOTO")] = None,
+    like: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None,
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
+    folder: str | None = None,
+    since: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
+    until: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
+    json: Json = False,
+) -> int:
+    """Find photos by a sentence, or by a photo they should be like.
+
+    $ vsrn search idx "two dogs play in the snow" -k 5
+    $ vsrn search idx --image query.jpg
+    $ vsrn search idx --like holiday/beach.jpg --since 2024-06-01
+
+    A terminal that can show pictures (iTerm2, kitty, sixel) shows them; others get paths.
+
+    Args:
+        index: Folder made by `vsrn index`.
+        sentence: What the photos should show.
+        image: A photo, in the index or not, that they should be like.
+        like: The same by the id of a photo in the index; quicker, for nothing is extracted.
+        k: How many photos to find.
+        folder: Only photos in this folder, below the one that was indexed.
+        since: Only photos taken on this day or later.
+        until: Only photos taken on this day or earlier.
+        json: Print the result as JSON.
+    """
+    given = {"sentence": sentence, "image": None if image is None else str(image), "like": like}
+    query = {name: value for name, value in given.items() if value is not None}
+    if len(query) != 1:
+        raise ConfigError('ask one thing: vsrn search INDEX "a sentence", or --image PHOTO, or --like ID.')
+    if sentence is not None and not sentence.strip():
+        raise ConfigError("the sentence is empty; say what the photos should show.")
+    from vsrn.search.opening import open_index
+    from vsrn.search.records import Where
+
+    where = Where(folder, _day(since, "--since"), _day(until, "--until"))
+    with open_index(index) as opened:
+        hits = _search(opened, query, k, where)
+        if json:
+            print_json({"index": str(index), "query": query, "hits": [_as_json(hit) for hit in hits]})
+        else:
+            _show(opened, hits)
+    return 0
+
+
+def _search(index: Index, query: dict[str, str], k: int, where: Where) -> list[Hit]:
+    ((kind, value),) = query.items()
+    search = {"sentence": index.search, "image": index.search_image, "like": index.search_like}[kind]
+    return search(value, k, where)
+
+
+def _show(index: Index, hits: Sequence[Hit]) -> None:
+    from vsrn.cli.pictures import picture_protocol
+
+    draw = picture_protocol() if sys.stdout.isatty() else None
+    for hit in hits:
+        print(f"{hit.score:.3f}  {_printable(hit.path)}")
+        if draw is not None:
+            print(draw(index.thumbnail(hit.id)))
+    if not hits:
+        print("No photo of the index passes the filters.", file=sys.stderr)
+
+
+def _printable(path: Path) -> str:
+    """A path on one line, without what a terminal would act on."""
+    text = str(path).encode("utf-8", "backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
+
+
+def _as_json(hit: Hit) -> dict[str, object]:
+    return {"id": hit.id, "score": round(hit.score, 6), "path": _printable(hit.path)}
+
+
+def _day(text: str | None, option: str) -> date | None:
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"{option} {text} is no date; write it as 2024-05-17.") from error
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and run."""
+    return call(main, "search", arguments)
