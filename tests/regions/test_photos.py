@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vsrn.errors import DataError, PhotoError
-from vsrn.regions.photos import decode_photo, find_photos
+from vsrn.regions.photos import decode_photo, find_photos, read_photo
 
 Pixels = npt.NDArray[np.uint8]
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -91,6 +92,36 @@ def test_a_photo_comes_out_upright(orientation: int, kind: str) -> None:
     photo = decode_photo(encoded(stored, kind, exif=exif, **options))
     assert np.array_equal(np.asarray(photo), upright)
     assert photo.getexif().get(0x0112, 1) == 1  # so that nobody turns it again
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_knows_its_size_upright_however_small_it_is_decoded(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = read_photo(encoded(Image.new("RGB", (1600, 1000)), "JPEG", exif=exif), target_size=50)
+    assert (photo.width, photo.height) == ((1600, 1000) if orientation < 5 else (1000, 1600))
+    assert photo.pixels.width < 1000, "decoded at a fraction"
+    assert photo.pixels.width / photo.pixels.height == pytest.approx(photo.width / photo.height, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("original", "changed", "expected"),
+    [
+        ("2024:05:17 14:03:00", "2025:01:01 00:00:00", datetime(2024, 5, 17, 14, 3)),
+        (None, "2025:01:01 00:00:00", datetime(2025, 1, 1)),
+        ("2024:05:17 14:03:00\0", None, datetime(2024, 5, 17, 14, 3)),
+        ("0000:00:00 00:00:00", None, None),
+        ("yesterday", None, None),
+        (None, None, None),
+    ],
+)
+def test_a_photo_knows_when_it_was_taken(original: str | None, changed: str | None, expected: datetime | None) -> None:
+    exif = Image.Exif()
+    if original is not None:
+        exif.get_ifd(0x8769)[0x9003] = original
+    if changed is not None:
+        exif[0x0132] = changed
+    assert read_photo(encoded(Image.new("RGB", (9, 9)), "JPEG", exif=exif)).taken == expected
 
 
 def test_damaged_exif_does_not_cost_the_photo() -> None:

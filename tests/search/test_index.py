@@ -184,7 +184,7 @@ def test_hostile_files_are_skipped_and_listed(photos: Path, model: Path, tmp_pat
     (photos / "round").symlink_to(photos)
     os.mkfifo(photos / "pipe.jpg")
     odd = os.fsencode(photos) + b"/caf\xe9\n.png"
-    shutil.copy(photos / "00.png", odd)
+    shutil.copy(os.fsencode(photos / "00.png"), odd)
     (photos / "linked.png").symlink_to(save_photo(tmp_path / "elsewhere" / "far.png", 77))
     report = update_index(photos, tmp_path / "idx", model, batch_size=4)
     listed = {file.id for file in report.skipped}

@@ -89,10 +89,11 @@ def open_vectors(folder: Path, info: IndexInfo, state: State) -> FloatArray:
     """
     path = growing_path(folder, "vectors", state.generation)
     shape = (state.num_rows, info.joint_dim)
+    if not state.num_rows:
+        # The file itself may not be there yet.
+        return np.empty(shape, dtype=np.float16)
     if path.stat().st_size < state.num_rows * info.joint_dim * 2:
         raise SearchError(f"{path} is shorter than the records say; delete the index and make it again.")
-    if not state.num_rows:
-        return np.empty(shape, dtype=np.float16)
     return np.memmap(path, dtype="<f2", mode="r", shape=shape)
 
 
