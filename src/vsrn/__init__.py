@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from vsrn.inference.encoder import Encoder
     from vsrn.inference.exported import ExportedEncoder
     from vsrn.search.index import Hit, Index
+    from vsrn.search.records import Where
 
 __version__ = "0.1.0"
-__all__ = ["Hit", "Index", "__version__", "build_index", "load", "open_index"]
+__all__ = ["Hit", "Index", "Where", "__version__", "build_index", "load", "open_index"]
 
 
 def load(folder: Path | str, device: str = "auto") -> Encoder | ExportedEncoder:
@@ -65,8 +66,8 @@ def open_index(folder: Path | str) -> Index:
 
 
 def __getattr__(name: str) -> object:
-    # Types that only annotate; whoever imports vsrn does not wait for their packages.
-    if name in ("Hit", "Index"):
+    # Whoever imports vsrn does not wait for the packages behind these.
+    if name in ("Hit", "Index", "Where"):
         from vsrn.search import index  # noqa: PLC0415
 
         return getattr(index, name)

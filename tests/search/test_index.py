@@ -25,7 +25,6 @@ from vsrn.regions.extract import extract
 from vsrn.regions.photos import find_photos
 from vsrn.regions.store import FloatArray, open_region_store
 from vsrn.search.build import IndexReport, update_index
-from vsrn.search.records import Where
 
 use_colours()
 
@@ -171,7 +170,7 @@ def test_filters_let_through_what_they_say(photos: Path, model: Path, tmp_path: 
                         and (since is None or date.fromisoformat(day[:10]) >= since)
                         and (until is None or date.fromisoformat(day[:10]) <= until)
                     }
-                    hits = index.search("red", 99, Where(folder, since, until))
+                    hits = index.search("red", 99, vsrn.Where(folder, since, until))
                     assert {hit.id for hit in hits} == expected
 
 
