@@ -15,12 +15,13 @@ from vsrn.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.inference.export import export_onnx
 from vsrn.model.weights import StoredModel, build_model
-from vsrn.regions import extractor as extractors
 from vsrn.regions.extractor import Prepared
 from vsrn.regions.store import FloatArray, Regions, StoreInfo
 
 WORDS = ["red", "green", "blue", "dark", "light"]
 JOINT_DIM, FEATURE_DIM = 8, 6
+# What makes the extractor below by its name.
+COLOURS_BY_NAME = {"colours": "colours:Colours"}
 
 
 class Colours:
@@ -39,11 +40,6 @@ class Colours:
     def features(self, photo: FloatArray) -> FloatArray:
         quarters = [photo[top : top + 8, left : left + 8].reshape(-1, 3) for top in (0, 8) for left in (0, 8)]
         return np.stack([np.concatenate([q.mean(axis=0), q.std(axis=0)]) for q in quarters]).astype(np.float32)
-
-
-def use_colours() -> None:
-    """Let models name this extractor, in this process."""
-    extractors._EXTRACTORS["colours"] = "colours:Colours"
 
 
 def colour_model(*, seed: int = 0, **fields: object) -> StoredModel:

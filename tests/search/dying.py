@@ -25,15 +25,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from colours import save_photo, use_colours
+from colours import COLOURS_BY_NAME, save_photo
 
 import vsrn
 import vsrn.search.faiss  # otherwise loaded again by every child
+from vsrn.regions import extractor as extractors
 from vsrn.search.build import update_index
 from vsrn.search.writer import IndexWriter, Settled
 
 Contents = dict[str, tuple[str, bytes]]
 BATCH = 3
+ENOUGH_KILLS, MOST_ROUNDS = 15, 40
 
 
 class Death:
@@ -223,26 +225,28 @@ def save_photos(photos: Path) -> None:
 
 
 def moments(model: Path, folder: Path) -> None:
-    photos, index, told = folder / "photos", folder / "index", folder / "told"
+    """Change the photos, kill the runs that follow them at moments of their own length, and let the last one finish."""
+    photos, index = folder / "photos", folder / "index"
     chance, killed, numbers = random.Random(5), 0, count()
-    for round_ in range(7):
-        for number in range(4):
-            save_photo(photos / f"{chance.randrange(12)}.png", next(numbers))
-            if round_ and number == 0:
-                chance.choice(sorted(photos.iterdir())).unlink()
-        before = told_by_a_child(index) if (index / "index.json").exists() else {}
-        fresh = folder / f"fresh{round_}"
-        assert not forked(lambda: index_and_tell(photos, fresh, model, folder / "ignored"))  # noqa: B023
-        expected = told_by_a_child(fresh)
-        told.unlink(missing_ok=True)
+    before: Contents = {}
+    for round_ in range(MOST_ROUNDS):
         for _ in range(4):
-            after = chance.uniform(0.0, 0.15)
-            killed += forked(lambda: index_and_tell(photos, index, model, told), kill_after=after)
+            save_photo(photos / f"{chance.randrange(12)}.png", next(numbers))
+        if round_:
+            chance.choice(sorted(photos.iterdir())).unlink()
+        fresh, told, began = folder / f"fresh{round_}", folder / f"told{round_}", time.monotonic()
+        assert not forked(lambda: index_and_tell(photos, fresh, model, folder / "ignored"))  # noqa: B023 - done at once
+        takes, expected = time.monotonic() - began, told_by_a_child(fresh)
+        for _ in range(3):
+            killed += forked(lambda: index_and_tell(photos, index, model, told), kill_after=chance.uniform(0, takes))  # noqa: B023
             assert not forked(lambda: check(index, told, before, expected))  # noqa: B023
         assert not forked(lambda: finish_and_check(photos, index, model, expected))  # noqa: B023
+        before = expected
+        if killed >= ENOUGH_KILLS:
+            break
     print(killed)
 
 
 if __name__ == "__main__":
-    use_colours()
+    extractors._EXTRACTORS.update(COLOURS_BY_NAME)
     {"begin": begin, "change": change, "moments": moments}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

@@ -14,19 +14,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import JOINT_DIM, Colours, colour_model, export_colours, save_photo, use_colours
+from colours import COLOURS_BY_NAME, JOINT_DIM, Colours, colour_model, export_colours, save_photo
 from PIL import Image
 
 import vsrn
 from vsrn.errors import SearchError
 from vsrn.inference.encoder import Encoder
 from vsrn.model.weights import write_model
+from vsrn.regions import extractor as extractors
 from vsrn.regions.extract import extract
 from vsrn.regions.photos import find_photos
 from vsrn.regions.store import FloatArray, open_region_store
 from vsrn.search.build import IndexReport, update_index
 
-use_colours()
+
+@pytest.fixture(autouse=True)
+def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, where in COLOURS_BY_NAME.items():
+        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
+
 
 SENTENCES = ["red", "a green blue", "dark red light", ""]
 

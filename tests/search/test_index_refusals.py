@@ -13,17 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import JOINT_DIM, colour_model, export_colours, save_photo, use_colours
+from colours import COLOURS_BY_NAME, JOINT_DIM, colour_model, export_colours, save_photo
 
 import vsrn
 from vsrn.errors import ConfigError, DataError, SearchError
 from vsrn.inference.encoder import Encoder
 from vsrn.model.weights import write_model
+from vsrn.regions import extractor as extractors
 from vsrn.regions.store import StoreInfo
 from vsrn.search.build import update_index
 from vsrn.search.writer import IndexWriter
 
-use_colours()
+
+@pytest.fixture(autouse=True)
+def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, where in COLOURS_BY_NAME.items():
+        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture(scope="module")

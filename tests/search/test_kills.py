@@ -12,7 +12,7 @@ from colours import export_colours
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(("way", "least"), [("begin", 50), ("change", 50), ("moments", 5)])
+@pytest.mark.parametrize(("way", "least"), [("begin", 50), ("change", 50), ("moments", 15)])
 def test_an_index_killed_while_it_is_written_loses_nothing_acknowledged(way: str, least: int, tmp_path: Path) -> None:
     """In a process of its own, which starts no threads before it forks those that die (`dying.py`)."""
     model = export_colours(tmp_path / "model")
