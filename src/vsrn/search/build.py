@@ -27,7 +27,7 @@ from vsrn.regions.photos import DecodedPhoto, PhotoFile, find_photos, read_photo
 from vsrn.regions.store import FloatArray, Regions
 from vsrn.search.create import Model, create_index
 from vsrn.search.layout import INFO_FILE, MODEL_FOLDER, EngineName
-from vsrn.search.records import PhotoRecord, Records, SkippedRecord, local_time
+from vsrn.search.records import Known, Records, SkippedRecord, local_time
 from vsrn.search.writer import IndexWriter, NewPhoto, Settled
 
 THUMBNAIL_SIDE = 256
@@ -65,7 +65,7 @@ class _File:
     """
 
     photo: PhotoFile
-    known: PhotoRecord | None
+    known: Known | None
     size: int
     modified_ns: int
 
@@ -202,7 +202,7 @@ class _Update:
 def _plan(found: Sequence[PhotoFile], records: Records) -> _Plan:
     """Compare what is in the folder with what is known of it."""
     with records.read() as view:
-        known = {photo.id: photo for photo in view.photos()}
+        known = view.known()
         refused = {file.id for file in view.skipped()}
     files: list[_File] = []
     twins: list[SkippedRecord] = []

@@ -60,6 +60,9 @@ def create_index(
     folder.mkdir(parents=True, exist_ok=True)
     lock = IndexLock(folder)
     try:
+        if (folder / INFO_FILE).is_file():
+            # While this process opened its model.
+            raise SearchError(f"{folder} was just made by another vsrn index; run the same command again.")
         shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
         _write_model(source, folder / MODEL_FOLDER)
         info = OnnxEncoder.load(folder / MODEL_FOLDER).info

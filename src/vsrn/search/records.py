@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import date, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,6 +76,14 @@ class PhotoRecord:
     has_scores: bool
     thumbnail_at: int
     thumbnail_size: int
+
+
+class Known(NamedTuple):
+    """What tells whether a photo's file has changed; as in `PhotoRecord`."""
+
+    size: int
+    modified_ns: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,11 @@ class View:
     def photos(self) -> Iterator[PhotoRecord]:
         """Every record, by row."""
         return map(_record, self._connection.execute(f"SELECT {_COLUMNS} FROM photos ORDER BY row"))  # noqa: S608
+
+    def known(self) -> dict[str, Known]:
+        """What tells whether files have changed, by photo id."""
+        found = self._connection.execute("SELECT id, size, modified_ns, sha256 FROM photos")
+        return {photo_id: Known(*values) for photo_id, *values in found}
 
     def rows(self, where: Where) -> IntArray:
         """Rows of the photos that a filter lets through, rising."""

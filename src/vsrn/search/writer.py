@@ -204,12 +204,11 @@ class IndexWriter:
     def _compact(self) -> None:
         """Write the living into the files of the next generation, and let one commit make them the index."""
         old, generation = self._state, self._state.generation + 1
-        with self.records.read() as view:
-            photos = list(view.photos())
         empty = dataclasses.replace(old, generation=generation, num_rows=0, regions_end=0, thumbnails_end=0)
         files = _open_files(self.folder, self.info, empty)
         try:
-            moved = [(row, *self._copy(photo, files, old), photo.row) for row, photo in enumerate(photos)]
+            with self.records.read() as view:
+                moved = [(row, *self._copy(photo, files, old), photo.row) for row, photo in enumerate(view.photos())]
             for file in files.values():
                 file.sync()
         finally:
@@ -218,7 +217,7 @@ class IndexWriter:
         state = dataclasses.replace(
             empty,
             version=old.version + 1,
-            num_rows=len(photos),
+            num_rows=len(moved),
             regions_end=files["regions"].end,
             thumbnails_end=files["thumbnails"].end,
         )
