@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vsrn.errors import ConfigError, did_you_mean
+from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.regions.photos import decode_photo
 from vsrn.regions.store import Regions
 
@@ -49,11 +49,14 @@ class RegionExtractor(Protocol):
         """Whether regions are detections and come with a confidence."""
 
     @property
-    def photo_size(self) -> int:
-        """The side, in pixels, that `prepare` brings photos to; decoders may shrink towards it."""
+    def photo_size(self) -> int | None:
+        """The side, in pixels, that `prepare` brings photos to; decoders may shrink towards it, unless it is None."""
 
     def prepare(self, photo: Image.Image) -> Prepared:
-        """An RGB photo of any size -> the array the network reads."""
+        """An RGB photo of any size -> the array the network reads.
+
+        Raises `PhotoError` where it cannot do with a photo of this shape, with a sentence that lacks the photo's name.
+        """
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """What `prepare` gave for each photo of a batch -> the regions of each, in the same order."""
@@ -85,4 +88,13 @@ def prepare_photo(extractor: RegionExtractor, source: Path | bytes) -> Prepared:
 
     Raises `PhotoError` where the photo cannot be read.
     """
-    return extractor.prepare(decode_photo(source, target_size=extractor.photo_size))
+    name = "this photo" if isinstance(source, bytes) else str(source)
+    return prepare_pixels(extractor, decode_photo(source, target_size=extractor.photo_size), name)
+
+
+def prepare_pixels(extractor: RegionExtractor, photo: Image.Image, name: str) -> Prepared:
+    """Prepare a decoded photo. Raises `PhotoError`, with its name, where the extractor cannot do with its shape."""
+    try:
+        return extractor.prepare(photo)
+    except PhotoError as error:
+        raise PhotoError(f"{name} {error}") from error

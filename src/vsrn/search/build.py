@@ -22,7 +22,7 @@ from vsrn.errors import ConfigError, PhotoError, SearchError
 from vsrn.inference.exported import ExportedEncoder
 from vsrn.inference.photos import learned_extractor
 from vsrn.regions.batches import made_ready
-from vsrn.regions.extractor import Prepared, RegionExtractor
+from vsrn.regions.extractor import Prepared, RegionExtractor, prepare_pixels
 from vsrn.regions.photos import DecodedPhoto, PhotoFile, find_photos, read_photo
 from vsrn.regions.store import FloatArray, Regions
 from vsrn.search.create import Model, create_index
@@ -236,8 +236,8 @@ def _look(extractor: RegionExtractor, file: _File) -> _Ready | SkippedRecord | _
         if file.known is not None and file.known.size == file.size and _sha256(path) == file.known.sha256:
             return file
         decoded = read_photo(path, target_size=extractor.photo_size)
-        prepared, thumbnail = extractor.prepare(decoded.pixels), _thumbnail(decoded.pixels)
-        return _Ready(file, _sha256(path), decoded, prepared, thumbnail)
+        prepared = prepare_pixels(extractor, decoded.pixels, str(path))
+        return _Ready(file, _sha256(path), decoded, prepared, _thumbnail(decoded.pixels))
     except PhotoError as error:
         return _skipped(file, str(error))
     except OSError as error:

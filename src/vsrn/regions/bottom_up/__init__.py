@@ -1,0 +1,1 @@
+"""Regions as the paper has them: bottom-up attention (Anderson et al., CVPR 2018), docs/bottom-up.md."""
