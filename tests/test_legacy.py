@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision  # type: ignore[import-untyped]
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
