@@ -268,7 +268,7 @@ def _renamed(part: object, table: dict[str, str], prefix: str, path: Path) -> We
         tensor = part[name]
         start = next((start for start in table if name.startswith(start)), None)
         if start is None:
-            raise CheckpointError(f"{path} holds '{name}', which no VSRN of 2019 has; it is another model's.")
+            raise CheckpointError(f"{path} holds {name[:100]!r}, which no VSRN of 2019 has; it is another model's.")
         # A 1x1 convolution over regions is a linear layer with one more axis.
         kernel = tensor[..., 0] if tensor.ndim == 3 else tensor
         renamed[prefix + table[start] + name.removeprefix(start)] = kernel.contiguous()

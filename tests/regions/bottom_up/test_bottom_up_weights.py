@@ -43,6 +43,7 @@ def refusal(path: Path) -> str:
     with pytest.raises(CheckpointError) as refused:
         read_weights(path)
     assert str(path) in str(refused.value)
+    assert str(refused.value).isprintable()
     return str(refused.value)
 
 
@@ -54,7 +55,7 @@ def test_what_is_missing_and_what_is_left_over_is_listed(tmp_path: Path) -> None
     said = refusal(tmp_path / "near.pth")
     assert "in MILVLG's naming: it misses roi_heads.box_predictor.attr_linear1.bias and has" in said
     assert "has roi_heads.mask_head.weight left over;" in said
-    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
+    torch.save({"conv1\n\x1b[31m.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
     said = refusal(tmp_path / "resnet.pth")
     assert re.search(r"misses backbone\.res2\.0\.conv1\.norm\.bias, .* and \d\d\d more", said)
 

@@ -183,7 +183,8 @@ def _naming_of(path: Path, theirs: Tensors) -> str:
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
-    return ", ".join(names[:NAMES_LISTED]) + more
+    # A stranger's names may hold anything; ours come out as they are.
+    return ", ".join(repr(name[:100])[1:-1] for name in names[:NAMES_LISTED]) + more
 
 
 def _converted(layer: Layer, theirs: Tensors, *, caffe: bool) -> dict[str, torch.Tensor]:
