@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from shy import contents, vsrn_extract
+from shy import Shy, contents, vsrn_extract
+
+from vsrn.regions.batches import SettledBatch
+from vsrn.regions.on_ray import _pack, _unpack
+from vsrn.regions.writer import SkippedPhoto
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
@@ -122,3 +126,20 @@ def test_without_ray_one_sentence_says_how_to_get_it(
     assert said.startswith("error: --ray needs Ray")
     assert said.endswith('pip install "vsrn[ray]".')
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("num_photos", [0, 1, 5])
+def test_a_settled_batch_survives_the_journey_as_bytes(num_photos: int) -> None:
+    """Needs no Ray: what an actor sends is what the writer gets, photos of one and of two regions alike."""
+    shy = Shy()
+    photos = [np.full(3, number, np.float32) for number in range(num_photos)]
+    ids = [f"{number}.png" for number in range(num_photos)]
+    sent = SettledBatch(ids, shy(photos), [SkippedPhoto("x.png", "it is no photo")])
+    got = _unpack(_pack(sent), shy)
+    assert (got.ids, got.skipped) == (sent.ids, sent.skipped)
+    for one, other in zip(sent.regions, got.regions, strict=True):
+        assert one.scores is not None
+        assert other.scores is not None
+        assert np.array_equal(one.features, other.features)
+        assert np.array_equal(one.boxes, other.boxes)
+        assert np.array_equal(one.scores, other.scores)

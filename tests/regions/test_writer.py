@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vsrn.errors import DataError
 from vsrn.regions.store import Regions, open_region_store
@@ -94,6 +98,42 @@ def test_the_number_of_captions_is_one_number_or_one_per_row(tmp_path: Path) -> 
     store = open_region_store(tmp_path, "bare")
     assert (store.info.captions_per_image, store.scores) == (None, None)
     assert not (tmp_path / "bare_caps.txt").exists()
+
+
+def write_varying(folder: Path, counts: list[int], stops: list[int]) -> None:
+    """Photos with so many regions each; the writer is left and opened anew at each stop, then finished."""
+    ids = IDS[: len(counts)]
+    for start, end in itertools.pairwise([0, *stops, len(counts)]):
+        with RegionWriter(folder, "train", header(ids)) as writer:
+            assert writer.num_seen == start
+            cut = [regions_of(number) for number in range(start, end)]
+            short = [
+                Regions(full.features[:count], full.boxes[:count], np.asarray(full.scores)[:count])
+                for full, count in zip(cut, counts[start:end], strict=True)
+            ]
+            writer.append(ids[start:end], short)
+            if end == len(counts):
+                writer.finish()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=12), st.data())
+def test_photos_may_have_fewer_regions_than_the_most(counts: list[int], data: st.DataObject) -> None:
+    stops = data.draw(st.lists(st.integers(1, len(counts)), unique=True, max_size=3).map(sorted))
+    stops = [stop for stop in stops if stop < len(counts)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_varying(Path(folder), counts, stops)
+        assert not list(Path(folder).glob("*.partial"))
+        store = open_region_store(folder, "train")
+        assert (Path(folder) / "train_counts.npy").exists() == (set(counts) != {3})
+        assert counts == ([3] * len(counts) if store.counts is None else store.counts.tolist())
+        assert store.boxes is not None
+        for row, count in enumerate(counts):
+            full = regions_of(row)
+            assert np.array_equal(store.features[row, :count], full.features[:count].astype(np.float16))
+            assert np.array_equal(store.boxes[row, :count], full.boxes[:count])
+            assert not store.features[row, count:].any()
+            assert not store.boxes[row, count:].any()
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 28, 56, 60])

@@ -88,7 +88,7 @@ class Encoder:
         Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not
         the one that the model learned from.
         """
-        parts = [self.encode_regions(features) for features in regions_of(photos, self.stored.regions)]
+        parts = [self.encode_regions(*batch) for batch in regions_of(photos, self.stored.regions)]
         return np.concatenate(parts) if parts else np.empty((0, self.model.config.joint_dim), dtype=np.float32)
 
     def encode_split(self, split: Split, advance: Advance = lambda _: None) -> EncodedSplit:

@@ -23,5 +23,5 @@ class ExportedEncoder(OnnxEncoder):
         # torch comes with the extractor, and sentences do without it.
         from vsrn.inference.photos import regions_of  # noqa: PLC0415
 
-        parts = [self.encode_regions(features) for features in regions_of(photos, self.learned_from)]
+        parts = [self.encode_regions(*batch) for batch in regions_of(photos, self.learned_from)]
         return np.concatenate(parts) if parts else np.empty((0, self.info.joint_dim), dtype=np.float32)

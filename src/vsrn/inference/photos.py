@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from vsrn.errors import DataError
 from vsrn.regions.extractor import RegionExtractor, make_extractor, prepare_photo
-from vsrn.regions.store import FloatArray, StoreInfo
+from vsrn.regions.store import FloatArray, IntArray, StoreInfo, pad_regions
 
 PHOTOS_PER_BATCH = 32
 
 
-def regions_of(photos: Sequence[Path | str], learned_from: StoreInfo) -> Iterator[FloatArray]:
-    """Photo files -> (B, N, F) features, a batch at a time, in the order of the photos.
+def regions_of(photos: Sequence[Path | str], learned_from: StoreInfo) -> Iterator[tuple[FloatArray, IntArray | None]]:
+    """Photo files -> (B, N, F) features and their counts, a batch at a time, in the order of the photos.
 
     Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not the one that
     the model learned from.
@@ -23,7 +21,7 @@ def regions_of(photos: Sequence[Path | str], learned_from: StoreInfo) -> Iterato
     extractor = learned_extractor(learned_from)
     for first in range(0, len(photos), PHOTOS_PER_BATCH):
         batch = [prepare_photo(extractor, Path(photo)) for photo in photos[first : first + PHOTOS_PER_BATCH]]
-        yield np.stack([regions.features for regions in extractor(batch)])
+        yield pad_regions(extractor(batch))
 
 
 def learned_extractor(learned_from: StoreInfo) -> RegionExtractor:

@@ -6,7 +6,7 @@ extract_karpathy("dataset.json", "photos/", make_extractor("grid"), "store/")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import msgspec
 
 from vsrn.captions.karpathy import read_karpathy
 from vsrn.errors import ConfigError, DataError, did_you_mean
-from vsrn.regions.batches import BatchMaker, local_batches
+from vsrn.regions.batches import BatchMaker, SettledBatch, local_batches
 from vsrn.regions.extractor import RegionExtractor
 from vsrn.regions.photos import PhotoFile
 from vsrn.regions.shards import SHARD_FILE, Shard, refuse_shard, shard_folder
@@ -87,17 +87,43 @@ def extract(
     header = _header(ids, extractor)
     if shard is not None:
         header, photos, folder = _block_of(header, photos, folder, shard, batch_size)
+
+    def settle_from(start: int) -> Iterator[SettledBatch]:
+        return batches(photos[start:], extractor, batch_size, workers)
+
+    ids = [photo.id for photo in photos]
+    return write_split(folder, split, header, ids, settle_from, captions=captions, progress=progress)
+
+
+def write_split(
+    folder: Path,
+    split: str,
+    header: SplitHeader,
+    ids: Sequence[str],
+    settle_from: Callable[[int], Iterator[SettledBatch]],
+    *,
+    captions: Mapping[str, Sequence[str]] | None,
+    progress: ProgressCallback | None,
+) -> ExtractionReport:
+    """Write a split, or what is left of it, from settled batches, wherever they come from.
+
+    ids          of the photos, or of the shard's
+    settle_from  called with the number of photos settled before: batches of the others, in order
+    captions     by photo id
+
+    Raises `DataError` where the split is another one, where no photo could be read, or where the disk is full.
+    """
     finish_interrupted(folder, split)
     if (folder / f"{split}_ims.npy").exists():
-        return finished_report(folder, split, [photo.id for photo in photos], header, captions)
+        return finished_report(folder, split, ids, header, captions)
     with RegionWriter(folder, split, header) as writer:
         num_resumed = writer.num_seen
         seen = partial(progress or _no_progress, split)
-        seen(num_resumed, len(photos))
-        for batch in batches(photos[num_resumed:], extractor, batch_size, workers):
+        seen(num_resumed, len(ids))
+        for batch in settle_from(num_resumed):
             writer.append(batch.ids, batch.regions, batch.skipped)
-            seen(writer.num_seen, len(photos))
-        if not writer.ids and shard is None:
+            seen(writer.num_seen, len(ids))
+        if not writer.ids and header.shard is None:
             writer.discard()
             refuse_empty(split, writer.skipped)
         writer.finish(None if captions is None else [captions[photo_id] for photo_id in writer.ids])
@@ -127,11 +153,7 @@ def extract_karpathy(
     Raises what `extract` and `read_karpathy` raise, and `DataError` for a split that the JSON does not have.
     """
     found = read_karpathy(dataset, restval=restval)
-    for split in [*splits, *found]:
-        if split not in found:
-            listed = ", ".join(found)
-            raise DataError(f"{dataset} has no split '{split}'; it has {listed}.{did_you_mean(split, found)}")
-        refuse_split_name(split)
+    wanted = choose_splits(dataset, found, splits)
     root = Path(photo_root)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; name the folder that holds the photos of {dataset}.")
@@ -148,8 +170,19 @@ def extract_karpathy(
             batches=batches,
             progress=progress,
         )
-        for split in dict.fromkeys(splits or found)
+        for split in wanted
     ]
+
+
+def choose_splits(dataset: Path | str, found: Iterable[str], splits: Sequence[str]) -> list[str]:
+    """Those of a data set's splits that are asked for, or all. Raises `DataError` where it does not have one."""
+    present = list(found)
+    for split in [*splits, *present]:
+        if split not in present:
+            listed = ", ".join(present)
+            raise DataError(f"{dataset} has no split '{split}'; it has {listed}.{did_you_mean(split, present)}")
+        refuse_split_name(split)
+    return list(dict.fromkeys(splits or present))
 
 
 def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:

@@ -38,7 +38,7 @@ class RegionExtractor(Protocol):
 
     @property
     def num_regions(self) -> int:
-        """Regions of every photo, N."""
+        """Regions of every photo, N, or the most that a photo may have."""
 
     @property
     def feature_dim(self) -> int:

@@ -39,7 +39,7 @@ class GrowingArray:
             self._file.close()
             raise
 
-    def append(self, rows: npt.NDArray[np.floating]) -> None:
+    def append(self, rows: npt.NDArray[np.number]) -> None:
         """Write (B, ...) rows behind the others and wait until they are on disk."""
         if rows.shape[1:] != self.row_shape:
             raise DataError(f"{self.path} holds rows of shape {self.row_shape}, not {rows.shape[1:]}.")

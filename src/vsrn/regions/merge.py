@@ -227,8 +227,9 @@ def _append(writer: RegionWriter, part: _Part, *, rows_before: int, skipped_befo
 
 def _regions(store: RegionStore, row: int) -> Regions:
     assert store.boxes is not None
-    scores = None if store.scores is None else store.scores[row]
-    return Regions(store.features[row], store.boxes[row], scores)
+    count = store.num_regions if store.counts is None else int(store.counts[row])
+    scores = None if store.scores is None else store.scores[row, :count]
+    return Regions(store.features[row, :count], store.boxes[row, :count], scores)
 
 
 def _parts(folder: Path, split: str, shard: Shard) -> Iterator[_Part]:

@@ -43,6 +43,7 @@ class _Settled(msgspec.Struct, frozen=True):
     """A settled batch as bytes; half precision is what the writer would round to in any case."""
 
     ids: list[str]
+    counts: list[int]
     features: bytes
     boxes: bytes
     scores: bytes | None
@@ -207,6 +208,7 @@ def _pack(batch: SettledBatch) -> bytes:
     return msgspec.msgpack.encode(
         _Settled(
             ids=batch.ids,
+            counts=[len(photo.features) for photo in batch.regions],
             features=b"".join(photo.features.astype("<f2").tobytes() for photo in batch.regions),
             boxes=b"".join(photo.boxes.astype("<f4").tobytes() for photo in batch.regions),
             scores=b"".join(of_photo.astype("<f4").tobytes() for of_photo in scores) if scores else None,
@@ -217,9 +219,10 @@ def _pack(batch: SettledBatch) -> bytes:
 
 def _unpack(packed: bytes, extractor: RegionExtractor) -> SettledBatch:
     settled = msgspec.msgpack.decode(packed, type=_Settled)
-    rows, N = len(settled.ids), extractor.num_regions
-    features = np.frombuffer(settled.features, "<f2").reshape(rows, N, extractor.feature_dim)
-    boxes = np.frombuffer(settled.boxes, "<f4").reshape(rows, N, 4)
-    scores = None if settled.scores is None else np.frombuffer(settled.scores, "<f4").reshape(rows, N)
-    regions = [Regions(features[row], boxes[row], None if scores is None else scores[row]) for row in range(rows)]
+    features = np.frombuffer(settled.features, "<f2").reshape(-1, extractor.feature_dim)
+    boxes = np.frombuffer(settled.boxes, "<f4").reshape(-1, 4)
+    scores = None if settled.scores is None else np.frombuffer(settled.scores, "<f4")
+    ends = np.cumsum(settled.counts).tolist()
+    slices = [slice(end - count, end) for end, count in zip(ends, settled.counts, strict=True)]
+    regions = [Regions(features[of], boxes[of], None if scores is None else scores[of]) for of in slices]
     return SettledBatch(settled.ids, regions, settled.skipped)

@@ -38,6 +38,8 @@ class Regions:
     features  (N, F) float32
     boxes     (N, 4) float32, xyxy as fractions of the image's width and height
     scores    (N,) float32 detection confidence, falling; None where regions are not detections
+
+    N may differ from image to image, where an extractor's `num_regions` is the most.
     """
 
     features: FloatArray
@@ -112,6 +114,17 @@ class RegionStore:
     def read_counts(self, rows: Sequence[int] | IntArray) -> IntArray | None:
         """(B,) real regions of each of these rows, or None where every region is real."""
         return None if self.counts is None else np.asarray(self.counts[np.asarray(rows)])
+
+
+def pad_regions(regions: Sequence[Regions]) -> tuple[FloatArray, IntArray | None]:
+    """Regions of B images -> (B, N, F) features, zeros after each image's own; (B,) counts, None where all have N."""
+    counts = np.array([len(image.features) for image in regions])
+    if (counts == counts[0]).all():
+        return np.stack([image.features for image in regions]), None
+    features = np.zeros((len(regions), counts.max(), regions[0].features.shape[1]), dtype=np.float32)
+    for row, image in enumerate(regions):
+        features[row, : counts[row]] = image.features
+    return features, counts
 
 
 def open_region_store(folder: Path | str, split: str) -> RegionStore:

@@ -28,6 +28,7 @@ from typing import Self, TypeVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from vsrn.errors import DataError
 from vsrn.regions.growing import GrowingArray, sync_folder, write_all, write_synced
@@ -36,6 +37,7 @@ from vsrn.regions.store import Regions, StoreInfo
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _Line = TypeVar("_Line")
+COUNTS = "_counts.npy"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -52,7 +54,7 @@ class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     extractor    its name
     fingerprint  SHA-256 (hex) of its weights and settings
     photos       `digest_of` the ids of all photos asked for, in order
-    num_regions  N
+    num_regions  N, or the most that a photo has; where one has fewer, `{split}_counts.npy` is written
     feature_dim  F
     has_scores   whether `{split}_scores.npy` is written
     shard        which block of `photos` it holds; None for all of them
@@ -131,14 +133,14 @@ class RegionWriter:
     def append(self, ids: Sequence[str], regions: Sequence[Regions], skipped: Sequence[SkippedPhoto] = ()) -> None:
         """Settle a batch: it is on disk, whatever happens, when this returns.
 
+        A photo may have fewer regions than `header.num_regions`; the rest of its row is zeros.
+
         Raises `DataError` where the disk is full; what was appended before is kept.
         """
         with _told_of_full_disk(self.folder):
             if ids:
-                self._arrays["_ims.npy"].append(np.stack([photo.features for photo in regions]))
-                self._arrays["_boxes.npy"].append(np.stack([photo.boxes for photo in regions]))
-            if ids and self.header.has_scores:
-                self._arrays["_scores.npy"].append(np.stack([np.asarray(photo.scores) for photo in regions]))
+                for name, rows in self._rows(regions).items():
+                    self._arrays[name].append(rows)
             self._acknowledge(_Batch(list(ids), list(skipped)))
         self.ids += ids
         self.skipped += skipped
@@ -163,8 +165,10 @@ class RegionWriter:
                 array.seal()
             for name, content in texts.items():
                 write_synced(self._partial(name), content)
+            # Where every row is full, counts say nothing; they are dropped when the split is published.
+            published = {*self._arrays, *texts} - ({COUNTS} if self._all_full() else set())
             # The features go last: a split whose features have their name is complete.
-            names = sorted({*self._arrays, *texts}, key=lambda name: (name == "_ims.npy", name))
+            names = sorted(published, key=lambda name: (name == "_ims.npy", name))
             self._acknowledge(_Publish(names))
             _publish(self.folder, self.split, names)
         self.close()
@@ -229,11 +233,29 @@ class RegionWriter:
             f" finish it as it was begun, choose another -o, or delete {self.folder / self.split}_*.partial."
         )
 
+    def _rows(self, regions: Sequence[Regions]) -> dict[str, npt.NDArray[np.number]]:
+        """What each array gets of a batch."""
+        N = self.header.num_regions
+        rows: dict[str, npt.NDArray[np.number]] = {
+            "_ims.npy": _padded([photo.features for photo in regions], N),
+            "_boxes.npy": _padded([photo.boxes for photo in regions], N),
+            COUNTS: np.array([len(photo.features) for photo in regions]),
+        }
+        assert rows[COUNTS].min() >= 1
+        if self.header.has_scores:
+            rows["_scores.npy"] = _padded([np.asarray(photo.scores) for photo in regions], N)
+        return rows
+
+    def _all_full(self) -> bool:
+        counts = np.lib.format.open_memmap(self._partial(COUNTS), mode="r")
+        return bool((counts == self.header.num_regions).all())
+
     def _open_arrays(self) -> dict[str, GrowingArray]:
         N, F = self.header.num_regions, self.header.feature_dim
         kinds: dict[str, tuple[str, tuple[int, ...]]] = {
             "_ims.npy": ("<f2", (N, F)),
             "_boxes.npy": ("<f4", (N, 4)),
+            COUNTS: ("<i4", ()),
         }
         if self.header.has_scores:
             kinds["_scores.npy"] = ("<f4", (N,))
@@ -284,6 +306,7 @@ def _publish(folder: Path, split: str, names: Sequence[str]) -> None:
         partial = _partial(folder, split, name)
         if partial.exists():
             partial.replace(folder / f"{split}{name}")
+    _partial(folder, split, COUNTS).unlink(missing_ok=True)
     sync_folder(folder)
     _partial(folder, split, "_journal.jsonl").unlink(missing_ok=True)
     sync_folder(folder)
@@ -305,6 +328,16 @@ def _read_journal(journal: io.FileIO) -> tuple[list[bytes], int]:
     content = journal.read()
     whole = content.rfind(b"\n") + 1
     return content[:whole].splitlines(), whole
+
+
+def _padded(rows: Sequence[npt.NDArray[np.number]], length: int) -> npt.NDArray[np.number]:
+    """Arrays of at most `length` regions -> one array, zeros where regions are lacking."""
+    if all(len(row) == length for row in rows):
+        return np.stack(rows)
+    padded = np.zeros((len(rows), length, *rows[0].shape[1:]), dtype=rows[0].dtype)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row
+    return padded
 
 
 def _lines(texts: Sequence[str]) -> bytes:

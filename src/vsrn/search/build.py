@@ -24,7 +24,7 @@ from vsrn.inference.photos import learned_extractor
 from vsrn.regions.batches import made_ready
 from vsrn.regions.extractor import Prepared, RegionExtractor, prepare_pixels
 from vsrn.regions.photos import DecodedPhoto, PhotoFile, find_photos, read_photo
-from vsrn.regions.store import FloatArray, Regions
+from vsrn.regions.store import FloatArray, Regions, pad_regions
 from vsrn.search.create import Model, create_index
 from vsrn.search.layout import INFO_FILE, MODEL_FOLDER, EngineName
 from vsrn.search.records import Known, Records, SkippedRecord, local_time
@@ -270,11 +270,7 @@ def _vectors(encoder: ExportedEncoder, regions: Sequence[Regions]) -> FloatArray
     """Regions of B photos, of any number each -> (B, D)."""
     if not regions:
         return np.empty((0, encoder.info.joint_dim), dtype=np.float32)
-    counts = np.array([len(found.features) for found in regions])
-    features = np.zeros((len(regions), counts.max(), encoder.info.feature_dim), dtype=np.float32)
-    for row, found in enumerate(regions):
-        features[row, : counts[row]] = found.features
-    return encoder.encode_regions(features, counts)
+    return encoder.encode_regions(*pad_regions(regions))
 
 
 def _new_photo(photo: _Ready, regions: Regions, vector: FloatArray, root: Path) -> NewPhoto:
