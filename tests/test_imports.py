@@ -27,6 +27,7 @@ ORDER = [
     "vsrn.splits",
     "vsrn.metrics",
     "vsrn.inference.onnx",
+    "vsrn.inference.explanation",
     "vsrn.search",
     "vsrn.regions",
     "vsrn.model",

@@ -122,7 +122,7 @@ def test_whatever_is_done_to_the_folder_the_index_follows(seed: int, photos: Pat
             for name in expected:
                 regions = index.regions(name)
                 np.testing.assert_array_equal(regions.boxes, Colours.boxes)
-                encoded = index.encoder.encode_regions(regions.features[None])[0]  # type: ignore[attr-defined]
+                encoded = index.encoder.encode_regions(regions.features[None])[0]
                 np.testing.assert_allclose(encoded, index.vector(name), atol=5e-4)
                 thumbnail = Image.open(io.BytesIO(index.thumbnail(name)))
                 mean = np.asarray(thumbnail, float).mean(axis=(0, 1))

@@ -13,11 +13,12 @@ from torch import nn
 
 from vsrn.captions.vocabulary import Vocabulary
 from vsrn.errors import ConfigError
+from vsrn.inference.explanation import ExplainView, Explanation
 from vsrn.inference.folding import fold
-from vsrn.inference.photos import regions_of
+from vsrn.inference.photos import explain_photo, regions_of
 from vsrn.inference.prefixes import last_states
 from vsrn.model.caption_encoder import CaptionEncoder
-from vsrn.model.image_encoder import ImageEncoder
+from vsrn.model.image_encoder import EncodedImages, ImageEncoder
 from vsrn.model.vsrn import VSRN
 from vsrn.model.weights import StoredModel, read_model
 from vsrn.regions.store import FloatArray, IntArray
@@ -65,6 +66,11 @@ class Encoder:
         self.dtype = torch.bfloat16 if precision == "bf16" else None
         self.image_encoder = fold(self.model.image_encoder, self.dtype)
 
+    @property
+    def similarity(self) -> str:
+        """How an image and a caption embedding are compared: "cosine" or "order"."""
+        return self.model.config.similarity
+
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto", precision: Precision = "fp32") -> Encoder:
         """Load a run or a converted model. Raises `CheckpointError` where it cannot be used.
@@ -81,6 +87,19 @@ class Encoder:
         """(B, N, F) region features, (B,) real regions of each or None for all -> (B, D) float32."""
         with torch.inference_mode():
             return _encode_regions(self.image_encoder, features, counts)
+
+    def reasoned_regions(self, features: FloatArray, counts: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
+        """The same -> (B, D) float32 embeddings and (B, N, D) float32 what entered the aggregator."""
+        with torch.inference_mode():
+            encoded = _encode(self.image_encoder, features, counts)
+            return encoded.embeddings.float().cpu().numpy(), encoded.reasoned_regions.float().cpu().numpy()
+
+    def explain(self, photo: Path | str, sentence: str, view: ExplainView = "sentence") -> Explanation:
+        """Which regions of a photo file earned its match with a sentence, or made its embedding (view "image").
+
+        Raises what `encode_images` raises.
+        """
+        return explain_photo(self, photo, sentence, view, self.stored.regions)
 
     def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
         """Photo files -> (B, D) float32, with the extractor that the model's training data was made by.
@@ -152,10 +171,15 @@ def encode_tokens(
 
 
 def _encode_regions(encoder: ImageEncoder, features: FloatArray, counts: IntArray | None) -> FloatArray:
+    return np.asarray(_encode(encoder, features, counts).embeddings.float().cpu().numpy())
+
+
+def _encode(encoder: ImageEncoder, features: FloatArray, counts: IntArray | None) -> EncodedImages:
     device = _device_of(encoder)
     on_device = torch.from_numpy(np.ascontiguousarray(features)).to(device)
     real = None if counts is None else torch.from_numpy(counts).to(device)
-    return np.asarray(encoder(on_device, real).embeddings.float().cpu().numpy())
+    encoded: EncodedImages = encoder(on_device, real)
+    return encoded
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +28,11 @@ from vsrn.inference.folding import fold
 from vsrn.inference.onnx import (
     CAPTION_FILE,
     CONFIG_FILE,
+    EMBEDDINGS,
     IMAGE_FILE,
     INFO_FILE,
     MODEL_KEY,
+    REGIONS,
     VOCABULARY_FILE,
     ExportInfo,
     OnnxEncoder,
@@ -50,7 +52,7 @@ MOST_BYTES = 2**31 - 2**24
 
 
 class ExportableImages(nn.Module):
-    """Features and counts -> embeddings: the image encoder, folded, in operations that ONNX has."""
+    """Features and counts -> embeddings and reasoned regions: the image encoder, folded, as ONNX can say it."""
 
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
@@ -58,10 +60,10 @@ class ExportableImages(nn.Module):
         if isinstance(self.encoder.aggregator, GlobalSemanticReasoning):
             self.encoder.aggregator = _LastRegion(self.encoder.aggregator.gru)  # type: ignore[assignment]
 
-    def forward(self, features: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """(B, N, F) features, (B,) real regions of each -> (B, D)."""
-        embeddings: torch.Tensor = self.encoder(features, counts).embeddings
-        return embeddings
+    def forward(self, features: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, N, F) features, (B,) real regions of each -> (B, D), (B, N, D)."""
+        encoded = self.encoder(features, counts)
+        return encoded.embeddings, encoded.reasoned_regions
 
 
 class ExportableCaptions(nn.Module):
@@ -110,9 +112,10 @@ def export_onnx(stored: StoredModel, folder: Path, *, int8: bool = False) -> Exp
     info = _info_of(stored, int8=int8)
     images, captions = _own(stored.model.image_encoder), _own(stored.model.caption_encoder)
     with new_folder(folder) as temporary, torch.no_grad():
-        _write_encoder(temporary / IMAGE_FILE, ExportableImages(images), _example_regions(info.feature_dim), info)
+        regions = _example_regions(info.feature_dim)
+        _write_encoder(temporary / IMAGE_FILE, ExportableImages(images), regions, [EMBEDDINGS, REGIONS], info)
         tokens = _example_tokens(len(stored.vocabulary))
-        _write_encoder(temporary / CAPTION_FILE, ExportableCaptions(captions), tokens, info)
+        _write_encoder(temporary / CAPTION_FILE, ExportableCaptions(captions), tokens, [EMBEDDINGS], info)
         write_atomically(temporary / CONFIG_FILE, config_to_toml(stored.config).encode())
         write_atomically(temporary / VOCABULARY_FILE, stored.vocabulary.to_json())
         write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
@@ -209,15 +212,16 @@ def _example_tokens(vocabulary_size: int, captions: int = 2, tokens: int = 4) ->
     return {"tokens": ids, "lengths": torch.linspace(1, tokens, captions).long()}
 
 
-def _write_encoder(path: Path, encoder: nn.Module, inputs: Example, info: ExportInfo) -> None:
+def _write_encoder(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequence[str], info: ExportInfo) -> None:
     """Write an encoder as an ONNX graph that says which model it is from, in the precision asked for."""
     import onnx  # noqa: PLC0415 - an extra
 
-    _trace(path, encoder, inputs)
+    _trace(path, encoder, inputs, outputs)
     graph = onnx.load(path)
     onnx.helper.set_model_props(graph, {MODEL_KEY: info.model})
     # Tracing leaves the embedding's size open.
-    graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = info.joint_dim
+    for output in graph.graph.output:
+        output.type.tensor_type.shape.dim[-1].dim_value = info.joint_dim
     write_atomically(path, graph.SerializeToString())
     if info.precision == "int8":
         from vsrn.inference.quantise import quantise  # noqa: PLC0415 - needs the extra
@@ -225,9 +229,10 @@ def _write_encoder(path: Path, encoder: nn.Module, inputs: Example, info: Export
         quantise(path)
 
 
-def _trace(path: Path, encoder: nn.Module, inputs: Example) -> None:
+def _trace(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequence[str]) -> None:
     """Write an encoder as an ONNX graph in which the number of rows and of regions or tokens is free."""
     axes = {name: {axis: f"{name}_{axis}" for axis in range(min(2, tensor.dim()))} for name, tensor in inputs.items()}
+    axes |= {EMBEDDINGS: {0: "rows"}, REGIONS: {0: "rows", 1: "regions"}}
     with _exporter_noise_silenced(), _transposes_known():
         try:
             torch.onnx.export(
@@ -237,8 +242,8 @@ def _trace(path: Path, encoder: nn.Module, inputs: Example) -> None:
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=list(inputs),
-                output_names=["embeddings"],
-                dynamic_axes={**axes, "embeddings": {0: "rows"}},
+                output_names=list(outputs),
+                dynamic_axes={name: axes[name] for name in (*inputs, *outputs)},
             )
         except torch.onnx.OnnxExporterError as error:
             raise CheckpointError(
@@ -280,15 +285,17 @@ def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: C
     # Of a single region, channels normalised over the regions keep their sign alone, which rounding may turn.
     regions = _example_regions(exported.info.feature_dim, images=5, regions=20, fewest=10 if int8 else 1)
     tokens = _example_tokens(len(exported.vocabulary), captions=5, tokens=23)
-    by_torch = images(**regions).embeddings.numpy(), captions(**tokens).numpy()
+    encoded = images(**regions)
+    by_torch = encoded.embeddings.numpy(), encoded.reasoned_regions.numpy(), captions(**tokens).numpy()
     by_onnx = (
-        exported.encode_regions(regions["features"].numpy(), regions["counts"].numpy()),
+        *exported.reasoned_regions(regions["features"].numpy(), regions["counts"].numpy()),
         exported.encode_tokens(tokens["tokens"].numpy(), tokens["lengths"].numpy()),
     )
     for ours, models in zip(by_onnx, by_torch, strict=True):
         if int8:
-            lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(models, axis=1)
-            same = bool(((ours * models).sum(axis=1) >= LEAST_COSINE * lengths).all())
+            rows, wanted = ours.reshape(len(ours), -1), models.reshape(len(models), -1)
+            lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted, axis=1)
+            same = bool(((rows * wanted).sum(axis=1) >= LEAST_COSINE * lengths).all())
         else:
             same = np.allclose(ours, models, rtol=0, atol=TOLERANCE * np.abs(models).max())
         if not same:

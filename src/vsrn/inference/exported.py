@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vsrn.inference.explanation import ExplainView, Explanation
 from vsrn.inference.onnx import OnnxEncoder
 from vsrn.regions.store import FloatArray
 
@@ -25,3 +26,13 @@ class ExportedEncoder(OnnxEncoder):
 
         parts = [self.encode_regions(*batch) for batch in regions_of(photos, self.learned_from)]
         return np.concatenate(parts) if parts else np.empty((0, self.info.joint_dim), dtype=np.float32)
+
+    def explain(self, photo: Path | str, sentence: str, view: ExplainView = "sentence") -> Explanation:
+        """Which regions of a photo file earned its match with a sentence, or made its embedding (view "image").
+
+        Raises what `encode_images` raises, and for the view "image" `CheckpointError` where the export is from before
+        encoders gave their reasoned regions.
+        """
+        from vsrn.inference.photos import explain_photo  # noqa: PLC0415 - as above
+
+        return explain_photo(self, photo, sentence, view, self.learned_from)

@@ -2,7 +2,8 @@
 
 The folder comes from `vsrn export RUN --onnx FOLDER`:
 
-    image_encoder.onnx     features (B, N, F) float32, counts (B,) int64 real regions  -> embeddings (B, D)
+    image_encoder.onnx     features (B, N, F) float32, counts (B,) int64 real regions  -> embeddings (B, D),
+                           and regions (B, N, D), what entered the aggregator, where they are asked for
     caption_encoder.onnx   tokens (B, T) int64, lengths (B,) int64 real tokens          -> embeddings (B, D)
     config.toml, vocabulary.json
     export.json            `ExportInfo`, written last
@@ -32,6 +33,8 @@ VOCABULARY_FILE = "vocabulary.json"
 INFO_FILE = "export.json"
 # Name of the entry by which an encoder says which model it is from.
 MODEL_KEY = "vsrn_model"
+# Names of the encoders' outputs.
+EMBEDDINGS, REGIONS = "embeddings", "regions"
 
 IMAGES_PER_BATCH = 128
 CAPTIONS_PER_BATCH = 256
@@ -109,6 +112,11 @@ class OnnxEncoder:
         return cls(folder, info, config, vocabulary, threads)
 
     @property
+    def similarity(self) -> str:
+        """How an image and a caption embedding are compared: "cosine" or "order"."""
+        return self.config.model.similarity
+
+    @property
     def learned_from(self) -> StoreInfo:
         """Which extractor made the regions that the model learned from; empty where nobody recorded it."""
         return StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
@@ -132,13 +140,39 @@ class OnnxEncoder:
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self.vocabulary):
             raise DataError(f"a token id is outside the vocabulary, whose ids are 0 to {len(self.vocabulary) - 1}.")
         inputs: Inputs = {"tokens": tokens.astype(np.int64), "lengths": lengths.astype(np.int64)}
-        return self._run(self._caption_session, CAPTION_FILE, inputs)
+        return self._run(self._caption_session, CAPTION_FILE, inputs)[0]
 
     def encode_regions(self, features: FloatArray, counts: IntArray | None = None) -> FloatArray:
         """(B, N, F) region features, (B,) real regions of each or None for all -> (B, D) float32.
 
         Raises `DataError` where the regions are not of the size that the model reads.
         """
+        features, counts = self._fitting(features, counts)
+        embeddings = np.empty((len(features), self.info.joint_dim), dtype=np.float32)
+        for places in _batches(np.arange(len(features)), IMAGES_PER_BATCH):
+            inputs = _region_inputs(features[places], counts[places])
+            (embeddings[places],) = self._run(self._image_session, IMAGE_FILE, inputs)
+        return embeddings
+
+    def reasoned_regions(self, features: FloatArray, counts: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
+        """The same -> (B, D) float32 embeddings and (B, N, D) float32 reasoned regions, in one batch.
+
+        Raises `DataError` as `encode_regions` does, and `CheckpointError` where the export is from before encoders
+        gave their reasoned regions.
+        """
+        features, counts = self._fitting(features, counts)
+        session = self._image_session
+        if REGIONS not in {output.name for output in session.get_outputs()}:
+            raise CheckpointError(
+                f"{self.folder / IMAGE_FILE} gives embeddings only, being from an earlier version of vsrn; export the"
+                " model again, and index with that export where this one is an index's own."
+            )
+        inputs = _region_inputs(features, counts)
+        embeddings, regions = self._run(session, IMAGE_FILE, inputs, (EMBEDDINGS, REGIONS))
+        return embeddings, regions
+
+    def _fitting(self, features: FloatArray, counts: IntArray | None) -> tuple[FloatArray, IntArray]:
+        """Features and counts that the encoder can read. Raises `DataError` where they are not."""
         features = np.asarray(features)
         if features.ndim != 3 or features.shape[2] != self.info.feature_dim:
             raise DataError(
@@ -147,14 +181,7 @@ class OnnxEncoder:
             )
         counts = np.full(len(features), features.shape[1]) if counts is None else np.asarray(counts)
         _refuse_counts(counts, features, "image", "regions", axes=3)
-        embeddings = np.empty((len(features), self.info.joint_dim), dtype=np.float32)
-        for places in _batches(np.arange(len(features)), IMAGES_PER_BATCH):
-            inputs: Inputs = {
-                "features": features[places].astype(np.float32),
-                "counts": counts[places].astype(np.int64),
-            }
-            embeddings[places] = self._run(self._image_session, IMAGE_FILE, inputs)
-        return embeddings
+        return features, counts
 
     @cached_property
     def _image_session(self) -> onnxruntime.InferenceSession:
@@ -177,23 +204,29 @@ class OnnxEncoder:
             raise CheckpointError(f"{path} is not from the model that {INFO_FILE} names; export it again.")
         sizes = {entry.name: _last_size(entry) for entry in session.get_inputs()}
         outputs = {entry.name: _last_size(entry) for entry in session.get_outputs()}
-        if sizes != inputs or outputs != {"embeddings": self.info.joint_dim}:
+        fitting = {EMBEDDINGS: self.info.joint_dim}
+        if sizes != inputs or outputs not in (fitting, fitting | {REGIONS: self.info.joint_dim}):
             raise CheckpointError(f"{path} is not an encoder of the sizes that {INFO_FILE} names; export it again.")
         return session
 
-    def _run(self, session: onnxruntime.InferenceSession, name: str, inputs: Inputs) -> FloatArray:
-        rows = len(next(iter(inputs.values())))
-        if not rows:
-            return np.empty((0, self.info.joint_dim), dtype=np.float32)
+    def _run(
+        self, session: onnxruntime.InferenceSession, name: str, inputs: Inputs, outputs: Sequence[str] = (EMBEDDINGS,)
+    ) -> list[FloatArray]:
+        """One batch through an encoder: the outputs that are asked for, (B, D), and (B, N, D) for regions."""
+        padded = next(iter(inputs.values()))
+        wanted = {EMBEDDINGS: (len(padded), self.info.joint_dim), REGIONS: (*padded.shape[:2], self.info.joint_dim)}
+        if not len(padded):
+            return [np.empty(wanted[output], dtype=np.float32) for output in outputs]
         try:
-            embeddings = session.run(["embeddings"], inputs)[0]
+            found = session.run(list(outputs), inputs)
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise CheckpointError(
                 f"{self.folder / name} cannot be run by onnxruntime ({_first_line(error)}); export it again."
             ) from error
-        if embeddings.shape != (rows, self.info.joint_dim) or embeddings.dtype != np.float32:
-            raise CheckpointError(f"{self.folder / name} does not give one embedding a row; export it again.")
-        return np.asarray(embeddings)
+        for output, values in zip(outputs, found, strict=True):
+            if values.shape != wanted[output] or values.dtype != np.float32:
+                raise CheckpointError(f"{self.folder / name} does not give one embedding a row; export it again.")
+        return [np.asarray(values) for values in found]
 
 
 def _read_info(folder: Path) -> ExportInfo:
@@ -229,6 +262,10 @@ def _last_size(entry: onnxruntime.NodeArg) -> int | None:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _region_inputs(features: FloatArray, counts: IntArray) -> Inputs:
+    return {"features": features.astype(np.float32), "counts": counts.astype(np.int64)}
 
 
 def _refuse_counts(counts: IntArray, padded: npt.NDArray[Any], what: str, of: str, axes: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vsrn.errors import DataError
+from vsrn.inference.explanation import ExplainView, Explanation, RegionEncoder, explain_regions
 from vsrn.regions.extractor import RegionExtractor, make_extractor, prepare_photo
 from vsrn.regions.store import FloatArray, IntArray, StoreInfo, pad_regions
 
@@ -22,6 +23,15 @@ def regions_of(photos: Sequence[Path | str], learned_from: StoreInfo) -> Iterato
     for first in range(0, len(photos), PHOTOS_PER_BATCH):
         batch = [prepare_photo(extractor, Path(photo)) for photo in photos[first : first + PHOTOS_PER_BATCH]]
         yield pad_regions(extractor(batch))
+
+
+def explain_photo(
+    encoder: RegionEncoder, photo: Path | str, sentence: str, view: ExplainView, learned_from: StoreInfo
+) -> Explanation:
+    """Explain the match of a photo file with a sentence. Raises what `regions_of` raises."""
+    extractor = learned_extractor(learned_from)
+    (regions,) = extractor([prepare_photo(extractor, Path(photo))])
+    return explain_regions(encoder, regions, sentence, view)
 
 
 def learned_extractor(learned_from: StoreInfo) -> RegionExtractor:

@@ -20,6 +20,7 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 
 from vsrn.errors import SearchError
+from vsrn.inference.explanation import ExplainView, Explanation, RegionEncoder, explain_regions
 from vsrn.regions.store import FloatArray, IntArray, Regions
 from vsrn.search.engine import Engine
 from vsrn.search.engines import open_engine
@@ -43,11 +44,8 @@ EVERYWHERE = Where()
 _Answer = TypeVar("_Answer")
 
 
-class QueryEncoder(Protocol):
+class QueryEncoder(RegionEncoder, Protocol):
     """What turns a question into a vector: the model that the index was made by."""
-
-    def encode_captions(self, captions: Sequence[str], /) -> FloatArray:
-        """Sentences -> (B, D)."""
 
     def encode_images(self, photos: Sequence[Path | str], /) -> FloatArray:
         """Photo files -> (B, D)."""
@@ -166,6 +164,15 @@ class Index:
             return unpack_regions(content, photo, self.info.feature_dim)
 
         return self._ask(read)
+
+    def explain(self, photo_id: str, sentence: str, view: ExplainView = "sentence") -> Explanation:
+        """Which regions of a photo earned its match with a sentence, or made its embedding (view "image").
+
+        Reads the regions that the index keeps, so nothing is extracted and no torch is needed. Raises what `regions`
+        raises, and for the view "image" `CheckpointError` where the index's model is from before encoders gave their
+        reasoned regions.
+        """
+        return explain_regions(self.encoder, self.regions(photo_id), sentence, view)
 
     def thumbnail(self, photo_id: str) -> bytes:
         """A JPEG of at most 256 pixels a side. Raises `SearchError` for an unknown id."""
