@@ -3,7 +3,8 @@
     {"images": [{"filename": "a.jpg", "filepath": "val2014", "split": "train",
                  "sentences": [{"raw": "Two dogs play ."}, ...]}, ...]}
 
-Flickr8K, Flickr30K and COCO are published this way; `filepath` is optional and other fields are ignored.
+Flickr8K, Flickr30K and COCO are published this way; `filepath` and COCO's `cocoid` are optional and other fields are
+ignored.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ class CaptionedPhoto:
 
     id        path below the image folder, with forward slashes; never leads out of it
     captions  at least one, each on one line with single spaces
+    cocoid    COCO's own number of the image, where the JSON says it
     """
 
     id: str
     captions: list[str]
+    cocoid: int | None = None
 
 
 class _Sentence(msgspec.Struct):
@@ -37,6 +40,7 @@ class _Image(msgspec.Struct):
     split: str
     sentences: list[_Sentence]
     filepath: str = ""
+    cocoid: int | None = None
 
 
 class _Dataset(msgspec.Struct):
@@ -55,7 +59,7 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
     splits: dict[str, list[CaptionedPhoto]] = {}
     seen: set[tuple[str, str]] = set()
     for image in _read_images(path):
-        photo = CaptionedPhoto(_photo_id(image, path), _captions(image, path))
+        photo = CaptionedPhoto(_photo_id(image, path), _captions(image, path), image.cocoid)
         split = "train" if restval and image.split == "restval" else image.split
         if (split, photo.id) in seen:
             raise DataError(f"{path} lists {photo.id} twice in split '{split}'; remove one of the two.")

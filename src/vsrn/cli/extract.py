@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +43,7 @@ def main(
     merge: bool = False,
     delete_shards: bool = False,
     ray: str | None = None,
+    from_tsv: tuple[Path, ...] = (),
     json: Json = False,
 ) -> int:
     """Turn a folder of photos into a region store: features, boxes and ids of each photo's regions.
@@ -58,6 +59,10 @@ def main(
     $ vsrn extract --merge -o data/mine
     $ vsrn extract photos/ -o data/mine --ray ADDRESS
 
+    Features published as bottom-up attention's TSV become a store without photos, with their boxes.
+
+    $ vsrn extract --from-tsv trainval_36.tsv -o data/coco --captions dataset_coco.json --restval
+
     Args:
         photos: Folder of photos, searched to the bottom.
         output: Folder of the region store, made where there is none.
@@ -72,15 +77,22 @@ def main(
         merge: Check that every shard below -o is there and finished, and join them. Needs no photos.
         delete_shards: With --merge, delete the shards once they are joined.
         ray: Address of a Ray cluster that sees the photos by the same paths, or `local` for one started here.
+        from_tsv: Files in bottom-up attention's TSV layout, plain or gzipped, instead of photos; with --captions,
+            images are found by COCO's number or their file name.
         json: Print the result as JSON.
     """
     source = _Source(photos, captions, splits, split, restval=restval)
-    way = _Way(None if shard is None else parse_shard(shard), ray, merge=merge, delete_shards=delete_shards)
+    way = _Way(None if shard is None else parse_shard(shard), ray, from_tsv, merge=merge, delete_shards=delete_shards)
     _refuse_contradictions(source, way)
     settings = {"batch_size": batch_size, "workers": workers}
     try:
         with _Bars() as bars:
-            reports = _merge(output, way, bars) if merge else _extract(source, output, way, extractor, bars, settings)
+            if merge:
+                reports = _merge(output, way, bars)
+            elif from_tsv:
+                reports = _convert(source, output, way, bars, settings)
+            else:
+                reports = _extract(source, output, way, extractor, bars, settings)
     except KeyboardInterrupt:
         say("Stopped; every finished batch is kept. The same command goes on from there.")
         return 130
@@ -105,6 +117,7 @@ class _Way:
 
     shard: tuple[int, int] | None
     ray: str | None
+    from_tsv: tuple[Path, ...]
     merge: bool
     delete_shards: bool
 
@@ -139,21 +152,40 @@ def _merge(output: Path, way: _Way, bars: _Bars) -> list[ExtractionReport]:
     return merge_shards(output, delete_shards=way.delete_shards, progress=bars.at)
 
 
+def _convert(source: _Source, output: Path, way: _Way, bars: _Bars, settings: dict[str, Any]) -> list[ExtractionReport]:
+    from vsrn.regions.from_tsv import extract_tsv, extract_tsv_karpathy
+    from vsrn.regions.tsv import TsvFiles
+
+    with TsvFiles(way.from_tsv, output, bars.looked_through) as tsv:
+        settings |= {"progress": bars.at}
+        if source.captions is None:
+            return [extract_tsv(tsv, output, source.split, **settings)]
+        settings |= {"splits": source.splits, "restval": source.restval}
+        return extract_tsv_karpathy(tsv, source.captions, output, **settings)
+
+
 class _Bars:
-    """One bar on the screen, for the split that is being extracted."""
+    """One bar on the screen, for what is being done: usually a split that is extracted."""
 
     def __init__(self) -> None:
         self.shown = contextlib.ExitStack()
-        self.split: str | None = None
+        self.what: str | None = None
         self.bar: ProgressBar | None = None
 
     def at(self, split: str, settled: int, total: int) -> None:
         """A split has settled this many of its photos."""
-        if self.bar is None or split != self.split:
+        self._show(f"extracting {split}", "photos", settled, total)
+
+    def looked_through(self, done: int, total: int) -> None:
+        """So many bytes of the files are known."""
+        self._show("looking through the files", "MB", done >> 20, total >> 20)
+
+    def _show(self, what: str, unit: str, done: int, total: int) -> None:
+        if self.bar is None or what != self.what:
             self.shown.close()
-            self.split, self.bar = split, progress_bar(f"extracting {split}", unit="photos")
+            self.what, self.bar = what, progress_bar(what, unit=unit)
             self.shown.enter_context(self.bar.of(total))
-        self.bar.at(settled)
+        self.bar.at(done)
 
     def __enter__(self) -> _Bars:
         return self
@@ -163,12 +195,26 @@ class _Bars:
 
 
 def _refuse_contradictions(source: _Source, way: _Way) -> None:
+    elsewhere = {
+        f"the folder {source.photos}": source.photos is not None,
+        "--shard": way.shard is not None,
+        "--ray": way.ray is not None,
+    }
+    captioned = {
+        "--captions": source.captions is not None,
+        "--splits": bool(source.splits),
+        "--restval": source.restval,
+        "--split": source.split != "photos",
+    }
     if way.merge:
-        _refuse_beside_merge(source, way)
+        beside = elsewhere | captioned | {"--from-tsv": bool(way.from_tsv)}
+        _refuse_beside("--merge joins every shard below -o and reads no photos", beside)
         return
     if way.delete_shards:
         raise ConfigError("--delete-shards deletes what was joined; say it with --merge.")
-    if source.photos is None:
+    if way.from_tsv:
+        _refuse_beside("--from-tsv reads features and no photos", elsewhere)
+    elif source.photos is None:
         raise ConfigError("no photos are named; write vsrn extract PHOTOS -o FOLDER, or --merge to join shards.")
     if way.ray is not None and way.shard is not None:
         raise ConfigError("--ray shares out the photos by itself; leave out --shard.")
@@ -179,19 +225,10 @@ def _refuse_contradictions(source: _Source, way: _Way) -> None:
         raise ConfigError(f"--split names photos without captions; with --captions say --splits {source.split}.")
 
 
-def _refuse_beside_merge(source: _Source, way: _Way) -> None:
-    given = {
-        f"the folder {source.photos}": source.photos is not None,
-        "--captions": source.captions is not None,
-        "--splits": bool(source.splits),
-        "--restval": source.restval,
-        "--split": source.split != "photos",
-        "--shard": way.shard is not None,
-        "--ray": way.ray is not None,
-    }
+def _refuse_beside(reason: str, given: Mapping[str, bool]) -> None:
     for option, is_given in given.items():
         if is_given:
-            raise ConfigError(f"--merge joins every shard below -o and reads no photos; leave out {option}.")
+            raise ConfigError(f"{reason}; leave out {option}.")
 
 
 def _show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> None:

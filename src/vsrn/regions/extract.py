@@ -78,7 +78,7 @@ def extract(
     by another extractor, where no photo could be read, or where the disk is full; `ConfigError` where
     `batch_size` or `workers` is below 1, or `shard` not within 1..n.
     """
-    _refuse_settings(batch_size, workers)
+    refuse_settings(batch_size, workers)
     refuse_split_name(split)
     folder, ids = Path(folder), [photo.id for photo in photos]
     if captions is not None and not captions.keys() >= set(ids):
@@ -267,7 +267,8 @@ def read_skipped(path: Path) -> list[SkippedPhoto]:
         raise DataError(f"{path} cannot be read ({error}); extract this split again.") from error
 
 
-def _refuse_settings(batch_size: int, workers: int) -> None:
+def refuse_settings(batch_size: int, workers: int) -> None:
+    """Raise `ConfigError` where one of them is below 1."""
     for name, value in (("batch-size", batch_size), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"--{name} is {value}; it must be 1 or more.")
