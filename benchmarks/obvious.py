@@ -36,7 +36,7 @@ def joint_loss(
     assert model.captioner is not None
     embeddings, regions = encode_images(model.image_encoder, features)
     captions = model.caption_encoder(tokens, lengths)
-    matching = matching_loss(widen(embeddings) @ widen(captions).T, margin, "hardest")
+    matching = matching_loss(widen(embeddings) @ widen(captions).T, margin)
     return matching + generation_loss(model.captioner, regions, tokens, lengths)
 
 

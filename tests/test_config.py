@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 
 sizes = st.integers(1, 5000)
+margins = st.floats(0, 1e9, allow_nan=False)
 words = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
@@ -55,8 +56,11 @@ def configs(draw: st.DrawFn) -> Config:
                 max_tokens=draw(st.integers(3, 200)),
             ),
         ),
-        loss=LossConfig(
-            margin=draw(st.floats(0, 1e9, allow_nan=False)), negatives=draw(st.sampled_from(["hardest", "all"]))
+        loss=draw(
+            st.one_of(
+                st.builds(LossConfig, margin=margins, warm_up_epochs=st.integers(0, 9)),
+                st.builds(LossConfig, margin=margins, negatives=st.just("all")),
+            )
         ),
         train=TrainConfig(
             batch_size=draw(st.integers(2, 4096)),
@@ -121,7 +125,7 @@ UNKNOWN = {
     "a field of a deeper section": ("[model]\nhidden_dim = 3", "Did you mean 'model.captioner.hidden_dim'?"),
     "a field of a higher section": ("[model.captioner]\nbatch_size = 3", "Did you mean 'train.batch_size'?"),
     "american spelling": ("[model]\nnormalization = 'coco'", "Did you mean 'model.normalisation'?"),
-    "nothing like it": ("[loss]\nzzz = 1", "no field loss.zzz. It has loss.margin, loss.negatives."),
+    "nothing like it": ("[loss]\nzzz = 1", "no field loss.zzz. It has loss.margin, loss.negatives, loss.warm_up_epochs."),
 }
 
 
@@ -170,6 +174,8 @@ CONTRADICTIONS = {
     "model.captioner.max_tokens": "[model.captioner]\nmax_tokens = 2",
     "loss.margin": "[loss]\nmargin = -0.1",
     "loss.margin must": "[loss]\nmargin = inf",
+    "loss.warm_up_epochs must": "[loss]\nwarm_up_epochs = -1",
+    "loss.warm_up_epochs leads": '[loss]\nwarm_up_epochs = 2\nnegatives = "all"',
     "train.batch_size": "[train]\nbatch_size = 1",
     "train.epochs": "[train]\nepochs = 0\nlearning_rate_drop = []",
     "train.learning_rate": "[train]\nlearning_rate = 0",

@@ -95,6 +95,8 @@ class LossConfig:
     """How far a match must be ahead of every other pair."""
     negatives: Literal["hardest", "all"] = "hardest"
     """Whether the worst violation counts, or every one."""
+    warm_up_epochs: int = 0
+    """Epochs over which the loss goes from every violation to the worst, little by little; 0 starts with the worst."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,12 @@ def check_config(config: Config, where: str = "the config") -> None:
         (0 <= captioner.dropout < 1, "model.captioner.dropout must be at least 0 and below 1"),
         (captioner.max_tokens >= 3, "model.captioner.max_tokens must be 3 or more: <start>, a word, <end>"),
         (0 <= config.loss.margin < math.inf, "loss.margin must be 0 or more"),
+        (config.loss.warm_up_epochs >= 0, "loss.warm_up_epochs must be 0 or more"),
+        (
+            not (config.loss.warm_up_epochs and config.loss.negatives == "all"),
+            'loss.warm_up_epochs leads to the hardest negatives, which loss.negatives = "all" never reaches;'
+            " leave one of them out",
+        ),
         (
             train.batch_size >= 2,
             "train.batch_size must be 2 or more, since a batch's other captions are its negatives",

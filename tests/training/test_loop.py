@@ -142,20 +142,25 @@ def wait_for_steps(run: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.005)
 
 
-def test_a_step_is_adam_on_the_clipped_gradient_of_the_joint_loss(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("warm_up_epochs", "epoch", "hardness"), [(0, 0, 1.0), (2, 0, 0.0), (2, 1, 0.5), (2, 3, 1.0)])
+def test_a_step_is_adam_on_the_clipped_gradient_of_the_joint_loss(
+    config: Config, tmp_path: Path, warm_up_epochs: int, epoch: int, hardness: float
+) -> None:
     config = replace(
         config,
+        loss=replace(config.loss, warm_up_epochs=warm_up_epochs),
         model=replace(config.model, captioner=CaptionerConfig(enabled=False)),
         train=replace(config.train, gradient_clip=0.5),
     )
     trainer = Trainer(prepare_run(config, tmp_path / "run", resume=False), Silent())
+    trainer.progress = Progress(epoch=epoch, step=epoch * trainer.batches.steps_per_epoch)
     batch = next(trainer.batches.epoch(0))
     # By hand, in float64: loss, clipped gradient, and Adam's first step, which is the gradient's sign
     # scaled by g / (|g| + eps).
     oracle = prepare_run(config, tmp_path / "oracle", resume=False).model.double().train()
     images = oracle.image_encoder(batch.features.double()).embeddings
     captions = oracle.caption_encoder(batch.tokens, batch.lengths)
-    matching_loss(cosine_similarities(images, captions), 0.2, "hardest").backward()  # type: ignore[no-untyped-call]
+    matching_loss(cosine_similarities(images, captions), 0.2, hardness).backward()  # type: ignore[no-untyped-call]
     gradients = {name: p.grad for name, p in oracle.named_parameters() if p.grad is not None}
     norm = math.sqrt(sum(float(gradient.pow(2).sum()) for gradient in gradients.values()))
     assert norm > 0.5, "the example must be clipped"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from vsrn.config import LossConfig
 from vsrn.model.numerics import widen
 
 
@@ -26,19 +27,36 @@ def order_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Te
 SIMILARITIES = {"cosine": cosine_similarities, "order": order_similarities}
 
 
-def matching_loss(similarities: torch.Tensor, margin: float, negatives: str) -> torch.Tensor:
+def matching_loss(similarities: torch.Tensor, margin: float, hardness: float = 1.0) -> torch.Tensor:
     """Triplet loss in both directions, summed over the batch (not averaged).
 
-    negatives  "hardest" counts the worst violation of each image and of each caption (VSE++);
-               "all" counts every violation
+    hardness  1 counts the worst violation of each image and of each caption (Eq. 9, VSE++), 0 every violation;
+              between them, the two in that proportion
 
-    >>> float(matching_loss(torch.tensor([[0.9, 0.8], [0.1, 0.7]]), margin=0.2, negatives="hardest"))
+    >>> float(matching_loss(torch.tensor([[0.9, 0.8], [0.1, 0.7]]), margin=0.2))
     0.4...
     """
     matching = similarities.diagonal()
     diagonal = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
     of_images = (margin + similarities - matching[:, None]).clamp(min=0).masked_fill(diagonal, 0)
     of_captions = (margin + similarities - matching[None, :]).clamp(min=0).masked_fill(diagonal, 0)
-    if negatives == "hardest":
+    if hardness == 1:
         return of_images.amax(dim=1).sum() + of_captions.amax(dim=0).sum()
-    return of_images.sum() + of_captions.sum()
+    every = of_images.sum() + of_captions.sum()
+    if hardness == 0:
+        return every
+    return (1 - hardness) * every + hardness * (of_images.amax(dim=1).sum() + of_captions.amax(dim=0).sum())
+
+
+def hardness_after(loss: LossConfig, epochs: float) -> float:
+    """How hard the negatives are after so many epochs, whole or not.
+
+    A model that has learned nothing collapses on the hardest negatives for epochs; one that meets them little by
+    little does not.
+
+    >>> [hardness_after(LossConfig(warm_up_epochs=2), epochs) for epochs in (0, 0.5, 2, 3)]
+    [0.0, 0.25, 1.0, 1.0]
+    """
+    if loss.negatives == "all":
+        return 0.0
+    return min(1.0, epochs / loss.warm_up_epochs) if loss.warm_up_epochs else 1.0

@@ -6,6 +6,7 @@ The parts follow the paper: `ImageEncoder` (3.1 to 3.3), `CaptionEncoder`, `matc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from vsrn.config import LossConfig, ModelConfig
 from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.captioner import Captioner
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.losses import SIMILARITIES, matching_loss
+from vsrn.model.losses import SIMILARITIES, hardness_after, matching_loss
 
 
 class Losses(NamedTuple):
@@ -51,6 +52,7 @@ class VSRN(nn.Module):
         counts: torch.Tensor | None,
         loss: LossConfig,
         gather: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows,
+        epochs: float = math.inf,
     ) -> Losses:
         """The losses of B matching pairs.
 
@@ -59,11 +61,12 @@ class VSRN(nn.Module):
         lengths   (B,) real tokens of each caption, on the CPU
         counts    (B,) real regions of each image, or None where all are real
         gather    makes the embeddings of a larger batch of these, where several processes share one
+        epochs    how far training is, for a loss that warms up; by default it has
         """
         images = self.image_encoder(features, counts)
         captions = self.caption_encoder(tokens, lengths)
         similarities = SIMILARITIES[self.config.similarity](gather(images.embeddings), gather(captions))
-        matching = matching_loss(similarities, loss.margin, loss.negatives)
+        matching = matching_loss(similarities, loss.margin, hardness_after(loss, epochs))
         if self.captioner is None:
             return Losses(matching, torch.zeros_like(matching))
         generation = self.captioner.generation_loss(images.reasoned_regions, tokens, lengths, counts)

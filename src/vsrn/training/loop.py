@@ -142,6 +142,7 @@ class Trainer:
                 batch.counts,
                 self.config.loss,
                 distributed.gather_batch,
+                self.progress.step / self.batches.steps_per_epoch,
             )
         self.optimizer.zero_grad(set_to_none=True)
         losses.joint.backward()  # type: ignore[no-untyped-call]
