@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "a config -> a trained run",
     "index": "a folder of photos -> an index of it, or an index brought in step with its folder",
     "search": "a sentence or a photo -> the photos of an index that fit it",
+    "caption": "photos -> a sentence written for each",
     "evaluate": "runs -> Recall@K on a split",
     "convert": "a checkpoint published in 2019 -> a model that `evaluate` reads",
     "export": "a run -> the part of it that travels, or ONNX encoders that need no torch",

@@ -29,3 +29,13 @@ def call(function: Callable[..., int | None], command: str, arguments: Sequence[
 def print_json(content: Any) -> None:
     """One JSON object on standard output, for machines."""
     print(json.dumps(content, indent=2))
+
+
+def printable(name: Path | str) -> str:
+    r"""A name on one line, without what a terminal would act on.
+
+    >>> printable("beach\x1b[2J.jpg")
+    'beach\\x1b[2J.jpg'
+    """
+    text = str(name).encode("utf-8", "backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)

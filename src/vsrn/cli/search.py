@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json
+from vsrn.cli.options import Json, call, print_json, printable
 from vsrn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,21 +79,15 @@ def _show(index: Index, hits: Sequence[Hit]) -> None:
 
     draw = picture_protocol() if sys.stdout.isatty() else None
     for hit in hits:
-        print(f"{hit.score:.3f}  {_printable(hit.path)}")
+        print(f"{hit.score:.3f}  {printable(hit.path)}")
         if draw is not None:
             print(draw(index.thumbnail(hit.id)))
     if not hits:
         print("No photo of the index passes the filters.", file=sys.stderr)
 
 
-def _printable(path: Path) -> str:
-    """A path on one line, without what a terminal would act on."""
-    text = str(path).encode("utf-8", "backslashreplace").decode()
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
-
-
 def _as_json(hit: Hit) -> dict[str, object]:
-    return {"id": hit.id, "score": round(hit.score, 6), "path": _printable(hit.path)}
+    return {"id": hit.id, "score": round(hit.score, 6), "path": printable(hit.path)}
 
 
 def _day(text: str | None, option: str) -> date | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,9 @@ import torch
 from torch import nn
 
 from vsrn.captions.vocabulary import Vocabulary
-from vsrn.errors import ConfigError
+from vsrn.errors import CheckpointError, ConfigError
+from vsrn.inference.captioning import CaptionWriter
+from vsrn.inference.captions import NO_CAPTIONER, RegionBatch, WritesCaptions
 from vsrn.inference.explanation import ExplainView, Explanation
 from vsrn.inference.folding import fold
 from vsrn.inference.photos import explain_photo, regions_of
@@ -51,8 +54,8 @@ class EncodedSplit:
     captions: FloatArray
 
 
-class Encoder:
-    """Encodes captions and regions with one model on one device.
+class Encoder(WritesCaptions):
+    """Encodes captions and regions, and writes captions, with one model on one device.
 
     >>> encoder = Encoder.load("runs/flickr8k")  # doctest: +SKIP
     >>> encoder.encode_captions(["two dogs play on a beach"]).shape  # doctest: +SKIP
@@ -100,6 +103,17 @@ class Encoder:
         Raises what `encode_images` raises.
         """
         return explain_photo(self, photo, sentence, view, self.stored.regions)
+
+    def photo_regions(self, photos: Sequence[Path | str]) -> Iterator[RegionBatch]:
+        """Photo files -> features and counts, a batch at a time. Raises what `encode_images` raises."""
+        return regions_of(photos, self.stored.regions)
+
+    @cached_property
+    def caption_writer(self) -> CaptionWriter:
+        """The captioner at work. Raises `CheckpointError` where the model has none."""
+        if self.model.captioner is None:
+            raise CheckpointError(NO_CAPTIONER)
+        return CaptionWriter(self.model.captioner, self.stored.vocabulary)
 
     def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
         """Photo files -> (B, D) float32, with the extractor that the model's training data was made by.

@@ -24,6 +24,7 @@ from vsrn.captions.vocabulary import START
 from vsrn.config import config_to_toml
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.files import new_folder, write_atomically
+from vsrn.inference.captioning import write_captioner
 from vsrn.inference.folding import fold
 from vsrn.inference.onnx import (
     CAPTION_FILE,
@@ -118,6 +119,8 @@ def export_onnx(stored: StoredModel, folder: Path, *, int8: bool = False) -> Exp
         _write_encoder(temporary / CAPTION_FILE, ExportableCaptions(captions), tokens, [EMBEDDINGS], info)
         write_atomically(temporary / CONFIG_FILE, config_to_toml(stored.config).encode())
         write_atomically(temporary / VOCABULARY_FILE, stored.vocabulary.to_json())
+        if stored.model.captioner is not None:
+            write_captioner(temporary, stored.model.captioner, info.model)
         write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
         _refuse_differences(OnnxEncoder.load(temporary, threads=1), images, captions)
     return info

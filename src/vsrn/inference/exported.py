@@ -1,19 +1,38 @@
-"""An exported folder that also reads photos: the encoders need no torch, the extractor of regions does."""
+"""An exported folder that also reads photos and writes captions: the encoders need no torch, the rest does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vsrn.inference.captions import RegionBatch, WritesCaptions
 from vsrn.inference.explanation import ExplainView, Explanation
 from vsrn.inference.onnx import OnnxEncoder
 from vsrn.regions.store import FloatArray
 
+if TYPE_CHECKING:
+    from vsrn.inference.captioning import CaptionWriter
 
-class ExportedEncoder(OnnxEncoder):
+
+class ExportedEncoder(OnnxEncoder, WritesCaptions):
     """`OnnxEncoder` with the methods of `vsrn.inference.encoder.Encoder`."""
+
+    @cached_property
+    def caption_writer(self) -> CaptionWriter:
+        """The captioner at work, in torch. Raises `CheckpointError` where the model has none."""
+        from vsrn.inference.captioning import read_captioner  # noqa: PLC0415 - sentences do without torch
+
+        return read_captioner(self.folder, self.config, self.vocabulary, self.info.model)
+
+    def photo_regions(self, photos: Sequence[Path | str]) -> Iterator[RegionBatch]:
+        """Photo files -> features and counts, a batch at a time. Raises what `encode_images` raises."""
+        from vsrn.inference.photos import regions_of  # noqa: PLC0415 - as above
+
+        return regions_of(photos, self.learned_from)
 
     def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
         """Photo files -> (B, D) float32, with the extractor that the model's training data was made by.
@@ -21,8 +40,7 @@ class ExportedEncoder(OnnxEncoder):
         Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not
         the one that the model learned from.
         """
-        # torch comes with the extractor, and sentences do without it.
-        from vsrn.inference.photos import regions_of  # noqa: PLC0415
+        from vsrn.inference.photos import regions_of  # noqa: PLC0415 - as above
 
         parts = [self.encode_regions(*batch) for batch in regions_of(photos, self.learned_from)]
         return np.concatenate(parts) if parts else np.empty((0, self.info.joint_dim), dtype=np.float32)

@@ -5,6 +5,7 @@ The folder comes from `vsrn export RUN --onnx FOLDER`:
     image_encoder.onnx     features (B, N, F) float32, counts (B,) int64 real regions  -> embeddings (B, D),
                            and regions (B, N, D), what entered the aggregator, where they are asked for
     caption_encoder.onnx   tokens (B, T) int64, lengths (B,) int64 real tokens          -> embeddings (B, D)
+    captioner.safetensors  weights of the captioner, where the model has one; torch runs it
     config.toml, vocabulary.json
     export.json            `ExportInfo`, written last
 """

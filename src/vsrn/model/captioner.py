@@ -41,6 +41,10 @@ class AttendedRegions(NamedTuple):
         """The first `rows` images of the batch."""
         return AttendedRegions(self.states[:rows], self.keys[:rows], None if self.mask is None else self.mask[:rows])
 
+    def of(self, images: torch.Tensor) -> AttendedRegions:
+        """These images of the batch, by their places in it."""
+        return AttendedRegions(self.states[images], self.keys[images], None if self.mask is None else self.mask[images])
+
 
 class Captioner(nn.Module):
     """Encoder over regions, attention, decoder over words."""
@@ -82,7 +86,7 @@ class Captioner(nn.Module):
         steps, order = lengths.clamp(max=self.config.max_tokens - 1).sort(descending=True)
         order = order.to(tokens.device)
         labels = labels[order]
-        regions, state = self._read(reasoned_regions[order], None if counts is None else counts[order])
+        regions, state = self.read(reasoned_regions[order], None if counts is None else counts[order])
         words = self.embedding(labels).unbind(dim=1)
         outputs, targets = [], []
         for step in range(int(steps[0])):
@@ -91,7 +95,7 @@ class Captioner(nn.Module):
                 # The longest captions come first, so those still being written are the first rows.
                 # Cutting at every step would cost more (in the backward pass) than it saves.
                 state, regions = _first(state, rows), regions.first(rows)
-            state = self._step(words[step][: len(state[0])], state, regions)
+            state = self.step(words[step][: len(state[0])], state, regions)
             outputs.append(state[0][:rows])
             targets.append(labels[:rows, step + 1])
         # One projection onto the vocabulary for all real words, none for padding.
@@ -106,25 +110,18 @@ class Captioner(nn.Module):
 
         reasoned_regions (B, N, D) -> words (B, num_words) and their log-probabilities, same shape.
         """
-        regions, state = self._read(reasoned_regions, counts)
+        regions, state = self.read(reasoned_regions, counts)
         word = torch.full((len(reasoned_regions),), START, device=reasoned_regions.device)
         words, scores = [], []
         for _ in range(num_words):
-            state = self._step(self.embedding(word), state, regions)
+            state = self.step(self.embedding(word), state, regions)
             score, word = widen(self.output(state[0])).log_softmax(dim=-1).max(dim=-1)
             words.append(word)
             scores.append(score)
         return torch.stack(words, dim=1), torch.stack(scores, dim=1)
 
-    def _labels(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Tokens with room for the <pad> that counts as a word, cut as the 2019 code cut them."""
-        labels = functional.pad(tokens, (0, 1))[:, : self.config.max_tokens]
-        cut = torch.nonzero(lengths >= self.config.max_tokens)[:, 0].to(labels.device)
-        labels[cut, -1] = END
-        return labels
-
-    def _read(self, regions: torch.Tensor, counts: torch.Tensor | None) -> tuple[AttendedRegions, State]:
-        """Encode the regions: what attention sees, and the decoder's first state."""
+    def read(self, regions: torch.Tensor, counts: torch.Tensor | None) -> tuple[AttendedRegions, State]:
+        """(B, N, D) reasoned regions, (B,) real ones of each -> what attention sees, and the decoder's first state."""
         inputs = self.dropout(self.projection(regions))
         if counts is None:
             mask = None
@@ -142,8 +139,11 @@ class Captioner(nn.Module):
             state = (_join_directions(last), None)
         return AttendedRegions(states, keys, mask), state
 
-    def _step(self, words: torch.Tensor, state: State, regions: AttendedRegions) -> State:
-        """(rows, word size) previous words and the state -> the next state."""
+    def step(self, words: torch.Tensor, state: State, regions: AttendedRegions) -> State:
+        """(rows, word size) embedded previous words and the state -> the next state.
+
+        There may be K rows an image, one behind the other: rows = B K. The regions are then shared, not repeated.
+        """
         context = self._attend(state[0], regions)
         inputs = self.dropout(torch.cat([words, context.to(words.dtype)], dim=-1))
         if state[1] is None:
@@ -151,14 +151,22 @@ class Captioner(nn.Module):
         hidden, memory = self.decoder(inputs, state)
         return hidden, memory
 
+    def _labels(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Tokens with room for the <pad> that counts as a word, cut as the 2019 code cut them."""
+        labels = functional.pad(tokens, (0, 1))[:, : self.config.max_tokens]
+        cut = torch.nonzero(lengths >= self.config.max_tokens)[:, 0].to(labels.device)
+        labels[cut, -1] = END
+        return labels
+
     def _attend(self, state: torch.Tensor, regions: AttendedRegions) -> torch.Tensor:
-        """(rows, H) decoder state -> (rows, H) weighted mean of the regions."""
+        """(B K, H) decoder states -> (B K, H) weighted means of their images' regions."""
         query = functional.linear(state, self.attention_hidden.weight[:, state.shape[-1] :])
-        scores = self.attention_score(torch.tanh(regions.keys + query[:, None, :]))[..., 0]
+        query = query.view(len(regions.keys), -1, query.shape[-1])  # (B, K, H)
+        scores = self.attention_score(torch.tanh(regions.keys[:, None] + query[:, :, None]))[..., 0]
         if regions.mask is not None:
-            scores = scores.masked_fill(~regions.mask, -torch.inf)
+            scores = scores.masked_fill(~regions.mask[:, None], -torch.inf)
         weights = widen(scores).softmax(dim=-1).to(regions.states.dtype)
-        return (weights[:, None, :] @ regions.states)[:, 0]
+        return (weights @ regions.states).flatten(0, 1)
 
 
 def _first(state: State, rows: int) -> State:

@@ -11,6 +11,7 @@ from pathlib import Path
 import safetensors
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from vsrn.captions.vocabulary import Vocabulary, read_vocabulary
 from vsrn.config import Config, config_to_toml, read_config
@@ -104,8 +105,8 @@ def build_model(config: Config, vocabulary: Vocabulary, *, empty: bool = False) 
         return VSRN(config.model, len(vocabulary))
 
 
-def load_weights(model: VSRN, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Copy weights into a model. Raises `CheckpointError` naming what does not fit."""
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Copy weights into a model or a part of one. Raises `CheckpointError` naming what does not fit."""
     wanted = model.state_dict()
     missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing or unexpected:
