@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vsrn.cli.options import Json, Output, call, print_json
+from vsrn.cli.options import Json, call, print_json
 from vsrn.cli.progress import ProgressBar, progress_bar, say
 from vsrn.errors import ConfigError
 from vsrn.regions.shards import parse_shard, shard_folder
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SKIPPED_SHOWN = 20
 
+Store = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
 Photos = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PHOTOS]")]
 
 
@@ -31,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
 def main(
     photos: Photos = None,
     *,
-    output: Output,
+    output: Store = None,
     captions: Path | None = None,
     splits: tuple[str, ...] = (),
     restval: bool = False,
@@ -44,6 +45,8 @@ def main(
     delete_shards: bool = False,
     ray: str | None = None,
     from_tsv: tuple[Path, ...] = (),
+    compare: Path | None = None,
+    first: int = 20,
     json: Json = False,
 ) -> int:
     """Turn a folder of photos into a region store: features, boxes and ids of each photo's regions.
@@ -63,9 +66,13 @@ def main(
 
     $ vsrn extract --from-tsv trainval_36.tsv -o data/coco --captions dataset_coco.json --restval
 
+    Does an extractor, with the weights you have, make the features you have? Exit status 0 where it does, 1 where not.
+
+    $ vsrn extract photos/ --compare data/mine/photos_ims.npy
+
     Args:
         photos: Folder of photos, searched to the bottom.
-        output: Folder of the region store, made where there is none.
+        output: Folder of the region store, made where there is none; needed unless --compare is given.
         captions: Karpathy JSON; its splits and captions go into the store, and only its photos are read.
         splits: With --captions, the splits to extract [default: all].
         restval: With --captions, count COCO's `restval` images as `train`.
@@ -79,11 +86,18 @@ def main(
         ray: Address of a Ray cluster that sees the photos by the same paths, or `local` for one started here.
         from_tsv: Files in bottom-up attention's TSV layout, plain or gzipped, instead of photos; with --captions,
             images are found by COCO's number or their file name.
+        compare: Write nothing; extract the first photos and compare their regions with this .npy file's. Rows are
+            found by the ids beside the file; else they are the photos, or the captions' one split, in order.
+        first: With --compare, how many photos.
         json: Print the result as JSON.
     """
     source = _Source(photos, captions, splits, split, restval=restval)
     way = _Way(None if shard is None else parse_shard(shard), ray, from_tsv, merge=merge, delete_shards=delete_shards)
     _refuse_contradictions(source, way)
+    if compare is not None:
+        return _compare(source, compare, output, way, extractor, first, json=json)
+    if output is None:
+        raise ConfigError("no region store is named; write vsrn extract PHOTOS -o FOLDER.")
     settings = {"batch_size": batch_size, "workers": workers}
     try:
         with _Bars() as bars:
@@ -144,6 +158,30 @@ def _extract(
             return [extract(found, make, output, source.split, **settings)]
         settings |= {"splits": source.splits, "restval": source.restval}
         return extract_karpathy(source.captions, source.photos, make, output, **settings)
+
+
+def _compare(
+    source: _Source, existing: Path, output: Path | None, way: _Way, extractor: str, first: int, *, json: bool
+) -> int:
+    beside = {"-o": output is not None, "--shard": way.shard is not None, "--ray": way.ray is not None}
+    _refuse_beside("--compare writes nothing", beside | {"--merge": way.merge, "--from-tsv": bool(way.from_tsv)})
+    assert source.photos is not None
+    if first < 1:
+        raise ConfigError(f"--first is {first}; it must be 1 or more.")
+    from vsrn.cli.compare import compare_with
+    from vsrn.regions.extractor import make_extractor
+
+    say(f"Loading the extractor '{extractor}'...")
+    return compare_with(
+        existing,
+        source.photos,
+        make_extractor(extractor),
+        captions=source.captions,
+        splits=source.splits,
+        restval=source.restval,
+        first=first,
+        json=json,
+    )
 
 
 def _merge(output: Path, way: _Way, bars: _Bars) -> list[ExtractionReport]:

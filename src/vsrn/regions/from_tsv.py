@@ -7,19 +7,17 @@ with TsvFiles(["trainval_36.tsv"], unpack_in=Path("store")) as tsv:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vsrn.captions.karpathy import CaptionedPhoto, read_karpathy
 from vsrn.errors import DataError
 from vsrn.regions.batches import SettledBatch, made_ready
 from vsrn.regions.extract import ExtractionReport, ProgressCallback, choose_splits, refuse_settings, write_split
+from vsrn.regions.names import names_of
 from vsrn.regions.store import Regions
-from vsrn.regions.tsv import TsvFiles, as_image_id
+from vsrn.regions.tsv import TsvFiles
 from vsrn.regions.writer import SkippedPhoto, SplitHeader, digest_of, refuse_split_name
-
-_COCO_NAME = re.compile(r"COCO_[a-z]+20[0-9]{2}_([0-9]{12})")
 
 
 def extract_tsv(
@@ -92,19 +90,10 @@ def extract_tsv_karpathy(
 
 def _lines_of(photos: Sequence[CaptionedPhoto], tsv: TsvFiles) -> dict[str, str | None]:
     """Photo id -> the image id of its line, None where it has none."""
-    return {photo.id: next((name for name in _names_of(photo) if name in tsv.lines), None) for photo in photos}
-
-
-def _names_of(photo: CaptionedPhoto) -> Iterator[str]:
-    """What the files may call a photo, the surest name first."""
-    path = PurePosixPath(photo.id)
-    if photo.cocoid is not None:
-        yield str(photo.cocoid)
-    yield photo.id
-    yield path.name
-    yield as_image_id(path.stem)
-    if number := _COCO_NAME.fullmatch(path.stem):
-        yield as_image_id(number[1])
+    return {
+        photo.id: next((name for name in names_of(photo.id, photo.cocoid) if name in tsv.lines), None)
+        for photo in photos
+    }
 
 
 def _write(

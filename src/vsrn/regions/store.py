@@ -135,7 +135,7 @@ def open_region_store(folder: Path | str, split: str) -> RegionStore:
     folder = Path(folder)
     split = resolve_split(folder, split)
     features_path = folder / f"{split}_ims.npy"
-    features = _map_array(features_path, dims=(2, 3))
+    features = map_array(features_path, dims=(2, 3))
     if features.dtype not in (np.float16, np.float32):
         raise DataError(f"{features_path} holds {features.dtype}; features must be float16 or float32.")
     if features.ndim == 2:
@@ -218,7 +218,8 @@ def _may_not_be_finite(batch: FloatArray) -> bool:
         return not np.isfinite(batch.sum())
 
 
-def _map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:
+def map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:
+    """Memory-map a `.npy` file of so many dimensions. Raises `DataError` where it is anything else."""
     try:
         # Unlike np.load, this opens no archive and no pickle.
         array = np.lib.format.open_memmap(path, mode="r")
@@ -233,7 +234,7 @@ def _map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:
 def _map_optional(path: Path, shape: tuple[int, ...]) -> FloatArray | None:
     if not path.exists():
         return None
-    array = _map_array(path, dims=(len(shape),))
+    array = map_array(path, dims=(len(shape),))
     if array.shape != shape:
         raise DataError(f"{path} has shape {array.shape}, but the features beside it call for {shape}.")
     return array
@@ -243,7 +244,7 @@ def _read_counts(path: Path, regions: tuple[int, int]) -> IntArray | None:
     if not path.exists():
         return None
     rows, longest = regions
-    counts = np.asarray(_map_array(path, dims=(1,)))
+    counts = np.asarray(map_array(path, dims=(1,)))
     whole = counts.dtype.kind in "iu" and counts.shape == (rows,)
     if not whole or counts.min(initial=1) < 1 or counts.max(initial=1) > longest:
         raise DataError(f"{path} must hold {rows} whole numbers between 1 and {longest}, one per row.")

@@ -24,6 +24,7 @@ from typing import IO, Self, cast
 import numpy as np
 
 from vsrn.errors import DataError
+from vsrn.regions.names import as_image_id
 from vsrn.regions.store import FloatArray, Regions
 
 FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -166,15 +167,6 @@ class TsvFiles:
 
 _LAYOUT = f"lines must read {', '.join(FIELDS)}, with tabs between."
 _AGAIN = "get the file again."
-
-
-def as_image_id(name: str) -> str:
-    """A number without leading zeros, anything else as it is.
-
-    >>> as_image_id("000000391895"), as_image_id("a.jpg")
-    ('391895', 'a.jpg')
-    """
-    return name.lstrip("0") or "0" if name.isascii() and name.isdigit() else name
 
 
 def _size_of(path: Path) -> int:

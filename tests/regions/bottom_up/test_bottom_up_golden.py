@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ from vsrn.regions.bottom_up.pixels import ScaleRules
 from vsrn.regions.bottom_up.proposals import ProposalRules, place_anchors, propose
 from vsrn.regions.bottom_up.selection import SelectionRules
 from vsrn.regions.bottom_up.weights import BOX_DELTAS, read_weights
+from vsrn.regions.compare import compare, find_rows, open_existing
+from vsrn.regions.extract import extract
 from vsrn.regions.extractor import RegionExtractor, prepare_photo
+from vsrn.regions.photos import find_photos
 
 # So small that a photo takes a second or two.
 SMALL = Recipe(ScaleRules(96, 160), ProposalRules(after_nms=12), SelectionRules(3, 5, threshold=0.99))
@@ -115,6 +119,23 @@ def test_a_photo_goes_all_the_way(extractor: BottomUpExtractor, tmp_path: Path) 
     assert torch.allclose(again, torch.from_numpy(regions.features), rtol=1e-3, atol=1e-3)
     for score, row in zip(regions.scores, probabilities, strict=True):
         assert (row - score).abs().min() < 1e-4
+
+
+def test_a_store_of_its_features_is_recognised_as_its_own(
+    extractor: BottomUpExtractor, weights_file: Path, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (2, 6, 9, 3), np.uint8)
+    for name, colours in zip(("a.png", "b.png"), noise, strict=True):
+        Image.fromarray(colours).resize((90, 60), Image.Resampling.BICUBIC).save(tmp_path / name)
+    photos = find_photos(tmp_path)
+    extract(photos, extractor, tmp_path / "store", "photos")
+    existing = open_existing(tmp_path / "store" / "photos_ims.npy")
+    pairs, by_ids = find_rows(photos, existing)
+    comparison = compare(pairs, existing, extractor, by_ids=by_ids)
+    assert (comparison.same, comparison.agreeing, comparison.in_place) == (True, 1.0, 1.0)
+    # The same weights under another recipe: more regions, of which only some are the same.
+    other = BottomUpExtractor(weights_file, replace(SMALL, selection=SelectionRules(9, 9)))
+    assert not compare(pairs, existing, other, by_ids=by_ids).same
 
 
 @pytest.mark.parametrize("caffe", [False, True], ids=["detectron2", "caffe"])
