@@ -22,6 +22,7 @@ COMMANDS = {
     "index": "a folder of photos -> an index of it, or an index brought in step with its folder",
     "search": "a sentence or a photo -> the photos of an index that fit it",
     "caption": "photos -> a sentence written for each",
+    "explain": "a photo and a sentence -> a picture of the regions that earned the match",
     "evaluate": "runs -> Recall@K on a split",
     "convert": "a checkpoint published in 2019 -> a model that `evaluate` reads",
     "export": "a run -> the part of it that travels, or ONNX encoders that need no torch",

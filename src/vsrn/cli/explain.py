@@ -1,0 +1,167 @@
+"""`vsrn explain`: a photo and a sentence -> which regions earned the match."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vsrn.cli.options import Json, call, print_json
+from vsrn.errors import ConfigError
+from vsrn.packaged import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vsrn.inference.explanation import Explanation
+    from vsrn.search.index import Index
+
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def main(
+    image: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE]")] = None,
+    sentence: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SENTENCE")] = None,
+    *,
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
+    index: Annotated[Path | None, tyro.conf.arg(metavar="INDEX")] = None,
+    photo_id: Annotated[str | None, tyro.conf.arg(name="id", metavar="ID")] = None,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None,
+    view: Literal["sentence", "image"] = "sentence",
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 3,
+    json: Json = False,
+) -> int:
+    """Draw which regions of a photo earned its match with a sentence: a heat map, and boxes around the best.
+
+    $ vsrn explain beach.jpg "two dogs play on a beach" -o why.png
+    $ vsrn explain --index idx --id holiday/beach.jpg "two dogs play on a beach"
+
+    From an index nothing is extracted, for it keeps the regions of its photos. docs/explain.md says what is computed.
+
+    Args:
+        image: A photo, unless it is named by --index and --id.
+        sentence: What it is to be compared with.
+        model: With a photo, a run, an exported folder or a packaged model [default: flickr8k-small].
+        index: Folder made by `vsrn index`.
+        photo_id: A photo of the index: its path below the folder that was indexed.
+        output: Picture to write: .png, .jpg or .webp [default: PHOTO-explained.png here; none with --json].
+        view: What the similarity loses without a region, or the paper's view, which looks at the image alone.
+        k: How many boxes to draw.
+        json: Print boxes and weights of all regions as JSON.
+    """
+    if k < 0:
+        raise ConfigError(f"-k is {k}; ask for 0 boxes or more.")
+    # Without a photo before it, the sentence comes first.
+    words = [word for word in (image, sentence) if word is not None]
+    photo, sentence = _question(words, index, photo_id, model)
+    if output is None and not json:
+        output = Path(f"{photo.stem}-explained.png")
+    if output is not None:
+        _refuse_output(output, photo if index is None else None)
+    picture: Image | None = None
+    if index is None:
+        import vsrn
+
+        explanation = vsrn.load(model or DEFAULT_MODEL).explain(photo, sentence, view)
+        if output is not None:
+            picture = _decode(photo)
+    else:
+        from vsrn.search.opening import open_index
+
+        with open_index(index) as opened:
+            explanation = opened.explain(str(photo_id), sentence, view)
+            if output is not None:
+                _refuse_output(output, opened.path(str(photo_id)))
+                picture = _photo_of(opened, str(photo_id))
+    if output is not None and picture is not None:
+        _draw(output, picture, explanation, sentence, k)
+    _report(explanation, photo, sentence, k, output, json=json)
+    return 0
+
+
+def _question(words: Sequence[str], index: Path | None, photo_id: str | None, model: str | None) -> tuple[Path, str]:
+    """The photo, or its id as a path, and the sentence. Raises `ConfigError` where they are not one of each."""
+    if (index is None) != (photo_id is None):
+        raise ConfigError("a photo of an index is named by both --index INDEX and --id ID.")
+    if index is not None and model is not None:
+        raise ConfigError("an index brings its own model; leave out --model.")
+    wanted = 2 if photo_id is None else 1
+    if len(words) != wanted:
+        raise ConfigError(
+            'explain one photo and one sentence: vsrn explain IMAGE "a sentence", or vsrn explain --index INDEX --id ID'
+            ' "a sentence".'
+        )
+    sentence = words[-1]
+    if not sentence.strip():
+        raise ConfigError("the sentence is empty; say what the photo may show.")
+    return Path(photo_id if photo_id is not None else words[0]), sentence
+
+
+def _refuse_output(output: Path, photo: Path | None) -> None:
+    if output.suffix.lower() not in FORMATS:
+        raise ConfigError(f"-o {output} is no picture that vsrn writes; end its name in {', '.join(FORMATS)}.")
+    if photo is not None and output.exists() and photo.exists() and output.samefile(photo):
+        raise ConfigError(f"-o {output} is the photo itself; choose another name.")
+
+
+def _decode(photo: Path) -> Image:
+    from vsrn.inference.picture import MOST_SIDE
+    from vsrn.regions.photos import decode_photo
+
+    return decode_photo(photo, target_size=MOST_SIDE)
+
+
+def _photo_of(index: Index, photo_id: str) -> Image:
+    """The photo itself where it is as it was when it was indexed, or else its thumbnail."""
+    import io
+
+    from PIL import Image
+
+    from vsrn.errors import PhotoError
+
+    path, known = index.path(photo_id), index.photo(photo_id)
+    try:
+        status = path.stat()
+        if (status.st_size, status.st_mtime_ns) == (known.size, known.modified_ns):
+            return _decode(path)
+    except (OSError, PhotoError):
+        pass
+    print(f"{path} is not as it was indexed; its thumbnail is drawn on instead.", file=sys.stderr)
+    return Image.open(io.BytesIO(index.thumbnail(photo_id)))
+
+
+def _draw(output: Path, picture: Image, explanation: Explanation, sentence: str, k: int) -> None:
+    import io
+
+    from PIL import Image
+
+    from vsrn.files import write_atomically
+    from vsrn.inference.picture import draw_explanation
+
+    buffer = io.BytesIO()
+    drawn = draw_explanation(picture, explanation, sentence, k)
+    drawn.save(buffer, Image.registered_extensions()[output.suffix.lower()], quality=90)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, buffer.getvalue())
+
+
+def _report(explanation: Explanation, photo: Path, sentence: str, k: int, output: Path | None, *, json: bool) -> None:
+    if json:
+        print_json({"photo": str(photo), "sentence": sentence} | explanation.to_json())
+        return
+    print(f"similarity {explanation.score:.3f}")
+    for region in explanation.top(k):
+        box = ", ".join(f"{edge:.2f}" for edge in region.box)
+        name = "" if region.label is None else f"  {region.label}"
+        print(f"  {region.share:4.0%}  {region.weight:+.4f}  box {box}{name}")
+    if not explanation.top(1):
+        print("  no region adds to it")
+    print(f"The picture is {output}.")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and run."""
+    return call(main, "explain", arguments)
