@@ -21,7 +21,7 @@ from harness import record
 from vsrn.config import read_config
 from vsrn.inference.encoder import Encoder
 from vsrn.inference.export import export_onnx
-from vsrn.inference.onnx import CAPTION_FILE, CONFIG_FILE, IMAGE_FILE, OnnxEncoder
+from vsrn.inference.onnx import CAPTION_FILE, CONFIG_FILE, IMAGE_FILE, OnnxEncoder, StoredPrecision
 from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.weights import WEIGHTS_FILE, read_model
 from vsrn.regions.store import FloatArray, IntArray
@@ -103,9 +103,10 @@ def make_sides(run: Path, folder: Path) -> list[Side]:
     """torch, onnxruntime, and onnxruntime with int8, all with torch's number of threads."""
     stored, threads = read_model(run), torch.get_num_threads()
     sides = [make_side("torch fp32", Encoder.load(run, "cpu"), image=run / WEIGHTS_FILE)]
-    for name, int8 in (("onnx fp32", False), ("onnx int8", True)):
-        place = folder / name.replace(" ", "-")
-        export_onnx(stored, place, int8=int8)
+    precisions: tuple[StoredPrecision, ...] = ("fp32", "int8")
+    for precision in precisions:
+        name, place = f"onnx {precision}", folder / precision
+        export_onnx(stored, place, precision)
         encoder = OnnxEncoder.load(place, threads)
         sides.append(make_side(name, encoder, image=place / IMAGE_FILE, caption=place / CAPTION_FILE))
     return sides

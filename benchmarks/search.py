@@ -25,7 +25,7 @@ from harness import record
 
 from vsrn.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.config import CaptionerConfig, Config, ModelConfig
-from vsrn.inference.encoder import Encoder
+from vsrn.inference.export import export_onnx
 from vsrn.model.weights import StoredModel, build_model
 from vsrn.regions.extractor import make_extractor
 from vsrn.regions.store import FloatArray, IntArray, Regions, StoreInfo
@@ -166,7 +166,9 @@ def make_index(index: Path, folder: Path) -> None:
     torch.manual_seed(0)
     learned_from = StoreInfo(extractor.name, extractor.fingerprint)
     stored = StoredModel(config, vocabulary, build_model(config, vocabulary).eval(), learned_from)
-    create_index(index, folder, Encoder(stored, "cpu"), explain=False)
+    # As the packaged model is stored.
+    export_onnx(stored, folder / "model", "fp16")
+    create_index(index, folder, folder / "model", explain=False)
     vectors = make_vectors(COLD_PHOTOS, folder / "cold.f16")
     regions = Regions(np.zeros((36, 1), np.float32), np.zeros((36, 4), np.float32))
     with IndexWriter(index) as writer:

@@ -125,7 +125,10 @@ UNKNOWN = {
     "a field of a deeper section": ("[model]\nhidden_dim = 3", "Did you mean 'model.captioner.hidden_dim'?"),
     "a field of a higher section": ("[model.captioner]\nbatch_size = 3", "Did you mean 'train.batch_size'?"),
     "american spelling": ("[model]\nnormalization = 'coco'", "Did you mean 'model.normalisation'?"),
-    "nothing like it": ("[loss]\nzzz = 1", "no field loss.zzz. It has loss.margin, loss.negatives, loss.warm_up_epochs."),
+    "nothing like it": (
+        "[loss]\nzzz = 1",
+        "no field loss.zzz. It has loss.margin, loss.negatives, loss.warm_up_epochs.",
+    ),
 }
 
 

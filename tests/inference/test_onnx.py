@@ -23,9 +23,10 @@ from vsrn.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.cli import main
 from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.errors import CheckpointError, ConfigError, DataError
+from vsrn.inference.captioning import CAPTIONER_FILE
 from vsrn.inference.encoder import Encoder
 from vsrn.inference.export import export_onnx, model_fingerprint
-from vsrn.inference.onnx import CAPTION_FILE, IMAGE_FILE, INFO_FILE, MODEL_KEY, OnnxEncoder
+from vsrn.inference.onnx import CAPTION_FILE, IMAGE_FILE, INFO_FILE, MODEL_KEY, OnnxEncoder, StoredPrecision
 from vsrn.inference.quantise import round_to_bytes
 from vsrn.legacy import read_checkpoint
 from vsrn.model.reasoning import RegionRelationshipReasoning
@@ -95,8 +96,8 @@ def exported(stored: StoredModel, tmp_path_factory: pytest.TempPathFactory) -> O
     return export(stored, tmp_path_factory.mktemp("exports") / "exported")
 
 
-def export(stored: StoredModel, folder: Path, *, int8: bool = False) -> OnnxEncoder:
-    export_onnx(stored, folder, int8=int8)
+def export(stored: StoredModel, folder: Path, precision: StoredPrecision = "fp32") -> OnnxEncoder:
+    export_onnx(stored, folder, precision)
     return OnnxEncoder.load(folder, threads=1)
 
 
@@ -128,8 +129,7 @@ def assert_equal(ours: FloatArray, wanted: FloatArray) -> None:
 
 
 def assert_near(ours: FloatArray, wanted: FloatArray) -> None:
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(wanted, axis=1)
-    assert ((ours * wanted).sum(axis=1) / lengths).min() > 0.98
+    assert cosines(ours, wanted).min() > 0.98
 
 
 def test_captions_of_every_length_alone_and_together(stored: StoredModel, exported: OnnxEncoder) -> None:
@@ -172,7 +172,7 @@ def test_a_model_of_2019_says_what_was_recorded(golden: Path, tmp_path: Path, na
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_int8_is_near(variant: str, tmp_path: Path) -> None:
     stored = small_model(**VARIANTS[variant])
-    encoder = export(stored, tmp_path / "exported", int8=True)
+    encoder = export(stored, tmp_path / "exported", "int8")
     assert encoder.info.precision == "int8"
     tokens, lengths = random_tokens(stored, captions=LONGEST, longest=LONGEST), np.arange(1, LONGEST + 1)
     assert_near(encoder.encode_tokens(tokens, lengths), captions_by_torch(stored, tokens, lengths))
@@ -184,11 +184,68 @@ def test_int8_is_near(variant: str, tmp_path: Path) -> None:
 
 def test_int8_takes_about_a_quarter_of_the_room(tmp_path: Path) -> None:
     stored = small_model(joint_dim=128, word_dim=64, feature_dim=256)
-    for folder, int8 in (("fp32", False), ("int8", True)):
-        export_onnx(stored, tmp_path / folder, int8=int8)
-    for name in (IMAGE_FILE, CAPTION_FILE):
-        large, small = ((tmp_path / folder / name).stat().st_size for folder in ("fp32", "int8"))
-        assert small < 0.35 * large
+    small, large = sizes_of(stored, tmp_path, "int8"), sizes_of(stored, tmp_path, "fp32")
+    assert small[IMAGE_FILE] < 0.35 * large[IMAGE_FILE]
+    assert small[CAPTION_FILE] < 0.35 * large[CAPTION_FILE]
+
+
+def test_fp16_takes_half_the_room(tmp_path: Path) -> None:
+    captioner = CaptionerConfig(hidden_dim=64, word_dim=64)
+    stored = small_model(joint_dim=128, word_dim=64, feature_dim=256, captioner=captioner)
+    small, large = sizes_of(stored, tmp_path, "fp16"), sizes_of(stored, tmp_path, "fp32")
+    for name in (IMAGE_FILE, CAPTION_FILE, CAPTIONER_FILE):
+        assert small[name] < 0.55 * large[name]
+
+
+def sizes_of(stored: StoredModel, folder: Path, precision: StoredPrecision) -> dict[str, int]:
+    export_onnx(stored, folder / precision, precision)
+    return {path.name: path.stat().st_size for path in (folder / precision).iterdir()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fp16_is_very_near(variant: str, tmp_path: Path) -> None:
+    # Large enough for weights to be stored as halves.
+    stored = small_model(**{"joint_dim": 40, "feature_dim": 30, "word_dim": 30} | VARIANTS[variant])
+    encoder = export(stored, tmp_path / "exported", "fp16")
+    assert encoder.info.precision == "fp16"
+    assert encoder.info.model == model_fingerprint(stored)
+    tokens, lengths = random_tokens(stored, captions=LONGEST, longest=LONGEST), np.arange(1, LONGEST + 1)
+    assert cosines(encoder.encode_tokens(tokens, lengths), captions_by_torch(stored, tokens, lengths)).min() >= 0.9999
+    features, counts = random_regions(stored, 7, 36), np.linspace(10, 36, 7).astype(np.int64)
+    assert cosines(encoder.encode_regions(features, counts), images_by_torch(stored, features, counts)).min() >= 0.9999
+
+
+def test_fp16_rounds_the_weights_and_nothing_else(tmp_path: Path) -> None:
+    stored = small_model(joint_dim=64, feature_dim=32, word_dim=32, **VARIANTS["VSE++"])
+    encoder = export(stored, tmp_path / "exported", "fp16")
+    for tensor in stored.model.state_dict().values():
+        if tensor.numel() >= 1024:
+            tensor.copy_(tensor.half().float())
+    tokens, lengths = random_tokens(stored, captions=9, longest=9), np.arange(1, 10)
+    assert_equal(encoder.encode_tokens(tokens, lengths), captions_by_torch(stored, tokens, lengths))
+    features = random_regions(stored, 5, 7)
+    assert_equal(encoder.encode_regions(features), images_by_torch(stored, features))
+
+
+def test_weights_beyond_halves_are_refused(tmp_path: Path) -> None:
+    stored = small_model(joint_dim=64, feature_dim=32)
+    with torch.no_grad():
+        stored.model.image_encoder.projection.weight *= 1e6
+    with pytest.raises(CheckpointError, match="cannot be exported in fp16"):
+        export_onnx(stored, tmp_path / "half", "fp16")
+    assert not list(tmp_path.iterdir())
+    export_onnx(stored, tmp_path / "whole")
+    stored = small_model(captioner=CaptionerConfig(hidden_dim=8, word_dim=4))
+    with torch.no_grad():
+        assert stored.model.captioner is not None
+        stored.model.captioner.output.weight[0, 0] = 1e5
+    with pytest.raises(CheckpointError, match=r"captioner\.output\.weight holds NaN or what float16 cannot"):
+        export_onnx(stored, tmp_path / "half", "fp16")
+
+
+def cosines(ours: FloatArray, wanted: FloatArray) -> FloatArray:
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(wanted, axis=1)
+    return np.asarray((ours * wanted).sum(axis=1) / lengths)
 
 
 def test_bytes_are_within_half_a_step_of_each_rows_scale() -> None:
@@ -507,6 +564,8 @@ def test_the_command_writes_both_and_says_so(tmp_path: Path, capsys: pytest.Capt
     [
         ([], "say what to write"),
         (["-o", "copy", "--int8"], "--int8 is for ONNX"),
+        (["-o", "copy", "--half"], "--half is for ONNX"),
+        (["--onnx", "exported", "--half", "--int8"], "choose one"),
         (["-o", "taken"], "taken already exists"),
         (["-o", "copy", "--onnx", "taken"], "taken already exists"),
     ],

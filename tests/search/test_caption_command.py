@@ -76,10 +76,11 @@ def models(stored: StoredModel, tmp_path_factory: pytest.TempPathFactory) -> dic
     folder = tmp_path_factory.mktemp("models")
     write_model(folder / "run", stored)
     export_onnx(stored, folder / "exported")
-    return {"run": folder / "run", "exported": folder / "exported"}
+    export_onnx(stored, folder / "half", "fp16")
+    return {name: folder / name for name in ("run", "exported", "half")}
 
 
-@pytest.mark.parametrize("kind", ["run", "exported"])
+@pytest.mark.parametrize("kind", ["run", "exported", "half"])
 @pytest.mark.parametrize("beam", ["1", "3"])
 def test_photos_are_called_by_their_colours(
     kind: str, beam: str, photos: dict[str, Path], models: dict[str, Path], capsys: pytest.CaptureFixture[str]

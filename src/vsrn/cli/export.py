@@ -17,6 +17,7 @@ def main(
     *,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")] = None,
     onnx: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    half: bool = False,
     int8: bool = False,
     json: Json = False,
 ) -> int:
@@ -27,12 +28,14 @@ def main(
     vsrn export runs/flickr8k --onnx flickr8k-onnx
 
     The first copies the weights, the vocabulary and the config. The second writes both encoders as ONNX files, which
-    run without torch, and compares them with the model before it keeps them; it needs `pip install 'vsrn[onnx]'`.
+    run without torch, and compares them with the model before it keeps them; it needs `pip install 'vsrn[onnx]'`. The
+    captioner comes along, where the model has one, and runs in torch.
 
     Args:
         run: A run, or a model made by `vsrn convert`.
         output: Folder to write the model to; it must not exist yet.
         onnx: Folder to write the ONNX encoders to; it must not exist yet.
+        half: Store the ONNX weights and the captioner's as float16: half the size, computed in float32 all the same.
         int8: Store the ONNX weights as bytes: a quarter of the size, a little less accurate.
         json: Print what was written as JSON.
     """
@@ -40,8 +43,10 @@ def main(
 
     if output is None and onnx is None:
         raise ConfigError("say what to write: -o FOLDER for the model, --onnx FOLDER for encoders that need no torch.")
-    if int8 and onnx is None:
-        raise ConfigError("--int8 is for ONNX encoders; add --onnx FOLDER.")
+    if (half or int8) and onnx is None:
+        raise ConfigError(f"--{'half' if half else 'int8'} is for ONNX encoders; add --onnx FOLDER.")
+    if half and int8:
+        raise ConfigError("--half and --int8 are two ways of storing the same weights; choose one.")
     from vsrn.inference.export import export_model, export_onnx, refuse_taken
     from vsrn.model.weights import read_model
 
@@ -53,7 +58,7 @@ def main(
         export_model(stored, output)
         written[str(output)] = size_of(output)
     if onnx is not None:
-        export_onnx(stored, onnx, int8=int8)
+        export_onnx(stored, onnx, "fp16" if half else "int8" if int8 else "fp32")
         written[str(onnx)] = size_of(onnx)
     for name, size in written.items():
         say(f"{name}: {size / 1e6:,.1f} MB.")

@@ -72,8 +72,17 @@ class CaptionWriter:
 
 
 def write_captioner(folder: Path, captioner: Captioner, model: str, dtype: torch.dtype = torch.float32) -> None:
-    """Write a captioner's weights to an exported folder, naming the model that its encoders are from."""
+    """Write a captioner's weights to an exported folder, naming the model that its encoders are from.
+
+    Raises `CheckpointError` where a weight is NaN, or infinite in this type.
+    """
     tensors = {name: tensor.to(dtype) for name, tensor in captioner.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"the model cannot be exported: captioner.{name} holds NaN or what {str(dtype).removeprefix('torch.')}"
+                " cannot; train it again, or store its weights as float32."
+            )
     write_tensors(folder / CAPTIONER_FILE, tensors, {MODEL_KEY: model})
 
 

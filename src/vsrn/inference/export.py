@@ -37,6 +37,7 @@ from vsrn.inference.onnx import (
     VOCABULARY_FILE,
     ExportInfo,
     OnnxEncoder,
+    StoredPrecision,
 )
 from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.image_encoder import ImageEncoder
@@ -46,8 +47,8 @@ from vsrn.model.weights import StoredModel, write_model
 OPSET = 17
 # Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
 TOLERANCE = 1e-4
-# Least cosine of an int8 export's embeddings with the model's. What int8 really costs, benchmarks/onnx_int8.py says.
-LEAST_COSINE = 0.9
+# Least cosine of an export's embeddings with the model's. What int8 really costs, benchmarks/onnx_int8.py says.
+LEAST_COSINE = {"fp16": 0.9999, "int8": 0.9}
 # An ONNX file is one protocol buffer, which cannot be larger; a little is left for the graph.
 MOST_BYTES = 2**31 - 2**24
 
@@ -97,10 +98,11 @@ def _state_at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return states.gather(1, places[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
 
 
-def export_onnx(stored: StoredModel, folder: Path, *, int8: bool = False) -> ExportInfo:
+def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = "fp32") -> ExportInfo:
     """Write a model's encoders, vocabulary and config to a new folder that `OnnxEncoder.load` opens.
 
-    int8  store weights as bytes, a quarter of the size, and multiply bytes where onnxruntime can
+    precision  how weights are stored: "fp16" takes half the size, computing in float32 all the same; "int8" takes a
+               quarter, and multiplies bytes where onnxruntime can
 
     The folder appears whole or not at all, and only after the encoders in it repeated what the model says. Raises
     `CheckpointError` where the folder is taken or the model cannot be exported, and `ConfigError` where the package
@@ -110,7 +112,7 @@ def export_onnx(stored: StoredModel, folder: Path, *, int8: bool = False) -> Exp
         raise ConfigError("exporting needs the package onnx, which is not installed; run `pip install 'vsrn[onnx]'`.")
     refuse_taken(folder)
     _refuse_what_cannot_be_exported(stored)
-    info = _info_of(stored, int8=int8)
+    info = _info_of(stored, precision)
     images, captions = _own(stored.model.image_encoder), _own(stored.model.caption_encoder)
     with new_folder(folder) as temporary, torch.no_grad():
         regions = _example_regions(info.feature_dim)
@@ -120,7 +122,8 @@ def export_onnx(stored: StoredModel, folder: Path, *, int8: bool = False) -> Exp
         write_atomically(temporary / CONFIG_FILE, config_to_toml(stored.config).encode())
         write_atomically(temporary / VOCABULARY_FILE, stored.vocabulary.to_json())
         if stored.model.captioner is not None:
-            write_captioner(temporary, stored.model.captioner, info.model)
+            dtype = torch.float32 if precision == "fp32" else torch.float16
+            write_captioner(temporary, stored.model.captioner, info.model, dtype)
         write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
         _refuse_differences(OnnxEncoder.load(temporary, threads=1), images, captions)
     return info
@@ -184,12 +187,12 @@ def _own(encoder: Encoder) -> Encoder:
     return copy.deepcopy(encoder).cpu().float().eval()
 
 
-def _info_of(stored: StoredModel, *, int8: bool) -> ExportInfo:
+def _info_of(stored: StoredModel, precision: StoredPrecision) -> ExportInfo:
     feature_dim = stored.config.model.feature_dim
     assert feature_dim is not None, "a model that was built knows its feature size"
     return ExportInfo(
         model=model_fingerprint(stored),
-        precision="int8" if int8 else "fp32",
+        precision=precision,
         joint_dim=stored.config.model.joint_dim,
         feature_dim=feature_dim,
         vocabulary=stored.vocabulary.fingerprint,
@@ -230,6 +233,10 @@ def _write_encoder(path: Path, encoder: nn.Module, inputs: Example, outputs: Seq
         from vsrn.inference.quantise import quantise  # noqa: PLC0415 - needs the extra
 
         quantise(path)
+    elif info.precision == "fp16":
+        from vsrn.inference.halving import halve  # noqa: PLC0415 - needs the extra
+
+        halve(path)
 
 
 def _trace(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequence[str]) -> None:
@@ -284,9 +291,9 @@ def _exporter_noise_silenced() -> Iterator[None]:
 
 def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: CaptionEncoder) -> None:
     """Raise `CheckpointError` unless the export says what the model says, at sizes it was not traced with."""
-    int8 = exported.info.precision == "int8"
+    least = LEAST_COSINE.get(exported.info.precision)
     # Of a single region, channels normalised over the regions keep their sign alone, which rounding may turn.
-    regions = _example_regions(exported.info.feature_dim, images=5, regions=20, fewest=10 if int8 else 1)
+    regions = _example_regions(exported.info.feature_dim, images=5, regions=20, fewest=1 if least is None else 10)
     tokens = _example_tokens(len(exported.vocabulary), captions=5, tokens=23)
     encoded = images(**regions)
     by_torch = encoded.embeddings.numpy(), encoded.reasoned_regions.numpy(), captions(**tokens).numpy()
@@ -295,10 +302,10 @@ def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: C
         exported.encode_tokens(tokens["tokens"].numpy(), tokens["lengths"].numpy()),
     )
     for ours, models in zip(by_onnx, by_torch, strict=True):
-        if int8:
+        if least is not None:
             rows, wanted = ours.reshape(len(ours), -1), models.reshape(len(models), -1)
             lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted, axis=1)
-            same = bool(((rows * wanted).sum(axis=1) >= LEAST_COSINE * lengths).all())
+            same = bool(((rows * wanted).sum(axis=1) >= least * lengths).all())
         else:
             same = np.allclose(ours, models, rtol=0, atol=TOLERANCE * np.abs(models).max())
         if not same:

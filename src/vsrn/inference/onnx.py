@@ -40,6 +40,7 @@ EMBEDDINGS, REGIONS = "embeddings", "regions"
 IMAGES_PER_BATCH = 128
 CAPTIONS_PER_BATCH = 256
 
+StoredPrecision = Literal["fp32", "fp16", "int8"]
 Inputs = dict[str, npt.NDArray[Any]]
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -48,7 +49,7 @@ class ExportInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `export.json` of an exported folder.
 
     model                  SHA-256 (hex) of the weights that the encoders were exported from, as float32
-    precision              how weights are stored; int8 encoders keep the fingerprint of their model
+    precision              how weights are stored; fp16 and int8 encoders keep the fingerprint of their model
     joint_dim              D, numbers per embedding
     feature_dim            F, numbers per region
     vocabulary             fingerprint of vocabulary.json
@@ -57,7 +58,7 @@ class ExportInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     model: str
-    precision: Literal["fp32", "int8"]
+    precision: StoredPrecision
     joint_dim: Size
     feature_dim: Size
     vocabulary: str
