@@ -162,6 +162,8 @@ def test_an_ill_typed_field_is_named(tmp_path: Path, field: str, text: str) -> N
         ("[model]\nnormalisation = 'f30k'", "coco, flickr30k, none"),
         ("[model.captioner]\ncell = 'rnn'", "gru, lstm"),
         ("[loss]\nnegatives = 'hard'", "hardest, all"),
+        ("[model]\nkind = 'vse'", "vsrn, scan"),
+        ("[model.scan]\naggregation = 'avg'", "logsumexp, mean, max, sum"),
     ],
 )
 def test_a_word_that_is_no_choice_is_answered_by_the_choices(tmp_path: Path, text: str, choices: str) -> None:
@@ -186,6 +188,12 @@ CONTRADICTIONS = {
     "train.learning_rate must be above": "[train]\nlearning_rate = inf",
     "train.gradient_clip": "[train]\ngradient_clip = -1",
     "train.validate_every": "[train]\nvalidate_every = -1",
+    "model.reasoning_layers is read by": "[model]\nkind = 'scan'\nreasoning_layers = 2",
+    "model.similarity is read by": "[model]\nkind = 'scan'\nsimilarity = 'order'",
+    "model.captioner is read by": "[model]\nkind = 'scan'\n[model.captioner]\nhidden_dim = 8",
+    "model.scan is read by": "[model.scan]\naggregation = 'mean'",
+    "model.scan.inverse_temperature": "[model]\nkind = 'scan'\n[model.scan]\ninverse_temperature = 0.0",
+    "model.scan.logsumexp_factor": "[model]\nkind = 'scan'\n[model.scan]\nlogsumexp_factor = inf",
     "data.min_count": "[data]\nmin_count = 0",
     "train.learning_rate_drop must be rising": "[train]\nlearning_rate_drop = [20, 10]",
     "train.learning_rate_drop must be rising epochs": "[train]\nlearning_rate_drop = [10, 10]",

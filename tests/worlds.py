@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from vsrn.captions.vocabulary import build_vocabulary
-from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig
-from vsrn.model.weights import StoredModel, build_model, write_model
+from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, ScanConfig
+from vsrn.model.weights import StoredModel, build_any_model, write_model
 from vsrn.splits import read_captions
 
 WORDS = ["red", "blue", "green", "tall", "small", "dog", "cat", "bird", "boat", "tree", "runs", "sleeps", "sings"]
@@ -43,6 +44,11 @@ def make_model(folder: Path, store: Path, *, seed: int = 0, **model: object) -> 
         model=ModelConfig(feature_dim=FEATURE_DIM, **sizes),  # type: ignore[arg-type]
     )
     vocabulary = build_vocabulary(read_captions(next(store.glob("*_caps.txt"))), min_count=1)
-    stored = StoredModel(config, vocabulary, build_model(config, vocabulary))
+    stored = StoredModel(config, vocabulary, build_any_model(config, vocabulary))
     write_model(folder, stored)
     return folder
+
+
+def make_scan(folder: Path, store: Path, *, seed: int = 0, **scan: Any) -> Path:
+    """The same of a SCAN."""
+    return make_model(folder, store, seed=seed, kind="scan", scan=ScanConfig(**scan))

@@ -59,11 +59,29 @@ class CaptionerConfig:
 
 
 @dataclass(frozen=True)
+class ScanConfig:
+    """Stacked cross attention, where model.kind is "scan". Its defaults are the published ones, text-to-image."""
+
+    direction: Literal["text_to_image", "image_to_text"] = "text_to_image"
+    """Who asks: every word the regions of an image, or every region the words of a caption."""
+    first_norm: Literal["clipped_l2norm", "l2norm", "softmax", "clipped", "no_norm"] = "clipped_l2norm"
+    """How the affinities of those who ask are made comparable before attention."""
+    inverse_temperature: float = 9.0
+    """Sharpness of attention; published with 9, and 4 image-to-text."""
+    aggregation: Literal["logsumexp", "mean", "max", "sum"] = "logsumexp"
+    """How the relevances of all who ask become one similarity."""
+    logsumexp_factor: float = 6.0
+    """How much logsumexp leans to the largest; published with 6, and 5 image-to-text."""
+    bidirectional: bool = True
+    """Whether the caption GRU reads in both directions, whose states are averaged."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The model. Its defaults are the paper's for COCO."""
 
-    kind: Literal["vsrn"] = "vsrn"
-    """Family of the model."""
+    kind: Literal["vsrn", "scan"] = "vsrn"
+    """Family of the model: VSRN, or SCAN, which compares every region with every word."""
     feature_dim: int | None = None
     """Numbers per region; left out, it is read from the data."""
     joint_dim: int = 2048
@@ -85,6 +103,7 @@ class ModelConfig:
     similarity: Literal["cosine", "order"] = "cosine"
     """How an image and a caption embedding are compared."""
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
+    scan: ScanConfig = field(default_factory=ScanConfig)
 
 
 @dataclass(frozen=True)
@@ -166,8 +185,11 @@ def config_to_toml(config: Config) -> str:
 
 def check_config(config: Config, where: str = "the config") -> None:
     """Raise `ConfigError` where a field is out of range or contradicts another."""
-    model, train, captioner = config.model, config.train, config.model.captioner
+    model, train, captioner, scan = config.model, config.train, config.model.captioner, config.model.scan
     rules = [
+        *_rules_of_kind(model),
+        (0 < scan.inverse_temperature < math.inf, "model.scan.inverse_temperature must be above 0"),
+        (0 < scan.logsumexp_factor < math.inf, "model.scan.logsumexp_factor must be above 0"),
         (_positive(model.joint_dim, model.word_dim, model.caption_layers), "model sizes must be at least 1"),
         (model.feature_dim is None or model.feature_dim > 0, "model.feature_dim must be at least 1"),
         (model.reasoning_layers >= 0, "model.reasoning_layers must be 0 or more"),
@@ -203,6 +225,26 @@ def check_config(config: Config, where: str = "the config") -> None:
     for holds, complaint in rules:
         if not holds:
             raise ConfigError(f"{where}: {complaint}.")
+
+
+# Fields that one kind of model reads and the others do not.
+_OWN_FIELDS = {
+    "vsrn": ("reasoning_layers", "aggregator", "normalisation", "image_norm", "absolute", "similarity", "captioner"),
+    "scan": ("scan",),
+}
+
+
+def _rules_of_kind(model: ModelConfig) -> list[tuple[bool, str]]:
+    """What another kind reads must be left as it is, or a run would not be what its config says."""
+    untouched = ModelConfig()
+    rules = []
+    for kind, names in _OWN_FIELDS.items():
+        for name in names if kind != model.kind else ():
+            value, default = getattr(model, name), getattr(untouched, name)
+            off = isinstance(value, CaptionerConfig) and not value.enabled
+            complaint = f'model.{name} is read by model.kind = "{kind}" alone; leave it out of a "{model.kind}"'
+            rules.append((value == default or off, complaint))
+    return rules
 
 
 def _positive(*numbers: int) -> bool:
@@ -249,7 +291,9 @@ def _choices(place: str) -> str:
     return f" It is one of {', '.join(words)}." if words else ""
 
 
-_SECTIONS = {kind.__name__: kind for kind in (DataConfig, CaptionerConfig, ModelConfig, LossConfig, TrainConfig)}
+_SECTIONS = {
+    kind.__name__: kind for kind in (DataConfig, CaptionerConfig, ScanConfig, ModelConfig, LossConfig, TrainConfig)
+}
 
 
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:

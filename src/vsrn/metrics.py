@@ -164,19 +164,41 @@ def similarity_blocks(
     similarity          "cosine" (inner product) or "order"
     """
     images, captions = len(image_embeddings[0]), len(caption_embeddings[0])
-    rows = max(1, block_bytes // (4 * max(1, captions)))
-    score = {"cosine": _inner_products, "order": _order_similarities}[similarity]
+    rows = rows_of_block(captions, block_bytes)
+
+    def of(ours: FloatArray, theirs: FloatArray) -> Callable[[slice], FloatArray]:
+        return lambda rows: vector_similarities(ours[rows], theirs, similarity)
+
+    models = [of(ours, theirs) for ours, theirs in zip(image_embeddings, caption_embeddings, strict=True)]
+    return mean_blocks(models, images, captions, rows)
+
+
+def rows_of_block(captions: int, block_bytes: int = BLOCK_BYTES) -> int:
+    """How many images' float32 similarities to so many captions fill a block."""
+    return max(1, block_bytes // (4 * max(1, captions)))
+
+
+def mean_blocks(
+    models: Sequence[Callable[[slice], FloatArray]],
+    images: int,
+    captions: int,
+    rows: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Blocks:
+    """Blocks of the mean similarity of one or more models, each asked for neighbouring images against all captions.
+
+    rows     images of a block
+    advance  hears of the images of each block that was made
+    """
 
     def make() -> Iterator[Block]:
         for first in range(0, images, rows):
-            parts = (
-                score(ours[first : first + rows], theirs)
-                for ours, theirs in zip(image_embeddings, caption_embeddings, strict=True)
-            )
+            parts = (similarities(slice(first, first + rows)) for similarities in models)
             block = next(parts)
             for part in parts:
                 block = block + part
-            yield first, block / len(image_embeddings) if len(image_embeddings) > 1 else block
+            advance(len(block))
+            yield first, block / len(models) if len(models) > 1 else block
 
     if 4 * images * captions > KEPT_BYTES:
         return make
@@ -298,6 +320,11 @@ def _captions_by_image(image_of_caption: IntArray) -> Callable[[int], IntArray]:
         return order[ends[image - 1] if image else 0 : ends[image]]
 
     return captions_of
+
+
+def vector_similarities(images: FloatArray, captions: FloatArray, similarity: str = "cosine") -> FloatArray:
+    """(I, D), (C, D) -> (I, C) similarities: "cosine" (inner product) or "order"."""
+    return {"cosine": _inner_products, "order": _order_similarities}[similarity](images, captions)
 
 
 def _inner_products(images: FloatArray, captions: FloatArray) -> FloatArray:

@@ -22,6 +22,7 @@ from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelCo
 from vsrn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from vsrn.metrics import RetrievalMetrics
 from vsrn.model.losses import cosine_similarities, matching_loss
+from vsrn.model.vsrn import VSRN
 from vsrn.splits import open_split
 from vsrn.training.batching import TrainingBatches
 from vsrn.training.checkpoint import STATE_FILE, Progress
@@ -158,6 +159,7 @@ def test_a_step_is_adam_on_the_clipped_gradient_of_the_joint_loss(
     # By hand, in float64: loss, clipped gradient, and Adam's first step, which is the gradient's sign
     # scaled by g / (|g| + eps).
     oracle = prepare_run(config, tmp_path / "oracle", resume=False).model.double().train()
+    assert isinstance(oracle, VSRN)
     images = oracle.image_encoder(batch.features.double()).embeddings
     captions = oracle.caption_encoder(batch.tokens, batch.lengths)
     matching_loss(cosine_similarities(images, captions), 0.2, hardness).backward()  # type: ignore[no-untyped-call]

@@ -33,7 +33,7 @@ def main(
         json: Print what was converted as JSON.
     """
     from vsrn.errors import CheckpointError, VocabularyError
-    from vsrn.model.weights import WEIGHTS_FILE, StoredModel, build_model, load_weights, write_model
+    from vsrn.model.weights import WEIGHTS_FILE, StoredModel, build_any_model, load_weights, write_model
 
     if any((output / part).exists() for part in (WEIGHTS_FILE, "state")):
         raise CheckpointError(f"{output} already holds a model or a run; choose another folder with -o.")
@@ -47,7 +47,7 @@ def main(
             f"{vocab} has {len(vocabulary):,} words, but {checkpoint} was trained with"
             f" {legacy.vocabulary_size:,}; name the vocabulary that it was published with."
         )
-    model = build_model(legacy.config, vocabulary, empty=True)
+    model = build_any_model(legacy.config, vocabulary, empty=True)
     load_weights(model, legacy.weights, checkpoint)
     write_model(output, StoredModel(legacy.config, vocabulary, model))
     parameters = sum(parameter.numel() for parameter in model.parameters())

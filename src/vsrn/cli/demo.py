@@ -109,12 +109,15 @@ def evaluate(output: Path) -> tuple[Encoder, Judgement]:
 
 def search(encoder: Encoder, judgement: Judgement) -> None:
     """Step 5: three sentences of our own, and what the pictures they find were captioned."""
+    from vsrn.inference.encoded import EncodedVectors
+
     say("\n5. Sentences that nobody wrote for these pictures:")
-    split, images = judgement.split, judgement.encoded[0].images
+    split, encoded = judgement.split, judgement.encoded[0]
+    assert isinstance(encoded, EncodedVectors), "the demo's model is a VSRN"
     ids = split.image_ids()
     for sentence in SENTENCES:
         say(f'\n  "{sentence}"')
-        similarities = images @ encoder.encode_captions([sentence])[0]
+        similarities = encoded.images @ encoder.encode_captions([sentence])[0]
         for image in (-similarities).argsort()[:3]:
             caption = split.captions[int((split.image_of_caption == image).argmax())]
             say(f"    {similarities[image]:.2f}  {ids[image]}  {caption}")

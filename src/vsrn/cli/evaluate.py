@@ -60,7 +60,11 @@ def main(
 
     names = [str(model) for model in models]
     judgement = judge(models, data, split, device)
-    evaluation, found = evaluate(judgement, names, five_fold=five_fold, num_examples=6 if html else 0)
+    bar = progress_bar("comparing", unit="images")
+    with bar.of(judgement.split.num_images):
+        evaluation, found = evaluate(
+            judgement, names, five_fold=five_fold, num_examples=6 if html else 0, advance=bar.advance
+        )
     if ranks is not None:
         save_ranks(ranks, found)
         say(f"Ranks of every query are in {ranks}.")
@@ -77,10 +81,10 @@ def main(
 def judge(models: Sequence[Path], data: Path | None, split: str, device: str) -> Judgement:
     """Encode a split by every model, drawing the progress."""
     from vsrn.evaluation.evaluate import Judgement
-    from vsrn.inference.encoder import Encoder
+    from vsrn.inference.kinds import load_encoder
     from vsrn.splits import open_split
 
-    encoders = [Encoder.load(model, device) for model in models]
+    encoders = [load_encoder(model, device) for model in models]
     opened = open_split(data or encoders[0].stored.config.data.path, split)
     bar = progress_bar("encoding", unit="images and captions")
     with bar.of(len(encoders) * (opened.num_images + len(opened.captions))):

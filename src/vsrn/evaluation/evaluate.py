@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from vsrn.errors import ConfigError
 from vsrn.evaluation.result import Evaluation, Example, Match
-from vsrn.inference.encoder import Advance, EncodedSplit, Encoder
+from vsrn.inference.encoded import EVERY, Advance, EncodedSplit, SplitEncoder, encoded_blocks
 from vsrn.metrics import (
     FloatArray,
     IntArray,
@@ -19,7 +19,6 @@ from vsrn.metrics import (
     mean_metrics,
     rank_blocks,
     retrieval_metrics,
-    similarity_blocks,
 )
 from vsrn.splits import Split
 
@@ -32,55 +31,59 @@ class Judgement:
     An ensemble averages *similarities*, as the paper does, so its models may differ in size.
     """
 
-    def __init__(self, encoders: Sequence[Encoder], split: Split, advance: Advance = lambda _: None) -> None:
-        kinds = {encoder.stored.config.model.similarity for encoder in encoders}
+    def __init__(self, encoders: Sequence[SplitEncoder], split: Split, advance: Advance = lambda _: None) -> None:
+        kinds = {encoder.stored.model.similarity for encoder in encoders}
         if len(kinds) > 1:
             raise ConfigError(
                 f"an ensemble averages one kind of similarity, and these models use {' and '.join(sorted(kinds))};"
                 " evaluate them one by one."
             )
-        self.split, self.similarity = split, kinds.pop()
+        self.split = split
         self.encoded: list[EncodedSplit] = [encoder.encode_split(split, advance) for encoder in encoders]
 
-    def ranks(self, images: IntArray) -> tuple[Ranks, IntArray]:
-        """Ranks among these images and their captions alone, and the correspondence they are by."""
+    def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
+        """Ranks among these images and their captions alone, and the correspondence they are by.
+
+        `advance` hears of the images whose similarities are made, block by block.
+        """
         part = self.split.only(images)
         captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
-        blocks = similarity_blocks(
-            [encoded.images[images] for encoded in self.encoded],
-            [encoded.captions[captions] for encoded in self.encoded],
-            self.similarity,
-        )
+        blocks = encoded_blocks([encoded.only(images, captions) for encoded in self.encoded], advance)
         return rank_blocks(blocks, part.image_of_caption), part.image_of_caption
 
     def of_caption(self, caption: int) -> FloatArray:
         """(num_images,) similarity of every image to one caption."""
-        captions = [encoded.captions[caption : caption + 1] for encoded in self.encoded]
-        return self._similarities([encoded.images for encoded in self.encoded], captions)[:, 0]
+        return self._similarities(EVERY, slice(caption, caption + 1))[:, 0]
 
     def of_image(self, image: int) -> FloatArray:
         """(num_captions,) similarity of every caption to one image."""
-        images = [encoded.images[image : image + 1] for encoded in self.encoded]
-        return self._similarities(images, [encoded.captions for encoded in self.encoded])[0]
+        return self._similarities(slice(image, image + 1), EVERY)[0]
 
-    def _similarities(self, images: list[FloatArray], captions: list[FloatArray]) -> FloatArray:
-        return np.concatenate([block for _, block in similarity_blocks(images, captions, self.similarity)()])
+    def _similarities(self, images: slice, captions: slice) -> FloatArray:
+        blocks = encoded_blocks([encoded.only(images, captions) for encoded in self.encoded])
+        return np.concatenate([block for _, block in blocks()])
 
 
 def evaluate(
-    judgement: Judgement, models: Sequence[str], *, five_fold: bool = False, num_examples: int = 0
+    judgement: Judgement,
+    models: Sequence[str],
+    *,
+    five_fold: bool = False,
+    num_examples: int = 0,
+    advance: Advance = lambda _: None,
 ) -> tuple[Evaluation, Ranks]:
     """Recall@K both ways with 95% intervals, a few examples, and the ranks behind it all.
 
     five_fold  average over consecutive blocks of 1,000 images (COCO 1K, read from `testall`);
                the ranks are then those within each block, one block after another
+    advance    hears of the images that were compared
 
     Raises `SimilarityError` where a similarity is NaN, or the images do not divide into folds.
     """
     split = judgement.split
     everything = np.arange(split.num_images)
     parts = [everything[fold] for fold in five_folds(split.num_images)] if five_fold else [everything]
-    folds = [judgement.ranks(images) for images in parts]
+    folds = [judgement.ranks(images, advance) for images in parts]
     evaluation = Evaluation(
         models=list(models),
         data=str(split.regions.folder),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,18 +15,17 @@ from vsrn.captions.vocabulary import Vocabulary
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.inference.captioning import CaptionWriter
 from vsrn.inference.captions import NO_CAPTIONER, RegionBatch, WritesCaptions
+from vsrn.inference.encoded import Advance, EncodedVectors
 from vsrn.inference.explanation import ExplainView, Explanation
 from vsrn.inference.folding import fold
 from vsrn.inference.photos import explain_photo, regions_of
 from vsrn.inference.prefixes import last_states
 from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.image_encoder import EncodedImages, ImageEncoder
-from vsrn.model.vsrn import VSRN
 from vsrn.model.weights import StoredModel, read_model
 from vsrn.regions.store import FloatArray, IntArray
 from vsrn.splits import Split
 
-Advance = Callable[[int], None]
 Precision = Literal["fp32", "bf16"]
 
 IMAGES_PER_BATCH = 128
@@ -44,14 +42,6 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"there is no device '{name}' here; use cpu, cuda, mps or auto.") from error
     return device
-
-
-@dataclass(frozen=True)
-class EncodedSplit:
-    """Embeddings of a split: (num_images, D) and (num_captions, D) float32."""
-
-    images: FloatArray
-    captions: FloatArray
 
 
 class Encoder(WritesCaptions):
@@ -124,25 +114,18 @@ class Encoder(WritesCaptions):
         parts = [self.encode_regions(*batch) for batch in regions_of(photos, self.stored.regions)]
         return np.concatenate(parts) if parts else np.empty((0, self.model.config.joint_dim), dtype=np.float32)
 
-    def encode_split(self, split: Split, advance: Advance = lambda _: None) -> EncodedSplit:
+    def encode_split(self, split: Split, advance: Advance = lambda _: None) -> EncodedVectors:
         """Encode each image and each caption of a split once; `advance` hears of each finished batch.
 
         Raises `DataError` where the split's regions are not what the model learned from.
         """
         self.stored.refuse_other_regions(split.regions)
         encoder, vocabulary = self.model.caption_encoder, self.stored.vocabulary
-        return EncodedSplit(
+        return EncodedVectors(
             images=encode_images(self.image_encoder, split, advance),
             captions=encode_captions(encoder, vocabulary, split.captions, advance, self.dtype),
+            similarity=self.similarity,
         )
-
-
-def encode_split(model: VSRN, vocabulary: Vocabulary, split: Split, advance: Advance = lambda _: None) -> EncodedSplit:
-    """Embeddings of every image and caption of a split, by a model in evaluation mode."""
-    return EncodedSplit(
-        images=encode_images(fold(model.image_encoder), split, advance),
-        captions=encode_captions(model.caption_encoder, vocabulary, split.captions, advance),
-    )
 
 
 @torch.inference_mode()

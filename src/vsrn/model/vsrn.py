@@ -8,31 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from vsrn.config import LossConfig, ModelConfig
 from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.captioner import Captioner
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.losses import SIMILARITIES, hardness_after, matching_loss
+from vsrn.model.matching import Losses, MatchingModel
 
 
-class Losses(NamedTuple):
-    """Both halves of the joint loss; `generation` is 0 without a captioner."""
-
-    matching: torch.Tensor
-    generation: torch.Tensor
-
-    @property
-    def joint(self) -> torch.Tensor:
-        """Eq. 10: matching plus generation, weight 1."""
-        return self.matching + self.generation
-
-
-class VSRN(nn.Module):
+class VSRN(MatchingModel):
     """Image encoder, caption encoder and captioner, as the config asks for them."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
@@ -44,6 +31,11 @@ class VSRN(nn.Module):
             Captioner(config.captioner, config.joint_dim, vocabulary_size) if config.captioner.enabled else None
         )
 
+    @property
+    def similarity(self) -> str:
+        """How an image and a caption embedding are compared: "cosine" or "order"."""
+        return self.config.similarity
+
     def forward(
         self,
         features: torch.Tensor,
@@ -54,15 +46,7 @@ class VSRN(nn.Module):
         gather: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows,
         epochs: float = math.inf,
     ) -> Losses:
-        """The losses of B matching pairs.
-
-        features  (B, N, F) regions of each pair's image
-        tokens    (B, T) ids of each pair's caption, padded with <pad>
-        lengths   (B,) real tokens of each caption, on the CPU
-        counts    (B,) real regions of each image, or None where all are real
-        gather    makes the embeddings of a larger batch of these, where several processes share one
-        epochs    how far training is, for a loss that warms up; by default it has
-        """
+        """The losses of B matching pairs, as `MatchingModel.forward` takes them."""
         images = self.image_encoder(features, counts)
         captions = self.caption_encoder(tokens, lengths)
         similarities = SIMILARITIES[self.config.similarity](gather(images.embeddings), gather(captions))

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic
 
 import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from typing_extensions import TypeVar
 
 from vsrn.captions.vocabulary import Vocabulary, read_vocabulary
-from vsrn.config import Config, config_to_toml, read_config
+from vsrn.config import Config, ModelConfig, config_to_toml, read_config
 from vsrn.errors import CheckpointError, DataError
 from vsrn.files import replacing, write_atomically
+from vsrn.model.matching import MatchingModel
+from vsrn.model.scan import SCAN
 from vsrn.model.vsrn import VSRN
 from vsrn.regions.store import RegionStore, StoreInfo
 
@@ -24,9 +29,15 @@ CONFIG_FILE = "config.toml"
 VOCABULARY_FILE = "vocabulary.json"
 WEIGHTS_FILE = "model.safetensors"
 
+# The one place that turns `model.kind` into a class.
+KINDS: dict[str, Callable[[ModelConfig, int], MatchingModel]] = {"vsrn": VSRN, "scan": SCAN}
+
+# Most of the package works on vectors, so a model without further word is a VSRN.
+ModelT_co = TypeVar("ModelT_co", bound=MatchingModel, default=VSRN, covariant=True)
+
 
 @dataclass(frozen=True)
-class StoredModel:
+class StoredModel(Generic[ModelT_co]):
     """A model and everything needed to use it.
 
     regions  which extractor made the regions it learned from; empty where nobody recorded it
@@ -34,7 +45,7 @@ class StoredModel:
 
     config: Config
     vocabulary: Vocabulary
-    model: VSRN
+    model: ModelT_co
     regions: StoreInfo = field(default_factory=StoreInfo)
 
     def refuse_other_regions(self, store: RegionStore) -> None:
@@ -53,7 +64,7 @@ class StoredModel:
             )
 
 
-def write_model(folder: Path, stored: StoredModel) -> None:
+def write_model(folder: Path, stored: StoredModel[MatchingModel]) -> None:
     """Write the portable part of a run; the weights come last, so a folder that has them is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG_FILE, config_to_toml(stored.config).encode())
@@ -61,7 +72,7 @@ def write_model(folder: Path, stored: StoredModel) -> None:
     write_weights(folder, stored)
 
 
-def write_weights(folder: Path, stored: StoredModel) -> None:
+def write_weights(folder: Path, stored: StoredModel[MatchingModel]) -> None:
     """Write model.safetensors alone, naming the vocabulary and the regions it belongs to."""
     metadata = {
         "vocabulary": stored.vocabulary.fingerprint,
@@ -72,7 +83,19 @@ def write_weights(folder: Path, stored: StoredModel) -> None:
 
 
 def read_model(folder: Path | str) -> StoredModel:
-    """Read a run's best model, or a converted one, onto the CPU in evaluation mode.
+    """Read a VSRN, as `read_any_model` does. Raises `CheckpointError` where the folder holds another kind too."""
+    stored = read_any_model(folder)
+    model = stored.model
+    if not isinstance(model, VSRN):
+        raise CheckpointError(
+            f'{folder} is a model of kind "{stored.config.model.kind}", which has no vector of an image; use it with'
+            " `vsrn evaluate`, by itself or behind --rerank, and name a VSRN here."
+        )
+    return StoredModel(stored.config, stored.vocabulary, model, stored.regions)
+
+
+def read_any_model(folder: Path | str) -> StoredModel[MatchingModel]:
+    """Read a run's best model, or a converted one, of whatever kind, onto the CPU in evaluation mode.
 
     Raises `CheckpointError` where the folder is no model, or its parts do not belong together.
     """
@@ -93,16 +116,23 @@ def read_model(folder: Path | str) -> StoredModel:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} does not say model.feature_dim; put the model's own config back."
         )
-    model = build_model(config, vocabulary, empty=True)
+    model = build_any_model(config, vocabulary, empty=True)
     load_weights(model, weights, folder / WEIGHTS_FILE)
     regions = StoreInfo(metadata.get("extractor", ""), metadata.get("extractor_fingerprint", ""))
     return StoredModel(config, vocabulary, model.eval(), regions)
 
 
-def build_model(config: Config, vocabulary: Vocabulary, *, empty: bool = False) -> VSRN:
-    """A fresh model of the config's sizes; an `empty` one takes no memory until `load_weights` fills it."""
+def build_model(config: Config, vocabulary: Vocabulary) -> VSRN:
+    """A fresh VSRN of the config's sizes."""
+    model = build_any_model(config, vocabulary)
+    assert isinstance(model, VSRN), config.model.kind
+    return model
+
+
+def build_any_model(config: Config, vocabulary: Vocabulary, *, empty: bool = False) -> MatchingModel:
+    """A fresh model of the config's kind and sizes; an `empty` one takes no memory until `load_weights` fills it."""
     with torch.device("meta") if empty else contextlib.nullcontext():
-        return VSRN(config.model, len(vocabulary))
+        return KINDS[config.model.kind](config.model, len(vocabulary))
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

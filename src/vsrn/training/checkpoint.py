@@ -12,7 +12,7 @@ import msgspec
 import torch
 
 from vsrn.errors import CheckpointError
-from vsrn.model.vsrn import VSRN
+from vsrn.model.matching import MatchingModel
 from vsrn.model.weights import load_weights, read_tensors, write_tensors
 
 STATE_FILE = Path("state") / "latest.safetensors"
@@ -38,7 +38,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 def write_state(
     run: Path,
-    model: VSRN,
+    model: MatchingModel,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     random_states: list[torch.Tensor],
@@ -57,7 +57,7 @@ def write_state(
     write_tensors(path, tensors, {"progress": msgspec.json.encode(progress).decode()})
 
 
-def read_state(run: Path, model: VSRN, optimizer: torch.optim.Optimizer, process: int = 0) -> Progress:
+def read_state(run: Path, model: MatchingModel, optimizer: torch.optim.Optimizer, process: int = 0) -> Progress:
     """Put the run's checkpoint into a model and its optimiser, and say where the run stands.
 
     `process` is the one whose random state is restored; one that was not there before keeps its own.

@@ -19,9 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vsrn.config import Config
 from vsrn.errors import TrainingError
-from vsrn.inference.encoder import Precision, encode_split
-from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
-from vsrn.model.vsrn import Losses
+from vsrn.inference.encoded import encoded_blocks
+from vsrn.inference.encoder import Precision
+from vsrn.inference.kinds import encoder_of
+from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics
+from vsrn.model.matching import Losses
 from vsrn.model.weights import write_weights
 from vsrn.training import distributed
 from vsrn.training.batching import Batch, TrainingBatches
@@ -201,11 +203,10 @@ class Trainer:
 
     def _validation_metrics(self) -> RetrievalMetrics:
         split = self.prepared.validation
-        self.model.eval()
-        encoded = encode_split(self.model, self.prepared.vocabulary, split)
+        encoded = encoder_of(self.prepared.stored(), str(self.device)).encode_split(split)
+        ranks = rank_blocks(encoded_blocks([encoded]), split.image_of_caption)
         self.model.train()
-        blocks = similarity_blocks([encoded.images], [encoded.captions], self.config.model.similarity)
-        return retrieval_metrics(rank_blocks(blocks, split.image_of_caption))
+        return retrieval_metrics(ranks)
 
     def _save(self) -> None:
         random_states = distributed.random_states()

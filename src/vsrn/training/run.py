@@ -13,8 +13,8 @@ from vsrn.captions.vocabulary import Vocabulary, build_vocabulary, read_vocabula
 from vsrn.config import Config, check_config, config_to_toml, read_config
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.files import write_atomically
-from vsrn.model.vsrn import VSRN
-from vsrn.model.weights import CONFIG_FILE, VOCABULARY_FILE, StoredModel, build_model
+from vsrn.model.matching import MatchingModel
+from vsrn.model.weights import CONFIG_FILE, VOCABULARY_FILE, StoredModel, build_any_model
 from vsrn.splits import Split, hold_out, open_split
 from vsrn.training.checkpoint import STATE_FILE
 
@@ -28,9 +28,9 @@ class PreparedRun:
     train: Split
     validation: Split
     vocabulary: Vocabulary
-    model: VSRN
+    model: MatchingModel
 
-    def stored(self) -> StoredModel:
+    def stored(self) -> StoredModel[MatchingModel]:
         """The model as it is written."""
         return StoredModel(self.config, self.vocabulary, self.model, self.train.regions.info)
 
@@ -53,7 +53,7 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     config = _with_feature_dim(config, train)
     vocabulary = _vocabulary_for(config, folder, train, resume=resume)
     torch.manual_seed(config.train.seed)
-    prepared = PreparedRun(folder, config, train, validation, vocabulary, build_model(config, vocabulary))
+    prepared = PreparedRun(folder, config, train, validation, vocabulary, build_any_model(config, vocabulary))
     if process > 0:
         # The processes start from the same weights and drop different inputs.
         torch.manual_seed(config.train.seed + process * 2**32)

@@ -1,0 +1,30 @@
+"""Which encoder goes with which kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vsrn.inference.encoded import SplitEncoder
+from vsrn.inference.encoder import Encoder
+from vsrn.inference.set_encoder import SetEncoder
+from vsrn.model.matching import MatchingModel
+from vsrn.model.scan import SCAN
+from vsrn.model.vsrn import VSRN
+from vsrn.model.weights import StoredModel, read_any_model
+
+ENCODERS: dict[type[MatchingModel], Callable[[StoredModel[Any], str], SplitEncoder]] = {
+    VSRN: Encoder,
+    SCAN: SetEncoder,
+}
+
+
+def encoder_of(stored: StoredModel[MatchingModel], device: str = "auto") -> SplitEncoder:
+    """What encodes splits by a model, of whatever kind."""
+    return ENCODERS[type(stored.model)](stored, device)
+
+
+def load_encoder(folder: Path | str, device: str = "auto") -> SplitEncoder:
+    """The same for a run or a converted model. Raises `CheckpointError` where it cannot be used."""
+    return encoder_of(read_any_model(folder), device)

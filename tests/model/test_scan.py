@@ -1,0 +1,175 @@
+"""SCAN against its definition, written plainly: one image, one caption, one asker at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vsrn.config import LossConfig, ModelConfig, ScanConfig
+from vsrn.model.cross_attention import similarities
+from vsrn.model.scan import SCAN
+
+F, D, N, V = 7, 6, 5, 20
+COUNTS = torch.tensor([5, 2, 4, 1])
+LENGTHS = torch.tensor([4, 3, 6, 3])
+EVERY_KIND = list(
+    product(
+        ["text_to_image", "image_to_text"],
+        ["logsumexp", "mean", "max", "sum"],
+        ["clipped_l2norm", "l2norm", "softmax", "clipped", "no_norm"],
+    )
+)
+
+
+def scan_config(direction: Any, aggregation: Any, first_norm: Any) -> ScanConfig:
+    return ScanConfig(direction, first_norm, 9.0, aggregation, 6.0)
+
+
+def model_config(scan: ScanConfig | None = None, **fields: Any) -> ModelConfig:
+    return ModelConfig(kind="scan", feature_dim=F, joint_dim=D, word_dim=4, scan=scan or ScanConfig(), **fields)
+
+
+def obvious_similarity(regions: list[torch.Tensor], words: list[torch.Tensor], config: ScanConfig) -> torch.Tensor:
+    """From the definition, with every attended vector made."""
+    askers, contexts = (words, regions) if config.direction == "text_to_image" else (regions, words)
+    rows = []
+    for context in contexts:
+        row = torch.stack([asker @ context for asker in askers])
+        if config.first_norm == "softmax":
+            row = row.exp() / row.exp().sum()
+        if "clipped" in config.first_norm:
+            row = torch.where(row > 0, row, 0.1 * row)
+        if "l2norm" in config.first_norm:
+            row = row / (row.pow(2).sum().sqrt() + 1e-8)
+        rows.append(row)
+    relevances = []
+    for place, asker in enumerate(askers):
+        weights = torch.stack([torch.exp(config.inverse_temperature * row[place]) for row in rows])
+        shares = weights / weights.sum()
+        attended = torch.stack([share * context for share, context in zip(shares, contexts, strict=True)]).sum(dim=0)
+        relevances.append(asker @ attended / (asker.norm() * attended.norm()).clamp(min=1e-8))
+    all_relevances, factor = torch.stack(relevances), config.logsumexp_factor
+    return {
+        "logsumexp": (factor * all_relevances).exp().sum().log() / factor,
+        "mean": all_relevances.sum() / len(askers),
+        "max": all_relevances.max(),
+        "sum": all_relevances.sum(),
+    }[config.aggregation]
+
+
+def sets(*sizes: int, dim: int = D) -> torch.Tensor:
+    return nn.functional.normalize(torch.randn(*sizes, dim, dtype=torch.float64), dim=-1)
+
+
+@pytest.mark.parametrize(("direction", "aggregation", "first_norm"), EVERY_KIND)
+@pytest.mark.parametrize("padded", [False, True])
+def test_similarities_and_their_gradients_are_those_of_the_definition(
+    direction: str, aggregation: str, first_norm: str, padded: bool
+) -> None:
+    config = scan_config(direction, aggregation, first_norm)
+    mask = torch.arange(N) < COUNTS[:, None] if padded else None
+    regions, words = sets(4, N), sets(4, 6)
+    if mask is not None:
+        regions = regions * mask[..., None]
+    regions.requires_grad_()
+    words.requires_grad_()
+    ours = similarities(regions, words, LENGTHS, mask, config)
+    obvious = torch.stack(
+        [
+            torch.stack(
+                [
+                    obvious_similarity(
+                        list(image[: COUNTS[place] if padded else N]), list(caption[: LENGTHS[row]]), config
+                    )
+                    for row, caption in enumerate(words)
+                ]
+            )
+            for place, image in enumerate(regions)
+        ]
+    )
+    torch.testing.assert_close(ours, obvious, rtol=0, atol=1e-9)
+    weights = torch.randn_like(ours)
+    # Along the unit sphere, where encoders keep their vectors: we take an asker's length to be 1.
+    for one, other in zip(
+        torch.autograd.grad((ours * weights).sum(), (regions, words)),
+        torch.autograd.grad((obvious * weights).sum(), (regions, words)),
+        strict=True,
+    ):
+        source = regions if one.shape == regions.shape else words
+        torch.testing.assert_close(along_sphere(one, source), along_sphere(other, source), rtol=0, atol=1e-9)
+
+
+def along_sphere(gradient: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    real = vectors.detach().norm(dim=-1, keepdim=True) > 0
+    return (gradient - (gradient * vectors).sum(dim=-1, keepdim=True) * vectors).detach() * real
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_words_are_of_unit_length_whatever_pads_the_caption(bidirectional: bool, layers: int) -> None:
+    encoder = SCAN(model_config(ScanConfig(bidirectional=bidirectional), caption_layers=layers), V).double()
+    tokens = torch.randint(4, V, (4, 6))
+    words = encoder.word_encoder(tokens, LENGTHS)
+    for caption, length, row in zip(tokens, LENGTHS, words, strict=True):
+        alone = encoder.word_encoder(caption[None, :length], length[None])[0]
+        torch.testing.assert_close(row[:length], alone)
+        torch.testing.assert_close(alone.norm(dim=-1), torch.ones(int(length), dtype=torch.float64))
+        assert not row[length:].any()
+    reads_back = not torch.equal(words[0, 0], encoder.word_encoder(tokens.roll(1, dims=1).fill_(5), LENGTHS)[0, 0])
+    assert reads_back
+
+
+def test_a_word_knows_what_follows_it_only_where_the_gru_reads_back() -> None:
+    one, other = torch.tensor([[1, 5, 6, 2]]), torch.tensor([[1, 5, 7, 2]])
+    for bidirectional in (True, False):
+        encoder = SCAN(model_config(ScanConfig(bidirectional=bidirectional)), V).word_encoder
+        first, second = (encoder(tokens, torch.tensor([4]))[0, 1] for tokens in (one, other))
+        assert torch.equal(first, second) is not bidirectional
+
+
+@pytest.mark.parametrize("direction", ["text_to_image", "image_to_text"])
+@pytest.mark.parametrize("junk", [0.0, 1e3])
+def test_padded_regions_change_neither_loss_nor_gradient(direction: Any, junk: float) -> None:
+    model = SCAN(model_config(ScanConfig(direction=direction)), V).double()
+    features, tokens = torch.randn(4, N, F, dtype=torch.float64), torch.randint(4, V, (4, 6))
+    features[torch.arange(N) >= COUNTS[:, None]] = junk
+    wider = nn.functional.pad(features, (0, 0, 0, 3), value=-junk)
+    gradients = []
+    for each in (features, wider):
+        loss = model(each, tokens, LENGTHS, COUNTS, LossConfig()).joint
+        model.zero_grad()
+        loss.backward()
+        gradients.append({"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters()})
+    assert all(math.isfinite(float(tensor.sum())) for tensor in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_under_bf16_similarities_stay_float32_and_near() -> None:
+    model = SCAN(model_config(), V)
+    features, tokens = torch.randn(4, N, F), torch.randint(4, V, (4, 6))
+    exact = model(features, tokens, LENGTHS, None, LossConfig()).joint
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(features, tokens, LENGTHS, None, LossConfig()).joint
+    assert rounded.dtype == torch.float32
+    assert rounded.item() != exact.item()
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.05)
+
+
+def test_a_warm_up_begins_with_all_negatives() -> None:
+    model = SCAN(model_config(), V)
+    inputs = torch.randn(4, N, F), torch.randint(4, V, (4, 6)), LENGTHS, None
+    loss = LossConfig(warm_up_epochs=2)
+    every, worst = (
+        model(*inputs, replace(loss, warm_up_epochs=0, negatives=negatives)).matching
+        for negatives in ("all", "hardest")
+    )
+    assert model(*inputs, loss, epochs=0).matching == every
+    assert model(*inputs, loss, epochs=2).matching == worst
+    torch.testing.assert_close(model(*inputs, loss, epochs=1).matching, (every + worst) / 2)
