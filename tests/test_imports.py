@@ -24,6 +24,7 @@ ORDER = [
     "vsrn.packaged",
     "vsrn.regions.store",
     "vsrn.regions.growing",
+    "vsrn.regions.kept",
     "vsrn.splits",
     "vsrn.metrics",
     "vsrn.inference.onnx",

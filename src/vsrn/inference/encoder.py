@@ -18,7 +18,7 @@ from vsrn.inference.captions import NO_CAPTIONER, RegionBatch, WritesCaptions
 from vsrn.inference.encoded import Advance, EncodedVectors
 from vsrn.inference.explanation import ExplainView, Explanation
 from vsrn.inference.folding import fold
-from vsrn.inference.photos import explain_photo, regions_of
+from vsrn.inference.photos import explain_photo, learned_extractor, regions_of
 from vsrn.inference.prefixes import last_states
 from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.image_encoder import EncodedImages, ImageEncoder
@@ -92,11 +92,12 @@ class Encoder(WritesCaptions):
 
         Raises what `encode_images` raises.
         """
-        return explain_photo(self, photo, sentence, view, self.stored.regions)
+        extractor = learned_extractor(self.stored.regions, self.stored.extractor_weights)
+        return explain_photo(self, extractor, photo, sentence, view)
 
     def photo_regions(self, photos: Sequence[Path | str]) -> Iterator[RegionBatch]:
         """Photo files -> features and counts, a batch at a time. Raises what `encode_images` raises."""
-        return regions_of(photos, self.stored.regions)
+        return regions_of(photos, self.stored.regions, self.stored.extractor_weights)
 
     @cached_property
     def caption_writer(self) -> CaptionWriter:
@@ -111,7 +112,7 @@ class Encoder(WritesCaptions):
         Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not
         the one that the model learned from.
         """
-        parts = [self.encode_regions(*batch) for batch in regions_of(photos, self.stored.regions)]
+        parts = [self.encode_regions(*batch) for batch in self.photo_regions(photos)]
         return np.concatenate(parts) if parts else np.empty((0, self.model.config.joint_dim), dtype=np.float32)
 
     def encode_split(self, split: Split, advance: Advance = lambda _: None) -> EncodedVectors:

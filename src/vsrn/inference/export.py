@@ -43,6 +43,7 @@ from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.reasoning import GlobalSemanticReasoning
 from vsrn.model.weights import StoredModel, write_model
+from vsrn.regions.kept import carry_weights
 
 OPSET = 17
 # Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
@@ -124,6 +125,8 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
         if stored.model.captioner is not None:
             dtype = torch.float32 if precision == "fp32" else torch.float16
             write_captioner(temporary, stored.model.captioner, info.model, dtype)
+        if stored.extractor_weights is not None:
+            carry_weights(stored.extractor_weights, temporary)
         write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
         _refuse_differences(OnnxEncoder.load(temporary, threads=1), images, captions)
     return info

@@ -32,7 +32,7 @@ class ExportedEncoder(OnnxEncoder, WritesCaptions):
         """Photo files -> features and counts, a batch at a time. Raises what `encode_images` raises."""
         from vsrn.inference.photos import regions_of  # noqa: PLC0415 - as above
 
-        return regions_of(photos, self.learned_from)
+        return regions_of(photos, self.learned_from, self.extractor_weights)
 
     def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
         """Photo files -> (B, D) float32, with the extractor that the model's training data was made by.
@@ -40,9 +40,7 @@ class ExportedEncoder(OnnxEncoder, WritesCaptions):
         Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not
         the one that the model learned from.
         """
-        from vsrn.inference.photos import regions_of  # noqa: PLC0415 - as above
-
-        parts = [self.encode_regions(*batch) for batch in regions_of(photos, self.learned_from)]
+        parts = [self.encode_regions(*batch) for batch in self.photo_regions(photos)]
         return np.concatenate(parts) if parts else np.empty((0, self.info.joint_dim), dtype=np.float32)
 
     def explain(self, photo: Path | str, sentence: str, view: ExplainView = "sentence") -> Explanation:
@@ -51,6 +49,7 @@ class ExportedEncoder(OnnxEncoder, WritesCaptions):
         Raises what `encode_images` raises, and for the view "image" `CheckpointError` where the export is from before
         encoders gave their reasoned regions.
         """
-        from vsrn.inference.photos import explain_photo  # noqa: PLC0415 - as above
+        from vsrn.inference.photos import explain_photo, learned_extractor  # noqa: PLC0415 - as above
 
-        return explain_photo(self, photo, sentence, view, self.learned_from)
+        extractor = learned_extractor(self.learned_from, self.extractor_weights)
+        return explain_photo(self, extractor, photo, sentence, view)

@@ -7,6 +7,7 @@ The folder comes from `vsrn export RUN --onnx FOLDER`:
     caption_encoder.onnx   tokens (B, T) int64, lengths (B,) int64 real tokens          -> embeddings (B, D)
     captioner.safetensors  weights of the captioner, where the model has one; torch runs it
     config.toml, vocabulary.json
+    extractor.*            optional, weights of the extractor of regions (`vsrn.regions.kept`)
     export.json            `ExportInfo`, written last
 """
 
@@ -25,6 +26,7 @@ import onnxruntime
 from vsrn.captions.vocabulary import PAD, Vocabulary, read_vocabulary
 from vsrn.config import Config, read_config
 from vsrn.errors import CheckpointError, ConfigError, DataError, VocabularyError
+from vsrn.regions.kept import kept_weights
 from vsrn.regions.store import FloatArray, IntArray, StoreInfo
 
 IMAGE_FILE = "image_encoder.onnx"
@@ -122,6 +124,11 @@ class OnnxEncoder:
     def learned_from(self) -> StoreInfo:
         """Which extractor made the regions that the model learned from; empty where nobody recorded it."""
         return StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
+
+    @property
+    def extractor_weights(self) -> Path | None:
+        """That extractor's weights, where the folder has them; None where it comes with its own."""
+        return kept_weights(self.folder)
 
     def encode_captions(self, captions: Sequence[str]) -> FloatArray:
         """Sentences -> (B, D) float32 embeddings; captions of like length are encoded together."""

@@ -5,46 +5,74 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vsrn.errors import DataError
+from vsrn.errors import ConfigError, DataError
 from vsrn.inference.explanation import ExplainView, Explanation, RegionEncoder, explain_regions
 from vsrn.regions.extractor import RegionExtractor, make_extractor, prepare_photo
-from vsrn.regions.store import FloatArray, IntArray, StoreInfo, pad_regions
+from vsrn.regions.kept import kept_weights
+from vsrn.regions.store import FloatArray, IntArray, RegionStore, StoreInfo, pad_regions
 
 PHOTOS_PER_BATCH = 32
 
 
-def regions_of(photos: Sequence[Path | str], learned_from: StoreInfo) -> Iterator[tuple[FloatArray, IntArray | None]]:
+def regions_of(
+    photos: Sequence[Path | str], learned_from: StoreInfo, weights: Path | None
+) -> Iterator[tuple[FloatArray, IntArray | None]]:
     """Photo files -> (B, N, F) features and their counts, a batch at a time, in the order of the photos.
 
     Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not the one that
-    the model learned from.
+    the model learned from; `weights` as in `learned_extractor`.
     """
-    extractor = learned_extractor(learned_from)
+    extractor = learned_extractor(learned_from, weights)
     for first in range(0, len(photos), PHOTOS_PER_BATCH):
         batch = [prepare_photo(extractor, Path(photo)) for photo in photos[first : first + PHOTOS_PER_BATCH]]
         yield pad_regions(extractor(batch))
 
 
 def explain_photo(
-    encoder: RegionEncoder, photo: Path | str, sentence: str, view: ExplainView, learned_from: StoreInfo
+    encoder: RegionEncoder, extractor: RegionExtractor, photo: Path | str, sentence: str, view: ExplainView
 ) -> Explanation:
-    """Explain the match of a photo file with a sentence. Raises what `regions_of` raises."""
-    extractor = learned_extractor(learned_from)
+    """Explain the match of a photo file with a sentence. Raises `PhotoError` where it cannot be read."""
     (regions,) = extractor([prepare_photo(extractor, Path(photo))])
     return explain_regions(encoder, regions, sentence, view)
 
 
-def learned_extractor(learned_from: StoreInfo) -> RegionExtractor:
-    """The extractor that made a model's training data. Raises `DataError` where it is unknown or another."""
-    if not learned_from.extractor:
+def learned_extractor(learned_from: StoreInfo, weights: Path | None) -> RegionExtractor:
+    """The extractor that made a model's training data.
+
+    weights  what the model's folder keeps of it (`vsrn.regions.kept`), or None
+
+    Raises `DataError` where the extractor is unknown, lacks its weights or is another.
+    """
+    name = learned_from.extractor
+    if not name:
         raise DataError(
             "this model does not say which extractor made its regions, so it cannot read photos;"
             " give it region features instead."
         )
-    extractor = make_extractor(learned_from.extractor)
+    remedy = (
+        "put the weights that its photos were extracted with, or a link to them, into its folder and call them"
+        " 'extractor' with their own suffix, as in extractor.safetensors"
+    )
+    try:
+        extractor = make_extractor(name, weights)
+    except ConfigError as error:
+        if weights is not None:
+            raise
+        raise DataError(f"this model learned from '{name}', which cannot be made here ({error}); {remedy}.") from error
     if extractor.fingerprint != learned_from.fingerprint:
         raise DataError(
-            f"the extractor '{extractor.name}' here has other weights or settings than the one this model learned"
-            " from; install the version of vsrn that it was trained with."
+            f"the extractor '{name}' here has other weights or settings ({extractor.fingerprint[:12]}) than the one"
+            f" this model learned from ({learned_from.fingerprint[:12]}); {remedy}, or install the version of vsrn that"
+            " it was trained with."
         )
     return extractor
+
+
+def weights_behind(store: RegionStore) -> Path | None:
+    """The weights in a store's folder that made the regions of this split, or None where it keeps none of them."""
+    kept = kept_weights(store.folder)
+    if kept is None or not store.info.extractor:
+        return None
+    # Another split of the same folder may have been made without them.
+    made = make_extractor(store.info.extractor, kept)
+    return kept if made.fingerprint == store.info.fingerprint else None

@@ -23,6 +23,7 @@ from vsrn.files import replacing, write_atomically
 from vsrn.model.matching import MatchingModel
 from vsrn.model.scan import SCAN
 from vsrn.model.vsrn import VSRN
+from vsrn.regions.kept import carry_weights, kept_weights
 from vsrn.regions.store import RegionStore, StoreInfo
 
 CONFIG_FILE = "config.toml"
@@ -40,13 +41,15 @@ ModelT_co = TypeVar("ModelT_co", bound=MatchingModel, default=VSRN, covariant=Tr
 class StoredModel(Generic[ModelT_co]):
     """A model and everything needed to use it.
 
-    regions  which extractor made the regions it learned from; empty where nobody recorded it
+    regions            which extractor made the regions it learned from; empty where nobody recorded it
+    extractor_weights  that extractor's weights, where they are kept beside the model
     """
 
     config: Config
     vocabulary: Vocabulary
     model: ModelT_co
     regions: StoreInfo = field(default_factory=StoreInfo)
+    extractor_weights: Path | None = None
 
     def refuse_other_regions(self, store: RegionStore) -> None:
         """Raise `DataError` where a store's regions cannot be what this model learned from."""
@@ -69,6 +72,8 @@ def write_model(folder: Path, stored: StoredModel[MatchingModel]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG_FILE, config_to_toml(stored.config).encode())
     write_atomically(folder / VOCABULARY_FILE, stored.vocabulary.to_json())
+    if stored.extractor_weights is not None:
+        carry_weights(stored.extractor_weights, folder)
     write_weights(folder, stored)
 
 
@@ -91,7 +96,7 @@ def read_model(folder: Path | str) -> StoredModel:
             f'{folder} is a model of kind "{stored.config.model.kind}", which has no vector of an image; use it with'
             " `vsrn evaluate`, by itself or behind --rerank, and name a VSRN here."
         )
-    return StoredModel(stored.config, stored.vocabulary, model, stored.regions)
+    return StoredModel(stored.config, stored.vocabulary, model, stored.regions, stored.extractor_weights)
 
 
 def read_any_model(folder: Path | str) -> StoredModel[MatchingModel]:
@@ -119,7 +124,7 @@ def read_any_model(folder: Path | str) -> StoredModel[MatchingModel]:
     model = build_any_model(config, vocabulary, empty=True)
     load_weights(model, weights, folder / WEIGHTS_FILE)
     regions = StoreInfo(metadata.get("extractor", ""), metadata.get("extractor_fingerprint", ""))
-    return StoredModel(config, vocabulary, model.eval(), regions)
+    return StoredModel(config, vocabulary, model.eval(), regions, kept_weights(folder))
 
 
 def build_model(config: Config, vocabulary: Vocabulary) -> VSRN:

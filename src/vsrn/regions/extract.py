@@ -17,6 +17,7 @@ from vsrn.captions.karpathy import read_karpathy
 from vsrn.errors import ConfigError, DataError, did_you_mean
 from vsrn.regions.batches import BatchMaker, SettledBatch, local_batches
 from vsrn.regions.extractor import RegionExtractor
+from vsrn.regions.kept import keep_weights, refuse_other_weights
 from vsrn.regions.photos import PhotoFile
 from vsrn.regions.shards import SHARD_FILE, Shard, refuse_shard, shard_folder
 from vsrn.regions.store import StoreInfo, read_lines, read_store_info
@@ -74,9 +75,10 @@ def extract(
     batches     who settles them: this process, or a Ray cluster (`vsrn.regions.on_ray`)
 
     A photo that cannot be read is skipped and reported. Killed at any moment and called again, it goes on
-    behind the last batch it had settled. Raises `DataError` where the split was made from other photos or
-    by another extractor, where no photo could be read, or where the disk is full; `ConfigError` where
-    `batch_size` or `workers` is below 1, or `shard` not within 1..n.
+    behind the last batch it had settled. Small weights that the user named are copied into the store. Raises
+    `DataError` where the split was made from other photos or by another extractor, where the store keeps other
+    weights, where no photo could be read, or where the disk is full; `ConfigError` where `batch_size` or `workers`
+    is below 1, or `shard` not within 1..n.
     """
     refuse_settings(batch_size, workers)
     refuse_split_name(split)
@@ -88,11 +90,18 @@ def extract(
     if shard is not None:
         header, photos, folder = _block_of(header, photos, folder, shard, batch_size)
 
+    weights = extractor.files.weights
+    if weights is not None:
+        refuse_other_weights(folder, weights)
+
     def settle_from(start: int) -> Iterator[SettledBatch]:
         return batches(photos[start:], extractor, batch_size, workers)
 
     ids = [photo.id for photo in photos]
-    return write_split(folder, split, header, ids, settle_from, captions=captions, progress=progress)
+    report = write_split(folder, split, header, ids, settle_from, captions=captions, progress=progress)
+    if weights is not None:
+        keep_weights(weights, folder)
+    return report
 
 
 def write_split(

@@ -1,12 +1,13 @@
 """What an extractor of regions must offer, and where to find one by name.
 
-A further extractor is one file beside `grid.py` and one line in `_EXTRACTORS`.
+A further extractor is one file beside `grid.py` and one line in `_EXTRACTORS` (docs/extractors.md).
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -19,6 +20,16 @@ from vsrn.regions.photos import decode_photo
 from vsrn.regions.store import Regions
 
 Prepared = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class ExtractorFiles:
+    """What a user names for an extractor; None where it has its own or needs none.
+
+    weights  its weights: a file, or a folder as a hub gives it
+    """
+
+    weights: Path | None = None
 
 
 class RegionExtractor(Protocol):
@@ -35,6 +46,10 @@ class RegionExtractor(Protocol):
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of its weights and settings: equal fingerprints give comparable regions."""
+
+    @property
+    def files(self) -> ExtractorFiles:
+        """What it was made from: `make_extractor` makes it again from its name and these."""
 
     @property
     def num_regions(self) -> int:
@@ -62,25 +77,40 @@ class RegionExtractor(Protocol):
         """What `prepare` gave for each photo of a batch -> the regions of each, in the same order."""
 
 
+# What makes each, called with what follows the colon of its name, and the files that the user names for it.
 _EXTRACTORS = {
-    "grid": "vsrn.regions.grid:GridExtractor",
+    "bottom-up": "vsrn.regions.bottom_up.extractor:make",
+    "grid": "vsrn.regions.grid:make",
 }
 
 
 def extractor_names() -> list[str]:
-    """Every name that `make_extractor` takes."""
+    """Every name that `make_extractor` takes, up to its colon."""
     return sorted(_EXTRACTORS)
 
 
-def make_extractor(name: str) -> RegionExtractor:
-    """Load an extractor and its weights by name. Raises `ConfigError` where the name is unknown."""
-    if name not in _EXTRACTORS:
+def make_extractor(name: str, weights: Path | str | None = None) -> RegionExtractor:
+    """Load an extractor and its weights.
+
+    name     as `vsrn extract --extractor` takes it: `grid`, or with settings of its own `bottom-up:10-100`
+    weights  file or folder of its weights; None for those that come with it
+
+    Raises `ConfigError` where the name is unknown or weights are lacking, `CheckpointError` where they do not fit.
+    """
+    family, _, argument = name.partition(":")
+    if family not in _EXTRACTORS:
         known = ", ".join(extractor_names())
-        raise ConfigError(f"there is no extractor '{name}'; there is {known}.{did_you_mean(name, _EXTRACTORS)}")
-    module, _, factory = _EXTRACTORS[name].partition(":")
+        raise ConfigError(f"there is no extractor '{name}'; there is {known}.{did_you_mean(family, _EXTRACTORS)}")
+    module, _, factory = _EXTRACTORS[family].partition(":")
     # Imported by name so that listing the extractors does not load torch.
     make: Any = getattr(importlib.import_module(module), factory)
-    return cast("RegionExtractor", make())
+    return cast("RegionExtractor", make(argument, ExtractorFiles(None if weights is None else Path(weights))))
+
+
+def refuse_argument(name: str, argument: str) -> None:
+    """Raise `ConfigError` where an extractor that has no settings is given some behind a colon."""
+    if argument:
+        raise ConfigError(f"the extractor '{name}' has no settings; write '{name}', without ':{argument}'.")
 
 
 def prepare_photo(extractor: RegionExtractor, source: Path | bytes) -> Prepared:

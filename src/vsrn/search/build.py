@@ -150,7 +150,7 @@ class _Update:
         if plan.gone:
             self._settle(Settled(gone=plan.gone))
         if plan.files:
-            extractor = learned_extractor(self.encoder.learned_from)
+            extractor = learned_extractor(self.encoder.learned_from, self.encoder.extractor_weights)
             for batch, looked in made_ready(plan.files, partial(_look, extractor), batch_size, workers):
                 self._settle(self._encode(extractor, looked))
                 done += len(batch)

@@ -16,6 +16,7 @@ from vsrn.inference.onnx import OnnxEncoder
 from vsrn.inference.photos import learned_extractor
 from vsrn.packaged import DEFAULT_MODEL, find_model
 from vsrn.regions.growing import sync_folder, write_synced
+from vsrn.regions.kept import carry_weights
 from vsrn.search.layout import (
     INFO_FILE,
     LOCK_FILE,
@@ -102,10 +103,13 @@ def _write_model(model: Encoder | OnnxEncoder, folder: Path) -> None:
     if isinstance(model, Encoder):
         export_onnx(model.stored, folder)
         return
+    weights = model.extractor_weights
     with new_folder(folder) as temporary:
         for file in sorted(model.folder.iterdir()):
-            if file.is_file():
+            if file.is_file() and file != weights:
                 write_synced(temporary / file.name, file.read_bytes())
+        if weights is not None:
+            carry_weights(weights, temporary)
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -127,8 +131,10 @@ def _refuse_unsearchable(model: Encoder | OnnxEncoder) -> None:
             f"the model compares by {config.model.similarity} similarity, which no engine searches by; use one that"
             " compares by cosine."
         )
-    learned_from = model.stored.regions if isinstance(model, Encoder) else model.learned_from
-    learned_extractor(learned_from)
+    if isinstance(model, Encoder):
+        learned_extractor(model.stored.regions, model.stored.extractor_weights)
+    else:
+        learned_extractor(model.learned_from, model.extractor_weights)
 
 
 def _refuse_contradiction(

@@ -11,11 +11,12 @@ from pathlib import Path
 import msgspec
 import torch
 
-from vsrn.errors import CheckpointError
+from vsrn.errors import CheckpointError, DataError
 from vsrn.model.matching import MatchingModel
 from vsrn.model.weights import load_weights, read_tensors, write_tensors
 
 STATE_FILE = Path("state") / "latest.safetensors"
+EXTRACTOR_KEY = "extractor_fingerprint"
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -42,8 +43,13 @@ def write_state(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     random_states: list[torch.Tensor],
+    fingerprint: str = "",
 ) -> None:
-    """Replace the run's checkpoint by the present state; `random_states` are those of each process."""
+    """Replace the run's checkpoint by the present state.
+
+    random_states  those of each process
+    fingerprint    of the extractor that made the regions it learns from; empty where nobody recorded it
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
@@ -54,15 +60,19 @@ def write_state(
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     path = run / STATE_FILE
     path.parent.mkdir(exist_ok=True)
-    write_tensors(path, tensors, {"progress": msgspec.json.encode(progress).decode()})
+    write_tensors(path, tensors, {"progress": msgspec.json.encode(progress).decode(), EXTRACTOR_KEY: fingerprint})
 
 
-def read_state(run: Path, model: MatchingModel, optimizer: torch.optim.Optimizer, process: int = 0) -> Progress:
+def read_state(
+    run: Path, model: MatchingModel, optimizer: torch.optim.Optimizer, process: int = 0, fingerprint: str = ""
+) -> Progress:
     """Put the run's checkpoint into a model and its optimiser, and say where the run stands.
 
-    `process` is the one whose random state is restored; one that was not there before keeps its own.
+    process      whose random state is restored; one that was not there before keeps its own
+    fingerprint  as in `write_state`, of the regions that are there now
 
-    Raises `CheckpointError` where there is none, or it is broken or does not fit.
+    Raises `CheckpointError` where there is none, or it is broken or does not fit, and `DataError` where another
+    extractor made the regions.
     """
     path = run / STATE_FILE
     if not path.is_file():
@@ -72,6 +82,12 @@ def read_state(run: Path, model: MatchingModel, optimizer: torch.optim.Optimizer
         progress = msgspec.json.decode(metadata.get("progress", ""), type=Progress)
     except msgspec.DecodeError as error:
         raise CheckpointError(f"{path} does not say where its run stands ({error}).") from error
+    began_with = metadata.get(EXTRACTOR_KEY, "")
+    if fingerprint and began_with and fingerprint != began_with:
+        raise DataError(
+            f"{run} began with regions of another extractor or other weights ({began_with[:12]}, now"
+            f" {fingerprint[:12]}); put the regions it began with back into data.path, or start another run with -o."
+        )
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     load_weights(model, weights, path)
     for name, parameter in model.named_parameters():

@@ -95,13 +95,19 @@ class Trainer:
         """Steps of the whole run."""
         return self.batches.steps_per_epoch * self.config.train.epochs
 
+    @property
+    def _fingerprint(self) -> str:
+        return self.prepared.train.regions.info.fingerprint
+
     def run(self, *, resume: bool) -> TrainingResult:
         """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards.
 
         Raises `TrainingError` where the loss is no longer a number.
         """
         if resume:
-            self.progress = read_state(self.prepared.folder, self.model, self.optimizer, distributed.rank())
+            self.progress = read_state(
+                self.prepared.folder, self.model, self.optimizer, distributed.rank(), self._fingerprint
+            )
         else:
             self._save()
         log = RunLog(self.prepared.folder, self.progress.step) if self.writes else None
@@ -211,7 +217,8 @@ class Trainer:
     def _save(self) -> None:
         random_states = distributed.random_states()
         if self.writes:
-            write_state(self.prepared.folder, self.model, self.optimizer, self.progress, random_states)
+            folder = self.prepared.folder
+            write_state(folder, self.model, self.optimizer, self.progress, random_states, self._fingerprint)
 
 
 def learning_rate_at(config: Config, epoch: int) -> float:

@@ -11,10 +11,13 @@ import torch
 
 from vsrn.captions.vocabulary import Vocabulary, build_vocabulary, read_vocabulary
 from vsrn.config import Config, check_config, config_to_toml, read_config
-from vsrn.errors import CheckpointError, ConfigError
+from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.files import write_atomically
+from vsrn.inference.photos import weights_behind
 from vsrn.model.matching import MatchingModel
 from vsrn.model.weights import CONFIG_FILE, VOCABULARY_FILE, StoredModel, build_any_model
+from vsrn.regions.kept import carry_weights, kept_weights
+from vsrn.regions.store import RegionStore
 from vsrn.splits import Split, hold_out, open_split
 from vsrn.training.checkpoint import STATE_FILE
 
@@ -32,7 +35,8 @@ class PreparedRun:
 
     def stored(self) -> StoredModel[MatchingModel]:
         """The model as it is written."""
-        return StoredModel(self.config, self.vocabulary, self.model, self.train.regions.info)
+        info, weights = self.train.regions.info, kept_weights(self.folder)
+        return StoredModel(self.config, self.vocabulary, self.model, info, weights)
 
 
 def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0) -> PreparedRun:
@@ -59,6 +63,9 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
         torch.manual_seed(config.train.seed + process * 2**32)
     elif not resume:
         folder.mkdir(parents=True, exist_ok=True)
+        weights = weights_behind(train.regions)
+        if weights is not None:
+            carry_weights(weights, folder)
         write_atomically(folder / VOCABULARY_FILE, vocabulary.to_json())
         write_atomically(folder / CONFIG_FILE, config_to_toml(config).encode())
     return prepared
@@ -80,7 +87,18 @@ def open_training_splits(config: Config) -> tuple[Split, Split]:
     train = open_split(data.path, data.train)
     if data.held_out:
         return hold_out(train, Path(data.held_out))
-    return train, open_split(data.path, data.validation)
+    validation = open_split(data.path, data.validation)
+    _refuse_two_extractors(train.regions, validation.regions)
+    return train, validation
+
+
+def _refuse_two_extractors(train: RegionStore, validation: RegionStore) -> None:
+    ours, theirs = train.info.fingerprint, validation.info.fingerprint
+    if ours and theirs and ours != theirs:
+        raise DataError(
+            f"in {train.folder}, split '{train.split}' was made by '{train.info.extractor}' ({ours[:12]}) and split"
+            f" '{validation.split}' by '{validation.info.extractor}' ({theirs[:12]}); extract both alike."
+        )
 
 
 def _with_feature_dim(config: Config, train: Split) -> Config:

@@ -21,7 +21,7 @@ from vsrn.regions.bottom_up.selection import SelectionRules
 from vsrn.regions.bottom_up.weights import BOX_DELTAS, read_weights
 from vsrn.regions.compare import compare, find_rows, open_existing
 from vsrn.regions.extract import extract
-from vsrn.regions.extractor import RegionExtractor, prepare_photo
+from vsrn.regions.extractor import RegionExtractor, make_extractor, prepare_photo
 from vsrn.regions.photos import find_photos
 
 # So small that a photo takes a second or two.
@@ -160,6 +160,8 @@ def test_the_recipe_is_part_of_the_fingerprint(extractor: BottomUpExtractor, wei
     assert again.fingerprint == extractor.fingerprint
     assert adaptive.fingerprint != extractor.fingerprint
     assert (adaptive.name, adaptive.num_regions) == ("bottom-up:10-100", 100)
+    by_name = make_extractor("bottom-up:10-100", weights_file)
+    assert (by_name.name, by_name.fingerprint) == (adaptive.name, adaptive.fingerprint)
 
 
 def test_a_tensor_of_another_shape_or_not_finite_is_named(tmp_path: Path) -> None:

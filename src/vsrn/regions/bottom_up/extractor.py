@@ -23,7 +23,7 @@ from vsrn.regions.bottom_up.pixels import ScaleRules, to_pixels
 from vsrn.regions.bottom_up.proposals import ProposalRules, propose
 from vsrn.regions.bottom_up.selection import SelectionRules, select
 from vsrn.regions.bottom_up.weights import load_network, read_weights
-from vsrn.regions.extractor import Prepared
+from vsrn.regions.extractor import ExtractorFiles, Prepared
 from vsrn.regions.store import Regions
 
 NAME = "bottom-up"
@@ -50,6 +50,7 @@ class BottomUpExtractor:
 
     def __init__(self, weights: Path | str, recipe: Recipe | None = None) -> None:
         """Load the weights. Raises `CheckpointError` where the file is missing or foreign."""
+        self.files = ExtractorFiles(Path(weights))
         read = read_weights(Path(weights))
         recipe = recipe or Recipe()
         self.recipe = replace(recipe, proposals=replace(recipe.proposals, edge=read.edge))
@@ -94,6 +95,17 @@ class BottomUpExtractor:
             boxes=(boxes[rows] / size).cpu().numpy(),
             scores=scores.numpy(),
         )
+
+
+def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
+    """What `--extractor bottom-up[:COUNTS] --weights FILE` asks for. Raises `ConfigError` without weights."""
+    rules = parse_counts(argument) if argument else SelectionRules()
+    if files.weights is None:
+        raise ConfigError(
+            f"'{NAME}' needs the detector's published weights; name their file with --weights"
+            " (docs/bottom-up.md says where they are)."
+        )
+    return BottomUpExtractor(files.weights, Recipe(selection=rules))
 
 
 def name_of(rules: SelectionRules) -> str:

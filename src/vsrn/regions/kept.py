@@ -1,0 +1,52 @@
+"""Weights of an extractor, kept beside the regions that it made and the models that learned from them.
+
+The file is called `extractor` and has the suffix of the one it is a copy of, `extractor.safetensors` for instance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vsrn.errors import DataError
+from vsrn.files import write_atomically
+
+NAME = "extractor"
+# The grid's network as float32 takes 14 MB, a detector's 250.
+MOST_BYTES = 16_000_000
+
+
+def kept_weights(folder: Path) -> Path | None:
+    """The weights in a store's or a model's folder: a file, a folder or a link to one; None where there are none."""
+    # A split may be called like that too; its page is JSON, weights never are.
+    found = [path for path in sorted(folder.glob(f"{NAME}*")) if path.stem == NAME and path.suffix != ".json"]
+    return found[0] if found else None
+
+
+def refuse_other_weights(folder: Path, weights: Path) -> None:
+    """Raise `DataError` where a store keeps other weights than these."""
+    kept = kept_weights(folder)
+    if kept is not None and _is_small(weights) and (not kept.is_file() or kept.read_bytes() != weights.read_bytes()):
+        raise DataError(f"{folder} holds regions made with other weights, {kept}; choose another -o.")
+
+
+def keep_weights(weights: Path, folder: Path) -> None:
+    """Copy weights beside regions that they made; large ones are left where they are.
+
+    Raises `DataError` where the store keeps others.
+    """
+    refuse_other_weights(folder, weights)
+    if kept_weights(folder) is None and _is_small(weights):
+        write_atomically(folder / f"{NAME}{weights.suffix}", weights.read_bytes())
+
+
+def carry_weights(weights: Path, folder: Path) -> None:
+    """Give a model's folder its extractor's weights: small ones as a copy, large ones as a link."""
+    place = folder / f"{NAME}{weights.suffix}"
+    if _is_small(weights):
+        write_atomically(place, weights.read_bytes())
+    else:
+        place.symlink_to(weights.resolve())
+
+
+def _is_small(weights: Path) -> bool:
+    return weights.is_file() and weights.stat().st_size <= MOST_BYTES
