@@ -13,7 +13,7 @@ from vsrn.cli import main
 from vsrn.regions.extract import ExtractionReport, extract
 from vsrn.regions.extractor import ExtractorFiles, Prepared
 from vsrn.regions.photos import PhotoFile
-from vsrn.regions.store import Regions
+from vsrn.regions.store import RegionNames, Regions
 
 # In batches of 3, the second and third batch hold no photo that can be read.
 UNREADABLE = {1, 3, 4, 5, 6, 7, 8, 20}
@@ -28,6 +28,7 @@ class Shy:
 
     name, num_regions, feature_dim, has_scores, photo_size = "shy", 2, 3, True, 8
     files = ExtractorFiles()
+    names = RegionNames(["dark", "light", "red"], ["plain"])
 
     def __init__(self, fingerprint: str = "f" * 64) -> None:
         self.fingerprint = fingerprint
@@ -42,6 +43,8 @@ class Shy:
                 features=np.stack([photo, np.add(photo, together)]).astype(np.float32)[: 1 + place % 2],
                 boxes=np.full((1 + place % 2, 4), place, np.float32),
                 scores=np.asarray([together, place], np.float32)[: 1 + place % 2],
+                classes=np.asarray([int(photo.sum()) % 3, 1])[: 1 + place % 2],
+                attributes=np.asarray([-1, place % 2 - 1])[: 1 + place % 2],
             )
             for place, photo in enumerate(prepared)
         ]

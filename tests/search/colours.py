@@ -16,7 +16,7 @@ from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.inference.export import export_onnx
 from vsrn.model.weights import StoredModel, build_model
 from vsrn.regions.extractor import ExtractorFiles, Prepared
-from vsrn.regions.store import FloatArray, Regions, StoreInfo
+from vsrn.regions.store import FloatArray, RegionNames, Regions, StoreInfo
 
 WORDS = ["red", "green", "blue", "dark", "light"]
 JOINT_DIM, FEATURE_DIM = 8, 6
@@ -27,6 +27,7 @@ COLOURS_BY_NAME = {"colours": "colours:make"}
 class Colours:
     """Four quarters of a photo, each by the mean and the spread of its colours."""
 
+    names = RegionNames()
     name, num_regions, feature_dim, has_scores, photo_size = "colours", 4, FEATURE_DIM, False, 16
     files = ExtractorFiles()
     fingerprint = hashlib.sha256(b"colours").hexdigest()

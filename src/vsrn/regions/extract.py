@@ -20,7 +20,7 @@ from vsrn.regions.extractor import RegionExtractor
 from vsrn.regions.kept import keep_weights, refuse_other_weights
 from vsrn.regions.photos import PhotoFile
 from vsrn.regions.shards import SHARD_FILE, Shard, refuse_shard, shard_folder
-from vsrn.regions.store import StoreInfo, read_lines, read_store_info
+from vsrn.regions.store import RegionNames, StoreInfo, read_lines, read_store_info
 from vsrn.regions.writer import (
     RegionWriter,
     SkippedPhoto,
@@ -98,7 +98,9 @@ def extract(
         return batches(photos[start:], extractor, batch_size, workers)
 
     ids = [photo.id for photo in photos]
-    report = write_split(folder, split, header, ids, settle_from, captions=captions, progress=progress)
+    report = write_split(
+        folder, split, header, ids, settle_from, captions=captions, names=extractor.names, progress=progress
+    )
     if weights is not None:
         keep_weights(weights, folder)
     return report
@@ -112,6 +114,7 @@ def write_split(
     settle_from: Callable[[int], Iterator[SettledBatch]],
     *,
     captions: Mapping[str, Sequence[str]] | None,
+    names: RegionNames | None = None,
     progress: ProgressCallback | None,
 ) -> ExtractionReport:
     """Write a split, or what is left of it, from settled batches, wherever they come from.
@@ -119,6 +122,7 @@ def write_split(
     ids          of the photos, or of the shard's
     settle_from  called with the number of photos settled before: batches of the others, in order
     captions     by photo id
+    names        of the regions' classes and attributes
 
     Raises `DataError` where the split is another one, where no photo could be read, or where the disk is full.
     """
@@ -135,7 +139,7 @@ def write_split(
         if not writer.ids and header.shard is None:
             writer.discard()
             refuse_empty(split, writer.skipped)
-        writer.finish(None if captions is None else [captions[photo_id] for photo_id in writer.ids])
+        writer.finish(None if captions is None else [captions[photo_id] for photo_id in writer.ids], names)
         return ExtractionReport(split, len(writer.ids), writer.skipped, num_resumed)
 
 
@@ -202,6 +206,8 @@ def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:
         num_regions=extractor.num_regions,
         feature_dim=extractor.feature_dim,
         has_scores=extractor.has_scores,
+        has_classes=bool(extractor.names.classes),
+        has_attributes=bool(extractor.names.attributes),
     )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.regions.photos import decode_photo
-from vsrn.regions.store import Regions
+from vsrn.regions.store import RegionNames, Regions
 
 Prepared = npt.NDArray[np.generic]
 
@@ -62,6 +62,10 @@ class RegionExtractor(Protocol):
     @property
     def has_scores(self) -> bool:
         """Whether regions are detections and come with a confidence."""
+
+    @property
+    def names(self) -> RegionNames:
+        """What its numbers of classes and attributes mean; those without names are not stored."""
 
     @property
     def photo_size(self) -> int | None:

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from vsrn.errors import CheckpointError
 from vsrn.regions.extractor import ExtractorFiles, Prepared, refuse_argument
-from vsrn.regions.store import Regions
+from vsrn.regions.store import RegionNames, Regions
 
 MAP_SIDE = 7
 POOLED_SIDE = 6
@@ -65,6 +65,7 @@ class GridExtractor:
     num_regions: ClassVar[int] = POOLED_SIDE * POOLED_SIDE
     feature_dim: ClassVar[int] = 1280
     has_scores: ClassVar[bool] = False
+    names: ClassVar[RegionNames] = RegionNames()
     photo_size: ClassVar[int] = 224
 
     def __init__(self, weights: Path | None = None) -> None:

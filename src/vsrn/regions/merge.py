@@ -20,7 +20,7 @@ from vsrn.errors import DataError
 from vsrn.regions.extract import ExtractionReport, ProgressCallback, finished_report, read_skipped, refuse_empty
 from vsrn.regions.kept import keep_weights, kept_weights
 from vsrn.regions.shards import SHARD_FILE, SHARDS, Shard, shard_folder, shard_of_folder
-from vsrn.regions.store import Regions, RegionStore, open_region_store, read_lines
+from vsrn.regions.store import RegionNames, Regions, RegionStore, open_region_store, read_lines
 from vsrn.regions.writer import RegionWriter, SkippedPhoto, SplitHeader, finish_interrupted, read_header
 
 _BYTES_AT_ONCE = 64 * 2**20
@@ -45,6 +45,7 @@ class _Whole:
         self.ids: list[str] = []
         self.skipped: list[SkippedPhoto] = []
         self.captions: list[list[str]] | None = []
+        self.names: RegionNames | None = None
 
     def add(self, part: _Part, split: str) -> None:
         """Join the next shard. Raises `DataError` where only some shards have captions."""
@@ -53,6 +54,8 @@ class _Whole:
         if (part.captions is None) != (self.captions is None):
             raise DataError(f"only some shards of split '{split}' have captions; extract all of them alike.")
         self.num_parts += 1
+        # All parts are by one extractor; one that came out empty has written its names all the same.
+        self.names = part.store.names
         self.ids += part.store.ids
         self.skipped += part.skipped
         if self.captions is not None and part.captions is not None:
@@ -201,7 +204,7 @@ def _merge_split(folder: Path, split: str, header: SplitHeader, progress: Progre
         if not writer.ids:
             writer.discard()
             refuse_empty(split, writer.skipped)
-        writer.finish(whole.captions)
+        writer.finish(whole.captions, whole.names)
         return ExtractionReport(split, len(writer.ids), writer.skipped, num_resumed)
 
 
@@ -232,7 +235,9 @@ def _regions(store: RegionStore, row: int) -> Regions:
     assert store.boxes is not None
     count = store.num_regions if store.counts is None else int(store.counts[row])
     scores = None if store.scores is None else store.scores[row, :count]
-    return Regions(store.features[row, :count], store.boxes[row, :count], scores)
+    classes = None if store.classes is None else store.classes[row, :count]
+    attributes = None if store.attributes is None else store.attributes[row, :count]
+    return Regions(store.features[row, :count], store.boxes[row, :count], scores, classes, attributes)
 
 
 def _parts(folder: Path, split: str, shard: Shard) -> Iterator[_Part]:

@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vsrn.errors import ConfigError, DataError, VsrnError
@@ -47,6 +48,8 @@ class _Settled(msgspec.Struct, frozen=True):
     features: bytes
     boxes: bytes
     scores: bytes | None
+    classes: bytes | None
+    attributes: bytes | None
     skipped: list[SkippedPhoto]
 
 
@@ -207,25 +210,35 @@ def _unpack_photos(packed: bytes) -> list[PhotoFile]:
 
 
 def _pack(batch: SettledBatch) -> bytes:
-    scores = [photo.scores for photo in batch.regions if photo.scores is not None]
     return msgspec.msgpack.encode(
         _Settled(
             ids=batch.ids,
             counts=[len(photo.features) for photo in batch.regions],
             features=b"".join(photo.features.astype("<f2").tobytes() for photo in batch.regions),
             boxes=b"".join(photo.boxes.astype("<f4").tobytes() for photo in batch.regions),
-            scores=b"".join(of_photo.astype("<f4").tobytes() for of_photo in scores) if scores else None,
+            scores=_joined([photo.scores for photo in batch.regions], "<f4"),
+            classes=_joined([photo.classes for photo in batch.regions], "<i2"),
+            attributes=_joined([photo.attributes for photo in batch.regions], "<i2"),
             skipped=batch.skipped,
         )
     )
+
+
+def _joined(of_photos: Sequence[npt.NDArray[Any] | None], dtype: str) -> bytes | None:
+    """What all photos of a batch have, or none of them."""
+    there = [of_photo.astype(dtype).tobytes() for of_photo in of_photos if of_photo is not None]
+    return b"".join(there) if there else None
 
 
 def _unpack(packed: bytes, extractor: RegionExtractor) -> SettledBatch:
     settled = msgspec.msgpack.decode(packed, type=_Settled)
     features = np.frombuffer(settled.features, "<f2").reshape(-1, extractor.feature_dim)
     boxes = np.frombuffer(settled.boxes, "<f4").reshape(-1, 4)
-    scores = None if settled.scores is None else np.frombuffer(settled.scores, "<f4")
+    others = [(settled.scores, "<f4"), (settled.classes, "<i2"), (settled.attributes, "<i2")]
+    there = [None if content is None else np.frombuffer(content, dtype) for content, dtype in others]
     ends = np.cumsum(settled.counts).tolist()
     slices = [slice(end - count, end) for end, count in zip(ends, settled.counts, strict=True)]
-    regions = [Regions(features[of], boxes[of], None if scores is None else scores[of]) for of in slices]
+    regions = [
+        Regions(features[of], boxes[of], *(None if other is None else other[of] for other in there)) for of in slices
+    ]
     return SettledBatch(settled.ids, regions, settled.skipped)

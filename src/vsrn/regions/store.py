@@ -7,6 +7,8 @@ One split of a region store is a handful of files (docs/data-formats.md):
     {split}_boxes.npy    optional, (num_rows, N, 4) xyxy as fractions of width and height
     {split}_scores.npy   optional, (num_rows, N) detection confidence
     {split}_counts.npy   optional, (num_rows,) real regions of each row; the rest is padding
+    {split}_classes.npy, {split}_attributes.npy, {split}_names.json
+                         optional, (num_rows, N) numbers of `RegionNames`, -1 for none
     {split}.json         optional, `StoreInfo`: which extractor made the regions
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 import numpy as np
@@ -38,6 +40,8 @@ class Regions:
     features  (N, F) float32
     boxes     (N, 4) float32, xyxy as fractions of the image's width and height
     scores    (N,) float32 detection confidence, falling; None where regions are not detections
+    classes   (N,) number of the most probable class; None where nobody says
+    attributes  (N,) number of the most probable attribute, -1 where none is likelier; None where nobody says
 
     N may differ from image to image, where an extractor's `num_regions` is the most.
     """
@@ -45,6 +49,31 @@ class Regions:
     features: FloatArray
     boxes: FloatArray
     scores: FloatArray | None = None
+    classes: IntArray | None = None
+    attributes: IntArray | None = None
+
+
+class RegionNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What regions may be: the `{split}_names.json` beside the arrays.
+
+    classes     by number, such as "dog"; empty where classes have no names, and then they are not stored
+    attributes  by number, such as "brown"; the same
+    """
+
+    classes: list[str] = []
+    attributes: list[str] = []
+
+    def labels(self, classes: IntArray, attributes: IntArray | None = None) -> list[str]:
+        """(N,) numbers, -1 for none -> a label of each region.
+
+        >>> RegionNames(["dog", "sky"], ["brown"]).labels(np.array([0, 1]), np.array([0, -1]))
+        ['brown dog', 'sky']
+        """
+        named = [self.classes[number] if number >= 0 else "" for number in classes]
+        if attributes is None:
+            return named
+        described = [self.attributes[number] if number >= 0 else "" for number in attributes]
+        return [f"{how} {what}".strip() for how, what in zip(described, named, strict=True)]
 
 
 class StoreInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +99,7 @@ class RegionStore:
     boxes     (num_rows, N, 4) memory map, or None
     scores    (num_rows, N) memory map, or None
     counts    (num_rows,) real regions of each row, or None where every region is real
+    classes, attributes  (num_rows, N) memory maps of numbers of `names`, or None
     """
 
     folder: Path
@@ -79,6 +109,9 @@ class RegionStore:
     boxes: FloatArray | None = None
     scores: FloatArray | None = None
     counts: IntArray | None = None
+    classes: IntArray | None = None
+    attributes: IntArray | None = None
+    names: RegionNames = field(default_factory=RegionNames)
     info: StoreInfo = field(default_factory=StoreInfo)
 
     def __len__(self) -> int:
@@ -114,6 +147,23 @@ class RegionStore:
     def read_counts(self, rows: Sequence[int] | IntArray) -> IntArray | None:
         """(B,) real regions of each of these rows, or None where every region is real."""
         return None if self.counts is None else np.asarray(self.counts[np.asarray(rows)])
+
+    def labels(self, row: int) -> list[str] | None:
+        """What a row's real regions are, such as "brown dog"; None where the store does not say.
+
+        Raises `DataError` where a number has no name.
+        """
+        if self.classes is None:
+            return None
+        count = self.num_regions if self.counts is None else int(self.counts[row])
+        try:
+            attributes = None if self.attributes is None else self.attributes[row, :count]
+            return self.names.labels(self.classes[row, :count], attributes)
+        except IndexError as error:
+            raise DataError(
+                f"{self.folder / self.split}_classes.npy or _attributes.npy: row {row} has a number that"
+                f" {self.split}_names.json does not name; extract this split again."
+            ) from error
 
 
 def pad_regions(regions: Sequence[Regions]) -> tuple[FloatArray, IntArray | None]:
@@ -155,6 +205,9 @@ def open_region_store(folder: Path | str, split: str) -> RegionStore:
         boxes=_map_optional(folder / f"{split}_boxes.npy", (*regions, 4)),
         scores=_map_optional(folder / f"{split}_scores.npy", regions),
         counts=_read_counts(folder / f"{split}_counts.npy", regions),
+        classes=_map_numbers(folder / f"{split}_classes.npy", regions),
+        attributes=_map_numbers(folder / f"{split}_attributes.npy", regions),
+        names=_read_names(folder / f"{split}_names.json"),
         info=read_store_info(folder / f"{split}.json"),
     )
 
@@ -190,6 +243,15 @@ def read_store_info(path: Path) -> StoreInfo:
         return StoreInfo()
     try:
         return msgspec.json.decode(path.read_bytes(), type=StoreInfo)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}; extract this split again.") from error
+
+
+def _read_names(path: Path) -> RegionNames:
+    if not path.exists():
+        return RegionNames()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RegionNames)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}; extract this split again.") from error
 
@@ -238,6 +300,13 @@ def _map_optional(path: Path, shape: tuple[int, ...]) -> FloatArray | None:
     if array.shape != shape:
         raise DataError(f"{path} has shape {array.shape}, but the features beside it call for {shape}.")
     return array
+
+
+def _map_numbers(path: Path, shape: tuple[int, int]) -> IntArray | None:
+    array = _map_optional(path, shape)
+    if array is not None and array.dtype.kind != "i":
+        raise DataError(f"{path} holds {array.dtype}; it must hold whole numbers, -1 for none.")
+    return cast("IntArray | None", array)
 
 
 def _read_counts(path: Path, regions: tuple[int, int]) -> IntArray | None:

@@ -33,7 +33,7 @@ import numpy.typing as npt
 from vsrn.errors import DataError
 from vsrn.regions.growing import GrowingArray, sync_folder, write_all, write_synced
 from vsrn.regions.shards import SHARD_FILE, Shard
-from vsrn.regions.store import Regions, StoreInfo
+from vsrn.regions.store import RegionNames, Regions, StoreInfo
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _Line = TypeVar("_Line")
@@ -57,6 +57,7 @@ class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_regions  N, or the most that a photo has; where one has fewer, `{split}_counts.npy` is written
     feature_dim  F
     has_scores   whether `{split}_scores.npy` is written
+    has_classes, has_attributes  the same of `{split}_classes.npy` and `{split}_attributes.npy`
     shard        which block of `photos` it holds; None for all of them
     merged       whether the rows come from finished shards, whose skipped photos come one shard at a time
     """
@@ -67,6 +68,8 @@ class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_regions: int
     feature_dim: int
     has_scores: bool = False
+    has_classes: bool = False
+    has_attributes: bool = False
     shard: Shard | None = None
     merged: bool = False
 
@@ -145,8 +148,12 @@ class RegionWriter:
         self.ids += ids
         self.skipped += skipped
 
-    def finish(self, captions: Sequence[Sequence[str]] | None = None) -> None:
-        """Give every file its final name; `captions` holds those of each row, in row order."""
+    def finish(self, captions: Sequence[Sequence[str]] | None = None, names: RegionNames | None = None) -> None:
+        """Give every file its final name.
+
+        captions  those of each row, in row order
+        names     of the classes and attributes, where the header has any
+        """
         counts = None if captions is None else [len(of_photo) for of_photo in captions]
         per_image = counts[0] if counts and len(set(counts)) == 1 else counts
         info = StoreInfo(self.header.extractor, self.header.fingerprint, per_image)
@@ -156,6 +163,8 @@ class RegionWriter:
         }
         if captions is not None:
             texts["_caps.txt"] = _lines([caption for of_photo in captions for caption in of_photo])
+        if names is not None and (names.classes or names.attributes):
+            texts["_names.json"] = msgspec.json.format(msgspec.json.encode(names)) + b"\n"
         if self.skipped:
             texts["_skipped.json"] = msgspec.json.format(msgspec.json.encode(self.skipped)) + b"\n"
         if self.header.shard is not None:
@@ -168,9 +177,9 @@ class RegionWriter:
             # Where every row is full, counts say nothing; they are dropped when the split is published.
             published = {*self._arrays, *texts} - ({COUNTS} if self._all_full() else set())
             # The features go last: a split whose features have their name is complete.
-            names = sorted(published, key=lambda name: (name == "_ims.npy", name))
-            self._acknowledge(_Publish(names))
-            _publish(self.folder, self.split, names)
+            in_order = sorted(published, key=lambda name: (name == "_ims.npy", name))
+            self._acknowledge(_Publish(in_order))
+            _publish(self.folder, self.split, in_order)
         self.close()
 
     def discard(self) -> None:
@@ -244,6 +253,10 @@ class RegionWriter:
         assert rows[COUNTS].min() >= 1
         if self.header.has_scores:
             rows["_scores.npy"] = _padded([np.asarray(photo.scores) for photo in regions], N)
+        if self.header.has_classes:
+            rows["_classes.npy"] = _padded([np.asarray(photo.classes) for photo in regions], N, filler=-1)
+        if self.header.has_attributes:
+            rows["_attributes.npy"] = _padded([np.asarray(photo.attributes) for photo in regions], N, filler=-1)
         return rows
 
     def _all_full(self) -> bool:
@@ -259,6 +272,10 @@ class RegionWriter:
         }
         if self.header.has_scores:
             kinds["_scores.npy"] = ("<f4", (N,))
+        if self.header.has_classes:
+            kinds["_classes.npy"] = ("<i2", (N,))
+        if self.header.has_attributes:
+            kinds["_attributes.npy"] = ("<i2", (N,))
         rows = len(self.ids)
         return {name: GrowingArray(self._partial(name), *kind, rows) for name, kind in kinds.items()}
 
@@ -330,11 +347,11 @@ def _read_journal(journal: io.FileIO) -> tuple[list[bytes], int]:
     return content[:whole].splitlines(), whole
 
 
-def _padded(rows: Sequence[npt.NDArray[np.number]], length: int) -> npt.NDArray[np.number]:
-    """Arrays of at most `length` regions -> one array, zeros where regions are lacking."""
+def _padded(rows: Sequence[npt.NDArray[np.number]], length: int, filler: int = 0) -> npt.NDArray[np.number]:
+    """Arrays of at most `length` regions -> one array, `filler` where regions are lacking."""
     if all(len(row) == length for row in rows):
         return np.stack(rows)
-    padded = np.zeros((len(rows), length, *rows[0].shape[1:]), dtype=rows[0].dtype)
+    padded = np.full((len(rows), length, *rows[0].shape[1:]), filler, dtype=rows[0].dtype)
     for place, row in enumerate(rows):
         padded[place, : len(row)] = row
     return padded

@@ -115,10 +115,18 @@ def test_a_photo_goes_all_the_way(extractor: BottomUpExtractor, tmp_path: Path) 
         feature_map = network.feature_map(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         boxes = torch.from_numpy(regions.boxes) * torch.tensor([144, 96, 144, 96])
         again = network.describe(feature_map, boxes)
-        probabilities = network.class_score(again).softmax(dim=1)[:, :-1]
+        logits = network.class_score(again)
+        attributes = network.attribute_logits(again, logits.argmax(dim=1))
+    probabilities = logits.softmax(dim=1)[:, :-1]
     assert torch.allclose(again, torch.from_numpy(regions.features), rtol=1e-3, atol=1e-3)
     for score, row in zip(regions.scores, probabilities, strict=True):
         assert (row - score).abs().min() < 1e-4
+    assert regions.classes is not None
+    assert regions.attributes is not None
+    for number, row in zip(regions.classes, logits, strict=True):
+        assert row[number] >= row[:1600].max() - 1e-3 * row.abs().max()
+    for number, row in zip(regions.attributes, attributes, strict=True):
+        assert row[number] >= row.max() - 1e-3 * row.abs().max()
 
 
 def test_a_store_of_its_features_is_recognised_as_its_own(

@@ -24,7 +24,7 @@ from vsrn.regions.bottom_up.proposals import ProposalRules, propose
 from vsrn.regions.bottom_up.selection import SelectionRules, select
 from vsrn.regions.bottom_up.weights import load_network, read_weights
 from vsrn.regions.extractor import ExtractorFiles, Prepared
-from vsrn.regions.store import Regions
+from vsrn.regions.store import IntArray, RegionNames, Regions
 
 NAME = "bottom-up"
 _COUNTS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
@@ -48,9 +48,13 @@ class BottomUpExtractor:
     num_classes: ClassVar[int] = NUM_CLASSES
     num_attributes: ClassVar[int] = NUM_ATTRIBUTES
 
-    def __init__(self, weights: Path | str, recipe: Recipe | None = None) -> None:
-        """Load the weights. Raises `CheckpointError` where the file is missing or foreign."""
+    def __init__(self, weights: Path | str, recipe: Recipe | None = None, names: RegionNames | None = None) -> None:
+        """Load the weights. Raises `CheckpointError` where the file is missing or foreign.
+
+        names  of its 1,600 classes and 400 attributes (`bottom_up/names.py` reads them)
+        """
         self.files = ExtractorFiles(Path(weights))
+        self.names = names or RegionNames()
         read = read_weights(Path(weights))
         recipe = recipe or Recipe()
         self.recipe = replace(recipe, proposals=replace(recipe.proposals, edge=read.edge))
@@ -94,7 +98,18 @@ class BottomUpExtractor:
             features=features[rows].cpu().numpy(),
             boxes=(boxes[rows] / size).cpu().numpy(),
             scores=scores.numpy(),
+            **self._kinds(features[rows], logits[rows]),
         )
+
+    def _kinds(self, features: torch.Tensor, logits: torch.Tensor) -> dict[str, IntArray]:
+        """Class and attribute of each region: the likeliest, and of attributes none where that is likelier still."""
+        # The attributes are asked of whatever is likeliest, be it the background, as in training.
+        attributes = self.network.attribute_logits(features, logits.argmax(dim=1)).argmax(dim=1)
+        attributes[attributes == self.num_attributes] = -1
+        return {
+            "classes": logits[:, :-1].argmax(dim=1).cpu().numpy(),
+            "attributes": attributes.cpu().numpy(),
+        }
 
 
 def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
