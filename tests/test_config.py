@@ -40,12 +40,19 @@ def configs(draw: st.DrawFn) -> Config:
     epochs = draw(st.integers(1, 100))
     drops = draw(st.sets(st.integers(1, max(1, epochs - 1)), max_size=3)) if epochs > 1 else set()
     return Config(
-        data=DataConfig(path=draw(words), held_out=draw(words), min_count=draw(sizes)),
+        data=DataConfig(
+            path=draw(words),
+            held_out=draw(words),
+            min_count=draw(sizes),
+            region_order=draw(st.sampled_from(["stored", "reversed", "shuffled"])),
+        ),
         model=ModelConfig(
             feature_dim=draw(st.none() | sizes),
             joint_dim=draw(sizes),
             reasoning_layers=draw(st.integers(0, 9)),
-            aggregator=draw(st.sampled_from(["gru", "mean"])),
+            aggregator=draw(st.sampled_from(["gru", "mean", "gpo"])),
+            caption_aggregator=draw(st.sampled_from(["last", "gpo"])),
+            caption_bidirectional=draw(st.booleans()),
             normalisation=draw(st.sampled_from(["coco", "flickr30k", "none"])),
             image_norm=draw(st.booleans()),
             similarity=draw(st.sampled_from(["cosine", "order"])),
@@ -69,6 +76,7 @@ def configs(draw: st.DrawFn) -> Config:
             learning_rate_drop=sorted(drops),
             seed=draw(st.integers(0, 2**31)),
             precision=draw(st.sampled_from(["fp32", "bf16"])),
+            drop_regions=draw(st.floats(0, 1)),
         ),
     )
 
@@ -164,6 +172,7 @@ def test_an_ill_typed_field_is_named(tmp_path: Path, field: str, text: str) -> N
         ("[loss]\nnegatives = 'hard'", "hardest, all"),
         ("[model]\nkind = 'vse'", "vsrn, scan"),
         ("[model.scan]\naggregation = 'avg'", "logsumexp, mean, max, sum"),
+        ("[data]\nregion_order = 'random'", "stored, reversed, shuffled"),
     ],
 )
 def test_a_word_that_is_no_choice_is_answered_by_the_choices(tmp_path: Path, text: str, choices: str) -> None:
@@ -194,6 +203,8 @@ CONTRADICTIONS = {
     "model.scan is read by": "[model.scan]\naggregation = 'mean'",
     "model.scan.inverse_temperature": "[model]\nkind = 'scan'\n[model.scan]\ninverse_temperature = 0.0",
     "model.scan.logsumexp_factor": "[model]\nkind = 'scan'\n[model.scan]\nlogsumexp_factor = inf",
+    "train.drop_regions": "[train]\ndrop_regions = -0.1",
+    "train.drop_regions must": "[train]\ndrop_regions = 1.5",
     "data.min_count": "[data]\nmin_count = 0",
     "train.learning_rate_drop must be rising": "[train]\nlearning_rate_drop = [20, 10]",
     "train.learning_rate_drop must be rising epochs": "[train]\nlearning_rate_drop = [10, 10]",

@@ -25,6 +25,7 @@ ORDER = [
     "vsrn.regions.store",
     "vsrn.regions.growing",
     "vsrn.regions.kept",
+    "vsrn.regions.order",
     "vsrn.splits",
     "vsrn.metrics",
     "vsrn.inference.onnx",

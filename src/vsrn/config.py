@@ -18,6 +18,8 @@ import tomli_w
 
 from vsrn.errors import ConfigError
 
+RegionOrder = Literal["stored", "reversed", "shuffled"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -36,6 +38,9 @@ class DataConfig:
     """Vocabulary file from `vsrn vocab`; empty builds one from the captions learned from."""
     min_count: int = 4
     """A word seen less often than this in those captions becomes <unk>."""
+    region_order: RegionOrder = "stored"
+    """Order in which the model reads an image's regions, wherever it reads any: in training, validation,
+    evaluation and use. `shuffled` is a random order of each image that never changes."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,15 @@ class ModelConfig:
     """Size of the caption encoder's word embedding."""
     caption_layers: int = 1
     """GRU layers of the caption encoder."""
+    caption_bidirectional: bool = False
+    """Whether the caption encoder reads in both directions, whose states are averaged."""
+    caption_aggregator: Literal["last", "gpo"] = "last"
+    """How words become one vector: the state after the last, or VSE-infinity's generalised pooling."""
     reasoning_layers: int = 4
     """Graph convolutions over the regions; 0 leaves region relationship reasoning out."""
-    aggregator: Literal["gru", "mean"] = "gru"
-    """How regions become one vector: global semantic reasoning, or their mean as in VSE++."""
+    aggregator: Literal["gru", "mean", "gpo"] = "gru"
+    """How regions become one vector: global semantic reasoning, their mean as in VSE++, or VSE-infinity's
+    generalised pooling."""
     normalisation: Literal["coco", "flickr30k", "none"] = "coco"
     """Which of the paper's two normalisations the image path has."""
     image_norm: bool = True
@@ -132,6 +142,9 @@ class TrainConfig:
     """Epochs after which the learning rate is divided by 10."""
     gradient_clip: float = 2.0
     """Largest global norm of the gradient; 0 does not clip."""
+    drop_regions: float = 0.0
+    """In training, each image leaves out regions at random, by a probability that it draws between 0 and this;
+    0 keeps all. VSE-infinity has 0.2."""
     validate_every: int = 500
     """Steps between validations; 0 validates after every epoch."""
     seed: int = 0
@@ -210,6 +223,7 @@ def check_config(config: Config, where: str = "the config") -> None:
         (train.epochs >= 1, "train.epochs must be 1 or more"),
         (0 < train.learning_rate < math.inf, "train.learning_rate must be above 0"),
         (train.gradient_clip >= 0, "train.gradient_clip must be 0 or more"),
+        (0 <= train.drop_regions <= 1, "train.drop_regions must be a share between 0 and 1"),
         (train.validate_every >= 0, "train.validate_every must be 0 or more"),
         (config.data.min_count >= 1, "data.min_count must be 1 or more"),
         (
@@ -229,7 +243,10 @@ def check_config(config: Config, where: str = "the config") -> None:
 
 # Fields that one kind of model reads and the others do not.
 _OWN_FIELDS = {
-    "vsrn": ("reasoning_layers", "aggregator", "normalisation", "image_norm", "absolute", "similarity", "captioner"),
+    "vsrn": (
+        *("caption_bidirectional", "caption_aggregator", "reasoning_layers", "aggregator", "normalisation"),
+        *("image_norm", "absolute", "similarity", "captioner"),
+    ),
     "scan": ("scan",),
 }
 

@@ -7,12 +7,14 @@ The precomputed layout of the field (docs/data-formats.md): beside a region stor
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from vsrn.config import RegionOrder
 from vsrn.errors import DataError
+from vsrn.regions.order import in_order
 from vsrn.regions.store import FloatArray, IntArray, RegionStore, open_region_store, read_lines
 
 
@@ -23,12 +25,14 @@ class Split:
     rows              (num_images,) row of each image in the region store
     captions          one string per caption
     image_of_caption  (num_captions,) which of this split's images a caption belongs to
+    region_order      order in which an image's regions are read
     """
 
     regions: RegionStore
     rows: IntArray
     captions: list[str]
     image_of_caption: IntArray
+    region_order: RegionOrder = "stored"
 
     @property
     def name(self) -> str:
@@ -48,15 +52,20 @@ class Split:
     def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
         """(B,) images of this split -> (B, N, F) features, and (B,) real regions of each or None."""
         rows = self.rows[images]
-        return self.regions.read(rows), self.regions.read_counts(rows)
+        counts = self.regions.read_counts(rows)
+        return in_order(self.regions.read(rows), counts, self.region_order), counts
+
+    def in_order(self, order: RegionOrder) -> Split:
+        """The split with the regions of its images read in this order, whatever order they were read in before."""
+        return replace(self, region_order=order)
 
     def only(self, images: IntArray) -> Split:
         """The split reduced to these images, in this order, with their captions."""
         place = np.full(self.num_images, -1)
         place[images] = np.arange(len(images))
         kept = np.flatnonzero(place[self.image_of_caption] >= 0)
-        return Split(
-            regions=self.regions,
+        return replace(
+            self,
             rows=self.rows[images],
             captions=[self.captions[caption] for caption in kept],
             image_of_caption=place[self.image_of_caption[kept]],

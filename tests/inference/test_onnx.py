@@ -23,6 +23,7 @@ from vsrn.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.cli import main
 from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.errors import CheckpointError, ConfigError, DataError
+from vsrn.inference import exportable
 from vsrn.inference.captioning import CAPTIONER_FILE
 from vsrn.inference.encoder import Encoder
 from vsrn.inference.export import export_onnx, model_fingerprint
@@ -52,6 +53,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "absolute": {"absolute": True, "similarity": "order"},
     "two caption layers": {"caption_layers": 2, "reasoning_layers": 0},
     "absolute, two caption layers": {"absolute": True, "caption_layers": 2, "image_norm": False},
+    "generalised pooling": {"aggregator": "gpo", "caption_aggregator": "gpo", "normalisation": "flickr30k"},
+    "VSE-infinity": {
+        **{"aggregator": "gpo", "normalisation": "none", "reasoning_layers": 0},
+        **{"caption_aggregator": "gpo", "caption_bidirectional": True},
+    },
+    "both ways": {"caption_bidirectional": True, "reasoning_layers": 0},
+    "both ways, two layers": {"caption_bidirectional": True, "caption_layers": 2, "reasoning_layers": 0},
+    "pooled, both ways, two layers": {
+        **{"caption_bidirectional": True, "caption_layers": 2, "caption_aggregator": "gpo", "aggregator": "mean"},
+    },
     "captioner": {"captioner": CaptionerConfig(hidden_dim=8, word_dim=4)},
 }
 GOLDEN = ["coco", "f30k", "options", "order"]
@@ -510,7 +521,7 @@ def test_a_model_of_another_make_is_refused(tmp_path: Path) -> None:
 
 def test_an_export_that_does_not_repeat_the_model_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What a frozen time axis does: right where the traced caption ended.
-    monkeypatch.setattr(exporting, "_state_at", lambda states, places: states[:, -1] + 0 * places[:, None])
+    monkeypatch.setattr(exportable, "_state_at", lambda states, places: states[:, -1] + 0 * places[:, None])
     with pytest.raises(CheckpointError, match="its encoders and the exported ones differ"):
         export_onnx(small_model(), tmp_path / "exported")
     assert not list(tmp_path.iterdir())

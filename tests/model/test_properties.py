@@ -26,7 +26,7 @@ from vsrn.model.vsrn import VSRN
 B, N, F, D, V = 4, 6, 5, 7, 23
 COUNTS = torch.tensor([6, 3, 1, 4])
 NORMALISATIONS = ["coco", "flickr30k", "none"]
-AGGREGATORS = ["gru", "mean"]
+AGGREGATORS = ["gru", "mean", "gpo"]
 CELLS = ["gru", "lstm"]
 
 

@@ -57,9 +57,19 @@ def take_steps(config: Config, folder: Path, processes: int) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("normalisation", ["flickr30k", "coco"])
-def test_two_processes_take_the_same_steps_as_one(config: Config, tmp_path: Path, normalisation: Any) -> None:
-    config = replace(config, model=replace(config.model, normalisation=normalisation))
+@pytest.mark.parametrize(
+    ("fields", "dropped"),
+    [
+        ({"normalisation": "flickr30k"}, 0.0),
+        ({"normalisation": "coco"}, 0.0),
+        ({"aggregator": "gpo", "caption_aggregator": "gpo", "caption_bidirectional": True}, 0.6),
+    ],
+    ids=["flickr30k", "coco", "VSE-infinity's pooling and dropping"],
+)
+def test_two_processes_take_the_same_steps_as_one(
+    config: Config, tmp_path: Path, fields: dict[str, Any], dropped: float
+) -> None:
+    config = replace(config, model=replace(config.model, **fields), train=replace(config.train, drop_regions=dropped))
     one, two = take_steps(config, tmp_path, 1), take_steps(config, tmp_path, 2)
     for alone, shared in zip(one["steps"], two["steps"], strict=True):
         torch.testing.assert_close(shared["losses"], alone["losses"], rtol=1e-5, atol=0)

@@ -98,6 +98,14 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert [row.get("validation") for row in read_log(one)] == [row.get("validation") for row in read_log(other)]
 
 
+def test_a_run_that_drops_regions_and_is_cut_equals_the_unbroken_one(config: Config, tmp_path: Path) -> None:
+    config = replace(config, train=replace(config.train, drop_regions=0.6))
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "cut", stop_after=5)
+    train(config, tmp_path / "cut", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("cuts", [[1], [5], [7], [3, 4, 11], [19]])
 def test_a_run_cut_in_pieces_equals_the_unbroken_one(

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vsrn.config import RegionOrder
+from vsrn.regions.order import at_places, reading_places
 from vsrn.regions.store import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -54,9 +56,14 @@ class WritesCaptions(ABC):
     def photo_regions(self, photos: Sequence[Path | str]) -> Iterator[RegionBatch]:
         """Photo files -> features and counts, a batch at a time. Raises what `encode_images` raises."""
 
+    @property
+    @abstractmethod
+    def region_order(self) -> RegionOrder:
+        """The order in which the model reads an image's regions."""
+
     @abstractmethod
     def reasoned_regions(self, features: FloatArray, counts: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
-        """(B, N, F) features, (B,) counts -> (B, D) embeddings and (B, N, D) float32 reasoned regions."""
+        """(B, N, F) features, (B,) counts -> (B, D) embeddings and (B, N, D) float32 reasoned ones, place by place."""
 
     def caption(self, photo: Path | str, beam: int = DEFAULT_BEAM) -> str:
         """A sentence for one photo file; see `caption_images`."""
@@ -86,7 +93,10 @@ class WritesCaptions(ABC):
         for first in range(0, len(features), IMAGES_AT_ONCE):
             batch = slice(first, first + IMAGES_AT_ONCE)
             real = None if counts is None else counts[batch]
-            written += writer.write(self.reasoned_regions(features[batch], real)[1], real, beam)
+            reasoned = self.reasoned_regions(features[batch], real)[1]
+            # The captioner's encoder reads the regions one after the other, too.
+            places = reading_places(features[batch], real, self.region_order)
+            written += writer.write(at_places(reasoned, places), real, beam)
         return written
 
     def write_photo_captions(self, photos: Sequence[Path | str], beam: int = DEFAULT_BEAM) -> Iterator[WrittenCaption]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vsrn.captions.vocabulary import Vocabulary
+from vsrn.config import RegionOrder
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.inference.captioning import CaptionWriter
 from vsrn.inference.captions import NO_CAPTIONER, RegionBatch, WritesCaptions
@@ -20,9 +21,10 @@ from vsrn.inference.explanation import ExplainView, Explanation
 from vsrn.inference.folding import fold
 from vsrn.inference.photos import explain_photo, learned_extractor, regions_of
 from vsrn.inference.prefixes import last_states
-from vsrn.model.caption_encoder import CaptionEncoder
+from vsrn.model.caption_encoder import CaptionEncoder, pad_tokens
 from vsrn.model.image_encoder import EncodedImages, ImageEncoder
 from vsrn.model.weights import StoredModel, read_model
+from vsrn.regions.order import at_places, back_in_place, in_order, reading_places
 from vsrn.regions.store import FloatArray, IntArray
 from vsrn.splits import Split
 
@@ -30,6 +32,8 @@ Precision = Literal["fp32", "bf16"]
 
 IMAGES_PER_BATCH = 128
 CAPTIONS_PER_BATCH = 4096
+# Where every word's state is kept, of captions of about one length.
+PADDED_CAPTIONS_PER_BATCH = 256
 
 
 def pick_device(name: str) -> torch.device:
@@ -64,6 +68,11 @@ class Encoder(WritesCaptions):
         """How an image and a caption embedding are compared: "cosine" or "order"."""
         return self.model.config.similarity
 
+    @property
+    def region_order(self) -> RegionOrder:
+        """The order in which the model reads an image's regions."""
+        return self.stored.config.data.region_order
+
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto", precision: Precision = "fp32") -> Encoder:
         """Load a run or a converted model. Raises `CheckpointError` where it cannot be used.
@@ -78,14 +87,17 @@ class Encoder(WritesCaptions):
 
     def encode_regions(self, features: FloatArray, counts: IntArray | None = None) -> FloatArray:
         """(B, N, F) region features, (B,) real regions of each or None for all -> (B, D) float32."""
+        ordered = in_order(features, counts, self.region_order)
         with torch.inference_mode():
-            return _encode_regions(self.image_encoder, features, counts)
+            return _encode_regions(self.image_encoder, ordered, counts)
 
     def reasoned_regions(self, features: FloatArray, counts: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
-        """The same -> (B, D) float32 embeddings and (B, N, D) float32 what entered the aggregator."""
+        """The same -> (B, D) float32 embeddings and (B, N, D) float32 what entered the aggregator, of each region."""
+        places = reading_places(features, counts, self.region_order)
         with torch.inference_mode():
-            encoded = _encode(self.image_encoder, features, counts)
-            return encoded.embeddings.float().cpu().numpy(), encoded.reasoned_regions.float().cpu().numpy()
+            encoded = _encode(self.image_encoder, at_places(features, places), counts)
+            regions = back_in_place(encoded.reasoned_regions.float().cpu().numpy(), places)
+            return encoded.embeddings.float().cpu().numpy(), regions
 
     def explain(self, photo: Path | str, sentence: str, view: ExplainView = "sentence") -> Explanation:
         """Which regions of a photo file earned its match with a sentence, or made its embedding (view "image").
@@ -121,6 +133,7 @@ class Encoder(WritesCaptions):
         Raises `DataError` where the split's regions are not what the model learned from.
         """
         self.stored.refuse_other_regions(split.regions)
+        split = split.in_order(self.region_order)
         encoder, vocabulary = self.model.caption_encoder, self.stored.vocabulary
         return EncodedVectors(
             images=encode_images(self.image_encoder, split, advance),
@@ -157,14 +170,30 @@ def encode_tokens(
     advance: Advance = lambda _: None,
     dtype: torch.dtype | None = None,
 ) -> FloatArray:
-    """Token ids of each caption -> (num_captions, D) float32; what begins alike is read once."""
-    # As in a dictionary, so that captions which begin alike fall into the same batch.
-    order = np.array(sorted(range(len(tokens)), key=lambda place: tokens[place].tolist()), dtype=np.int64)
+    """Token ids of each caption -> (num_captions, D) float32; what begins alike is read once where that is enough."""
     embeddings = np.empty((len(tokens), encoder.config.joint_dim), dtype=np.float32)
-    for places in _batches(order, CAPTIONS_PER_BATCH):
-        states = last_states(encoder.gru, encoder.embedding, [tokens[p] for p in places], dtype)
-        embeddings[places] = encoder.embed(states).cpu()
+    if encoder.reads_forwards_only:
+        # As in a dictionary, so that captions which begin alike fall into the same batch.
+        order, size = sorted(range(len(tokens)), key=lambda place: tokens[place].tolist()), CAPTIONS_PER_BATCH
+    else:
+        order, size = sorted(range(len(tokens)), key=lambda place: len(tokens[place])), PADDED_CAPTIONS_PER_BATCH
+    for places in _batches(np.array(order, dtype=np.int64), size):
+        batch = [tokens[place] for place in places]
+        if encoder.reads_forwards_only:
+            encoded = encoder.embed(last_states(encoder.gru, encoder.embedding, batch, dtype))
+        else:
+            encoded = _encode_padded(encoder, batch, dtype)
+        embeddings[places] = encoded.float().cpu()
         advance(len(places))
+    return embeddings
+
+
+def _encode_padded(encoder: CaptionEncoder, tokens: Sequence[IntArray], dtype: torch.dtype | None) -> torch.Tensor:
+    """Captions read from both ends, or pooled over all their words, share no prefixes: (num_captions, D)."""
+    padded, lengths = pad_tokens(tokens)
+    device = _device_of(encoder)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        embeddings: torch.Tensor = encoder(padded.to(device), lengths)
     return embeddings
 
 

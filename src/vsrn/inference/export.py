@@ -25,7 +25,7 @@ from vsrn.config import config_to_toml
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.files import new_folder, write_atomically
 from vsrn.inference.captioning import write_captioner
-from vsrn.inference.folding import fold
+from vsrn.inference.exportable import ExportableCaptions, ExportableImages
 from vsrn.inference.onnx import (
     CAPTION_FILE,
     CONFIG_FILE,
@@ -41,9 +41,9 @@ from vsrn.inference.onnx import (
 )
 from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.reasoning import GlobalSemanticReasoning
 from vsrn.model.weights import StoredModel, write_model
 from vsrn.regions.kept import carry_weights
+from vsrn.regions.order import at_places, back_in_place, reading_places
 
 OPSET = 17
 # Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
@@ -52,51 +52,6 @@ TOLERANCE = 1e-4
 LEAST_COSINE = {"fp16": 0.9999, "int8": 0.9}
 # An ONNX file is one protocol buffer, which cannot be larger; a little is left for the graph.
 MOST_BYTES = 2**31 - 2**24
-
-
-class ExportableImages(nn.Module):
-    """Features and counts -> embeddings and reasoned regions: the image encoder, folded, as ONNX can say it."""
-
-    def __init__(self, encoder: ImageEncoder) -> None:
-        super().__init__()
-        self.encoder = fold(encoder)
-        if isinstance(self.encoder.aggregator, GlobalSemanticReasoning):
-            self.encoder.aggregator = _LastRegion(self.encoder.aggregator.gru)  # type: ignore[assignment]
-
-    def forward(self, features: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, N, F) features, (B,) real regions of each -> (B, D), (B, N, D)."""
-        encoded = self.encoder(features, counts)
-        return encoded.embeddings, encoded.reasoned_regions
-
-
-class ExportableCaptions(nn.Module):
-    """Tokens and lengths -> embeddings: the caption encoder, reading past the end instead of packing."""
-
-    def __init__(self, encoder: CaptionEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(B, T) token ids, (B,) real tokens of each -> (B, D)."""
-        states, _ = self.encoder.gru(self.encoder.embedding(tokens))
-        return self.encoder.embed(_state_at(states, lengths - 1))
-
-
-class _LastRegion(nn.Module):
-    """`GlobalSemanticReasoning` on masked regions, without indexing by tensors."""
-
-    def __init__(self, gru: nn.GRU) -> None:
-        super().__init__()
-        self.gru = gru
-
-    def forward(self, regions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        states, _ = self.gru(regions)
-        return _state_at(states, mask.sum(dim=1) - 1)
-
-
-def _state_at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """(B, T, D) states, (B,) places -> (B, D). A GRU reads forwards: what follows a place cannot change its state."""
-    return states.gather(1, places[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
 
 
 def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = "fp32") -> ExportInfo:
@@ -298,10 +253,13 @@ def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: C
     # Of a single region, channels normalised over the regions keep their sign alone, which rounding may turn.
     regions = _example_regions(exported.info.feature_dim, images=5, regions=20, fewest=1 if least is None else 10)
     tokens = _example_tokens(len(exported.vocabulary), captions=5, tokens=23)
-    encoded = images(**regions)
-    by_torch = encoded.embeddings.numpy(), encoded.reasoned_regions.numpy(), captions(**tokens).numpy()
+    features, counts = regions["features"].numpy(), regions["counts"].numpy()
+    places = reading_places(features, counts, exported.region_order)
+    encoded = images(torch.from_numpy(at_places(features, places)), regions["counts"])
+    reasoned = back_in_place(encoded.reasoned_regions.numpy(), places)
+    by_torch = encoded.embeddings.numpy(), reasoned, captions(**tokens).numpy()
     by_onnx = (
-        *exported.reasoned_regions(regions["features"].numpy(), regions["counts"].numpy()),
+        *exported.reasoned_regions(features, counts),
         exported.encode_tokens(tokens["tokens"].numpy(), tokens["lengths"].numpy()),
     )
     for ours, models in zip(by_onnx, by_torch, strict=True):

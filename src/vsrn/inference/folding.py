@@ -73,5 +73,5 @@ def fold(encoder: ImageEncoder, dtype: torch.dtype | None = None) -> ImageEncode
     if dtype is not None:
         folded.projection.to(dtype)
         if isinstance(folded.aggregator, GlobalSemanticReasoning):
-            folded.aggregator = FoldedGlobalReasoning(folded.aggregator, dtype)  # type: ignore[assignment]
+            folded.aggregator = FoldedGlobalReasoning(folded.aggregator, dtype)
     return folded.eval()

@@ -24,9 +24,10 @@ import numpy.typing as npt
 import onnxruntime
 
 from vsrn.captions.vocabulary import PAD, Vocabulary, read_vocabulary
-from vsrn.config import Config, read_config
+from vsrn.config import Config, RegionOrder, read_config
 from vsrn.errors import CheckpointError, ConfigError, DataError, VocabularyError
 from vsrn.regions.kept import kept_weights
+from vsrn.regions.order import at_places, back_in_place, in_order, reading_places
 from vsrn.regions.store import FloatArray, IntArray, StoreInfo
 
 IMAGE_FILE = "image_encoder.onnx"
@@ -121,6 +122,11 @@ class OnnxEncoder:
         return self.config.model.similarity
 
     @property
+    def region_order(self) -> RegionOrder:
+        """The order in which the model reads an image's regions."""
+        return self.config.data.region_order
+
+    @property
     def learned_from(self) -> StoreInfo:
         """Which extractor made the regions that the model learned from; empty where nobody recorded it."""
         return StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
@@ -157,6 +163,7 @@ class OnnxEncoder:
         Raises `DataError` where the regions are not of the size that the model reads.
         """
         features, counts = self._fitting(features, counts)
+        features = in_order(features, counts, self.region_order)
         embeddings = np.empty((len(features), self.info.joint_dim), dtype=np.float32)
         for places in _batches(np.arange(len(features)), IMAGES_PER_BATCH):
             inputs = _region_inputs(features[places], counts[places])
@@ -176,9 +183,10 @@ class OnnxEncoder:
                 f"{self.folder / IMAGE_FILE} gives embeddings only, being from an earlier version of vsrn; export the"
                 " model again, and index with that export where this one is an index's own."
             )
-        inputs = _region_inputs(features, counts)
+        places = reading_places(features, counts, self.region_order)
+        inputs = _region_inputs(at_places(features, places), counts)
         embeddings, regions = self._run(session, IMAGE_FILE, inputs, (EMBEDDINGS, REGIONS))
-        return embeddings, regions
+        return embeddings, back_in_place(regions, places)
 
     def _fitting(self, features: FloatArray, counts: IntArray | None) -> tuple[FloatArray, IntArray]:
         """Features and counts that the encoder can read. Raises `DataError` where they are not."""

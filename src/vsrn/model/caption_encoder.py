@@ -1,4 +1,4 @@
-"""Token ids to one embedding a caption (section 3.4)."""
+"""Token ids to one embedding a caption (section 3.4; with generalised pooling, VSE-infinity's)."""
 
 from __future__ import annotations
 
@@ -8,32 +8,60 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.captions.vocabulary import PAD
 from vsrn.config import ModelConfig
-from vsrn.model.numerics import l2_normalise
+from vsrn.model.numerics import l2_normalise, widen
+from vsrn.model.pooling import GeneralisedPooling
 
 
 class CaptionEncoder(nn.Module):
-    """Word embedding, one-directional GRU, state at the last real token, unit length."""
+    """Word embedding, GRU, state at the last real token, unit length.
+
+    As the config asks, the GRU reads in both directions, whose states are averaged (the last state is then the mean of
+    each direction's own last), and all its states are pooled instead of taking the last.
+    """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(vocabulary_size, config.word_dim)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        self.gru = nn.GRU(config.word_dim, config.joint_dim, config.caption_layers, batch_first=True)
+        self.gru = nn.GRU(
+            config.word_dim,
+            config.joint_dim,
+            config.caption_layers,
+            batch_first=True,
+            bidirectional=config.caption_bidirectional,
+        )
+        self.aggregator = GeneralisedPooling() if config.caption_aggregator == "gpo" else None
+
+    @property
+    def reads_forwards_only(self) -> bool:
+        """Whether an embedding is a GRU's state after a prefix of the caption: the whole of it."""
+        return self.aggregator is None and not self.gru.bidirectional
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, D)."""
         packed = pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False)
-        _, last = self.gru(packed)
-        return self.embed(last[-1])
+        states, last = self.gru(packed)
+        if self.aggregator is None:
+            return self.embed(widen(last[-2:]).mean(dim=0) if self.gru.bidirectional else last[-1])
+        words, _ = pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        return self.embed(self.aggregator(self.mean_of_directions(words), mask.to(words.device)))
 
-    def embed(self, last: torch.Tensor) -> torch.Tensor:
-        """(B, D) states at the last real token -> (B, D) embeddings."""
-        embeddings = l2_normalise(last)
+    def mean_of_directions(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, T, D or 2D) the GRU's outputs -> (B, T, D)."""
+        if not self.gru.bidirectional:
+            return states
+        ahead, back = widen(states).chunk(2, dim=-1)
+        return (ahead + back) / 2
+
+    def embed(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, D) last or pooled states -> (B, D) embeddings."""
+        embeddings = l2_normalise(pooled)
         return embeddings.abs() if self.config.absolute else embeddings
 
 

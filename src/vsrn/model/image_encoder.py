@@ -9,6 +9,7 @@ from torch import nn
 
 from vsrn.config import ModelConfig
 from vsrn.model.numerics import l2_normalise, widen
+from vsrn.model.pooling import GeneralisedPooling
 from vsrn.model.reasoning import (
     GlobalSemanticReasoning,
     MeanPooling,
@@ -45,7 +46,7 @@ class ImageEncoder(nn.Module):
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
         self.reasoning = nn.ModuleList(RegionRelationshipReasoning(dim) for _ in range(config.reasoning_layers))
-        self.aggregator = GlobalSemanticReasoning(dim) if config.aggregator == "gru" else MeanPooling()
+        self.aggregator = _aggregator(config)
         self.norm = nn.BatchNorm1d(dim) if config.normalisation == "flickr30k" else None
 
     def forward(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> EncodedImages:
@@ -68,3 +69,10 @@ class ImageEncoder(nn.Module):
         if self.config.absolute:
             embeddings = embeddings.abs()
         return EncodedImages(embeddings, regions)
+
+
+def _aggregator(config: ModelConfig) -> nn.Module:
+    """(B, N, D) regions and their (B, N) mask or None -> (B, D), as the config asks for it."""
+    if config.aggregator == "gru":
+        return GlobalSemanticReasoning(config.joint_dim)
+    return GeneralisedPooling() if config.aggregator == "gpo" else MeanPooling()

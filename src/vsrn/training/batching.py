@@ -11,8 +11,12 @@ import torch
 from vsrn.captions.vocabulary import Vocabulary
 from vsrn.errors import ConfigError
 from vsrn.model.caption_encoder import pad_tokens
-from vsrn.regions.store import IntArray
+from vsrn.regions.store import FloatArray, IntArray
 from vsrn.splits import Split
+from vsrn.training.dropping import draw_margins, drop_regions
+
+# Sets what is dropped apart from the order of captions, which has the same seed and epoch.
+_DROPPING = 1
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,23 @@ class Batch:
 class TrainingBatches:
     """All captions of a split in a new random order every epoch.
 
-    The order depends on the seed and the epoch alone, so any step of any epoch can be found again.
+    The order depends on the seed and the epoch alone, so any step of any epoch can be found again, and with it the
+    regions that it drops (`train.drop_regions`).
     The last captions of an epoch that fill no batch are left out of it, as a smaller batch would have
     fewer negatives; every epoch leaves out others. Of `processes` that train together, each takes its share
     of every batch.
     """
 
     def __init__(
-        self, split: Split, vocabulary: Vocabulary, batch_size: int, seed: int, *, rank: int = 0, processes: int = 1
+        self,
+        split: Split,
+        vocabulary: Vocabulary,
+        batch_size: int,
+        seed: int,
+        *,
+        dropped: float = 0.0,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self.split = split
         encoded = [np.array(vocabulary.encode(caption), dtype=np.int32) for caption in split.captions]
@@ -58,7 +71,7 @@ class TrainingBatches:
         self.tokens = np.concatenate(encoded)
         self.starts = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])])
         self.batch_size = min(batch_size, len(encoded))
-        self.seed, self.rank, self.processes = seed, rank, processes
+        self.seed, self.dropped, self.rank, self.processes = seed, dropped, rank, processes
         if self.batch_size % processes:
             raise ConfigError(
                 f"train.batch_size {self.batch_size} does not divide among {processes} processes; choose a multiple."
@@ -72,14 +85,26 @@ class TrainingBatches:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches of an epoch (from 0), from one of its steps on."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.split.captions))
+        share = np.split(np.arange(self.batch_size), self.processes)[self.rank]
         for step in range(first_step, self.steps_per_epoch):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self._batch(np.split(batch, self.processes)[self.rank])
+            margins = self._margins(epoch, step)
+            yield self._batch(batch[share], None if margins is None else margins[share])
 
-    def _batch(self, captions: IntArray) -> Batch:
+    def _margins(self, epoch: int, step: int) -> FloatArray | None:
+        """What decides which regions each image of a batch drops, the same however many processes share the batch."""
+        if not self.dropped:
+            return None
+        seed = (self.seed, epoch, step, _DROPPING)
+        return draw_margins(self.batch_size, self.split.regions.num_regions, self.dropped, seed)
+
+    def _batch(self, captions: IntArray, margins: FloatArray | None) -> Batch:
         lengths = self.starts[captions + 1] - self.starts[captions]
-        captions = captions[np.argsort(-lengths, kind="stable")]
+        longest_first = np.argsort(-lengths, kind="stable")
+        captions = captions[longest_first]
         features, counts = self.split.read_images(self.split.image_of_caption[captions])
+        if margins is not None:
+            features, counts = drop_regions(features, counts, margins[longest_first])
         tokens, lengths_tensor = pad_tokens([self.tokens[self.starts[c] : self.starts[c + 1]] for c in captions])
         return Batch(
             features=torch.from_numpy(features),

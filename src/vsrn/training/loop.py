@@ -78,6 +78,7 @@ class Trainer:
             prepared.vocabulary,
             train.batch_size,
             train.seed,
+            dropped=train.drop_regions,
             rank=distributed.rank(),
             processes=distributed.world_size(),
         )

@@ -84,10 +84,10 @@ def open_training_splits(config: Config) -> tuple[Split, Split]:
     data = config.data
     if not data.path:
         raise ConfigError("data.path is not set: name the folder of a region store with captions.")
-    train = open_split(data.path, data.train)
+    train = open_split(data.path, data.train).in_order(data.region_order)
     if data.held_out:
         return hold_out(train, Path(data.held_out))
-    validation = open_split(data.path, data.validation)
+    validation = open_split(data.path, data.validation).in_order(data.region_order)
     _refuse_two_extractors(train.regions, validation.regions)
     return train, validation
 
