@@ -272,12 +272,12 @@ def bootstrap_intervals(
     """
     generator = np.random.default_rng(seed)
     drawn = [
-        _resampled_recalls(ranks, owners, _draws(len(ranks.image_to_text), samples, generator))
+        _resampled_recalls(ranks, owners, draw_images(len(ranks.image_to_text), samples, generator))
         for ranks, owners in folds
     ]
     recalls = {name: np.mean([fold[name] for fold in drawn], axis=0) for name in drawn[0]}
     recalls["rsum"] = np.sum(list(recalls.values()), axis=0)
-    return {name: _percentiles(values) for name, values in recalls.items()}
+    return {name: percentile_interval(values) for name, values in recalls.items()}
 
 
 def rsum_difference(
@@ -297,9 +297,9 @@ def rsum_difference(
 
     num_images = len(ours[0].image_to_text)
     as_it_is = np.ones((1, num_images), dtype=np.int64)
-    draws = _draws(num_images, samples, np.random.default_rng(seed))
+    draws = draw_images(num_images, samples, np.random.default_rng(seed))
     difference = rsums(ours, as_it_is) - rsums(theirs, as_it_is)
-    return float(difference[0]), _percentiles(rsums(ours, draws) - rsums(theirs, draws))
+    return float(difference[0]), percentile_interval(rsums(ours, draws) - rsums(theirs, draws))
 
 
 def refuse_nan(similarities: FloatArray) -> None:
@@ -337,7 +337,7 @@ def _order_similarities(images: FloatArray, captions: FloatArray) -> FloatArray:
     return np.stack(rows)
 
 
-def _draws(num_images: int, samples: int, generator: np.random.Generator) -> IntArray:
+def draw_images(num_images: int, samples: int, generator: np.random.Generator) -> IntArray:
     """(samples, num_images) how often each image is in a sample of as many images, drawn with replacement."""
     return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
 
@@ -356,6 +356,6 @@ def _resampled_recalls(ranks: Ranks, image_of_caption: IntArray, draws: IntArray
     return recalls
 
 
-def _percentiles(values: FloatArray) -> Interval:
+def percentile_interval(values: FloatArray) -> Interval:
     low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(low), float(high))

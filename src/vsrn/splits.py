@@ -49,6 +49,13 @@ class Split:
         ids = self.regions.ids
         return [ids[row] if ids else str(row) for row in self.rows]
 
+    def captions_by_image(self) -> list[list[str]]:
+        """The captions of each image, in their order."""
+        grouped: list[list[str]] = [[] for _ in range(self.num_images)]
+        for image, caption in zip(self.image_of_caption, self.captions, strict=True):
+            grouped[image].append(caption)
+        return grouped
+
     def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
         """(B,) images of this split -> (B, N, F) features, and (B,) real regions of each or None."""
         rows = self.rows[images]

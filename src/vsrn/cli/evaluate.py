@@ -13,6 +13,7 @@ from vsrn.cli.options import Json, call, print_json
 from vsrn.cli.progress import progress_bar, say
 
 if TYPE_CHECKING:
+    from vsrn.evaluation.caption_scores import CaptionScores
     from vsrn.evaluation.evaluate import Judgement
     from vsrn.metrics import Ranks
 
@@ -26,6 +27,8 @@ def main(
     html: Path | None = None,
     photos: Path | None = None,
     ranks: Path | None = None,
+    captions: bool = False,
+    beam: int = 5,
     device: str = "auto",
     json: Json = False,
 ) -> int:
@@ -43,6 +46,8 @@ def main(
         html: Also write a report with example queries to this file.
         photos: Folder of the photos, for the pictures in the report.
         ranks: Also save the rank of every query, from 0, to this .npz file.
+        captions: Also write a caption for each image, and print BLEU-4 and CIDEr-D against the split's.
+        beam: Partial captions kept at every step, 1 to 100.
         device: cpu, cuda, mps, or auto for the best one there is.
         json: Print the result as JSON.
     """
@@ -52,13 +57,17 @@ def main(
         raise CheckpointError("name at least one run to evaluate, such as runs/flickr8k.")
     if photos is not None and html is None:
         raise ConfigError("--photos are for the report; add --html FILE.")
+    if captions and len(models) > 1:
+        raise ConfigError("--captions are those of one model; name one run.")
     from rich.console import Console
 
     from vsrn.evaluation.evaluate import evaluate
     from vsrn.evaluation.report import evaluation_table, write_html_report
+    from vsrn.evaluation.wording import caption_words
     from vsrn.training.log import read_log
 
     names = [str(model) for model in models]
+    scores = score_captions(models[0], data, split, beam, device) if captions else None
     judgement = judge(models, data, split, device)
     bar = progress_bar("comparing", unit="images")
     with bar.of(judgement.split.num_images):
@@ -72,10 +81,26 @@ def main(
         write_html_report(html, evaluation, photos=photos, history=read_log(models[0]))
         say(f"The report is {html}.")
     if json:
-        print_json(evaluation.to_json())
-    else:
-        Console().print(evaluation_table(evaluation))
+        written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
+        print_json(evaluation.to_json() | written)
+        return 0
+    Console().print(evaluation_table(evaluation))
+    if scores is not None:
+        print(f"Captions written with a beam of {beam}: {caption_words(scores)}")
     return 0
+
+
+def score_captions(model: Path, data: Path | None, split: str, beam: int, device: str) -> CaptionScores:
+    """Write a caption for each image of a split and score them, drawing the progress."""
+    from vsrn.evaluation.caption_scores import caption_scores
+    from vsrn.evaluation.evaluate import write_captions
+    from vsrn.inference.encoder import Encoder
+    from vsrn.splits import open_split
+
+    encoder = Encoder.load(model, device)
+    opened = open_split(data or encoder.stored.config.data.path, split)
+    with progress_bar("captioning", unit="images").of(opened.num_images) as bar:
+        return caption_scores(write_captions(encoder, opened, beam, bar.advance), opened.captions_by_image())
 
 
 def judge(models: Sequence[Path], data: Path | None, split: str, device: str) -> Judgement:

@@ -9,7 +9,9 @@ import numpy.typing as npt
 
 from vsrn.errors import ConfigError
 from vsrn.evaluation.result import Evaluation, Example, Match
+from vsrn.inference.captions import DEFAULT_BEAM, IMAGES_AT_ONCE
 from vsrn.inference.encoded import EVERY, Advance, EncodedSplit, SplitEncoder, encoded_blocks
+from vsrn.inference.encoder import Encoder
 from vsrn.metrics import (
     FloatArray,
     IntArray,
@@ -99,6 +101,24 @@ def evaluate(
         image_to_text=np.concatenate([ranks.image_to_text for ranks, _ in folds]),
         text_to_image=np.concatenate([ranks.text_to_image for ranks, _ in folds]),
     )
+
+
+def write_captions(
+    encoder: Encoder, split: Split, beam: int = DEFAULT_BEAM, advance: Advance = lambda _: None
+) -> list[str]:
+    """A caption for each image of a split, in their order; `advance` hears of each finished batch.
+
+    Raises `CheckpointError` where the model has no captioner, and `DataError` where the split's regions are not what
+    it learned from.
+    """
+    encoder.stored.refuse_other_regions(split.regions)
+    written: list[str] = []
+    for first in range(0, split.num_images, IMAGES_AT_ONCE):
+        images = np.arange(first, min(first + IMAGES_AT_ONCE, split.num_images))
+        features, counts = split.read_images(images)
+        written += encoder.caption_regions(features, counts, beam)
+        advance(len(images))
+    return written
 
 
 def _examples(judgement: Judgement, number: int) -> list[Example]:

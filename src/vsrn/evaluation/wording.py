@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import re
 
+from vsrn.evaluation.caption_scores import CaptionScores
 from vsrn.evaluation.result import Evaluation
-from vsrn.metrics import FIVE_FOLD_IMAGES
+from vsrn.metrics import FIVE_FOLD_IMAGES, Interval
 
 DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 # Characters that HTML forbids, and lone surrogates, which have no UTF-8.
@@ -30,7 +31,17 @@ def count_words(evaluation: Evaluation) -> str:
 def interval_words(evaluation: Evaluation, name: str) -> str:
     """The 95% interval of a metric as `[31.5–37.1]`, or nothing where there is none."""
     interval = evaluation.intervals.get(name)
-    return f"[{_bound(interval.low)}–{_bound(interval.high)}]" if interval else ""
+    return _interval(interval) if interval else ""
+
+
+def caption_words(scores: CaptionScores) -> str:
+    """Both scores of written captions with their intervals.
+
+    >>> caption_words(CaptionScores(20.04, 101.6, {"bleu_4": Interval(18.9, 21.1), "cider_d": Interval(90.0, 112.5)}))
+    'BLEU-4 20.0 [18.9–21.1], CIDEr-D 101.6 [90.0–112.5]'
+    """
+    bleu_4 = metric_words(scores.bleu_4, _interval(scores.intervals["bleu_4"]))
+    return f"BLEU-4 {bleu_4}, CIDEr-D {metric_words(scores.cider_d, _interval(scores.intervals['cider_d']))}"
 
 
 def metric_words(value: float, interval: str) -> str:
@@ -40,6 +51,10 @@ def metric_words(value: float, interval: str) -> str:
     '34.2 [31.5–37.1]'
     """
     return f"{value:.1f} {interval}".rstrip()
+
+
+def _interval(interval: Interval) -> str:
+    return f"[{_bound(interval.low)}–{_bound(interval.high)}]"
 
 
 def _bound(percent: float) -> str:
