@@ -35,7 +35,7 @@ def main(
         run: A run, or a model made by `vsrn convert`.
         output: Folder to write the model to; it must not exist yet.
         onnx: Folder to write the ONNX encoders to; it must not exist yet.
-        half: Store the ONNX weights and the captioner's as float16: half the size, computed in float32 all the same.
+        half: Store all weights of the ONNX folder as float16: half the size, computed in float32 all the same.
         int8: Store the ONNX weights as bytes: a quarter of the size, a little less accurate.
         json: Print what was written as JSON.
     """

@@ -26,6 +26,7 @@ from vsrn.errors import CheckpointError, ConfigError
 from vsrn.files import new_folder, write_atomically
 from vsrn.inference.captioning import write_captioner
 from vsrn.inference.exportable import ExportableCaptions, ExportableImages
+from vsrn.inference.half_extractor import halve_extractor
 from vsrn.inference.onnx import (
     CAPTION_FILE,
     CONFIG_FILE,
@@ -42,6 +43,7 @@ from vsrn.inference.onnx import (
 from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.weights import StoredModel, write_model
+from vsrn.regions.grid import GridExtractor
 from vsrn.regions.kept import carry_weights
 from vsrn.regions.order import at_places, back_in_place, reading_places
 
@@ -81,7 +83,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
             dtype = torch.float32 if precision == "fp32" else torch.float16
             write_captioner(temporary, stored.model.captioner, info.model, dtype)
         if stored.extractor_weights is not None:
-            carry_weights(stored.extractor_weights, temporary)
+            info = _carry_extractor(stored.extractor_weights, temporary, info)
         write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
         _refuse_differences(OnnxEncoder.load(temporary, threads=1), images, captions)
     return info
@@ -157,6 +159,14 @@ def _info_of(stored: StoredModel, precision: StoredPrecision) -> ExportInfo:
         extractor=stored.regions.extractor,
         extractor_fingerprint=stored.regions.fingerprint,
     )
+
+
+def _carry_extractor(weights: Path, folder: Path, info: ExportInfo) -> ExportInfo:
+    """Give the folder its extractor's weights; as halves they are those of another, which is then named."""
+    if info.precision == "fp16" and info.extractor == GridExtractor.name:
+        return msgspec.structs.replace(info, extractor_fingerprint=halve_extractor(weights, folder))
+    carry_weights(weights, folder)
+    return info
 
 
 Example = dict[str, torch.Tensor]
