@@ -8,7 +8,7 @@ the object's box is a hit. Where several pixels are equally hot, the share of th
 
     area           share of the scene that the box covers: what a pixel at random would hit
     other object   how often the box is hit while the sentence names the scene's other object, scenes with one object
-                   inside the other left out
+                   inside the other left out ("apart")
     image          the view that knows no sentence
 """
 
@@ -29,19 +29,26 @@ from vsrn.regions.store import FloatArray, Regions, open_region_store
 Box = tuple[float, float, float, float]
 
 
-def main(demo: tyro.conf.Positional[Path], *, split: str = "val") -> None:
+def main(demo: tyro.conf.Positional[Path], *, run: Path | None = None, split: str = "val") -> None:
     """Print hits and what chance would hit.
 
     Args:
         demo: Folder that `vsrn demo -o` made.
+        run: Another model of the same regions [default: the demo's].
         split: Scenes to explain.
     """
-    encoder = Encoder.load(demo / "run", "cpu")
+    for name, value in measure(demo, run or demo / "run", split):
+        print(f"{name:<42} {value:6.1%}")
+
+
+def measure(demo: Path, run: Path, split: str = "val") -> list[tuple[str, float]]:
+    """Each line that is printed: its name, and its mean over objects."""
     store = open_region_store(demo / "regions", split)
     scenes = json.loads((demo / "world" / "dataset.json").read_text())["images"]
     objects = {scene["filename"]: scene["objects"] for scene in scenes}
-    for name, value in play(encoder, [(regions_of(store, row), objects[name]) for row, name in enumerate(store.ids)]):
-        print(f"{name:<42} {value:6.1%}")
+    return play(
+        Encoder.load(run, "cpu"), [(regions_of(store, row), objects[name]) for row, name in enumerate(store.ids)]
+    )
 
 
 def regions_of(store: Any, row: int) -> Regions:
@@ -50,7 +57,7 @@ def regions_of(store: Any, row: int) -> Regions:
 
 
 def play(encoder: Encoder, scenes: list[tuple[Regions, list[dict[str, Any]]]]) -> list[tuple[str, float]]:
-    """Each line that is printed: its name, and its mean over objects."""
+    """The game on scenes, each given by its regions and its two objects."""
     found: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -58,7 +65,7 @@ def play(encoder: Encoder, scenes: list[tuple[Regions, list[dict[str, Any]]]]) -
 
     for regions, (first, second) in scenes:
         for named, other in ((first, second), (second, first)):
-            explanation = explain_regions(encoder, regions, f"A {named['colour']} {named['name']}.")
+            explanation = explain_regions(encoder, regions, sentence_of(named))
             note("sentence: hottest pixel in the box", hit(explanation.heat, named["box"]))
             note("sentence: share of the heat in the box", inside(explanation, named["box"]))
             note("area of the box", float(mask(named["box"], len(explanation.heat)).mean()))
@@ -67,6 +74,11 @@ def play(encoder: Encoder, scenes: list[tuple[Regions, list[dict[str, Any]]]]) -
                 note("apart: sentence names the object", hit(explanation.heat, named["box"]))
                 note("apart: sentence names the other object", hit(explanation.heat, other["box"]))
     return [(name, mean(values)) for name, values in found.items()]
+
+
+def sentence_of(thing: dict[str, Any]) -> str:
+    """A sentence that names one object."""
+    return f"{'An' if thing['colour'].startswith('o') else 'A'} {thing['colour']} {thing['name']}."
 
 
 def of_image(encoder: Encoder, regions: Regions) -> Explanation:

@@ -5,6 +5,7 @@ model = vsrn.load("runs/flickr8k")                  # a run, a converted model, 
 model.encode_images(["beach.jpg"])                  # (1, D) unit vectors
 model.encode_captions(["two dogs play on a beach"]) # (1, D)
 model.encode_regions(features)                      # (B, N, F) -> (B, D)
+model.explain("beach.jpg", "two dogs")              # boxes with weights, heat map
 index = vsrn.build_index(model, "photos/", "idx/")  # resumable; later: vsrn.open_index("idx/")
 index.search("two dogs play on a beach", k=5)       # [Hit(id, score, path), ...]
 """

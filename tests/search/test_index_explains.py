@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,10 @@ import vsrn
 from vsrn.errors import SearchError
 from vsrn.inference.encoder import Encoder
 from vsrn.inference.explanation import ExplainView
+from vsrn.inference.photos import explain_photo
 from vsrn.regions import extractor as extractors
+from vsrn.regions.extractor import Prepared
+from vsrn.regions.store import RegionNames, Regions
 from vsrn.search.build import update_index
 
 SENTENCE = "dark red"
@@ -53,6 +58,31 @@ def test_an_index_explains_as_the_model_does(view: ExplainView, photos: Path, ex
                 # The index keeps features as halves.
                 np.testing.assert_allclose(found.weights, expected.weights, atol=5e-3)
                 assert found.score == pytest.approx(expected.score, abs=5e-3)
+
+
+class Named(Colours):
+    """Quarters that say which one they are."""
+
+    def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
+        numbers = {"classes": np.array([2, 0, 1, 0]), "attributes": np.array([-1, 0, -1, -1])}
+        return [dataclasses.replace(regions, **numbers) for regions in super().__call__(prepared)]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (RegionNames(["dog", "sky", "boat"], ["brown"]), ["boat", "brown dog", "sky", "dog"]),
+        (RegionNames(["dog", "sky", "boat"]), ["boat", "dog", "sky", "dog"]),
+        (RegionNames(), None),
+    ],
+)
+def test_what_an_extractor_calls_its_regions_is_told(
+    names: RegionNames, expected: list[str] | None, photos: Path, exported: Path
+) -> None:
+    extractor = Named()
+    extractor.names = names
+    explained = explain_photo(vsrn.load(exported), extractor, photos / "1.png", SENTENCE, "sentence")
+    assert explained.labels == expected
 
 
 def test_what_an_index_kept_no_regions_of_cannot_be_explained(photos: Path, exported: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vsrn.regions.store import FloatArray, IntArray, Regions
 
 ExplainView = Literal["sentence", "image"]
 
-# The paper's lambda (section 4.5). Heat is scaled to its largest pixel afterwards, so it decides nothing.
+# The paper's lambda. Heat is scaled to its largest pixel afterwards, so it decides nothing.
 LAMBDA = 50
 # Pixels along each side of a heat map. Cells of the grid extractor, a seventh of the photo wide, fill 16 exactly.
 HEAT_SIDE = 112
@@ -165,7 +165,7 @@ def region_shares(weights: FloatArray, view: ExplainView) -> FloatArray:
     """(N,) weights -> (N,) float32 shares of the heat that sum to 1, or are all 0 where no region adds anything.
 
     sentence  max(weight, 0), scaled: a region that speaks against the match has no share in it
-    image     lambda (k - rank)^2, scaled; k regions, rank from 0 for the largest weight (section 4.5)
+    image     lambda (k - rank)^2, scaled; k regions, rank from 0 for the largest weight, as in the paper
     """
     if view == "sentence":
         scores = np.maximum(weights, 0).astype(np.float64)

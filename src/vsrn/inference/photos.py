@@ -33,7 +33,10 @@ def explain_photo(
 ) -> Explanation:
     """Explain the match of a photo file with a sentence. Raises `PhotoError` where it cannot be read."""
     (regions,) = extractor([prepare_photo(extractor, Path(photo))])
-    return explain_regions(encoder, regions, sentence, view)
+    labels = None
+    if regions.classes is not None and extractor.names.classes:
+        labels = extractor.names.labels(regions.classes, regions.attributes if extractor.names.attributes else None)
+    return explain_regions(encoder, regions, sentence, view, labels)
 
 
 def learned_extractor(learned_from: StoreInfo, weights: Path | None) -> RegionExtractor:
