@@ -15,15 +15,31 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 
 from vsrn.captions.vocabulary import Vocabulary, words_by_id
-from vsrn.config import CaptionerConfig, Config, LossConfig, ModelConfig, TrainConfig, check_config
+from vsrn.config import (
+    CaptionerConfig,
+    Config,
+    LossConfig,
+    ModelConfig,
+    TrainConfig,
+    check_config,
+    config_from_table,
+)
 from vsrn.errors import CheckpointError, VocabularyError
 
 Weights = dict[str, torch.Tensor]
+
+
+class Keys(NamedTuple):
+    """How a part's names become ours: `prefix`, then what `table` says instead of the start of theirs."""
+
+    prefix: str
+    table: dict[str, str]
+
 
 # Where their names and ours differ; everything else keeps the name it has after these.
 # Their checkpoint holds [image encoder, caption encoder]; the captioner, where saved, stands alone.
@@ -108,19 +124,20 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'opt' is not a table of options.")
     if not isinstance(parts, (list, tuple)) or len(parts) != 2:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'model' is not a pair of encoders.")
+    # SCAN's checkpoints are laid out alike; only it asks which way its attention goes.
+    images, captions, config_of = SCAN_FAMILY if "cross_attn" in vars(options) else VSRN_FAMILY
     try:
-        weights = _renamed(parts[0], IMAGE_KEYS, "image_encoder.", path)
-        weights |= _renamed(parts[1], CAPTION_KEYS, "caption_encoder.", path)
+        weights = _renamed(parts[0], images, path) | _renamed(parts[1], captions, path)
         if captioner is not None:
             weights |= _captioner_weights(captioner)
-        config = _config_of(vars(options), weights)
+        config = config_of(vars(options), weights)
         check_config(config, where="its options")
     except CheckpointError:
         raise
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         fact = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: {fact}.") from error
-    size = len(weights["caption_encoder.embedding.weight"])
+    size = len(weights[f"{captions.prefix}embedding.weight"])
     return LegacyModel(config, weights, vocabulary_size=size, options=dict(vars(options)))
 
 
@@ -259,19 +276,19 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def _renamed(part: object, table: dict[str, str], prefix: str, path: Path) -> Weights:
+def _renamed(part: object, keys: Keys, path: Path) -> Weights:
     """Their names -> ours. Raises `CheckpointError` on what is no tensor, or has a name that the table lacks."""
     if not isinstance(part, dict) or not all(isinstance(name, str) and _is_plain(part[name]) for name in part):
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: a part of it is not a table of tensors.")
     renamed = {}
     for name in part:
         tensor = part[name]
-        start = next((start for start in table if name.startswith(start)), None)
+        start = next((start for start in keys.table if name.startswith(start)), None)
         if start is None:
             raise CheckpointError(f"{path} holds {name[:100]!r}, which no VSRN of 2019 has; it is another model's.")
         # A 1x1 convolution over regions is a linear layer with one more axis.
         kernel = tensor[..., 0] if tensor.ndim == 3 else tensor
-        renamed[prefix + table[start] + name.removeprefix(start)] = kernel.contiguous()
+        renamed[keys.prefix + keys.table[start] + name.removeprefix(start)] = kernel.contiguous()
     return renamed
 
 
@@ -279,7 +296,7 @@ def _captioner_weights(path: Path) -> Weights:
     content = load_pickled_tensors(path)
     if not isinstance(content, dict) or "captioner" not in content:
         raise CheckpointError(f"{path} holds no 'captioner'.")
-    weights = _renamed(content["captioner"], CAPTIONER_KEYS, "captioner.", path)
+    weights = _renamed(content["captioner"], Keys("captioner.", CAPTIONER_KEYS), path)
     # Theirs is a one-step sequence model, ours a cell; only the layer suffix differs.
     return {
         name.removesuffix("_l0") if name.startswith("captioner.decoder.") else name: tensor
@@ -302,8 +319,43 @@ def _config_of(options: dict[str, Any], weights: Weights) -> Config:
         similarity="order" if options["measure"] == "order" else "cosine",
         captioner=_captioner_config(options, weights),
     )
+    return Config(model=model, train=_recipe_of(options), loss=_loss_of(options))
+
+
+def _scan_config_of(options: dict[str, Any], weights: Weights) -> Config:
+    """The same of a SCAN."""
+    joint_dim, feature_dim = weights["region_encoder.projection.weight"].shape
+    if options.get("no_imgnorm") or options.get("no_txtnorm"):
+        raise ValueError("it is a SCAN whose vectors have no unit length (no_imgnorm, no_txtnorm), which ours have.")
+    # config_from_table refuses the choices that we do not have, by name.
+    scan = {
+        "direction": {"t2i": "text_to_image", "i2t": "image_to_text"}[options["cross_attn"]],
+        "first_norm": options["raw_feature_norm"],
+        "inverse_temperature": float(options["lambda_softmax"]),
+        "aggregation": options["agg_func"].lower(),
+        "logsumexp_factor": float(options["lambda_lse"]),
+        "bidirectional": "word_encoder.gru.weight_ih_l0_reverse" in weights,
+    }
+    words = weights["word_encoder.embedding.weight"]
+    layers = sum(name.startswith("word_encoder.gru.weight_hh_l") and "reverse" not in name for name in weights)
+    model = ModelConfig(
+        kind="scan",
+        feature_dim=feature_dim,
+        joint_dim=joint_dim,
+        word_dim=words.shape[1],
+        caption_layers=layers,
+        scan=config_from_table({"model": {"scan": scan}}, where="its options").model.scan,
+    )
+    return Config(model=model, train=_recipe_of(options), loss=_loss_of(options))
+
+
+VSRN_FAMILY = (Keys("image_encoder.", IMAGE_KEYS), Keys("caption_encoder.", CAPTION_KEYS), _config_of)
+SCAN_FAMILY = (Keys("region_encoder.", {"fc.": "projection."}), Keys("word_encoder.", CAPTION_KEYS), _scan_config_of)
+
+
+def _recipe_of(options: dict[str, Any]) -> TrainConfig:
     epochs, drop = int(options["num_epochs"]), int(options["lr_update"])
-    train = TrainConfig(
+    return TrainConfig(
         batch_size=int(options["batch_size"]),
         epochs=epochs,
         learning_rate=float(options["learning_rate"]),
@@ -311,8 +363,10 @@ def _config_of(options: dict[str, Any], weights: Weights) -> Config:
         gradient_clip=float(options["grad_clip"]),
         validate_every=int(options["val_step"]),
     )
-    loss = LossConfig(margin=float(options["margin"]), negatives="hardest" if options["max_violation"] else "all")
-    return Config(model=model, train=train, loss=loss)
+
+
+def _loss_of(options: dict[str, Any]) -> LossConfig:
+    return LossConfig(margin=float(options["margin"]), negatives="hardest" if options["max_violation"] else "all")
 
 
 def _captioner_config(options: dict[str, Any], weights: Weights) -> CaptionerConfig:
