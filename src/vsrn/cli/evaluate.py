@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -27,6 +27,8 @@ def main(
     html: Path | None = None,
     photos: Path | None = None,
     ranks: Path | None = None,
+    rerank: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
+    top: int = 50,
     captions: bool = False,
     beam: int = 5,
     device: str = "auto",
@@ -38,6 +40,11 @@ def main(
 
     Several models are an ensemble: their similarities are averaged, as the paper does.
 
+    vsrn evaluate runs/flickr8k --split val --rerank runs/scan --top 50
+
+    Two stages: the first model finds, and a SCAN, which is too slow to compare everything, re-orders the best few of
+    every query, images and captions alike. What that gains and costs is said below the table.
+
     Args:
         models: Runs, or models made by `vsrn convert`.
         data: Folder of the region store [default: the one the first model learned from].
@@ -46,6 +53,8 @@ def main(
         html: Also write a report with example queries to this file.
         photos: Folder of the photos, for the pictures in the report.
         ranks: Also save the rank of every query, from 0, to this .npz file.
+        rerank: A second model, usually a SCAN, that re-orders the best matches of every query.
+        top: How many of them.
         captions: Also write a caption for each image, and print BLEU-4 and CIDEr-D against the split's.
         beam: Partial captions kept at every step, 1 to 100.
         device: cpu, cuda, mps, or auto for the best one there is.
@@ -68,9 +77,9 @@ def main(
 
     names = [str(model) for model in models]
     scores = score_captions(models[0], data, split, beam, device) if captions else None
-    judgement = judge(models, data, split, device)
+    judgement = judge(models, data, split, device, rerank=rerank, top=top)
     bar = progress_bar("comparing", unit="images")
-    with bar.of(judgement.split.num_images):
+    with bar.of(judgement.split.num_images * (1 if rerank is None else 2)):
         evaluation, found = evaluate(
             judgement, names, five_fold=five_fold, num_examples=6 if html else 0, advance=bar.advance
         )
@@ -103,17 +112,23 @@ def score_captions(model: Path, data: Path | None, split: str, beam: int, device
         return caption_scores(write_captions(encoder, opened, beam, bar.advance), opened.captions_by_image())
 
 
-def judge(models: Sequence[Path], data: Path | None, split: str, device: str) -> Judgement:
+def judge(
+    models: Sequence[Path], data: Path | None, split: str, device: str, *, rerank: Path | None = None, top: int = 50
+) -> Judgement:
     """Encode a split by every model, drawing the progress."""
     from vsrn.evaluation.evaluate import Judgement
+    from vsrn.evaluation.rerank import TwoStageJudgement
     from vsrn.inference.kinds import load_encoder
     from vsrn.splits import open_split
 
     encoders = [load_encoder(model, device) for model in models]
+    second = None if rerank is None else load_encoder(rerank, device)
     opened = open_split(data or encoders[0].stored.config.data.path, split)
     bar = progress_bar("encoding", unit="images and captions")
-    with bar.of(len(encoders) * (opened.num_images + len(opened.captions))):
-        return Judgement(encoders, opened, bar.advance)
+    with bar.of((len(encoders) + (second is not None)) * (opened.num_images + len(opened.captions))):
+        if second is None:
+            return Judgement(encoders, opened, bar.advance)
+        return TwoStageJudgement(encoders, second, opened, name=str(rerank), top=top, advance=bar.advance)
 
 
 def save_ranks(path: Path, ranks: Ranks) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.errors import ConfigError
-from vsrn.evaluation.result import Evaluation, Example, Match
+from vsrn.evaluation.result import Evaluation, Example, Match, Reranking
 from vsrn.inference.captions import DEFAULT_BEAM, IMAGES_AT_ONCE
 from vsrn.inference.encoded import EVERY, Advance, EncodedSplit, SplitEncoder, encoded_blocks
 from vsrn.inference.encoder import Encoder
@@ -61,6 +61,10 @@ class Judgement:
         """(num_captions,) similarity of every caption to one image."""
         return self._similarities(slice(image, image + 1), EVERY)[0]
 
+    def reranking(self) -> Reranking | None:
+        """What a second stage gained and cost; there is none here."""
+        return None
+
     def _similarities(self, images: slice, captions: slice) -> FloatArray:
         blocks = encoded_blocks([encoded.only(images, captions) for encoded in self.encoded])
         return np.concatenate([block for _, block in blocks()])
@@ -96,6 +100,7 @@ def evaluate(
         metrics=mean_metrics([retrieval_metrics(ranks) for ranks, _ in folds]),
         intervals=bootstrap_intervals(folds),
         examples=_examples(judgement, num_examples),
+        reranking=judgement.reranking(),
     )
     return evaluation, Ranks(
         image_to_text=np.concatenate([ranks.image_to_text for ranks, _ in folds]),

@@ -17,6 +17,7 @@ from vsrn.evaluation.wording import (
     median_words,
     metric_words,
     model_words,
+    reranking_words,
 )
 from vsrn.metrics import RECALL_AT, DirectionMetrics
 
@@ -73,12 +74,13 @@ def _results(evaluation: Evaluation) -> str:
     heads = ["", *(DIRECTION_WORDS[direction].capitalize() for direction in DIRECTIONS)]
     rsum = metric_words(evaluation.metrics.rsum, interval_words(evaluation, "rsum"))
     ensemble = " (an ensemble: the mean of their similarities)" if len(evaluation.models) > 1 else ""
+    reranking = reranking_words(evaluation)
     return (
         f'<section class="results"><h2>{escaped(model_words(evaluation))}</h2>'
         f"<p>On {escaped(evaluation.data)}, split {escaped(evaluation.split)}:"
         f" {count_words(evaluation)}{ensemble}.</p>"
         f'<p>The six recalls sum to <b class="rsum">{rsum}</b> of 600.</p>'
-        f"{_table(heads, rows)}</section>"
+        f"{f'<p>{escaped(reranking)}</p>' if reranking else ''}{_table(heads, rows)}</section>"
     )
 
 

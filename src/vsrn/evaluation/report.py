@@ -25,6 +25,7 @@ from vsrn.evaluation.wording import (
     median_words,
     metric_words,
     model_words,
+    reranking_words,
 )
 from vsrn.files import write_atomically
 from vsrn.metrics import RECALL_AT, DirectionMetrics
@@ -37,7 +38,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # with its intervals wrapped, the table fits 80 columns
         title=Text(f"{model_words(evaluation)} on {evaluation.data}, split {evaluation.split}"),
-        caption=Text(f"rsum {rsum} of 600; {count_words(evaluation)}"),
+        caption=Text(f"rsum {rsum} of 600; {count_words(evaluation)}\n{reranking_words(evaluation)}".rstrip()),
     )
     table.add_column("")
     for k in RECALL_AT:

@@ -35,11 +35,34 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Reranking:
+    """A second stage: what it re-ordered, and what it gained and cost.
+
+    model           whose similarities decide the order of the first `top` matches of every query
+    alone           metrics of the first stage by itself
+    first_seconds   encoding, comparing and ranking by the first stage
+    second_seconds  what the second stage added
+    """
+
+    model: str
+    top: int
+    alone: RetrievalMetrics
+    first_seconds: float
+    second_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number, as plain JSON types."""
+        seconds = {"first_stage": round(self.first_seconds, 2), "second_stage": round(self.second_seconds, 2)}
+        return {"model": self.model, "top": self.top, "before": self.alone.to_json(), "seconds": seconds}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Recall@K of one model, or of the mean similarity of several, on one split.
 
     intervals  95% bootstrap intervals over images; keys "image_to_text.recall_at_1" ... and "rsum"
     num_folds  1, or the number of 1,000-image folds that the metrics are averaged over
+    reranking  the second stage, where there was one; `metrics` are those after it
     """
 
     models: list[str]
@@ -51,6 +74,7 @@ class Evaluation:
     metrics: RetrievalMetrics
     intervals: dict[str, Interval]
     examples: list[Example]
+    reranking: Reranking | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as plain JSON types, without its examples."""
@@ -65,4 +89,5 @@ class Evaluation:
             "intervals_95": {
                 name: [round(interval.low, 2), round(interval.high, 2)] for name, interval in self.intervals.items()
             },
+            **({} if self.reranking is None else {"reranking": self.reranking.to_json()}),
         }

@@ -28,6 +28,18 @@ def count_words(evaluation: Evaluation) -> str:
     )
 
 
+def reranking_words(evaluation: Evaluation) -> str:
+    """What a second stage gained and cost in one sentence, or nothing where there was none."""
+    second = evaluation.reranking
+    if second is None:
+        return ""
+    gain = evaluation.metrics.rsum - second.alone.rsum
+    return (
+        f"The best {second.top} of every query were re-ordered by {second.model}: rsum {gain:+.1f} from"
+        f" {second.alone.rsum:.1f}, {second.second_seconds:,.0f} s on top of {second.first_seconds:,.0f} s."
+    )
+
+
 def interval_words(evaluation: Evaluation, name: str) -> str:
     """The 95% interval of a metric as `[31.5–37.1]`, or nothing where there is none."""
     interval = evaluation.intervals.get(name)

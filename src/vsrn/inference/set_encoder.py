@@ -104,6 +104,11 @@ class SetEncoder:
         regions = self._encode_images(split, advance)
         return EncodedSets(regions, self.encode_captions(split.captions, advance), self.model.config.scan)
 
+    def compare(self, features: FloatArray, counts: IntArray | None, captions: Sequence[str]) -> FloatArray:
+        """(I, N, F) region features, (I,) real regions of each or None for all, C sentences -> (I, C) similarities."""
+        regions = self.encode_regions(features, counts)
+        return EncodedSets(regions, self.encode_captions(captions), self.model.config.scan).similarities()
+
     @torch.inference_mode()
     def encode_regions(self, features: FloatArray, counts: IntArray | None = None) -> EncodedRegions:
         """(B, N, F) region features, (B,) real regions of each or None for all."""

@@ -1,4 +1,4 @@
-"""Stacked cross attention (Lee et al., *Stacked Cross Attention for Image-Text Matching*, ECCV 2018, section 3).
+"""Stacked cross attention (section 3.1 of Lee et al., *Stacked Cross Attention for Image-Text Matching*, ECCV 2018).
 
 One side asks, the other is attended to: in text-to-image every word asks the regions of an image, in image-to-text
 every region the words of a caption. How well what was attended to answers is a cosine; the cosines of all askers make
@@ -91,7 +91,7 @@ def caption_similarities(
 
 
 def _first_norm(affinity: torch.Tensor, asks: int, mask: torch.Tensor | None, name: str) -> torch.Tensor:
-    """Affinities made comparable among those who ask (Eq. 1, and the variants of the code)."""
+    """Affinities made comparable among those who ask (section 3.1, and the variants of the published code)."""
     if name == "softmax":
         if mask is not None and asks == REGIONS:
             affinity = affinity.masked_fill(~mask, -torch.inf)
@@ -116,7 +116,7 @@ def _squared_lengths(attention: torch.Tensor, context: torch.Tensor, attended: i
 
 
 def _aggregate(relevance: torch.Tensor, dim: int, mask: torch.Tensor | None, config: ScanConfig) -> torch.Tensor:
-    """Relevances of all who ask, along `dim`, as one number (section 3.1: "summarized"); masked ones do not count."""
+    """Relevances of all who ask, along `dim`, as one number (section 3.1); masked ones do not count."""
     if config.aggregation in ("sum", "mean"):
         total = (relevance if mask is None else relevance * mask).sum(dim=dim)
         if config.aggregation == "sum":

@@ -34,7 +34,7 @@ class EncodedRegions(NamedTuple):
 
 
 class RegionEncoder(nn.Module):
-    """Section 3.2 (Eq. 6): every region projected, unit length."""
+    """Section 3.3: every region projected, unit length."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class RegionEncoder(nn.Module):
 
 
 class WordEncoder(nn.Module):
-    """Section 3.3 (Eqs. 7 to 9): every word in its context, the GRU's directions averaged, unit length."""
+    """Section 3.4: every word in its context, the GRU's directions averaged, unit length."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()

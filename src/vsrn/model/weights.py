@@ -53,13 +53,16 @@ class StoredModel(Generic[ModelT_co]):
 
     def refuse_other_regions(self, store: RegionStore) -> None:
         """Raise `DataError` where a store's regions cannot be what this model learned from."""
-        where, wanted = store.folder / f"{store.split}_ims.npy", self.config.model.feature_dim
-        if store.feature_dim != wanted:
+        self.refuse_regions(str(store.folder / f"{store.split}_ims.npy"), store.feature_dim, store.info)
+
+    def refuse_regions(self, where: str, feature_dim: int, theirs: StoreInfo) -> None:
+        """The same of regions elsewhere, which `where` names."""
+        wanted, ours = self.config.model.feature_dim, self.regions
+        if feature_dim != wanted:
             raise DataError(
-                f"{where} has regions of {store.feature_dim} numbers, but this model reads {wanted};"
+                f"{where} has regions of {feature_dim} numbers, but this model reads {wanted};"
                 " extract the photos as its training data was."
             )
-        theirs, ours = store.info, self.regions
         if theirs.fingerprint and ours.fingerprint and theirs.fingerprint != ours.fingerprint:
             raise DataError(
                 f"{where} was made by '{theirs.extractor}' ({theirs.fingerprint[:12]}), but this model learned from"

@@ -1,0 +1,189 @@
+"""Two stages: one model finds, another that would be too slow for everything re-orders the best few.
+
+The first `top` matches of every query take the order that the second model gives them; all others keep their places
+behind these. Both directions have queries of their own, so a pair may be compared for its image, its caption or both,
+and is compared once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vsrn.errors import ConfigError
+from vsrn.evaluation.evaluate import Judgement
+from vsrn.evaluation.result import Reranking
+from vsrn.inference.encoded import Advance, EncodedSplit, SplitEncoder, encoded_blocks
+from vsrn.metrics import (
+    FloatArray,
+    IntArray,
+    Ranks,
+    mean_metrics,
+    refuse_nan,
+    retrieval_metrics,
+    rows_of_block,
+)
+from vsrn.splits import Split
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best few matches of each query.
+
+    matches  (num_queries, K) their places
+    correct  (num_queries, K) which of them are true
+    """
+
+    matches: IntArray
+    correct: BoolArray
+
+
+class TwoStageJudgement(Judgement):
+    """A split as `Judgement` has it, with a second model that re-orders what the first ones found."""
+
+    def __init__(
+        self,
+        encoders: Sequence[SplitEncoder],
+        second: SplitEncoder,
+        split: Split,
+        *,
+        name: str,
+        top: int,
+        advance: Advance = lambda _: None,
+    ) -> None:
+        if top < 1:
+            raise ConfigError(f"--top is {top}; let the second model re-order 1 match or more.")
+        started = time.perf_counter()
+        super().__init__(encoders, split, advance)
+        encoded = time.perf_counter()
+        self.second, self.name, self.top = second.encode_split(split, advance), name, top
+        self.seconds = [encoded - started, time.perf_counter() - encoded]
+        self.found: list[Ranks] = []
+
+    def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
+        """Ranks after both stages; `advance` hears of every image twice."""
+        started = time.perf_counter()
+        found, owners = super().ranks(images, advance)
+        self.found.append(found)
+        captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
+        first = [encoded.only(images, captions) for encoded in self.encoded]
+        to_text, to_image = text_candidates(first, owners, self.top), image_candidates(first, owners, self.top)
+        halfway = time.perf_counter()
+        scores = compare_candidates(self.second.only(images, captions), to_text, to_image, advance)
+        ranks = Ranks(
+            image_to_text=rerank(found.image_to_text, to_text.correct, scores[0]),
+            text_to_image=rerank(found.text_to_image, to_image.correct, scores[1]),
+        )
+        self.seconds[0] += halfway - started
+        self.seconds[1] += time.perf_counter() - halfway
+        return ranks, owners
+
+    def reranking(self) -> Reranking:
+        """What the second stage started from, and what it cost."""
+        alone = mean_metrics([retrieval_metrics(ranks) for ranks in self.found])
+        return Reranking(self.name, self.top, alone, first_seconds=self.seconds[0], second_seconds=self.seconds[1])
+
+    def of_caption(self, caption: int) -> FloatArray:
+        """(num_images,) scores of every image for one caption, in the order after both stages."""
+        found, correct = super().of_caption(caption), np.arange(self.split.num_images)
+        best = best_matches(found, correct == self.split.image_of_caption[caption], self.top)
+        return _behind(found, best, self.second.only(best, np.array([caption])).similarities()[:, 0])
+
+    def of_image(self, image: int) -> FloatArray:
+        """(num_captions,) scores of every caption for one image, in the order after both stages."""
+        found = super().of_image(image)
+        best = best_matches(found, self.split.image_of_caption == image, self.top)
+        return _behind(found, best, self.second.only(np.array([image]), best).similarities()[0])
+
+
+def best_matches(similarities: FloatArray, correct: BoolArray, top: int) -> IntArray:
+    """(min(top, M),) places of the best of (M,) matches, best first; among equals the wrong ones come first.
+
+    >>> best_matches(np.array([0.5, 0.9, 0.5, 0.1]), np.array([True, False, False, False]), 2)
+    array([1, 2])
+    """
+    top = min(top, len(similarities))
+    worst = np.partition(similarities, -top)[-top]
+    places = np.flatnonzero(similarities >= worst)
+    return places[np.lexsort((correct[places], -similarities[places]))[:top]]
+
+
+def text_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
+    """The best captions of every image."""
+    rows = []
+    for start, block in encoded_blocks(first)():
+        for image, row in enumerate(block, start=start):
+            rows.append(best_matches(row, owners == image, top))
+    matches = np.stack(rows)
+    return Candidates(matches, owners[matches] == np.arange(len(matches))[:, None])
+
+
+def image_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
+    """The best images of every caption."""
+    num_images, rows = first[0].num_images, []
+    at_once = rows_of_block(num_images)
+    places = np.arange(num_images)
+    for start in range(0, len(owners), at_once):
+        captions = slice(start, start + at_once)
+        blocks = encoded_blocks([encoded.only(slice(None), captions) for encoded in first])
+        columns = np.concatenate([block for _, block in blocks()]).T
+        rows += [
+            best_matches(column, places == owner, top) for column, owner in zip(columns, owners[captions], strict=True)
+        ]
+    matches = np.stack(rows)
+    return Candidates(matches, matches == owners[:, None])
+
+
+def compare_candidates(
+    second: EncodedSplit, to_text: Candidates, to_image: Candidates, advance: Advance = lambda _: None
+) -> tuple[FloatArray, FloatArray]:
+    """The second model's similarities of the candidates: (num_images, K) and (num_captions, K).
+
+    Image by image, whose captions are those it found and those that found it.
+    """
+    text_scores = np.empty(to_text.matches.shape, dtype=np.float32)
+    image_scores = np.empty(to_image.matches.shape, dtype=np.float32)
+    num_images, per_caption = len(to_text.matches), to_image.matches.shape[1]
+    finders = np.argsort(to_image.matches, axis=None, kind="stable")
+    ends = np.cumsum(np.bincount(to_image.matches.ravel(), minlength=num_images))
+    for image, found in enumerate(to_text.matches):
+        found_by = finders[ends[image - 1] if image else 0 : ends[image]]
+        captions, places = np.unique(np.concatenate([found, found_by // per_caption]), return_inverse=True)
+        scores = second.only(np.array([image]), captions).similarities()[0][places]
+        text_scores[image] = scores[: len(found)]
+        image_scores.reshape(-1)[found_by] = scores[len(found) :]
+        advance(1)
+    refuse_nan(text_scores)
+    refuse_nan(image_scores)
+    return text_scores, image_scores
+
+
+def rerank(ranks: IntArray, correct: BoolArray, scores: FloatArray) -> IntArray:
+    """Ranks, from 0, after the candidates took the order of their scores; a tie counts against the query.
+
+    ranks    (num_queries,) before
+    correct  (num_queries, K) which candidates are true
+    scores   (num_queries, K) by the second model
+
+    A query whose true match is no candidate keeps its rank.
+
+    >>> rerank(np.array([1, 7]), np.array([[False, True], [False, False]]), np.array([[0.1, 0.3], [0.5, 0.4]]))
+    array([0, 7])
+    """
+    best = np.where(correct, scores, -np.inf).max(axis=1, keepdims=True)
+    ahead = ((scores >= best) & ~correct).sum(axis=1)
+    return np.where(correct.any(axis=1), ahead, ranks)
+
+
+def _behind(found: FloatArray, best: IntArray, scores: FloatArray) -> FloatArray:
+    """One query's scores: the second model's for its candidates, and the rest behind them as they were found."""
+    _, from_last = np.unique(found, return_inverse=True)
+    behind = scores.min() - 1.0 - (from_last.max() - from_last)
+    behind[best] = scores
+    return behind
