@@ -35,6 +35,7 @@ ORDER = [
     "vsrn.model",
     "vsrn.inference",
     "vsrn.search.opening",
+    "vsrn.search.rerank",
     "vsrn.search.create",
     "vsrn.search.build",
     "vsrn.training",

@@ -28,6 +28,7 @@ def main(
     folder: str | None = None,
     since: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
     until: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
+    rerank: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     json: Json = False,
 ) -> int:
     """Find photos by a sentence, or by a photo they should be like.
@@ -35,6 +36,7 @@ def main(
     $ vsrn search idx "two dogs play in the snow" -k 5
     $ vsrn search idx --image query.jpg
     $ vsrn search idx --like holiday/beach.jpg --since 2024-06-01
+    $ vsrn search idx "two dogs play in the snow" --rerank runs/scan
 
     A terminal that can show pictures (iTerm2, kitty, sixel) shows them; others get paths.
 
@@ -47,6 +49,7 @@ def main(
         folder: Only photos in this folder, below the one that was indexed.
         since: Only photos taken on this day or later.
         until: Only photos taken on this day or earlier.
+        rerank: A SCAN that re-orders the best 50 by comparing every word with every region; it needs torch.
         json: Print the result as JSON.
     """
     given = {"sentence": sentence, "image": None if image is None else str(image), "like": like}
@@ -55,12 +58,14 @@ def main(
         raise ConfigError('ask one thing: vsrn search INDEX "a sentence", or --image PHOTO, or --like ID.')
     if sentence is not None and not sentence.strip():
         raise ConfigError("the sentence is empty; say what the photos should show.")
+    if rerank is not None and sentence is None:
+        raise ConfigError("--rerank compares the words of a sentence with photos; give a sentence.")
     from vsrn.search.opening import open_index
     from vsrn.search.records import Where
 
     where = Where(folder, _day(since, "--since"), _day(until, "--until"))
     with open_index(index) as opened:
-        hits = _search(opened, query, k, where)
+        hits = _search(opened, query, k, where, rerank)
         if json:
             print_json({"index": str(index), "query": query, "hits": [_as_json(hit) for hit in hits]})
         else:
@@ -68,8 +73,12 @@ def main(
     return 0
 
 
-def _search(index: Index, query: dict[str, str], k: int, where: Where) -> list[Hit]:
+def _search(index: Index, query: dict[str, str], k: int, where: Where, rerank: Path | None) -> list[Hit]:
     ((kind, value),) = query.items()
+    if rerank is not None:
+        from vsrn.search.rerank import Reranker
+
+        return Reranker(index, rerank).search(value, k, where)
     search = {"sentence": index.search, "image": index.search_image, "like": index.search_like}[kind]
     return search(value, k, where)
 
