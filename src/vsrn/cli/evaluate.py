@@ -31,6 +31,7 @@ def main(
     top: int = 50,
     captions: bool = False,
     beam: int = 5,
+    eccv: bool = False,
     device: str = "auto",
     json: Json = False,
 ) -> int:
@@ -57,6 +58,8 @@ def main(
         top: How many of them.
         captions: Also write a caption for each image, and print BLEU-4 and CIDEr-D against the split's.
         beam: Partial captions kept at every step, 1 to 100.
+        eccv: Also judge COCO's 5,000 test images by CxC and ECCV Caption, which know more pairs that fit; VSRN
+            helped to find the latter's (extra `eval`).
         device: cpu, cuda, mps, or auto for the best one there is.
         json: Print the result as JSON.
     """
@@ -68,21 +71,25 @@ def main(
         raise ConfigError("--photos are for the report; add --html FILE.")
     if captions and len(models) > 1:
         raise ConfigError("--captions are those of one model; name one run.")
+    if eccv and rerank is not None:
+        raise ConfigError("--eccv judges whole rankings, and --rerank re-orders their heads alone; leave out one.")
     from rich.console import Console
 
+    from vsrn.evaluation.eccv import extended_evaluation
     from vsrn.evaluation.evaluate import evaluate
-    from vsrn.evaluation.report import evaluation_table, write_html_report
+    from vsrn.evaluation.report import evaluation_table, extended_table, write_html_report
     from vsrn.evaluation.wording import caption_words
     from vsrn.training.log import read_log
 
     names = [str(model) for model in models]
     scores = score_captions(models[0], data, split, beam, device) if captions else None
-    judgement = judge(models, data, split, device, rerank=rerank, top=top)
+    judgement = judge(models, data, split, device, rerank=rerank, top=top, eccv=eccv)
     bar = progress_bar("comparing", unit="images")
     with bar.of(judgement.split.num_images * (1 if rerank is None else 2)):
         evaluation, found = evaluate(
             judgement, names, five_fold=five_fold, num_examples=6 if html else 0, advance=bar.advance
         )
+    extended = extended_evaluation(judgement.split, judgement.blocks()) if eccv else None
     if ranks is not None:
         save_ranks(ranks, found)
         say(f"Ranks of every query are in {ranks}.")
@@ -91,9 +98,12 @@ def main(
         say(f"The report is {html}.")
     if json:
         written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
-        print_json(evaluation.to_json() | written)
+        judged = {} if extended is None else {"extended": extended.to_json()}
+        print_json(evaluation.to_json() | written | judged)
         return 0
     Console().print(evaluation_table(evaluation))
+    if extended is not None:
+        Console().print(extended_table(extended))
     if scores is not None:
         print(f"Captions written with a beam of {beam}: {caption_words(scores)}")
     return 0
@@ -113,9 +123,17 @@ def score_captions(model: Path, data: Path | None, split: str, beam: int, device
 
 
 def judge(
-    models: Sequence[Path], data: Path | None, split: str, device: str, *, rerank: Path | None = None, top: int = 50
+    models: Sequence[Path],
+    data: Path | None,
+    split: str,
+    device: str,
+    *,
+    rerank: Path | None = None,
+    top: int = 50,
+    eccv: bool = False,
 ) -> Judgement:
-    """Encode a split by every model, drawing the progress."""
+    """Encode a split by every model, drawing the progress; with `eccv`, only one that it is about."""
+    from vsrn.evaluation.eccv import refuse_other_split
     from vsrn.evaluation.evaluate import Judgement
     from vsrn.evaluation.rerank import TwoStageJudgement
     from vsrn.inference.kinds import load_encoder
@@ -124,6 +142,8 @@ def judge(
     encoders = [load_encoder(model, device) for model in models]
     second = None if rerank is None else load_encoder(rerank, device)
     opened = open_split(data or encoders[0].stored.config.data.path, split)
+    if eccv:
+        refuse_other_split(opened)
     bar = progress_bar("encoding", unit="images and captions")
     with bar.of((len(encoders) + (second is not None)) * (opened.num_images + len(opened.captions))):
         if second is None:

@@ -13,6 +13,7 @@ from vsrn.inference.captions import DEFAULT_BEAM, IMAGES_AT_ONCE
 from vsrn.inference.encoded import EVERY, Advance, EncodedSplit, SplitEncoder, encoded_blocks
 from vsrn.inference.encoder import Encoder
 from vsrn.metrics import (
+    Blocks,
     FloatArray,
     IntArray,
     Ranks,
@@ -52,6 +53,10 @@ class Judgement:
         captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
         blocks = encoded_blocks([encoded.only(images, captions) for encoded in self.encoded], advance)
         return rank_blocks(blocks, part.image_of_caption), part.image_of_caption
+
+    def blocks(self) -> Blocks:
+        """Similarities of all images and all captions, block by block."""
+        return encoded_blocks(self.encoded)
 
     def of_caption(self, caption: int) -> FloatArray:
         """(num_images,) similarity of every image to one caption."""

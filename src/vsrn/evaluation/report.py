@@ -15,6 +15,7 @@ from rich.text import Text
 
 from vsrn.errors import DataError
 from vsrn.evaluation.charts import History
+from vsrn.evaluation.eccv import CAVEAT, ExtendedEvaluation
 from vsrn.evaluation.page import report_page
 from vsrn.evaluation.result import DIRECTIONS, Evaluation
 from vsrn.evaluation.thumbnails import Thumbnails
@@ -47,6 +48,18 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         table.add_column(head, justify="right")
     for direction in DIRECTIONS:
         table.add_row(*(Text(cell) for cell in _cells(evaluation, direction)))
+    return table
+
+
+def extended_table(extended: ExtendedEvaluation) -> Table:
+    """Both directions by CxC and ECCV Caption, in percent, with the caveat below."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=Text(CAVEAT))
+    table.add_column("")
+    for head in (*(f"CxC\nR@{k}" for k in RECALL_AT), "ECCV\nmAP@R", "ECCV\nR-prec.", "ECCV\nR@1"):
+        table.add_column(head, justify="right")
+    for direction in DIRECTIONS:
+        values = [*extended.cxc[direction].values(), *extended.eccv[direction].values()]
+        table.add_row(Text(DIRECTION_WORDS[direction]), *(f"{value:.1f}" for value in values))
     return table
 
 
