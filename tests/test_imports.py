@@ -41,11 +41,12 @@ ORDER = [
     "vsrn.training",
     "vsrn.legacy",
     "vsrn.evaluation",
+    "vsrn.server",
     "vsrn.cli",
     "vsrn.__main__",
 ]
 LAST_WITHOUT_TORCH = "vsrn.search"
-WITHOUT_TORCH_TOO = ["vsrn.search.opening", "vsrn.cli", "vsrn.cli.options", "vsrn.cli.progress"]
+WITHOUT_TORCH_TOO = ["vsrn.search.opening", "vsrn.server.running", "vsrn.cli", "vsrn.cli.options", "vsrn.cli.progress"]
 
 MODULES = {
     ".".join(["vsrn", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path

@@ -7,6 +7,7 @@
     │   └── VocabularyError    a vocabulary that cannot be read or does not belong
     ├── CheckpointError        a run, checkpoint or converted model that cannot be used
     ├── SearchError            an index of photos that cannot be opened, added to or asked
+    │   └── UnknownPhotoError  a photo that an index does not hold
     ├── SimilarityError        similarities that cannot be ranked
     └── TrainingError          training that cannot go on
 
@@ -46,6 +47,10 @@ class CheckpointError(VsrnError):
 
 class SearchError(VsrnError):
     """An index of photos is missing, broken, busy or another model's, or cannot answer what it is asked."""
+
+
+class UnknownPhotoError(SearchError):
+    """An index holds no photo of the id that it was asked for."""
 
 
 class SimilarityError(VsrnError):

@@ -23,6 +23,7 @@ COMMANDS = {
     "search": "a sentence or a photo -> the photos of an index that fit it",
     "caption": "photos -> a sentence written for each",
     "explain": "a photo and a sentence -> a picture of the regions that earned the match",
+    "serve": "an index -> a page in the browser, and HTTP for other programs",
     "evaluate": "runs -> Recall@K on a split",
     "convert": "a checkpoint published in 2019 -> a model that `evaluate` reads",
     "export": "a run -> the part of it that travels, or ONNX encoders that need no torch",

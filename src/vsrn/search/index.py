@@ -19,7 +19,7 @@ from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
-from vsrn.errors import SearchError
+from vsrn.errors import SearchError, UnknownPhotoError
 from vsrn.inference.explanation import ExplainView, Explanation, RegionEncoder, explain_regions
 from vsrn.regions.store import FloatArray, IntArray, Regions
 from vsrn.search.engine import Engine
@@ -134,6 +134,11 @@ class Index:
         with self._records.read() as view:
             return self._known(view, photo_id)
 
+    def latest(self, k: int = 10) -> list[PhotoRecord]:
+        """The k photos taken last, the latest first."""
+        with self._records.read() as view:
+            return view.latest(k)
+
     def path(self, photo_id: str) -> Path:
         """Where a photo was when it was indexed. Raises `SearchError` for an unknown id."""
         with self._records.read() as view:
@@ -230,7 +235,7 @@ class Index:
     def _known(self, view: View, photo_id: str) -> PhotoRecord:
         photo = view.photo(photo_id)
         if photo is None:
-            raise SearchError(f"{self.folder} holds no photo '{photo_id}'; ids are paths below {_root(view)}.")
+            raise UnknownPhotoError(f"{self.folder} holds no photo '{photo_id}'; ids are paths below {_root(view)}.")
         return photo
 
 

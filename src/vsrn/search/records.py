@@ -168,6 +168,11 @@ class View:
         """Every record, by row."""
         return map(_record, self._connection.execute(f"SELECT {_COLUMNS} FROM photos ORDER BY row"))  # noqa: S608
 
+    def latest(self, k: int) -> list[PhotoRecord]:
+        """The k records taken last, the latest first; of equals the one added later."""
+        order = "ORDER BY taken DESC, row DESC LIMIT ?"
+        return list(map(_record, self._connection.execute(f"SELECT {_COLUMNS} FROM photos {order}", (k,))))  # noqa: S608
+
     def known(self) -> dict[str, Known]:
         """What tells whether files have changed, by photo id."""
         found = self._connection.execute("SELECT id, size, modified_ns, sha256 FROM photos")

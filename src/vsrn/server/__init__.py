@@ -1,0 +1,1 @@
+"""The service over an index: HTTP for programs, one page for people."""

@@ -1,0 +1,199 @@
+"""The routes. What they answer with is in `schemas.py`, how in `service.py`, and to whom in `security.py`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+import vsrn
+from vsrn.inference.exported import ExportedEncoder
+from vsrn.search.index import Index
+from vsrn.search.records import PhotoRecord, Where
+from vsrn.server.metrics import Metrics
+from vsrn.server.refusals import add_refusals, problems
+from vsrn.server.schemas import About, Explanation, Hit, Photo, Photos, SearchResult, State, photo_fields, version_of
+from vsrn.server.security import Guard
+from vsrn.server.service import Found, Service
+from vsrn.server.settings import Access, Limits
+from vsrn.server.traffic import Traffic
+from vsrn.server.uploads import Uploads
+
+STATIC = Path(__file__).parent / "static"
+LIMITS = Limits()
+PHOTO_BODY = {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+JPEG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
+}
+
+Id = Annotated[str, Query(min_length=1, max_length=LIMITS.id_letters, description="A photo's id.")]
+Version = Annotated[str, Query(alias="v", max_length=64, description="Its version, so that browsers may keep it.")]
+Count = Annotated[int, Query(ge=1, le=LIMITS.most_hits, description="How many photos.")]
+Sentence = Annotated[
+    str, Query(min_length=1, max_length=LIMITS.sentence_letters, pattern=r"\S", description="What photos should show.")
+]
+
+
+def filters(
+    folder: Annotated[str | None, Query(max_length=LIMITS.id_letters, description="Only photos in it.")] = None,
+    since: Annotated[date | None, Query(description="Only photos taken on this day or later.")] = None,
+    until: Annotated[date | None, Query(description="Only photos taken on this day or earlier.")] = None,
+) -> Where:
+    """Which photos a search looks at."""
+    return Where(folder, since, until)
+
+
+Filters = Annotated[Where, Depends(filters)]
+
+
+def create_app(index: Index, encoder: ExportedEncoder, access: Access, limits: Limits = LIMITS) -> FastAPI:
+    """The service over an open index, which it closes when it ends."""
+    metrics = Metrics(lambda: len(index))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = app.state.service = Service(index, encoder, metrics, limits)
+        await service.warm_up()
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="vsrn",
+        version=vsrn.__version__,
+        description="Photos by a sentence, or by a photo, and why.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses=problems(422, 429),
+    )
+    app.state.uploads = Uploads(limits)
+    app.add_middleware(Traffic, metrics=metrics, most=limits.requests_at_once)
+    app.add_middleware(Guard, access=access)
+    add_refusals(app)
+    _add_searches(app)
+    _add_photos(app)
+    _add_operation(app, metrics, limits)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return app
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Served = Annotated[Service, Depends(_service)]
+
+
+def _add_searches(app: FastAPI) -> None:
+    """Questions, each with photos for an answer."""
+
+    @app.get("/api/search", tags=["search"])
+    async def search(service: Served, sentence: Sentence, where: Filters, k: Count = 24) -> SearchResult:
+        """Photos that fit a sentence."""
+        found = await service.search(sentence, k, where)
+        return SearchResult(hits=_hits(found), unknown_words=service.unknown_words(sentence))
+
+    @app.post(
+        "/api/search/photo",
+        tags=["search"],
+        openapi_extra={"requestBody": PHOTO_BODY},
+        responses=problems(400, 408, 413),
+    )
+    async def search_photo(service: Served, request: Request, where: Filters, k: Count = 24) -> SearchResult:
+        """Photos like the one in the body: JPEG, PNG, WebP, GIF, BMP or TIFF. It is not kept."""
+        uploads: Uploads = request.app.state.uploads
+        async with uploads.receive(request) as content:
+            return SearchResult(hits=_hits(await service.search_photo(content, k, where)))
+
+    @app.get("/api/search/like", tags=["search"], responses=problems(404))
+    async def search_like(service: Served, id: Id, where: Filters, k: Count = 24) -> SearchResult:
+        """Photos like one of the index."""
+        return SearchResult(hits=_hits(await service.search_like(id, k, where)))
+
+
+def _add_photos(app: FastAPI) -> None:
+    """What is known of one photo."""
+
+    @app.get("/api/photos", tags=["photos"])
+    async def photos(service: Served, k: Count = 24) -> Photos:
+        """The photos taken last."""
+        num_photos, records = await service.latest(k)
+        return Photos(num_photos=num_photos, photos=[Photo.model_validate(photo_fields(record)) for record in records])
+
+    @app.get("/api/thumbnail", tags=["photos"], response_class=Response, responses=JPEG | problems(404))
+    async def thumbnail(service: Served, id: Id, v: Version = "") -> Response:
+        """A small JPEG of a photo."""
+        record = await service.record(id)
+        return _picture(await service.thumbnail(id), record, v)
+
+    @app.get("/api/photo", tags=["photos"], response_class=Response, responses=JPEG | problems(404, 410))
+    async def photo(service: Served, id: Id, v: Version = "") -> Response:
+        """A JPEG of a photo, upright, as it was when it was indexed."""
+        record = await service.record(id)
+        return _picture(await service.photo(record), record, v)
+
+    @app.get("/api/explain", tags=["photos"], responses=problems(404))
+    async def explain(service: Served, id: Id, sentence: Sentence) -> Explanation:
+        """Which regions of a photo earned its match with a sentence. The index must keep them: see `/api/about`."""
+        explained = await service.explain(id, sentence)
+        return Explanation.model_validate(explained.to_json())
+
+
+def _add_operation(app: FastAPI, metrics: Metrics, limits: Limits) -> None:
+    """The page, and what those need who run the service."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(STATIC / "docs.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/api/about", tags=["operation"])
+    async def about(service: Served) -> About:
+        """What is served, and how much one may ask for."""
+        num_photos, _ = await service.latest(1)
+        return About(
+            version=vsrn.__version__,
+            num_photos=num_photos,
+            explains=service.index.info.explain,
+            captions=False,
+            examples=service.examples(),
+            most_hits=limits.most_hits,
+            sentence_letters=limits.sentence_letters,
+            upload_bytes=limits.upload_bytes,
+        )
+
+    @app.get("/healthz", tags=["operation"])
+    async def health() -> State:
+        """That the process answers at all."""
+        return State(status="alive")
+
+    @app.get("/readyz", tags=["operation"])
+    async def ready(service: Served) -> State:
+        """That the index and its encoder can be asked."""
+        await service.warm_up()
+        return State(status="ready")
+
+    @app.get("/metrics", tags=["operation"], response_class=Response)
+    def read_metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _hits(found: Found) -> list[Hit]:
+    return [Hit.model_validate(photo_fields(record) | {"score": round(score, 6)}) for record, score in found]
+
+
+def _picture(content: bytes, record: PhotoRecord, version: str) -> Response:
+    """A JPEG that browsers keep where they asked for this very version of it."""
+    kept = "private, max-age=31536000, immutable" if version == version_of(record) else "no-cache"
+    return Response(content, media_type="image/jpeg", headers={"Cache-Control": kept})

@@ -1,0 +1,141 @@
+"""Who is let in: checked before anything else looks at a request.
+
+A browser on this machine will send requests here for any page it shows. So a request must name us as we are called
+(against DNS rebinding), must not come from another origin, and, where a token is set, must bring it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vsrn.server.settings import Access
+
+COOKIE = "vsrn_session"
+# What shows nothing of the photos: the page, its parts, what the service offers, and whether it is alive.
+OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
+OPEN_FOLDERS = ("/static/",)
+PAGES = ("/", "/docs")
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Guard:
+    """Refuses strangers, and sends headers that keep browsers strict."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self.app, self.access = app, access
+        # What a browser keeps instead of the token; it dies with the process.
+        self.session = secrets.token_urlsafe(32)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a stranger, or pass the request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_strictly(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        answer = self._refusal(scope)
+        await (answer or self.app)(scope, receive, send_strictly)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers, path = Headers(scope=scope), scope["path"]
+        if not is_our_name(headers.get("host", ""), self.access.names):
+            return _problem(421, "this service is not called by that name; start it with --allow-host to add one.")
+        if is_foreign(headers, scope["method"], path):
+            return _problem(403, "pages of other sites may not read this service.")
+        if self.access.token is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
+            return None
+        if path == "/api/session":
+            return self._open_session(headers, scope)
+        if self._brings_token(headers) or self._brings_session(headers):
+            return None
+        return _unauthorised()
+
+    def _open_session(self, headers: Headers, scope: Scope) -> Response:
+        """Give a browser that brings the token a cookie, since its pictures cannot bring one."""
+        if scope["method"] != "POST" or not self._brings_token(headers):
+            return _unauthorised()
+        answer = Response(status_code=204)
+        answer.set_cookie(COOKIE, self.session, httponly=True, samesite="strict", secure=scope["scheme"] == "https")
+        return answer
+
+    def _brings_token(self, headers: Headers) -> bool:
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        return kind.lower() == "bearer" and _equal(token.strip(), self.access.token or "")
+
+    def _brings_session(self, headers: Headers) -> bool:
+        return _equal(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""), self.session)
+
+
+def is_our_name(host: str, names: frozenset[str]) -> bool:
+    """Whether a Host header is a plain address, or one of our names; only a name can be rebound to us.
+
+    >>> names = frozenset({"localhost"})
+    >>> [is_our_name(host, names) for host in ("localhost:8000", "[::1]:8000", "192.168.0.7", "evil.example", "")]
+    [True, True, True, False, False]
+    """
+    name = host_name(host)
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name in names
+    return True
+
+
+def host_name(host: str) -> str:
+    """A Host header without its port, in lower case.
+
+    >>> host_name("LocalHost.:8000"), host_name("[::1]:80")
+    ('localhost', '::1')
+    """
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].removesuffix(".").lower()
+
+
+def is_foreign(headers: Headers, method: str, path: str) -> bool:
+    """Whether a page of another origin sent this request; following a link to our page is no such thing."""
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
+        return True
+    if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+        return False
+    followed = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+    return not (followed and method == "GET" and path in PAGES)
+
+
+def _equal(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode(), expected.encode())
+
+
+def _unauthorised() -> Response:
+    answer = _problem(401, "this service asks for a token; send it as `Authorization: Bearer TOKEN`.")
+    answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+def _problem(status: int, sentence: str) -> Response:
+    return JSONResponse({"detail": sentence}, status)

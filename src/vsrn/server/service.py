@@ -1,0 +1,152 @@
+"""What the routes ask for: an index whose encoder is shared by all requests, and never blocks the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+
+from vsrn.captions.tokenizer import tokenize
+from vsrn.errors import UnknownPhotoError
+from vsrn.inference.explanation import Explanation
+from vsrn.inference.exported import ExportedEncoder
+from vsrn.regions.store import FloatArray
+from vsrn.search.index import Hit, Index
+from vsrn.search.records import PhotoRecord, Where
+from vsrn.server.batching import Batcher
+from vsrn.server.metrics import Metrics
+from vsrn.server.originals import draw_photo
+from vsrn.server.settings import Limits
+
+if TYPE_CHECKING:
+    from vsrn.regions.extractor import Prepared, RegionExtractor
+
+SENTENCES_AT_ONCE, PHOTOS_AT_ONCE = 64, 8
+# Decoding takes the memory of all of a photo's pixels.
+DECODERS = 2
+
+MOST_EXAMPLES = 4
+EXAMPLES = (
+    "two dogs play in the snow",
+    "a child on a swing",
+    "a man climbs a rock",
+    "people sit on a boat",
+    "a red tree left of a yellow house",
+    "a white star in the dark",
+    "a green heart at sea",
+    "a blue box inside a pink ring",
+)
+
+Answer = TypeVar("Answer")
+Found = list[tuple[PhotoRecord, float]]
+
+
+class Service:
+    """Answers what the routes ask."""
+
+    def __init__(self, index: Index, encoder: ExportedEncoder, metrics: Metrics, limits: Limits) -> None:
+        self.index, self.encoder, self.limits = index, encoder, limits
+        of_sentences, of_photos = (metrics.batches.labels(kind).observe for kind in ("sentence", "photo"))
+        self._sentences: Batcher[str, FloatArray] = Batcher(encoder.encode_captions, SENTENCES_AT_ONCE, of_sentences)
+        self._photos: Batcher[Prepared, FloatArray] = Batcher(self._encode_photos, PHOTOS_AT_ONCE, of_photos)
+        self._decoders = asyncio.Semaphore(DECODERS)
+        self._loading = threading.Lock()
+        self._loaded: RegionExtractor | None = None
+
+    async def warm_up(self) -> None:
+        """Load what the first search needs."""
+        await self.search("", 1, Where())
+
+    async def search(self, sentence: str, k: int, where: Where) -> Found:
+        """The photos that fit a sentence best."""
+        return await self._nearest(await self._sentences.ask(sentence), k, where)
+
+    async def search_photo(self, content: bytes, k: int, where: Where) -> Found:
+        """The photos most like one that is given as bytes. Raises `PhotoError` where they are no photo we can read."""
+        prepared = await self._decoding(partial(self._prepare, content))
+        return await self._nearest(await self._photos.ask(prepared), k, where)
+
+    async def search_like(self, photo_id: str, k: int, where: Where) -> Found:
+        """The photos most like one of the index. Raises `UnknownPhotoError`."""
+        return await run_in_threadpool(lambda: self._with_records(self.index.search_like(photo_id, k, where)))
+
+    async def latest(self, k: int) -> tuple[int, list[PhotoRecord]]:
+        """How many photos there are, and those taken last."""
+        return await run_in_threadpool(lambda: (len(self.index), self.index.latest(k)))
+
+    async def record(self, photo_id: str) -> PhotoRecord:
+        """What is known of a photo. Raises `UnknownPhotoError`."""
+        return await run_in_threadpool(self.index.photo, photo_id)
+
+    async def thumbnail(self, photo_id: str) -> bytes:
+        """A small JPEG. Raises `UnknownPhotoError`."""
+        return await run_in_threadpool(self.index.thumbnail, photo_id)
+
+    async def photo(self, record: PhotoRecord) -> bytes:
+        """The photo as a JPEG. Raises `PhotoError` where its file is not what was indexed."""
+        path = await run_in_threadpool(self.index.path, record.id)
+        return await self._decoding(partial(draw_photo, path, record, self.limits.photo_side))
+
+    async def explain(self, photo_id: str, sentence: str) -> Explanation:
+        """Which regions earned a match. Raises `UnknownPhotoError`."""
+        return await run_in_threadpool(self.index.explain, photo_id, sentence)
+
+    def examples(self) -> list[str]:
+        """Sentences that the model can read, to begin with."""
+        return [sentence for sentence in EXAMPLES if not self.unknown_words(sentence)][:MOST_EXAMPLES]
+
+    def unknown_words(self, sentence: str) -> list[str]:
+        """Words of a sentence that the model has never read, each once."""
+        return [word for word in dict.fromkeys(tokenize(sentence)) if word not in self.encoder.vocabulary.ids]
+
+    def close(self) -> None:
+        """Let go of threads and files."""
+        self._sentences.close()
+        self._photos.close()
+        self.index.close()
+
+    async def _nearest(self, vector: FloatArray, k: int, where: Where) -> Found:
+        return await run_in_threadpool(lambda: self._with_records(self.index.search_vector(vector, k, where)))
+
+    def _with_records(self, hits: Sequence[Hit]) -> Found:
+        found: Found = []
+        for hit in hits:
+            try:
+                found.append((self.index.photo(hit.id), hit.score))
+            except UnknownPhotoError:
+                # Another process took it out of the index in between.
+                continue
+        return found
+
+    async def _decoding(self, work: Callable[[], Answer]) -> Answer:
+        async with self._decoders:
+            return await run_in_threadpool(work)
+
+    @property
+    def _extractor(self) -> RegionExtractor:
+        # torch comes with it, so it is loaded when the first photo is.
+        from vsrn.inference.photos import learned_extractor  # noqa: PLC0415
+
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = learned_extractor(self.encoder.learned_from)
+            return self._loaded
+
+    def _prepare(self, content: bytes) -> Prepared:
+        from vsrn.regions.extractor import prepare_pixels  # noqa: PLC0415
+        from vsrn.regions.photos import decode_photo  # noqa: PLC0415
+
+        side = self._extractor.photo_size
+        picture = decode_photo(content, max_pixels=self.limits.upload_pixels, target_size=side)
+        return prepare_pixels(self._extractor, picture, "this photo")
+
+    def _encode_photos(self, prepared: list[Prepared]) -> FloatArray:
+        from vsrn.regions.store import pad_regions  # noqa: PLC0415
+
+        regions = self._extractor(prepared)
+        return np.asarray(self.encoder.encode_regions(*pad_regions(regions)))

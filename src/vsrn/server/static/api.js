@@ -1,0 +1,49 @@
+// The service's routes. Every failure is a Problem with one sentence for people.
+
+export class Problem extends Error {
+  constructor(status, sentence) {
+    super(sentence);
+    this.status = status;
+  }
+}
+
+const answers = {
+  about: () => get("api/about"),
+  latest: (k, signal) => get("api/photos", { k }, signal),
+  search: (sentence, k, signal) => get("api/search", { sentence, k }, signal),
+  like: (id, k, signal) => get("api/search/like", { id, k }, signal),
+  photo: (file, k, signal) => ask(`api/search/photo?k=${k}`, {
+    method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" }, signal,
+  }),
+  explain: (id, sentence, signal) => get("api/explain", { id, sentence }, signal),
+  caption: (id, signal) => get("api/caption", { id }, signal),
+};
+export default answers;
+
+// Trade the token for a cookie, which pictures can bring. True where it was right.
+export async function bringToken(token) {
+  const answer = await fetch("api/session", { method: "POST", headers: { Authorization: `Bearer ${token}` } });
+  return answer.ok;
+}
+
+function get(path, parameters = {}, signal = undefined) {
+  const query = new URLSearchParams(parameters);
+  return ask(query.size ? `${path}?${query}` : path, { signal });
+}
+
+async function ask(url, options) {
+  let answer;
+  try {
+    answer = await fetch(url, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, "The service does not answer. Is it still running?");
+  }
+  const body = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Problem(answer.status, sentenceOf(body.detail ?? `this failed (${answer.status}).`));
+  return body;
+}
+
+function sentenceOf(detail) {
+  return detail[0].toUpperCase() + detail.slice(1);
+}

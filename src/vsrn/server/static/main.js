@@ -1,0 +1,212 @@
+// The page: a query, the photos that answer it, and the way between the two.
+
+import answers, { bringToken } from "./api.js";
+import { Details } from "./details.js";
+import { Grid } from "./grid.js";
+
+const part = (id) => document.getElementById(id);
+const PAGE = 24, WAIT = 160; // photos at a time; milliseconds after the last key
+
+let about = null;
+let query = { kind: "start" }; // or {sentence}, {like, picture}, {photo: File, picture}
+let asked = new AbortController();
+let count = PAGE;
+let typing = 0;
+const reasons = new Map(); // photo and sentence -> promise of an explanation
+
+const grid = new Grid(part("photos"), explain, (place) => details.open(grid.photos, place, query.sentence ?? ""));
+const details = new Details({ explain, like: searchLike, closed: (place) => grid.focus(place) });
+
+// Asking
+
+async function run(next, { more = false, remember = "replace" } = {}) {
+  clearTimeout(typing);
+  asked.abort();
+  asked = new AbortController();
+  if (!more) count = PAGE;
+  if (query.photo && query.photo !== next.photo) URL.revokeObjectURL(query.picture);
+  query = next;
+  if (!more) remembered(remember);
+  showQuery();
+  part("progress").hidden = false;
+  part("photos").classList.add("busy");
+  const { signal } = asked;
+  try {
+    about ??= await answers.about();
+    details.captions = about.captions;
+    const answer = await answerTo(query, Math.min(count, about.most_hits), signal);
+    if (!signal.aborted) showAnswer(answer);
+  } catch (error) {
+    if (error.name !== "AbortError" && !signal.aborted) showProblem(error);
+  }
+  if (!signal.aborted) {
+    part("progress").hidden = true;
+    part("photos").classList.remove("busy");
+  }
+}
+
+async function answerTo({ sentence, like, photo }, k, signal) {
+  if (sentence) return answers.search(sentence, k, signal);
+  if (like) return answers.like(like, k, signal);
+  if (photo) return answers.photo(photo, k, signal);
+  const { photos, num_photos } = await answers.latest(k, signal);
+  about.num_photos = num_photos;
+  return { hits: photos, unknown_words: [] };
+}
+
+function explain(photo) {
+  if (!query.sentence || !about?.explains) return null;
+  const key = JSON.stringify([photo.thumbnail, query.sentence]);
+  if (!reasons.has(key)) {
+    const reason = answers.explain(photo.id, query.sentence);
+    reason.catch(() => reasons.delete(key));
+    reasons.set(key, reason);
+    if (reasons.size > 500) reasons.delete(reasons.keys().next().value);
+  }
+  return reasons.get(key);
+}
+
+function searchLike(photo) {
+  run({ kind: "like", like: photo.id, picture: photo.thumbnail }, { remember: "push" });
+  scrollTo({ top: 0 });
+}
+
+function searchPhoto(file) {
+  if (!file) return;
+  run({ kind: "photo", photo: file, picture: URL.createObjectURL(file) });
+  scrollTo({ top: 0 });
+}
+
+function searchSentence(options) {
+  const sentence = part("sentence").value.trim();
+  run(sentence ? { kind: "sentence", sentence } : { kind: "start" }, options);
+}
+
+// Showing
+
+function showQuery() {
+  const byPhoto = Boolean(query.picture || query.like);
+  part("query-photo").hidden = !byPhoto;
+  if (byPhoto) part("query-photo").querySelector("img").src = query.picture ?? `api/thumbnail?id=${encodeURIComponent(query.like)}`;
+  part("sentence").placeholder = byPhoto ? "or say it" : "Say what you are looking for";
+  if (query.kind !== "sentence") part("sentence").value = "";
+  else if (document.activeElement !== part("sentence")) part("sentence").value = query.sentence;
+  part("start").hidden = query.kind !== "start";
+  document.title = query.sentence ? `${query.sentence} · photos` : "Photos by a sentence";
+}
+
+function showAnswer({ hits, unknown_words: unknown }) {
+  part("problem").hidden = true;
+  part("unknown").hidden = !unknown.length;
+  part("unknown").textContent = `The model never read ${listed(unknown)}; say it in other words if you can.`;
+  grid.show(hits, about.num_photos ? "No photo fits." : "This index is empty: add photos with vsrn index.");
+  const words = { start: "The latest photos", sentence: `Best first for “${query.sentence}”`, like: "Like the one you chose", photo: "Like your photo" };
+  part("status").textContent = `${words[query.kind]} · ${hits.length} of ${about.num_photos.toLocaleString("en")}`;
+  part("more").hidden = hits.length < count || count >= Math.min(about.most_hits, about.num_photos);
+  showStart();
+}
+
+function showStart() {
+  part("num-photos").textContent = about.num_photos.toLocaleString("en");
+  part("examples").replaceChildren(...about.examples.map((sentence) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: sentence });
+    button.onclick = () => { part("sentence").value = sentence; run({ kind: "sentence", sentence }, { remember: "push" }); };
+    return button;
+  }));
+}
+
+function showProblem(problem) {
+  if (problem.status === 401) {
+    if (!part("login").open) part("login").showModal();
+    return;
+  }
+  part("problem-words").textContent = problem.message;
+  part("problem").hidden = false;
+  part("status").textContent = "";
+  part("unknown").hidden = part("more").hidden = true;
+  grid.show([], "");
+}
+
+function listed(words) {
+  const quoted = words.map((word) => `“${word}”`);
+  return quoted.length < 2 ? quoted.join("") : `${quoted.slice(0, -1).join(", ")} or ${quoted.at(-1)}`;
+}
+
+// The address bar: a sentence can be sent to a friend, and the way back works
+
+function remembered(how) {
+  const address = new URL(location.href);
+  address.search = query.sentence ? `?${new URLSearchParams({ q: query.sentence })}` : query.like ? `?${new URLSearchParams({ like: query.like })}` : "";
+  if (how === "push") history.pushState(null, "", address);
+  if (how === "replace") history.replaceState(null, "", address);
+}
+
+function fromAddress() {
+  const given = new URLSearchParams(location.search);
+  const sentence = given.get("q")?.trim(), like = given.get("like");
+  part("sentence").value = sentence ?? "";
+  run(sentence ? { kind: "sentence", sentence } : like ? { kind: "like", like } : { kind: "start" }, { remember: "" });
+}
+
+// Hands
+
+part("sentence").addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(searchSentence, WAIT);
+});
+part("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  searchSentence({ remember: "push" });
+});
+part("sentence").addEventListener("keydown", (event) => {
+  if (event.key === "ArrowDown") { event.preventDefault(); grid.focus(0); }
+  if (event.key === "Escape") { part("sentence").value = ""; searchSentence(); }
+});
+document.addEventListener("keydown", (event) => {
+  const writing = /^(INPUT|TEXTAREA)$/.test(document.activeElement.tagName);
+  if (event.key === "/" && !writing && !document.querySelector("dialog[open]")) {
+    event.preventDefault();
+    part("sentence").select();
+    part("sentence").focus();
+  }
+});
+part("choose").onclick = () => part("file").click();
+part("file").onchange = () => { searchPhoto(part("file").files[0]); part("file").value = ""; };
+part("forget-photo").onclick = () => { run({ kind: "start" }); part("sentence").focus(); };
+part("again").onclick = () => run(query);
+part("more").onclick = () => { count += 2 * PAGE; run(query, { more: true }); };
+document.addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
+  if (file) { event.preventDefault(); searchPhoto(file); }
+});
+
+let dragged = 0;
+const brings = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+document.addEventListener("dragenter", (event) => { if (brings(event)) part("drop").hidden = ++dragged < 1; });
+document.addEventListener("dragleave", (event) => { if (brings(event)) part("drop").hidden = --dragged < 1; });
+document.addEventListener("dragover", (event) => brings(event) && event.preventDefault());
+document.addEventListener("drop", (event) => {
+  if (!brings(event)) return;
+  event.preventDefault();
+  dragged = 0;
+  part("drop").hidden = true;
+  searchPhoto(event.dataTransfer.files[0]);
+});
+
+part("login-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const right = await bringToken(part("token").value).catch(() => false);
+  part("wrong").hidden = right;
+  if (right) { part("login").close(); run(query); }
+});
+addEventListener("popstate", fromAddress);
+
+// Beginning
+
+const token = new URLSearchParams(location.hash.slice(1)).get("token");
+if (token) {
+  await bringToken(token).catch(() => false);
+  history.replaceState(null, "", location.pathname + location.search);
+}
+fromAddress();
+if (matchMedia("(hover: hover)").matches) part("sentence").focus();

@@ -1,0 +1,83 @@
+"""An index of small photos, and the real service over it, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pytest
+import uvicorn
+from colours import COLOURS_BY_NAME, export_colours, save_photo
+from PIL import Image
+
+from vsrn.inference.exported import ExportedEncoder
+from vsrn.regions import extractor as extractors
+from vsrn.search.build import update_index
+from vsrn.search.index import Index
+from vsrn.search.opening import open_index
+from vsrn.server.app import create_app
+from vsrn.server.running import listen
+from vsrn.server.settings import Access, Limits
+
+ODD_ID = "holiday/50% off & more #1? ü\"<b>'.png"
+SHAPES = [(24, 16), (16, 24), (20, 20), (40, 16), (30, 20)]
+HOME = "http://localhost"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Photos, and the index of them."""
+
+    photos: Path
+    idx: Path
+
+    def open(self) -> Index:
+        return open_index(self.idx)
+
+
+def make_place(folder: Path, num_photos: int = 11) -> Place:
+    """An index of photos of several shapes in several folders, one of them with an odd name."""
+    photos = folder / "photos"
+    for number in range(num_photos):
+        path = save_photo(photos / ["", "holiday", "holiday/beach"][number % 3] / f"{number:02}.png", number)
+        with Image.open(path) as photo:
+            photo.resize(SHAPES[number % len(SHAPES)], Image.Resampling.NEAREST).save(path)
+    save_photo(photos / ODD_ID, 99)
+    with colours_known():
+        update_index(photos, folder / "idx", export_colours(folder / "model"))
+    return Place(photos, folder / "idx")
+
+
+@contextlib.contextmanager
+def colours_known() -> Iterator[None]:
+    """For the block, photos can be read by the model of the index."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, where in COLOURS_BY_NAME.items():
+            patch.setitem(extractors._EXTRACTORS, name, where)
+        yield
+
+
+@contextlib.contextmanager
+def serving(place: Place, access: Access | None = None, limits: Limits | None = None) -> Iterator[str]:
+    """The address of a service that runs for the block."""
+    index = place.open()
+    app = create_app(index, cast("ExportedEncoder", index.encoder), access or Access(), limits or Limits())
+    listening = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    with colours_known():
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive(), "the service did not start"
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+            listening.close()
