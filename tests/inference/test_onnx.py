@@ -24,7 +24,7 @@ from vsrn.cli import main
 from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.inference import exportable
-from vsrn.inference.captioning import CAPTIONER_FILE
+from vsrn.inference.captions import CAPTIONER_FILE
 from vsrn.inference.encoder import Encoder
 from vsrn.inference.export import export_onnx, model_fingerprint
 from vsrn.inference.onnx import CAPTION_FILE, IMAGE_FILE, INFO_FILE, MODEL_KEY, OnnxEncoder, StoredPrecision

@@ -17,7 +17,7 @@ import vsrn
 from vsrn.cli import run_command
 from vsrn.config import CaptionerConfig
 from vsrn.errors import CheckpointError
-from vsrn.inference.captioning import CAPTIONER_FILE
+from vsrn.inference.captions import CAPTIONER_FILE
 from vsrn.inference.encoder import Encoder
 from vsrn.inference.export import export_onnx
 from vsrn.model.weights import StoredModel, write_model

@@ -18,7 +18,7 @@ import torch
 from vsrn.captions.vocabulary import END, PAD, START, UNK, Vocabulary
 from vsrn.config import Config
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.inference.captions import DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption
+from vsrn.inference.captions import CAPTIONER_FILE, DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption
 from vsrn.inference.onnx import MODEL_KEY
 from vsrn.model.captioner import SHRINK_AT, Captioner, State
 from vsrn.model.numerics import widen
@@ -27,7 +27,6 @@ from vsrn.regions.store import FloatArray, IntArray
 
 # Never written: two that are no words, and one that stands for all words that are not known.
 FORBIDDEN = (PAD, START, UNK)
-CAPTIONER_FILE = "captioner.safetensors"
 WIDEST_BEAM = 100
 # Images times beams that are searched at a time.
 ROWS_AT_ONCE = 320

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # (B, N, F) features, and (B,) real regions of each or None for all.
 RegionBatch = tuple[FloatArray, IntArray | None]
 
+CAPTIONER_FILE = "captioner.safetensors"
 DEFAULT_BEAM = 5
 # Reasoned regions take much more room than captions.
 IMAGES_AT_ONCE = 128

@@ -17,8 +17,19 @@ from vsrn.inference.exported import ExportedEncoder
 from vsrn.search.index import Index
 from vsrn.search.records import PhotoRecord, Where
 from vsrn.server.metrics import Metrics
-from vsrn.server.refusals import add_refusals, problems
-from vsrn.server.schemas import About, Explanation, Hit, Photo, Photos, SearchResult, State, photo_fields, version_of
+from vsrn.server.refusals import add_refusals, problems, refuse
+from vsrn.server.schemas import (
+    About,
+    Caption,
+    Explanation,
+    Hit,
+    Photo,
+    Photos,
+    SearchResult,
+    State,
+    photo_fields,
+    version_of,
+)
 from vsrn.server.security import Guard
 from vsrn.server.service import Found, Service
 from vsrn.server.settings import Access, Limits
@@ -139,11 +150,20 @@ def _add_photos(app: FastAPI) -> None:
         record = await service.record(id)
         return _picture(await service.photo(record), record, v)
 
-    @app.get("/api/explain", tags=["photos"], responses=problems(404))
+    @app.get("/api/explain", tags=["photos"], responses=problems(404, 409))
     async def explain(service: Served, id: Id, sentence: Sentence) -> Explanation:
-        """Which regions of a photo earned its match with a sentence. The index must keep them: see `/api/about`."""
+        """Which regions of a photo earned its match with a sentence."""
+        if not service.index.info.explain:
+            raise refuse(409, "this index was made with --no-explain and keeps no regions.")
         explained = await service.explain(id, sentence)
         return Explanation.model_validate(explained.to_json())
+
+    @app.get("/api/caption", tags=["photos"], responses=problems(404, 409))
+    async def caption(service: Served, id: Id) -> Caption:
+        """A sentence for a photo, written by the model of the index."""
+        if not service.captions:
+            raise refuse(409, "this index cannot caption: its model has no captioner, or it keeps no regions.")
+        return Caption(caption=await service.caption(id))
 
 
 def _add_operation(app: FastAPI, metrics: Metrics, limits: Limits) -> None:
@@ -165,7 +185,7 @@ def _add_operation(app: FastAPI, metrics: Metrics, limits: Limits) -> None:
             version=vsrn.__version__,
             num_photos=num_photos,
             explains=service.index.info.explain,
-            captions=False,
+            captions=service.captions,
             examples=service.examples(),
             most_hits=limits.most_hits,
             sentence_letters=limits.sentence_letters,

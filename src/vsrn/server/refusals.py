@@ -19,6 +19,7 @@ REASONS = {
     401: "The token is missing or wrong.",
     404: "The index holds no such photo.",
     408: "The body took too long to arrive.",
+    409: "The index was made without what this needs; `/api/about` says what it can do.",
     410: "The photo's file is gone, or another since it was indexed.",
     413: "The body is larger than allowed.",
     422: "A parameter is missing, or outside of what is allowed.",

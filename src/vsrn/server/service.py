@@ -13,9 +13,10 @@ from starlette.concurrency import run_in_threadpool
 
 from vsrn.captions.tokenizer import tokenize
 from vsrn.errors import UnknownPhotoError
+from vsrn.inference.captions import CAPTIONER_FILE
 from vsrn.inference.explanation import Explanation
 from vsrn.inference.exported import ExportedEncoder
-from vsrn.regions.store import FloatArray
+from vsrn.regions.store import FloatArray, Regions, pad_regions
 from vsrn.search.index import Hit, Index
 from vsrn.search.records import PhotoRecord, Where
 from vsrn.server.batching import Batcher
@@ -26,6 +27,7 @@ from vsrn.server.settings import Limits
 if TYPE_CHECKING:
     from vsrn.regions.extractor import Prepared, RegionExtractor
 
+INPUTS = ("sentence", "photo", "caption")
 SENTENCES_AT_ONCE, PHOTOS_AT_ONCE = 64, 8
 # Decoding takes the memory of all of a photo's pixels.
 DECODERS = 2
@@ -51,9 +53,10 @@ class Service:
 
     def __init__(self, index: Index, encoder: ExportedEncoder, metrics: Metrics, limits: Limits) -> None:
         self.index, self.encoder, self.limits = index, encoder, limits
-        of_sentences, of_photos = (metrics.batches.labels(kind).observe for kind in ("sentence", "photo"))
+        of_sentences, of_photos, of_captions = (metrics.batches.labels(kind).observe for kind in INPUTS)
         self._sentences: Batcher[str, FloatArray] = Batcher(encoder.encode_captions, SENTENCES_AT_ONCE, of_sentences)
         self._photos: Batcher[Prepared, FloatArray] = Batcher(self._encode_photos, PHOTOS_AT_ONCE, of_photos)
+        self._captions: Batcher[Regions, str] = Batcher(self._write_captions, PHOTOS_AT_ONCE, of_captions)
         self._decoders = asyncio.Semaphore(DECODERS)
         self._loading = threading.Lock()
         self._loaded: RegionExtractor | None = None
@@ -96,6 +99,16 @@ class Service:
         """Which regions earned a match. Raises `UnknownPhotoError`."""
         return await run_in_threadpool(self.index.explain, photo_id, sentence)
 
+    async def caption(self, photo_id: str) -> str:
+        """A sentence for a photo of the index, by its model. Raises `UnknownPhotoError`."""
+        return await self._captions.ask(await run_in_threadpool(self.index.regions, photo_id))
+
+    @property
+    def captions(self) -> bool:
+        """Whether the index keeps regions, and its model a captioner."""
+        enabled = self.encoder.config.model.captioner.enabled and (self.encoder.folder / CAPTIONER_FILE).is_file()
+        return self.index.info.explain and enabled
+
     def examples(self) -> list[str]:
         """Sentences that the model can read, to begin with."""
         return [sentence for sentence in EXAMPLES if not self.unknown_words(sentence)][:MOST_EXAMPLES]
@@ -108,6 +121,7 @@ class Service:
         """Let go of threads and files."""
         self._sentences.close()
         self._photos.close()
+        self._captions.close()
         self.index.close()
 
     async def _nearest(self, vector: FloatArray, k: int, where: Where) -> Found:
@@ -134,7 +148,7 @@ class Service:
 
         with self._loading:
             if self._loaded is None:
-                self._loaded = learned_extractor(self.encoder.learned_from)
+                self._loaded = learned_extractor(self.encoder.learned_from, self.encoder.extractor_weights)
             return self._loaded
 
     def _prepare(self, content: bytes) -> Prepared:
@@ -146,7 +160,8 @@ class Service:
         return prepare_pixels(self._extractor, picture, "this photo")
 
     def _encode_photos(self, prepared: list[Prepared]) -> FloatArray:
-        from vsrn.regions.store import pad_regions  # noqa: PLC0415
-
         regions = self._extractor(prepared)
         return np.asarray(self.encoder.encode_regions(*pad_regions(regions)))
+
+    def _write_captions(self, regions: list[Regions]) -> list[str]:
+        return self.encoder.caption_regions(*pad_regions(regions))
