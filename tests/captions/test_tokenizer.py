@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsrn.captions.tokenizer import tokenize
+from vsrn.captions.tokenizer import join_words, tokenize
 
 QUOTES = ['"', "'", "''", "`", "``", "“", "”", "‘", "’", "„", "«", "»"]
 STOPS = [".", "..", "...", ",", ":", ";", "!", "?"]
@@ -110,3 +110,12 @@ def karpathy_captions(shared: Path) -> list[str]:
 def line_captions(shared: Path) -> list[str]:
     files = sorted((shared / "captions").glob("*.txt"))
     return [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_real_caption_is_taken_apart_again_when_its_words_are_joined(shared: Path) -> None:
+    captions = [*karpathy_captions(shared), *line_captions(shared)]
+    joined = [join_words(tokenize(caption)) for caption in captions]
+    assert [tokenize(caption) for caption in joined] == [tokenize(caption) for caption in captions]
+    # Most end in a full stop, which nobody writes behind a space.
+    assert sum(caption.endswith(" .") for caption in joined) == 0
+    assert sum(caption.endswith(".") for caption in joined) > 20_000

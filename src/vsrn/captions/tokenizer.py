@@ -10,6 +10,7 @@ are restated here and held against NLTK on every real caption by the tests.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # Each rule puts spaces around what stands alone. Order matters: an opening quote is told from a
 # closing one by what precedes it, and clitics are cut last, when every word ends in a space.
@@ -67,3 +68,22 @@ def tokenize(caption: str) -> list[str]:
     for pattern, replacement in _AFTER_PADDING:
         text = pattern.sub(replacement, text)
     return text.split()
+
+
+_CLOSES = frozenset([",", "!", "?", ";", ":", "%", ")", "]", "n't", "'s", "'m", "'d", "'ll", "'re", "'ve"])
+_OPENS = frozenset(["(", "[", "$", "#"])
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Words and punctuation marks as one writes them: `tokenize` takes them apart into the same words again.
+
+    >>> join_words(["a", "man", "'s", "dog", ",", "(", "asleep", ")", "."])
+    "a man's dog, (asleep)."
+    """
+    written, attach = "", True
+    for place, word in enumerate(words):
+        # A full stop within a caption would be taken for an abbreviation's.
+        attach = attach or word in _CLOSES or (word == "." and place == len(words) - 1)
+        written += word if attach else f" {word}"
+        attach = word in _OPENS
+    return written

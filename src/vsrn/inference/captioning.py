@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vsrn.captions.tokenizer import join_words
 from vsrn.captions.vocabulary import END, PAD, START, UNK, Vocabulary
 from vsrn.config import Config
 from vsrn.errors import CheckpointError, ConfigError
@@ -67,7 +68,7 @@ class CaptionWriter:
         if not bool(torch.isfinite(scores).all()):
             raise CheckpointError("the captioner's weights give no probabilities (NaN or infinity); train it again.")
         pairs = zip(words.tolist(), scores.tolist(), strict=True)
-        return [WrittenCaption(self.vocabulary.decode(ids), score) for ids, score in pairs]
+        return [WrittenCaption(join_words(self.vocabulary.decode(ids).split()), score) for ids, score in pairs]
 
 
 def write_captioner(folder: Path, captioner: Captioner, model: str, dtype: torch.dtype = torch.float32) -> None:

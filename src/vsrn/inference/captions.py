@@ -1,7 +1,7 @@
 """What every model that writes captions offers, whether torch or onnxruntime runs its encoders; itself torch-free.
 
 model = vsrn.load("flickr8k-small")
-model.caption("beach.jpg")                          # "two dogs play on the beach"
+model.caption("beach.jpg")                          # "two dogs play on the beach."
 model.caption_images(["beach.jpg", "snow.jpg"])     # one sentence each
 model.caption_regions(features)                     # the same from regions (B, N, F)
 """
@@ -37,7 +37,7 @@ NO_CAPTIONER = (
 class WrittenCaption:
     """A sentence that a model wrote.
 
-    text   its words, joined by spaces
+    text   its words and punctuation marks, as one writes them
     score  mean log-probability of its words and of its end; 0 would be certainty
     """
 
