@@ -48,7 +48,7 @@ def test_real_photos_and_captions_are_learned(tmp_path: Path, shared: Path, caps
     options = (
         f"--data.path {store} --data.train val --data.held-out= --data.min-count 1 --model.joint-dim 64"
         " --model.captioner.enabled False --train.batch-size 40 --train.epochs 12 --train.learning-rate-drop 10"
-        " --train.learning-rate 0.002 --train.precision fp32 --loss.negatives all"
+        " --train.learning-rate 0.002 --train.precision fp32 --loss.negatives all --loss.warm-up-epochs 0"
     )
     assert run_command("train", [str(config), "-o", str(run), *options.split()]) == 0
     result = evaluate(capsys, str(run), "--split", "val")
