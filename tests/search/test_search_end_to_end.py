@@ -27,7 +27,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = (
         f"--data.path {folder / 'store'} --data.validation train --data.held-out= --data.min-count 1"
         " --model.joint-dim 64 --model.captioner.enabled False --train.batch-size 40 --train.epochs 14"
-        " --train.learning-rate-drop 12 --train.learning-rate 0.002 --train.precision fp32 --loss.negatives all --loss.warm-up-epochs 0"
+        " --train.learning-rate-drop 12 --train.learning-rate 0.002 --train.precision fp32"
+        " --loss.negatives all --loss.warm-up-epochs 0"
     )
     assert run_command("train", [str(config), "-o", str(folder / "run"), *options.split()]) == 0
     assert run_command("export", [str(folder / "run"), "--onnx", str(folder / "exported")]) == 0
