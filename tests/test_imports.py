@@ -32,6 +32,7 @@ ORDER = [
     "vsrn.inference.explanation",
     "vsrn.search",
     "vsrn.regions",
+    "vsrn.photo_splits",
     "vsrn.model",
     "vsrn.inference",
     "vsrn.search.opening",

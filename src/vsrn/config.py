@@ -19,6 +19,7 @@ import tomli_w
 from vsrn.errors import ConfigError
 
 RegionOrder = Literal["stored", "reversed", "shuffled"]
+EFFICIENTNET = "efficientnet-lite0"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class DataConfig:
 
     path: str = ""
     """Folder of a region store with captions, made by `vsrn extract --captions` or precomputed."""
+    photos: str = ""
+    """Folder of photos, for a model that reads pixels; instead of `path`."""
+    annotations: str = ""
+    """Captions of those photos: a Karpathy JSON, or a folder of COCO's caption annotations."""
+    restval: bool = False
+    """Whether COCO's `restval` images are learned from as part of `train`."""
     train: str = "train"
     """Split to learn from, named as on disk."""
     validation: str = "dev"
@@ -82,11 +89,29 @@ class ScanConfig:
 
 
 @dataclass(frozen=True)
+class NetworkConfig:
+    """The image network of kind "vsepp", where it reads photos rather than precomputed vectors."""
+
+    name: str = ""
+    """`efficientnet-lite0` (offline), or a classifier of torchvision: vgg19, resnet152, ...; empty reads vectors."""
+    weights: str = ""
+    """What it starts from: a file, `hub` for torchvision's own download, or `random`; EfficientNet needs none named."""
+    fine_tune_after: int | None = None
+    """Epochs after which it learns too; 0 from the start, left out never."""
+    photo_size: int = 256
+    """Shorter side, in pixels, that photos are brought to in evaluation."""
+    crop_size: int = 224
+    """Side of the square that the network reads: the middle in evaluation, a random part in training."""
+    smallest_crop: float = 0.08
+    """Least share of a photo's area that a random crop in training may have; 1 crops and flips nothing."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The model. Its defaults are the paper's for COCO."""
 
-    kind: Literal["vsrn", "scan"] = "vsrn"
-    """Family of the model: VSRN, or SCAN, which compares every region with every word."""
+    kind: Literal["vsrn", "vsepp", "scan"] = "vsrn"
+    """Family of the model: VSRN, VSE++ on photos or vectors, or SCAN, which compares every region with every word."""
     feature_dim: int | None = None
     """Numbers per region; left out, it is read from the data."""
     joint_dim: int = 2048
@@ -114,6 +139,7 @@ class ModelConfig:
     """How an image and a caption embedding are compared."""
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
     scan: ScanConfig = field(default_factory=ScanConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
 
 
 @dataclass(frozen=True)
@@ -236,18 +262,18 @@ def check_config(config: Config, where: str = "the config") -> None:
             " leave it empty ([]) to keep the learning rate",
         ),
     ]
-    for holds, complaint in rules:
+    for holds, complaint in rules + _network_rules(config):
         if not holds:
             raise ConfigError(f"{where}: {complaint}.")
 
 
-# Fields that one kind of model reads and the others do not.
-_OWN_FIELDS = {
-    "vsrn": (
-        *("caption_bidirectional", "caption_aggregator", "reasoning_layers", "aggregator", "normalisation"),
-        *("image_norm", "absolute", "similarity", "captioner"),
-    ),
+# Which kinds of model read a field; the others must leave it as it is.
+_READ_BY = {
+    **dict.fromkeys(("reasoning_layers", "aggregator", "normalisation", "captioner"), ("vsrn",)),
+    **dict.fromkeys(("caption_bidirectional", "caption_aggregator"), ("vsrn", "vsepp")),
+    **dict.fromkeys(("image_norm", "absolute", "similarity"), ("vsrn", "vsepp")),
     "scan": ("scan",),
+    "network": ("vsepp",),
 }
 
 
@@ -255,13 +281,41 @@ def _rules_of_kind(model: ModelConfig) -> list[tuple[bool, str]]:
     """What another kind reads must be left as it is, or a run would not be what its config says."""
     untouched = ModelConfig()
     rules = []
-    for kind, names in _OWN_FIELDS.items():
-        for name in names if kind != model.kind else ():
-            value, default = getattr(model, name), getattr(untouched, name)
-            off = isinstance(value, CaptionerConfig) and not value.enabled
-            complaint = f'model.{name} is read by model.kind = "{kind}" alone; leave it out of a "{model.kind}"'
-            rules.append((value == default or off, complaint))
+    for name, kinds in _READ_BY.items():
+        value, default = getattr(model, name), getattr(untouched, name)
+        off = isinstance(value, CaptionerConfig) and not value.enabled
+        readers = " and ".join(f'"{kind}"' for kind in kinds)
+        complaint = f'model.{name} is read by model.kind = {readers} alone; leave it out of a "{model.kind}"'
+        rules.append((model.kind in kinds or value == default or off, complaint))
     return rules
+
+
+def _network_rules(config: Config) -> list[tuple[bool, str]]:
+    """What holds for a model that reads photos, each with the complaint where it does not."""
+    data, network = config.data, config.model.network
+    after = network.fine_tune_after
+    return [
+        (
+            bool(network.name) or not (data.photos or data.annotations),
+            "data.photos and data.annotations are for a model that reads photos; set model.network.name",
+        ),
+        (
+            not (network.name and data.path),
+            "model.network reads photos: name data.photos and data.annotations instead of data.path",
+        ),
+        (
+            not network.name or (data.region_order == "stored" and not config.train.drop_regions),
+            "data.region_order and train.drop_regions are for regions, and model.network reads photos",
+        ),
+        (bool(data.photos) == bool(data.annotations), "data.photos and data.annotations go together; name both"),
+        (1 <= network.crop_size <= network.photo_size, "model.network.crop_size must lie between 1 and photo_size"),
+        (0 < network.smallest_crop <= 1, "model.network.smallest_crop must be above 0 and at most 1"),
+        (
+            after is None or 0 <= after < config.train.epochs,
+            f"model.network.fine_tune_after must be from 0 to below the {config.train.epochs} epochs; leave it out to"
+            " keep the network as it is",
+        ),
+    ]
 
 
 def _positive(*numbers: int) -> bool:
@@ -309,7 +363,8 @@ def _choices(place: str) -> str:
 
 
 _SECTIONS = {
-    kind.__name__: kind for kind in (DataConfig, CaptionerConfig, ScanConfig, ModelConfig, LossConfig, TrainConfig)
+    kind.__name__: kind
+    for kind in (DataConfig, CaptionerConfig, ScanConfig, NetworkConfig, ModelConfig, LossConfig, TrainConfig)
 }
 
 

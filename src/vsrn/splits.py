@@ -9,13 +9,51 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from vsrn.config import RegionOrder
 from vsrn.errors import DataError
 from vsrn.regions.order import in_order
 from vsrn.regions.store import FloatArray, IntArray, RegionStore, open_region_store, read_lines
+
+
+class CaptionedImages(Protocol):
+    """What training and evaluation ask of a split, whether its images are regions (`Split`) or photos."""
+
+    @property
+    def name(self) -> str:
+        """Name of the split on disk."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its images are."""
+
+    @property
+    def num_images(self) -> int:
+        """How many different images there are."""
+
+    @property
+    def captions(self) -> list[str]:
+        """One string per caption."""
+
+    @property
+    def image_of_caption(self) -> IntArray:
+        """(num_captions,) which of this split's images a caption belongs to."""
+
+    def image_ids(self) -> list[str]:
+        """One id per image."""
+
+    def read_images(self, images: IntArray) -> tuple[npt.NDArray[Any], IntArray | None]:
+        """(B,) images -> what an image encoder reads of them, and (B,) real regions of each or None."""
+
+    def only(self, images: IntArray) -> Self:
+        """The split reduced to these images, in this order, with their captions."""
+
+
+AnySplit = TypeVar("AnySplit", bound=CaptionedImages)
 
 
 @dataclass(frozen=True)
@@ -38,6 +76,11 @@ class Split:
     def name(self) -> str:
         """Name of the split on disk."""
         return self.regions.split
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the region store."""
+        return self.regions.folder
 
     @property
     def num_images(self) -> int:
@@ -68,15 +111,16 @@ class Split:
 
     def only(self, images: IntArray) -> Split:
         """The split reduced to these images, in this order, with their captions."""
-        place = np.full(self.num_images, -1)
-        place[images] = np.arange(len(images))
-        kept = np.flatnonzero(place[self.image_of_caption] >= 0)
-        return replace(
-            self,
-            rows=self.rows[images],
-            captions=[self.captions[caption] for caption in kept],
-            image_of_caption=place[self.image_of_caption[kept]],
-        )
+        captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
+        return replace(self, rows=self.rows[images], captions=captions, image_of_caption=image_of_caption)
+
+
+def captions_of(images: IntArray, captions: list[str], image_of_caption: IntArray) -> tuple[list[str], IntArray]:
+    """The captions of some images, and which of *these* images each belongs to."""
+    place = np.full(max(image_of_caption.max(initial=-1), images.max(initial=-1)) + 1, -1)
+    place[images] = np.arange(len(images))
+    kept = np.flatnonzero(place[image_of_caption] >= 0)
+    return [captions[caption] for caption in kept], place[image_of_caption[kept]]
 
 
 def open_split(folder: Path | str, split: str) -> Split:
@@ -108,7 +152,7 @@ def read_captions(path: Path) -> list[str]:
     return captions
 
 
-def hold_out(split: Split, list_path: Path) -> tuple[Split, Split]:
+def hold_out(split: AnySplit, list_path: Path) -> tuple[AnySplit, AnySplit]:
     """The split without, and with only, the images whose ids the file lists, one per line.
 
     Raises `DataError` where the file is missing, a listed id is not in the split, or all are.
@@ -120,7 +164,7 @@ def hold_out(split: Split, list_path: Path) -> tuple[Split, Split]:
     unknown = sorted(listed - set(ids))
     if unknown:
         raise DataError(
-            f"{list_path} lists {len(unknown)} images that split '{split.name}' of {split.regions.folder}"
+            f"{list_path} lists {len(unknown)} images that split '{split.name}' of {split.folder}"
             f" does not have, such as {unknown[0]}."
         )
     chosen = _places(ids, listed)

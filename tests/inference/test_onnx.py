@@ -30,6 +30,7 @@ from vsrn.inference.export import export_onnx, model_fingerprint
 from vsrn.inference.onnx import CAPTION_FILE, IMAGE_FILE, INFO_FILE, MODEL_KEY, OnnxEncoder, StoredPrecision
 from vsrn.inference.quantise import round_to_bytes
 from vsrn.legacy import read_checkpoint
+from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.reasoning import RegionRelationshipReasoning
 from vsrn.model.weights import StoredModel, build_model, load_weights, read_model, write_model
 from vsrn.regions.store import FloatArray, IntArray, StoreInfo
@@ -291,6 +292,7 @@ def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in stored.model.state_dict().items()}
     export_onnx(stored, tmp_path / "exported")
     assert stored.model.training
+    assert isinstance(stored.model.image_encoder, ImageEncoder)
     assert all(type(layer) is RegionRelationshipReasoning for layer in stored.model.image_encoder.reasoning)
     for name, tensor in stored.model.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from training_runs import Silent, assert_same_run, train
 from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, TrainConfig, config_to_toml
 from vsrn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from vsrn.metrics import RetrievalMetrics
@@ -27,24 +27,10 @@ from vsrn.splits import open_split
 from vsrn.training.batching import TrainingBatches
 from vsrn.training.checkpoint import STATE_FILE, Progress
 from vsrn.training.log import read_log
-from vsrn.training.loop import Trainer, TrainingResult, learning_rate_at
+from vsrn.training.loop import Trainer, learning_rate_at
 from vsrn.training.run import prepare_run
 
 WORDS = ["red", "blue", "green", "tall", "small", "dog", "cat", "bird", "boat", "tree", "runs", "sleeps", "sings"]
-
-
-class Silent:
-    """Nobody watches; a stop may be asked for after a given step, the way Ctrl-C asks for it."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.stop_after = stop_after
-
-    def stepped(self, progress: Progress, _row: dict[str, Any] | None) -> None:
-        if progress.step == self.stop_after:
-            signal.raise_signal(signal.SIGINT)
-
-    def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
-        pass
 
 
 @pytest.fixture
@@ -82,20 +68,6 @@ def config(store: Path) -> Config:
             batch_size=16, epochs=4, learning_rate=5e-3, learning_rate_drop=[3], validate_every=7, device="cpu"
         ),
     )
-
-
-def train(config: Config, run: Path, *, resume: bool = False, stop_after: int | None = None) -> TrainingResult:
-    return Trainer(prepare_run(config, run, resume=resume), Silent(stop_after)).run(resume=resume)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in (STATE_FILE, Path("model.safetensors")):
-        ours, theirs = load_file(one / name), load_file(other / name)
-        assert ours.keys() == theirs.keys()
-        for key in ours:
-            assert torch.equal(ours[key], theirs[key]), f"{name}: {key}"
-    assert [row["step"] for row in read_log(one)] == [row["step"] for row in read_log(other)]
-    assert [row.get("validation") for row in read_log(one)] == [row.get("validation") for row in read_log(other)]
 
 
 def test_a_run_that_drops_regions_and_is_cut_equals_the_unbroken_one(config: Config, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_distributed import take_steps
-from test_loop import assert_same_run, train
 
+from training_runs import assert_same_run, train
 from vsrn.config import Config, DataConfig, ModelConfig, ScanConfig, TrainConfig
 from vsrn.inference.kinds import load_encoder
 from vsrn.metrics import rank_blocks, retrieval_metrics

@@ -59,7 +59,8 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
     splits: dict[str, list[CaptionedPhoto]] = {}
     seen: set[tuple[str, str]] = set()
     for image in _read_images(path):
-        photo = CaptionedPhoto(_photo_id(image, path), _captions(image, path), image.cocoid)
+        photo_id = safe_photo_id(image.filepath, image.filename, path)
+        photo = CaptionedPhoto(photo_id, _captions(image, path), image.cocoid)
         split = "train" if restval and image.split == "restval" else image.split
         if (split, photo.id) in seen:
             raise DataError(f"{path} lists {photo.id} twice in split '{split}'; remove one of the two.")
@@ -82,14 +83,17 @@ def _read_images(path: Path) -> list[_Image]:
         ) from error
 
 
-def _photo_id(image: _Image, path: Path) -> str:
-    """`filepath/filename`, refused where opening it could reach a file outside the image folder."""
-    joined = PurePosixPath(image.filepath) / image.filename
-    windows = PureWindowsPath(image.filepath) / image.filename
+def safe_photo_id(folder: str, filename: str, path: Path) -> str:
+    """`folder/filename`. Raises `DataError` where opening it could reach a file outside the image folder.
+
+    path  the file that says so
+    """
+    joined = PurePosixPath(folder) / filename
+    windows = PureWindowsPath(folder) / filename
     leads_out = joined.is_absolute() or bool(windows.anchor) or ".." in windows.parts
     photo_id = joined.as_posix()
     one_line = photo_id.splitlines() == [photo_id.strip()] and "\0" not in photo_id
-    if leads_out or not image.filename or not one_line:
+    if leads_out or not filename or not one_line:
         raise DataError(
             f"{path}: {photo_id!r} is not the name of a photo inside the image folder;"
             " write a relative path without '..' or line breaks."
@@ -97,8 +101,13 @@ def _photo_id(image: _Image, path: Path) -> str:
     return photo_id
 
 
+def one_line_caption(caption: str) -> str:
+    """A caption on one line with single spaces."""
+    return " ".join(caption.split())
+
+
 def _captions(image: _Image, path: Path) -> list[str]:
-    captions = [" ".join(sentence.raw.split()) for sentence in image.sentences]
+    captions = [one_line_caption(sentence.raw) for sentence in image.sentences]
     if not captions:
         raise DataError(f"{path}: {image.filename} has no captions; write one or remove the image.")
     if not all(captions):

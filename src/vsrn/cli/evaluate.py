@@ -48,11 +48,12 @@ def main(
 
     Args:
         models: Runs, or models made by `vsrn convert`.
-        data: Folder of the region store [default: the one the first model learned from].
+        data: Region store, or for a model that reads photos their captions: a Karpathy JSON, or a folder of
+            COCO's annotations [default: what the first model learned from].
         split: Name of the split on disk: train, dev, test, testall, ...
         five_fold: Average over consecutive blocks of 1,000 images: COCO 1K, on its testall split.
         html: Also write a report with example queries to this file.
-        photos: Folder of the photos, for the pictures in the report.
+        photos: Folder of the photos, for the pictures in the report and for a model that reads photos.
         ranks: Also save the rank of every query, from 0, to this .npz file.
         rerank: A second model, usually a SCAN, that re-orders the best matches of every query.
         top: How many of them.
@@ -67,7 +68,7 @@ def main(
 
     if not models:
         raise CheckpointError("name at least one run to evaluate, such as runs/flickr8k.")
-    if photos is not None and html is None:
+    if photos is not None and html is None and not any(map(reads_photos, models)):
         raise ConfigError("--photos are for the report; add --html FILE.")
     if captions and len(models) > 1:
         raise ConfigError("--captions are those of one model; name one run.")
@@ -83,7 +84,7 @@ def main(
 
     names = [str(model) for model in models]
     scores = score_captions(models[0], data, split, beam, device) if captions else None
-    judgement = judge(models, data, split, device, rerank=rerank, top=top, eccv=eccv)
+    judgement = judge(models, data, photos, split, device, rerank=rerank, top=top, eccv=eccv)
     bar = progress_bar("comparing", unit="images")
     with bar.of(judgement.split.num_images * (1 if rerank is None else 2)):
         evaluation, found = evaluate(
@@ -122,9 +123,18 @@ def score_captions(model: Path, data: Path | None, split: str, beam: int, device
         return caption_scores(write_captions(encoder, opened, beam, bar.advance), opened.captions_by_image())
 
 
+def reads_photos(model: Path) -> bool:
+    """Whether a model has an image network of its own."""
+    from vsrn.config import read_config
+
+    config = model / "config.toml"
+    return config.is_file() and bool(read_config(config).model.network.name)
+
+
 def judge(
     models: Sequence[Path],
     data: Path | None,
+    photos: Path | None,
     split: str,
     device: str,
     *,
@@ -137,11 +147,11 @@ def judge(
     from vsrn.evaluation.evaluate import Judgement
     from vsrn.evaluation.rerank import TwoStageJudgement
     from vsrn.inference.kinds import load_encoder
-    from vsrn.splits import open_split
+    from vsrn.inference.splits import open_split_for
 
     encoders = [load_encoder(model, device) for model in models]
     second = None if rerank is None else load_encoder(rerank, device)
-    opened = open_split(data or encoders[0].stored.config.data.path, split)
+    opened = open_split_for(encoders[0].stored.config, split, data=data, photos=photos)
     if eccv:
         refuse_other_split(opened)
     bar = progress_bar("encoding", unit="images and captions")

@@ -73,8 +73,9 @@ def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
     prepared = prepare_run(config, folder, resume=resume, process=distributed.rank())
     data = prepared.config.data
     say(
-        f"{data.path}: learning from {prepared.train.num_images:,} images, {len(prepared.train.captions):,} captions"
-        f" and {len(prepared.vocabulary):,} words; {prepared.validation.num_images:,} images choose the best model."
+        f"{data.path or data.annotations}: learning from {prepared.train.num_images:,} images,"
+        f" {len(prepared.train.captions):,} captions and {len(prepared.vocabulary):,} words;"
+        f" {prepared.validation.num_images:,} images choose the best model."
     )
     reporter = TrainingReporter(folder)
     trainer = Trainer(prepared, reporter)

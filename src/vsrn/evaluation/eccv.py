@@ -23,7 +23,7 @@ import numpy.typing as npt
 from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import Block, Blocks, FloatArray, IntArray, refuse_nan
 from vsrn.regions.names import coco_number
-from vsrn.splits import Split
+from vsrn.splits import CaptionedImages
 
 CAPTIONS_JUDGED = 5
 CAVEAT = "VSRN was one of the five models that proposed ECCV Caption's positives, so it favours VSRN and its likes."
@@ -52,7 +52,7 @@ class ExtendedEvaluation:
         return {**rounded, "caveat": CAVEAT}
 
 
-def extended_evaluation(split: Split, blocks: Blocks) -> ExtendedEvaluation:
+def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> ExtendedEvaluation:
     """Judge the similarities of COCO's 5,000 test images and their captions.
 
     Raises `ConfigError` where the package is not installed, `DataError` where the split is another one, and
@@ -80,18 +80,18 @@ def extended_evaluation(split: Split, blocks: Blocks) -> ExtendedEvaluation:
     )
 
 
-def refuse_other_split(split: Split) -> None:
+def refuse_other_split(split: CaptionedImages) -> None:
     """Raise what `extended_evaluation` would raise of this split, before anything is encoded."""
     _judge_of(split)
 
 
-def _judge_of(split: Split) -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _judge_of(split: CaptionedImages) -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     judge = _load_judge()
     return judge, *coco_ids(split, judge.coco_ids.tolist(), judge.coco_gts["t2i"])
 
 
 def coco_ids(
-    split: Split, test_captions: Sequence[int], image_of: dict[int, list[int]]
+    split: CaptionedImages, test_captions: Sequence[int], image_of: dict[int, list[int]]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """COCO's number of every image, and of every caption or -1 where it is none of an image's first five.
 
@@ -114,7 +114,7 @@ def coco_ids(
         among = len(captions_of.keys() & set(numbers)) if len(numbers) == len(ids) else 0
         raise DataError(
             f"CxC and ECCV Caption are about the {len(captions_of):,} images of COCO's Karpathy test split; split"
-            f" '{split.name}' of {split.regions.folder} has {len(ids):,} images, {among:,} of them among those."
+            f" '{split.name}' of {split.folder} has {len(ids):,} images, {among:,} of them among those."
         )
     images = np.array(numbers, np.int64)
     seen = np.zeros(len(images), np.int64)

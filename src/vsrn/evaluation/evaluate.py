@@ -23,7 +23,7 @@ from vsrn.metrics import (
     rank_blocks,
     retrieval_metrics,
 )
-from vsrn.splits import Split
+from vsrn.splits import CaptionedImages, Split
 
 MATCHES_SHOWN = 5
 
@@ -34,7 +34,9 @@ class Judgement:
     An ensemble averages *similarities*, as the paper does, so its models may differ in size.
     """
 
-    def __init__(self, encoders: Sequence[SplitEncoder], split: Split, advance: Advance = lambda _: None) -> None:
+    def __init__(
+        self, encoders: Sequence[SplitEncoder], split: CaptionedImages, advance: Advance = lambda _: None
+    ) -> None:
         kinds = {encoder.stored.model.similarity for encoder in encoders}
         if len(kinds) > 1:
             raise ConfigError(
@@ -97,7 +99,7 @@ def evaluate(
     folds = [judgement.ranks(images, advance) for images in parts]
     evaluation = Evaluation(
         models=list(models),
-        data=str(split.regions.folder),
+        data=str(split.folder),
         split=split.name,
         num_images=split.num_images,
         num_captions=len(split.captions),

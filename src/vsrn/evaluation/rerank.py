@@ -27,7 +27,7 @@ from vsrn.metrics import (
     retrieval_metrics,
     rows_of_block,
 )
-from vsrn.splits import Split
+from vsrn.splits import CaptionedImages
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -51,7 +51,7 @@ class TwoStageJudgement(Judgement):
         self,
         encoders: Sequence[SplitEncoder],
         second: SplitEncoder,
-        split: Split,
+        split: CaptionedImages,
         *,
         name: str,
         top: int,

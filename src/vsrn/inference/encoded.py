@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from vsrn.metrics import Blocks, mean_blocks, rows_of_block, vector_similarities
 from vsrn.model.weights import StoredModel
 from vsrn.regions.store import FloatArray, IntArray
-from vsrn.splits import Split
+from vsrn.splits import CaptionedImages
 
 Advance = Callable[[int], None]
 EVERY = slice(None)
@@ -44,10 +44,10 @@ class SplitEncoder(Protocol):
     def stored(self) -> StoredModel[Any]:
         """The model and what belongs to it."""
 
-    def encode_split(self, split: Split, advance: Advance = ..., /) -> EncodedSplit:
+    def encode_split(self, split: CaptionedImages, advance: Advance = ..., /) -> EncodedSplit:
         """Encode each image and each caption of a split once; `advance` hears of each finished batch.
 
-        Raises `DataError` where the split's regions are not what the model learned from.
+        Raises `DataError` where the split's images are not what the model learned from.
         """
 
 

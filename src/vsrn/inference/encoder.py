@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -19,14 +20,15 @@ from vsrn.inference.captions import NO_CAPTIONER, RegionBatch, WritesCaptions
 from vsrn.inference.encoded import Advance, EncodedVectors
 from vsrn.inference.explanation import ExplainView, Explanation
 from vsrn.inference.folding import fold
-from vsrn.inference.photos import explain_photo, learned_extractor, regions_of
+from vsrn.inference.photos import explain_photo, learned_extractor, pixels_of, regions_of
 from vsrn.inference.prefixes import last_states
+from vsrn.inference.splits import seen_by
 from vsrn.model.caption_encoder import CaptionEncoder, pad_tokens
-from vsrn.model.image_encoder import EncodedImages, ImageEncoder
+from vsrn.model.image_encoder import EncodedImages
 from vsrn.model.weights import StoredModel, read_model
 from vsrn.regions.order import at_places, back_in_place, in_order, reading_places
 from vsrn.regions.store import FloatArray, IntArray
-from vsrn.splits import Split
+from vsrn.splits import CaptionedImages, Split
 
 Precision = Literal["fp32", "bf16"]
 
@@ -104,6 +106,8 @@ class Encoder(WritesCaptions):
 
         Raises what `encode_images` raises.
         """
+        if self.model.config.network.name:
+            raise CheckpointError("this model reads photos whole, so no region can be named; explain one of regions.")
         extractor = learned_extractor(self.stored.regions, self.stored.extractor_weights)
         return explain_photo(self, extractor, photo, sentence, view)
 
@@ -119,21 +123,27 @@ class Encoder(WritesCaptions):
         return CaptionWriter(self.model.captioner, self.stored.vocabulary)
 
     def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
-        """Photo files -> (B, D) float32, with the extractor that the model's training data was made by.
+        """Photo files -> (B, D) float32, by the model's own network or the extractor that made its training data.
 
         Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not
         the one that the model learned from.
         """
-        parts = [self.encode_regions(*batch) for batch in self.photo_regions(photos)]
+        network = self.model.config.network
+        batches = pixels_of(photos, network) if network.name else self.photo_regions(photos)
+        with torch.inference_mode():
+            parts = [_encode_regions(self.image_encoder, *batch) for batch in batches]
         return np.concatenate(parts) if parts else np.empty((0, self.model.config.joint_dim), dtype=np.float32)
 
-    def encode_split(self, split: Split, advance: Advance = lambda _: None) -> EncodedVectors:
+    def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedVectors:
         """Encode each image and each caption of a split once; `advance` hears of each finished batch.
 
-        Raises `DataError` where the split's regions are not what the model learned from.
+        Raises `DataError` where the split's images are not what the model learned from.
         """
-        self.stored.refuse_other_regions(split.regions)
-        split = split.in_order(self.region_order)
+        self.stored.refuse_other_images(split)
+        if isinstance(split, Split):
+            split = split.in_order(self.region_order)
+        else:
+            split = seen_by(split, self.model.config.network)
         encoder, vocabulary = self.model.caption_encoder, self.stored.vocabulary
         return EncodedVectors(
             images=encode_images(self.image_encoder, split, advance),
@@ -143,7 +153,7 @@ class Encoder(WritesCaptions):
 
 
 @torch.inference_mode()
-def encode_images(encoder: ImageEncoder, split: Split, advance: Advance = lambda _: None) -> FloatArray:
+def encode_images(encoder: nn.Module, split: CaptionedImages, advance: Advance = lambda _: None) -> FloatArray:
     """(num_images, D) float32 embeddings of a split's images, read from disk batch by batch."""
     parts = []
     for images in _batches(np.arange(split.num_images), IMAGES_PER_BATCH):
@@ -197,11 +207,11 @@ def _encode_padded(encoder: CaptionEncoder, tokens: Sequence[IntArray], dtype: t
     return embeddings
 
 
-def _encode_regions(encoder: ImageEncoder, features: FloatArray, counts: IntArray | None) -> FloatArray:
+def _encode_regions(encoder: nn.Module, features: npt.NDArray[Any], counts: IntArray | None) -> FloatArray:
     return np.asarray(_encode(encoder, features, counts).embeddings.float().cpu().numpy())
 
 
-def _encode(encoder: ImageEncoder, features: FloatArray, counts: IntArray | None) -> EncodedImages:
+def _encode(encoder: nn.Module, features: npt.NDArray[Any], counts: IntArray | None) -> EncodedImages:
     device = _device_of(encoder)
     on_device = torch.from_numpy(np.ascontiguousarray(features)).to(device)
     real = None if counts is None else torch.from_numpy(counts).to(device)

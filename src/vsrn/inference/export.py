@@ -71,6 +71,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
     refuse_taken(folder)
     _refuse_what_cannot_be_exported(stored)
     info = _info_of(stored, precision)
+    assert isinstance(stored.model.image_encoder, ImageEncoder)
     images, captions = _own(stored.model.image_encoder), _own(stored.model.caption_encoder)
     with new_folder(folder) as temporary, torch.no_grad():
         regions = _example_regions(info.feature_dim)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TypeVar, cast
+
 import torch
 from torch import nn
 
@@ -59,13 +62,20 @@ class FoldedGlobalReasoning(nn.Module):
         return widen(state)
 
 
+AnyImageEncoder = TypeVar("AnyImageEncoder", bound=nn.Module)
+
+
 @torch.no_grad()
-def fold(encoder: ImageEncoder, dtype: torch.dtype | None = None) -> ImageEncoder:
+def fold(encoder: AnyImageEncoder, dtype: torch.dtype | None = None) -> AnyImageEncoder:
     """A copy of an image encoder that gives the same embeddings (to 1e-5) in evaluation mode, faster.
 
     dtype  `torch.bfloat16` rounds the weights once, and so the matrix products and the GRU's states; the
            cosine to float32 stays above 0.999
+
+    An encoder of photos has nothing to fold: it comes back itself, or as a rounded copy.
     """
+    if not isinstance(encoder, ImageEncoder):
+        return encoder if dtype is None else copy.deepcopy(encoder).to(dtype).eval()
     folded = ImageEncoder(encoder.config).to(encoder.projection.weight)
     folded.load_state_dict(encoder.state_dict())
     layers = [layer for layer in folded.reasoning if isinstance(layer, RegionRelationshipReasoning)]
@@ -74,4 +84,4 @@ def fold(encoder: ImageEncoder, dtype: torch.dtype | None = None) -> ImageEncode
         folded.projection.to(dtype)
         if isinstance(folded.aggregator, GlobalSemanticReasoning):
             folded.aggregator = FoldedGlobalReasoning(folded.aggregator, dtype)
-    return folded.eval()
+    return cast("AnyImageEncoder", folded.eval())

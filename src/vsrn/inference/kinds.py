@@ -14,6 +14,7 @@ from vsrn.model.scan import SCAN
 from vsrn.model.vsrn import VSRN
 from vsrn.model.weights import StoredModel, read_any_model
 
+# VSE++ is a VSRN with other images.
 ENCODERS: dict[type[MatchingModel], Callable[[StoredModel[Any], str], SplitEncoder]] = {
     VSRN: Encoder,
     SCAN: SetEncoder,
@@ -22,7 +23,8 @@ ENCODERS: dict[type[MatchingModel], Callable[[StoredModel[Any], str], SplitEncod
 
 def encoder_of(stored: StoredModel[MatchingModel], device: str = "auto") -> SplitEncoder:
     """What encodes splits by a model, of whatever kind."""
-    return ENCODERS[type(stored.model)](stored, device)
+    make = next(make for kind, make in ENCODERS.items() if isinstance(stored.model, kind))
+    return make(stored, device)
 
 
 def load_encoder(folder: Path | str, device: str = "auto") -> SplitEncoder:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from vsrn.config import NetworkConfig
 from vsrn.errors import ConfigError, DataError
 from vsrn.inference.explanation import ExplainView, Explanation, RegionEncoder, explain_regions
 from vsrn.regions.extractor import RegionExtractor, make_extractor, prepare_photo
@@ -26,6 +30,19 @@ def regions_of(
     for first in range(0, len(photos), PHOTOS_PER_BATCH):
         batch = [prepare_photo(extractor, Path(photo)) for photo in photos[first : first + PHOTOS_PER_BATCH]]
         yield pad_regions(extractor(batch))
+
+
+def pixels_of(photos: Sequence[Path | str], network: NetworkConfig) -> Iterator[tuple[npt.NDArray[np.uint8], None]]:
+    """Photo files -> (B, S, S, 3) uint8, the middle of each, a batch at a time, in the order of the photos.
+
+    Raises `PhotoError` where a photo cannot be read.
+    """
+    # Only models that read pixels need what cuts them out.
+    from vsrn.regions.pixels import View  # noqa: PLC0415
+
+    view = View.of(network)
+    for first in range(0, len(photos), PHOTOS_PER_BATCH):
+        yield np.stack([view.read_middle(Path(photo)) for photo in photos[first : first + PHOTOS_PER_BATCH]]), None
 
 
 def explain_photo(

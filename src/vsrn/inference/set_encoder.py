@@ -16,7 +16,7 @@ from vsrn.model.cross_attention import similarities
 from vsrn.model.scan import SCAN, EncodedRegions
 from vsrn.model.weights import StoredModel
 from vsrn.regions.store import FloatArray, IntArray
-from vsrn.splits import Split
+from vsrn.splits import CaptionedImages
 
 IMAGES_PER_BATCH = 128
 CAPTIONS_PER_BATCH = 512
@@ -95,12 +95,12 @@ class SetEncoder:
         self.device = pick_device(device)
         self.model = stored.model.to(self.device).eval()
 
-    def encode_split(self, split: Split, advance: Advance = lambda _: None) -> EncodedSets:
+    def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedSets:
         """Encode each image and each caption of a split once; `advance` hears of each finished batch.
 
-        Raises `DataError` where the split's regions are not what the model learned from.
+        Raises `DataError` where the split's images are not what the model learned from.
         """
-        self.stored.refuse_other_regions(split.regions)
+        self.stored.refuse_other_images(split)
         regions = self._encode_images(split, advance)
         return EncodedSets(regions, self.encode_captions(split.captions, advance), self.model.config.scan)
 
@@ -133,7 +133,7 @@ class SetEncoder:
             advance(len(batch))
         return EncodedWords(vectors, starts, lengths)
 
-    def _encode_images(self, split: Split, advance: Advance) -> EncodedRegions:
+    def _encode_images(self, split: CaptionedImages, advance: Advance) -> EncodedRegions:
         parts = []
         for first in range(0, split.num_images, IMAGES_PER_BATCH):
             images = np.arange(first, min(first + IMAGES_PER_BATCH, split.num_images))

@@ -35,6 +35,10 @@ class MatchingModel(nn.Module, abc.ABC):
     def similarity(self) -> str:
         """Name of the scale of its similarities; models of one scale can be averaged."""
 
+    def begin_epoch(self, _epoch: int) -> bool:
+        """Be ready to learn in this epoch (from 0); whether other parameters learn than before."""
+        return False
+
     @abc.abstractmethod
     def forward(
         self,
@@ -48,7 +52,7 @@ class MatchingModel(nn.Module, abc.ABC):
     ) -> Losses:
         """The losses of B matching pairs.
 
-        features  (B, N, F) regions of each pair's image
+        features  (B, N, F) regions of each pair's image, or (B, S, S, 3) uint8 its pixels
         tokens    (B, T) ids of each pair's caption, padded with <pad>
         lengths   (B,) real tokens of each caption, on the CPU
         counts    (B,) real regions of each image, or None where all are real

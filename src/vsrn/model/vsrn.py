@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,14 +19,18 @@ from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.losses import SIMILARITIES, hardness_after, matching_loss
 from vsrn.model.matching import Losses, MatchingModel
 
+if TYPE_CHECKING:
+    from vsrn.model.photo_encoder import PhotoEncoder
+
 
 class VSRN(MatchingModel):
     """Image encoder, caption encoder and captioner, as the config asks for them."""
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: ModelConfig, vocabulary_size: int, photo_encoder: PhotoEncoder | None = None) -> None:
+        """Fresh encoders and captioner; a photo encoder takes the place of the one for regions."""
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder: ImageEncoder | PhotoEncoder = photo_encoder or ImageEncoder(config)
         self.caption_encoder = CaptionEncoder(config, vocabulary_size)
         self.captioner = (
             Captioner(config.captioner, config.joint_dim, vocabulary_size) if config.captioner.enabled else None

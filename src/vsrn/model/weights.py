@@ -25,13 +25,21 @@ from vsrn.model.scan import SCAN
 from vsrn.model.vsrn import VSRN
 from vsrn.regions.kept import carry_weights, kept_weights
 from vsrn.regions.store import RegionStore, StoreInfo
+from vsrn.splits import CaptionedImages, Split
 
 CONFIG_FILE = "config.toml"
 VOCABULARY_FILE = "vocabulary.json"
 WEIGHTS_FILE = "model.safetensors"
 
+
+def _vsepp(config: ModelConfig, vocabulary_size: int) -> MatchingModel:
+    from vsrn.model.vsepp import VSEPP  # noqa: PLC0415 - packages of image networks take long to import
+
+    return VSEPP(config, vocabulary_size)
+
+
 # The one place that turns `model.kind` into a class.
-KINDS: dict[str, Callable[[ModelConfig, int], MatchingModel]] = {"vsrn": VSRN, "scan": SCAN}
+KINDS: dict[str, Callable[[ModelConfig, int], MatchingModel]] = {"vsrn": VSRN, "vsepp": _vsepp, "scan": SCAN}
 
 # Most of the package works on vectors, so a model without further word is a VSRN.
 ModelT_co = TypeVar("ModelT_co", bound=MatchingModel, default=VSRN, covariant=True)
@@ -50,6 +58,15 @@ class StoredModel(Generic[ModelT_co]):
     model: ModelT_co
     regions: StoreInfo = field(default_factory=StoreInfo)
     extractor_weights: Path | None = None
+
+    def refuse_other_images(self, split: CaptionedImages) -> None:
+        """Raise `DataError` where a split's images cannot be what this model learned from."""
+        reads_photos = bool(self.config.model.network.name)
+        if isinstance(split, Split) == reads_photos:
+            holds, wants = ("regions", "photos") if reads_photos else ("photos", "regions")
+            raise DataError(f"{split.folder} holds {holds}, but this model reads {wants}; evaluate it by itself.")
+        if isinstance(split, Split):
+            self.refuse_other_regions(split.regions)
 
     def refuse_other_regions(self, store: RegionStore) -> None:
         """Raise `DataError` where a store's regions cannot be what this model learned from."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from vsrn.captions.vocabulary import Vocabulary
 from vsrn.errors import ConfigError
 from vsrn.model.caption_encoder import pad_tokens
 from vsrn.regions.store import FloatArray, IntArray
-from vsrn.splits import Split
+from vsrn.splits import CaptionedImages, Split
 from vsrn.training.dropping import draw_margins, drop_regions
 
 # Sets what is dropped apart from the order of captions, which has the same seed and epoch.
@@ -23,7 +24,7 @@ _DROPPING = 1
 class Batch:
     """B matching pairs of an image and a caption, longest caption first.
 
-    features  (B, N, F) as stored, float16 or float32
+    features  (B, N, F) as stored, float16 or float32; or (B, S, S, 3) uint8 pixels
     tokens    (B, T) ids, padded with <pad>
     lengths   (B,) real tokens of each caption, on the CPU
     counts    (B,) real regions of each image, or None where all are real
@@ -44,6 +45,18 @@ class Batch:
         )
 
 
+class Share(NamedTuple):
+    """One process's part of a step.
+
+    captions  (B,) longest first
+    places    (B,) of each in the batch that all processes share
+    """
+
+    step: int
+    captions: IntArray
+    places: IntArray
+
+
 class TrainingBatches:
     """All captions of a split in a new random order every epoch.
 
@@ -56,7 +69,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        split: Split,
+        split: CaptionedImages,
         vocabulary: Vocabulary,
         batch_size: int,
         seed: int,
@@ -84,34 +97,38 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches of an epoch (from 0), from one of its steps on."""
+        for share in self.shares(epoch, first_step):
+            features, counts = self.split.read_images(self.split.image_of_caption[share.captions])
+            margins = self._margins(epoch, share.step)
+            if margins is not None:
+                features, counts = drop_regions(features, counts, margins[share.places])
+            real = None if counts is None else torch.from_numpy(counts)
+            yield self.batch_of(share.captions, torch.from_numpy(features), real)
+
+    def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
+        """This process's part of each step of an epoch, from one of its steps on."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.split.captions))
-        share = np.split(np.arange(self.batch_size), self.processes)[self.rank]
+        places = np.split(np.arange(self.batch_size), self.processes)[self.rank]
         for step in range(first_step, self.steps_per_epoch):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            margins = self._margins(epoch, step)
-            yield self._batch(batch[share], None if margins is None else margins[share])
+            share = places[np.argsort(-self._lengths(batch[places]), kind="stable")]
+            yield Share(step, batch[share], share)
+
+    def batch_of(self, captions: IntArray, features: torch.Tensor, counts: torch.Tensor | None) -> Batch:
+        """A batch of captions with what is known of their images."""
+        tokens, lengths = pad_tokens([self.tokens[self.starts[c] : self.starts[c + 1]] for c in captions])
+        return Batch(features, tokens, lengths, counts)
+
+    def _lengths(self, captions: IntArray) -> IntArray:
+        return self.starts[captions + 1] - self.starts[captions]
 
     def _margins(self, epoch: int, step: int) -> FloatArray | None:
         """What decides which regions each image of a batch drops, the same however many processes share the batch."""
         if not self.dropped:
             return None
+        assert isinstance(self.split, Split), "only regions can be dropped"
         seed = (self.seed, epoch, step, _DROPPING)
         return draw_margins(self.batch_size, self.split.regions.num_regions, self.dropped, seed)
-
-    def _batch(self, captions: IntArray, margins: FloatArray | None) -> Batch:
-        lengths = self.starts[captions + 1] - self.starts[captions]
-        longest_first = np.argsort(-lengths, kind="stable")
-        captions = captions[longest_first]
-        features, counts = self.split.read_images(self.split.image_of_caption[captions])
-        if margins is not None:
-            features, counts = drop_regions(features, counts, margins[longest_first])
-        tokens, lengths_tensor = pad_tokens([self.tokens[self.starts[c] : self.starts[c + 1]] for c in captions])
-        return Batch(
-            features=torch.from_numpy(features),
-            tokens=tokens,
-            lengths=lengths_tensor,
-            counts=None if counts is None else torch.from_numpy(counts),
-        )
 
 
 def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -58,9 +58,16 @@ def write_state(
         tensors[f"random.cpu.{process}"] = state
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
+    # What has stood still so far, such as a network before it is fine-tuned.
+    untouched = [name for name, parameter in model.named_parameters() if parameter not in optimizer.state]
     path = run / STATE_FILE
     path.parent.mkdir(exist_ok=True)
-    write_tensors(path, tensors, {"progress": msgspec.json.encode(progress).decode(), EXTRACTOR_KEY: fingerprint})
+    metadata = {
+        "progress": msgspec.json.encode(progress).decode(),
+        "untouched": " ".join(untouched),
+        EXTRACTOR_KEY: fingerprint,
+    }
+    write_tensors(path, tensors, metadata)
 
 
 def read_state(
@@ -90,11 +97,13 @@ def read_state(
         )
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     load_weights(model, weights, path)
+    untouched = set(metadata.get("untouched", "").split())
     for name, parameter in model.named_parameters():
         state = {key: tensors.get(f"optimizer.{key}.{name}") for key in ADAM_STATE}
-        if progress.step and None in state.values():
+        stepped = progress.step and name not in untouched
+        if stepped and None in state.values():
             raise CheckpointError(f"{path} lacks the optimiser's state of {name}; this run cannot be resumed.")
-        if progress.step:
+        if stepped:
             optimizer.state[parameter] = {
                 key: tensor if key == "step" else tensor.to(parameter)
                 for key, tensor in state.items()

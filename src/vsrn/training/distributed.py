@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.nn import functional as collectives
+from torch.nn.parallel import DistributedDataParallel
 
 from vsrn.inference.encoder import pick_device
 from vsrn.model.numerics import widen
@@ -54,6 +55,11 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def shared(model: nn.Module) -> nn.Module:
+    """The model whose gradients all processes share, of the parameters that learn now; itself without `torchrun`."""
+    return DistributedDataParallel(model) if world_size() > 1 else model
 
 
 def gather_batch(rows: torch.Tensor) -> torch.Tensor:

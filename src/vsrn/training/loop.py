@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from vsrn.config import Config
 from vsrn.errors import TrainingError
@@ -25,6 +24,7 @@ from vsrn.inference.kinds import encoder_of
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics
 from vsrn.model.matching import Losses
 from vsrn.model.weights import write_weights
+from vsrn.splits import CaptionedImages, Split
 from vsrn.training import distributed
 from vsrn.training.batching import Batch, TrainingBatches
 from vsrn.training.checkpoint import Progress, read_state, write_state
@@ -70,10 +70,10 @@ class Trainer:
         self.device = distributed.training_device(self.config.train.device)
         self.model = prepared.model.to(self.device).train()
         distributed.synchronise_batch_norm(self.model)
-        self.parallel = DistributedDataParallel(self.model) if distributed.world_size() > 1 else self.model
+        self.parallel = distributed.shared(self.model)
         train = self.config.train
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=train.learning_rate, fused=True)
-        self.batches = TrainingBatches(
+        self.batches = batches_for(prepared.train)(
             prepared.train,
             prepared.vocabulary,
             train.batch_size,
@@ -98,7 +98,7 @@ class Trainer:
 
     @property
     def _fingerprint(self) -> str:
-        return self.prepared.train.regions.info.fingerprint
+        return self.prepared.regions.fingerprint
 
     def run(self, *, resume: bool) -> TrainingResult:
         """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards.
@@ -127,6 +127,8 @@ class Trainer:
         epoch = self.progress.epoch
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.config, epoch)
+        if self.model.begin_epoch(epoch):
+            self.parallel = distributed.shared(self.model)
         for batch in self.batches.epoch(epoch, self.progress.step_in_epoch):
             self._step(batch)
             self._count_step()
@@ -220,6 +222,16 @@ class Trainer:
         if self.writes:
             folder = self.prepared.folder
             write_state(folder, self.model, self.optimizer, self.progress, random_states, self._fingerprint)
+
+
+def batches_for(split: CaptionedImages) -> type[TrainingBatches]:
+    """How the captions of a split meet their images."""
+    if isinstance(split, Split):
+        return TrainingBatches
+    # Decoding photos takes packages that regions do without.
+    from vsrn.training.photo_batches import PhotoBatches  # noqa: PLC0415
+
+    return PhotoBatches
 
 
 def learning_rate_at(config: Config, epoch: int) -> float:

@@ -14,11 +14,12 @@ from vsrn.config import Config, check_config, config_to_toml, read_config
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.files import write_atomically
 from vsrn.inference.photos import weights_behind
+from vsrn.inference.splits import open_split_for
 from vsrn.model.matching import MatchingModel
 from vsrn.model.weights import CONFIG_FILE, VOCABULARY_FILE, StoredModel, build_any_model
 from vsrn.regions.kept import carry_weights, kept_weights
-from vsrn.regions.store import RegionStore
-from vsrn.splits import Split, hold_out, open_split
+from vsrn.regions.store import RegionStore, StoreInfo
+from vsrn.splits import CaptionedImages, Split, hold_out
 from vsrn.training.checkpoint import STATE_FILE
 
 
@@ -28,15 +29,19 @@ class PreparedRun:
 
     folder: Path
     config: Config
-    train: Split
-    validation: Split
+    train: CaptionedImages
+    validation: CaptionedImages
     vocabulary: Vocabulary
     model: MatchingModel
 
+    @property
+    def regions(self) -> StoreInfo:
+        """What made the regions it learns from; empty where it learns from photos."""
+        return self.train.regions.info if isinstance(self.train, Split) else StoreInfo()
+
     def stored(self) -> StoredModel[MatchingModel]:
         """The model as it is written."""
-        info, weights = self.train.regions.info, kept_weights(self.folder)
-        return StoredModel(self.config, self.vocabulary, self.model, info, weights)
+        return StoredModel(self.config, self.vocabulary, self.model, self.regions, kept_weights(self.folder))
 
 
 def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0) -> PreparedRun:
@@ -57,13 +62,18 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     config = _with_feature_dim(config, train)
     vocabulary = _vocabulary_for(config, folder, train, resume=resume)
     torch.manual_seed(config.train.seed)
-    prepared = PreparedRun(folder, config, train, validation, vocabulary, build_any_model(config, vocabulary))
+    model = build_any_model(config, vocabulary)
+    if config.model.network.name and not resume:
+        from vsrn.model.vsepp import start_network  # noqa: PLC0415 - as in `_feature_dim_of`
+
+        start_network(model)
+    prepared = PreparedRun(folder, config, train, validation, vocabulary, model)
     if process > 0:
         # The processes start from the same weights and drop different inputs.
         torch.manual_seed(config.train.seed + process * 2**32)
     elif not resume:
         folder.mkdir(parents=True, exist_ok=True)
-        weights = weights_behind(train.regions)
+        weights = weights_behind(train.regions) if isinstance(train, Split) else None
         if weights is not None:
             carry_weights(weights, folder)
         write_atomically(folder / VOCABULARY_FILE, vocabulary.to_json())
@@ -79,16 +89,15 @@ def _bound_kernel_cache() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
-def open_training_splits(config: Config) -> tuple[Split, Split]:
+def open_training_splits(config: Config) -> tuple[CaptionedImages, CaptionedImages]:
     """The split to learn from and the one that chooses the best model."""
     data = config.data
-    if not data.path:
-        raise ConfigError("data.path is not set: name the folder of a region store with captions.")
-    train = open_split(data.path, data.train).in_order(data.region_order)
+    train = open_split_for(config, data.train)
     if data.held_out:
         return hold_out(train, Path(data.held_out))
-    validation = open_split(data.path, data.validation).in_order(data.region_order)
-    _refuse_two_extractors(train.regions, validation.regions)
+    validation = open_split_for(config, data.validation)
+    if isinstance(train, Split) and isinstance(validation, Split):
+        _refuse_two_extractors(train.regions, validation.regions)
     return train, validation
 
 
@@ -101,17 +110,26 @@ def _refuse_two_extractors(train: RegionStore, validation: RegionStore) -> None:
         )
 
 
-def _with_feature_dim(config: Config, train: Split) -> Config:
-    stated, actual = config.model.feature_dim, train.regions.feature_dim
+def _with_feature_dim(config: Config, train: CaptionedImages) -> Config:
+    stated, actual = config.model.feature_dim, _feature_dim_of(config, train)
     if stated not in (None, actual):
         raise ConfigError(
-            f"model.feature_dim is {stated}, but the regions in {train.regions.folder} have {actual} numbers;"
-            " leave it out to take what the data has."
+            f"model.feature_dim is {stated}, but the images in {train.folder} have {actual} numbers;"
+            " leave it out to take what is there."
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, feature_dim=actual))
 
 
-def _vocabulary_for(config: Config, folder: Path, train: Split, *, resume: bool) -> Vocabulary:
+def _feature_dim_of(config: Config, train: CaptionedImages) -> int:
+    """Numbers that describe a region, or a photo where the model's own network does."""
+    if isinstance(train, Split):
+        return train.regions.feature_dim
+    from vsrn.model.network import feature_dim_of  # noqa: PLC0415 - packages of image networks take long to import
+
+    return feature_dim_of(config.model.network.name)
+
+
+def _vocabulary_for(config: Config, folder: Path, train: CaptionedImages, *, resume: bool) -> Vocabulary:
     if resume:
         return read_vocabulary(folder / VOCABULARY_FILE)
     if config.data.vocabulary:
