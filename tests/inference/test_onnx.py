@@ -307,6 +307,15 @@ def test_the_export_names_its_model(tmp_path: Path) -> None:
     assert info.model == model_fingerprint(stored)
 
 
+def test_every_file_of_a_model_may_be_read_by_the_same_people(tmp_path: Path) -> None:
+    stored = small_model(captioner=CaptionerConfig(hidden_dim=8, word_dim=4))
+    (tmp_path / "any").touch()
+    write_model(tmp_path / "model", stored)
+    export_onnx(stored, tmp_path / "exported", "fp16")
+    for file in (*(tmp_path / "model").iterdir(), *(tmp_path / "exported").iterdir()):
+        assert file.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_a_fingerprint_follows_the_embeddings_only(tmp_path: Path) -> None:
     stored = small_model(captioner=CaptionerConfig(hidden_dim=8, word_dim=4))
     first = model_fingerprint(stored)

@@ -183,6 +183,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     """Replace a safetensors file as a whole. Raises `OSError` where the disk is full."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(on_cpu, temporary, metadata)
         except safetensors.SafetensorError as error:
@@ -190,6 +192,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
             if "os error 28" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
             raise
+        # The library makes files for their owner alone; models are given to others as any file is.
+        temporary.chmod(mode)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
