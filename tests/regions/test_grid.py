@@ -168,26 +168,25 @@ def test_fine_tuned_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tensors = {key: tensor.contiguous() for key, tensor in fine_tuned(1).items()}
     path = tmp_path / "weights.safetensors"
     for content, said in (
-        ({key: tensor for key, tensor in tensors.items() if key != "bn1.bias"}, "bn1.bias is in one"),
-        ({**tensors, "blocks.7.0.bn1.bias": torch.zeros(3)}, "blocks.7.0.bn1.bias is in one"),
-        ({**tensors, "bn1.bias": torch.zeros(3)}, r"bn1.bias is \(3,\)"),
-        ({**tensors, "bn1.bias": torch.full((32,), torch.nan)}, "'bn1.bias' does not hold finite"),
-        ({**tensors, "bn1.bias": torch.zeros(32, dtype=torch.int32)}, "'bn1.bias' does not hold finite"),
+        ({key: tensor for key, tensor in tensors.items() if key != "bn1.bias"}, "misses bn1.bias;"),
+        ({**tensors, "blocks.7.0.bn1.bias": torch.zeros(3)}, "has left over blocks.7.0.bn1.bias;"),
+        ({**tensors, "bn1.bias": torch.zeros(3)}, "has in another shape bn1.bias;"),
+        ({**tensors, "bn1.bias": torch.full((32,), torch.nan)}, "has with NaN or infinity bn1.bias;"),
+        ({**tensors, "bn1.bias": torch.zeros(32, dtype=torch.int32)}, "has in another shape bn1.bias;"),
     ):
         save_file(content, path)
         with pytest.raises(CheckpointError, match=said):
             GridExtractor(path)
-    torch.save(tensors, path)
-    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        GridExtractor(path)
-    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        GridExtractor(tmp_path / "nothing.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    for broken in (path, tmp_path / "nothing.safetensors"):
+        with pytest.raises(CheckpointError, match="not a readable file of tensors"):
+            GridExtractor(broken)
 
 
 def test_extractors_are_made_by_name() -> None:
     made: RegionExtractor = make_extractor("grid")
     assert (made.name, made.num_regions, made.feature_dim, made.has_scores) == ("grid", 36, 1280, False)
-    assert extractor_names() == ["bottom-up", "grid"]
+    assert extractor_names() == ["bottom-up", "grid", "hf", "timm", "torchvision"]
     with pytest.raises(ConfigError, match=r"'grid' has no settings; write 'grid', without ':7x7'"):
         make_extractor("grid:7x7")
     with pytest.raises(ConfigError, match=r"no extractor 'gird'.*Did you mean 'grid'\?"):

@@ -129,6 +129,12 @@ def test_a_detectors_weights_are_asked_for() -> None:
         learned_extractor(StoreInfo("bottom-up:10-100", "f" * 64), None)
 
 
+def test_names_are_for_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "names.txt").write_text("dog\n")
+    assert vsrn_extract(tmp_path, "-o", tmp_path / "store", "--classes", tmp_path / "names.txt") == 2
+    assert "--classes names what bottom-up attention finds, not 'grid'" in capsys.readouterr().err
+
+
 def test_a_run_does_not_keep_weights_that_made_other_splits(copy: Path) -> None:
     for split in ("train", "val"):
         for path in (copy / "store").glob(f"{split}*"):

@@ -40,6 +40,8 @@ def main(
     split: str = "photos",
     extractor: str = "grid",
     weights: Path | None = None,
+    classes: Path | None = None,
+    attributes: Path | None = None,
     batch_size: int = 32,
     workers: int = 2,
     shard: str | None = None,
@@ -84,8 +86,12 @@ def main(
         restval: With --captions, count COCO's `restval` images as `train`.
         split: Without --captions, the name of the one split that holds every photo.
         extractor: What makes the regions. `grid` is 36 windows of a small network, offline; `bottom-up` is 36 boxes
-            of the paper's detector, `bottom-up:10-100` from 10 to 100 of them.
-        weights: Weights of the extractor: for `grid` fine-tuned ones (.safetensors), for `bottom-up` the published.
+            of the paper's detector, `bottom-up:10-100` from 10 to 100 of them. `timm:NAME`, `hf:NAME` and
+            `torchvision:NAME` are other people's networks (docs/extractors.md).
+        weights: Weights of the extractor: for `grid` fine-tuned ones (.safetensors), for `bottom-up` the published,
+            for the others a copy of what they would download.
+        classes: For `bottom-up`, a file that names the detector's classes, one a line; regions then keep theirs.
+        attributes: The same for its attributes.
         batch_size: Photos that are finished, and safe on disk, at a time; the same for all shards.
         workers: Threads that decode photos ahead of the network (with --ray, each process decodes its own).
         shard: i/n, extract only the i-th of n parts, into a store of its own below -o.
@@ -99,7 +105,7 @@ def main(
         first: With --compare, how many photos.
         json: Print the result as JSON.
     """
-    made_by = _Extractor(extractor, weights)
+    made_by = _Extractor(extractor, weights, classes, attributes)
     source = _Source(photos, captions, splits, split, restval=restval)
     way = _Way(None if shard is None else parse_shard(shard), ray, from_tsv, merge=merge, delete_shards=delete_shards)
     _refuse_contradictions(source, way, made_by)
@@ -140,13 +146,15 @@ class _Extractor:
 
     name: str
     weights: Path | None
+    classes: Path | None
+    attributes: Path | None
 
     def load(self) -> RegionExtractor:
         """The extractor itself."""
         say(f"Loading the extractor '{self.name}'...")
         from vsrn.regions.extractor import make_extractor
 
-        return make_extractor(self.name, self.weights)
+        return make_extractor(self.name, self.weights, classes=self.classes, attributes=self.attributes)
 
 
 @dataclass(frozen=True)
@@ -258,6 +266,8 @@ def _refuse_contradictions(source: _Source, way: _Way, made_by: _Extractor) -> N
         "--shard": way.shard is not None,
         "--ray": way.ray is not None,
         "--weights": made_by.weights is not None,
+        "--classes": made_by.classes is not None,
+        "--attributes": made_by.attributes is not None,
     }
     captioned = {
         "--captions": source.captions is not None,

@@ -26,10 +26,14 @@ Prepared = npt.NDArray[np.generic]
 class ExtractorFiles:
     """What a user names for an extractor; None where it has its own or needs none.
 
-    weights  its weights: a file, or a folder as a hub gives it
+    weights     its weights: a file, or a folder as a hub gives it
+    classes     names of a detector's classes, one a line
+    attributes  names of its attributes, one a line
     """
 
     weights: Path | None = None
+    classes: Path | None = None
+    attributes: Path | None = None
 
 
 class RegionExtractor(Protocol):
@@ -85,6 +89,9 @@ class RegionExtractor(Protocol):
 _EXTRACTORS = {
     "bottom-up": "vsrn.regions.bottom_up.extractor:make",
     "grid": "vsrn.regions.grid:make",
+    "hf": "vsrn.regions.hugging_face:make",
+    "timm": "vsrn.regions.timm_backbone:make",
+    "torchvision": "vsrn.regions.torchvision_detector:make",
 }
 
 
@@ -93,11 +100,19 @@ def extractor_names() -> list[str]:
     return sorted(_EXTRACTORS)
 
 
-def make_extractor(name: str, weights: Path | str | None = None) -> RegionExtractor:
+def make_extractor(
+    name: str,
+    weights: Path | str | None = None,
+    *,
+    classes: Path | str | None = None,
+    attributes: Path | str | None = None,
+) -> RegionExtractor:
     """Load an extractor and its weights.
 
-    name     as `vsrn extract --extractor` takes it: `grid`, or with settings of its own `bottom-up:10-100`
-    weights  file or folder of its weights; None for those that come with it
+    name        as `vsrn extract --extractor` takes it: `grid`, or with settings of its own `bottom-up:10-100`
+    weights     file or folder of its weights; None for those that come with it
+    classes     file that names bottom-up attention's classes, so that regions keep what they are called
+    attributes  file that names its attributes
 
     Raises `ConfigError` where the name is unknown or weights are lacking, `CheckpointError` where they do not fit.
     """
@@ -108,13 +123,21 @@ def make_extractor(name: str, weights: Path | str | None = None) -> RegionExtrac
     module, _, factory = _EXTRACTORS[family].partition(":")
     # Imported by name so that listing the extractors does not load torch.
     make: Any = getattr(importlib.import_module(module), factory)
-    return cast("RegionExtractor", make(argument, ExtractorFiles(None if weights is None else Path(weights))))
+    files = ExtractorFiles(*(None if path is None else Path(path) for path in (weights, classes, attributes)))
+    return cast("RegionExtractor", make(argument, files))
 
 
 def refuse_argument(name: str, argument: str) -> None:
     """Raise `ConfigError` where an extractor that has no settings is given some behind a colon."""
     if argument:
         raise ConfigError(f"the extractor '{name}' has no settings; write '{name}', without ':{argument}'.")
+
+
+def refuse_names(name: str, files: ExtractorFiles) -> None:
+    """Raise `ConfigError` where classes or attributes are named for an extractor that has none to be named."""
+    for option, path in (("--classes", files.classes), ("--attributes", files.attributes)):
+        if path is not None:
+            raise ConfigError(f"{option} names what bottom-up attention finds, not '{name}'; leave it out.")
 
 
 def prepare_photo(extractor: RegionExtractor, source: Path | bytes) -> Prepared:

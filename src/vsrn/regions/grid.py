@@ -20,13 +20,13 @@ import numpy.typing as npt
 import timm
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 from vsrn.errors import CheckpointError
-from vsrn.regions.extractor import ExtractorFiles, Prepared, refuse_argument
+from vsrn.regions.extractor import ExtractorFiles, Prepared, refuse_argument, refuse_names
+from vsrn.regions.fingerprints import fingerprint_of
+from vsrn.regions.hub import load_tensors
 from vsrn.regions.store import RegionNames, Regions
 
 MAP_SIDE = 7
@@ -81,9 +81,8 @@ class GridExtractor:
             self.fingerprint = hashlib.sha256(SETTINGS.encode() + path.read_bytes()).hexdigest()
             self.network = load_network(path)
         else:
-            tensors = read_fine_tuned(weights)
-            self.fingerprint = fingerprint_of(tensors)
-            self.network = fine_tuned_network(weights, tensors)
+            self.network = fine_tuned_network(weights)
+            self.fingerprint = fingerprint_of(f"{SETTINGS}, fine-tuned", self.network.state_dict())
         self.boxes = window_boxes()
 
     def prepare(self, photo: Image.Image) -> Prepared:
@@ -112,6 +111,7 @@ class GridExtractor:
 def make(argument: str, files: ExtractorFiles) -> GridExtractor:
     """What `--extractor grid [--weights FILE]` asks for."""
     refuse_argument(GridExtractor.name, argument)
+    refuse_names(GridExtractor.name, files)
     return GridExtractor(files.weights)
 
 
@@ -153,42 +153,18 @@ def load_network(path: Path) -> nn.Module:
     return network.eval().to(memory_format=torch.channels_last)
 
 
-def read_fine_tuned(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of fine-tuned weights that decide regions, as float32. Raises `CheckpointError`."""
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); check the path.") from error
-    # The map is read before the classifier; the counters of training change nothing.
-    read = {key: tensor for key, tensor in tensors.items() if not key.startswith("classifier.") and not _counts(key)}
-    for key, tensor in read.items():
-        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{path}: {key!r} does not hold finite fractions; save the network again.")
-    return {key: tensor.float() for key, tensor in read.items()}
-
-
-def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 (hex) of the settings and of fine-tuned weights, whatever the file held beside them."""
-    digest = hashlib.sha256(f"{SETTINGS}, fine-tuned".encode())
-    for key in sorted(tensors):
-        digest.update(f"{key} {tuple(tensors[key].shape)}\n".encode())
-        digest.update(tensors[key].contiguous().numpy().astype("<f4").data)
-    return digest.hexdigest()
-
-
-def fine_tuned_network(path: Path, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
-    """EfficientNet-Lite0 with what `read_fine_tuned` read. Raises `CheckpointError` naming what does not fit."""
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    wanted = {key: tensor for key, tensor in network.state_dict().items() if not _counts(key)}
-    try:
-        _refuse_misfit(tensors, wanted)
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} does not hold the weights of timm's tf_efficientnet_lite0 ({error.args[0]});"
-            " save the state dict of that network."
-        ) from error
-    network.load_state_dict(dict(tensors), strict=False)
+def fine_tuned_network(path: Path) -> nn.Module:
+    """EfficientNet-Lite0 with fine-tuned weights, ready to run. Raises `CheckpointError` naming what does not fit."""
+    # The map is read before the classifier.
+    network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    load_tensors(network, path, ignored=("classifier.",))
     return network.eval().to(memory_format=torch.channels_last)
+
+
+def read_fine_tuned(path: Path) -> dict[str, torch.Tensor]:
+    """What decides regions in a file of fine-tuned weights, as float32. Raises what `fine_tuned_network` raises."""
+    tensors = fine_tuned_network(path).state_dict()
+    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
 def timm_name(key: str) -> str:
@@ -205,10 +181,6 @@ def timm_name(key: str) -> str:
     layers = _FIRST_BLOCK if flat == 0 else _BLOCK
     stage, place = _PLACES[flat]
     return f"blocks.{stage}.{place}.{layers[layer]}.{tensor}"
-
-
-def _counts(key: str) -> bool:
-    return key.endswith(".num_batches_tracked")
 
 
 def _refuse_misfit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

@@ -168,8 +168,10 @@ def test_the_recipe_is_part_of_the_fingerprint(extractor: BottomUpExtractor, wei
     assert again.fingerprint == extractor.fingerprint
     assert adaptive.fingerprint != extractor.fingerprint
     assert (adaptive.name, adaptive.num_regions) == ("bottom-up:10-100", 100)
-    by_name = make_extractor("bottom-up:10-100", weights_file)
+    (weights_file.parent / "classes.txt").write_text("".join(f"thing {number}\n" for number in range(1600)))
+    by_name = make_extractor("bottom-up:10-100", weights_file, classes=weights_file.parent / "classes.txt")
     assert (by_name.name, by_name.fingerprint) == (adaptive.name, adaptive.fingerprint)
+    assert by_name.names.classes[:2] == ["thing 0", "thing 1"]
 
 
 def test_a_tensor_of_another_shape_or_not_finite_is_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from vsrn.errors import ConfigError
+from vsrn.regions.bottom_up.names import read_region_names
 from vsrn.regions.bottom_up.network import FEATURE_DIM, NUM_ATTRIBUTES, NUM_CLASSES
 from vsrn.regions.bottom_up.pixels import ScaleRules, to_pixels
 from vsrn.regions.bottom_up.proposals import ProposalRules, propose
@@ -120,7 +121,10 @@ def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
             f"'{NAME}' needs the detector's published weights; name their file with --weights"
             " (docs/bottom-up.md says where they are)."
         )
-    return BottomUpExtractor(files.weights, Recipe(selection=rules))
+    names = read_region_names(files.classes, files.attributes)
+    extractor = BottomUpExtractor(files.weights, Recipe(selection=rules), names)
+    extractor.files = files
+    return extractor
 
 
 def name_of(rules: SelectionRules) -> str:

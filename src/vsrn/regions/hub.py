@@ -1,0 +1,82 @@
+"""Weights that people have: a file of tensors, read without running anything, or one sentence where a hub fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from vsrn.errors import CheckpointError, ConfigError
+
+NAMES_LISTED = 3
+_Network = TypeVar("_Network")
+
+
+def from_hub(name: str, load: Callable[[], _Network]) -> _Network:
+    """What `load` downloads, or finds where it was downloaded before. Raises `ConfigError` where it cannot."""
+    try:
+        return load()
+    except Exception as error:
+        # Hubs fail in as many ways as networks do.
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"the weights of '{name}' cannot be had from the hub ({type(error).__name__}: {reason}); name a copy of"
+            " them with --weights."
+        ) from error
+
+
+def load_tensors(network: nn.Module, path: Path, ignored: tuple[str, ...] = ()) -> None:
+    """Put a file's tensors into a network.
+
+    path     `.safetensors`, or what `torch.save` wrote, of which only tensors are unpickled
+    ignored  what begins so is not needed
+
+    Raises `CheckpointError` where the file is broken or does not fit, naming what is missing or left over.
+    """
+    tensors = {name: tensor for name, tensor in read_tensor_file(path).items() if not name.startswith(ignored)}
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(ignored)}
+    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
+    faults = [
+        f"{said} {_listed(names)}"
+        for said, names in (
+            ("misses", sorted(needed - tensors.keys())),
+            ("has left over", sorted(tensors.keys() - wanted.keys())),
+            ("has in another shape", sorted(n for n in needed & tensors.keys() if not _alike(tensors[n], wanted[n]))),
+            ("has with NaN or infinity", sorted(n for n in needed & tensors.keys() if not tensors[n].isfinite().all())),
+        )
+        if names
+    ]
+    if faults:
+        raise CheckpointError(f"{path} does not fit the network: it {' and '.join(faults)}; name the weights of it.")
+    network.load_state_dict(tensors, strict=False)
+
+
+def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name. Raises `CheckpointError` where the file cannot be read or holds anything else."""
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # A foreign or damaged file makes its parser stumble over anything.
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is not a readable file of tensors ({reason}); check the path.") from error
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        raise CheckpointError(f"{path} does not hold names and tensors only; save the network's state dict alone.")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    # Weights may come in any precision, but not as the whole numbers of a quantised network.
+    return one.shape == other.shape and one.is_floating_point() == other.is_floating_point()
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
+    # A stranger's names may hold anything; ours come out as they are.
+    return ", ".join(repr(name[:100])[1:-1] for name in names[:NAMES_LISTED]) + more
