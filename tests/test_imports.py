@@ -40,6 +40,7 @@ ORDER = [
     "vsrn.search.create",
     "vsrn.search.build",
     "vsrn.training",
+    "vsrn.legacy_vsepp",
     "vsrn.legacy",
     "vsrn.evaluation",
     "vsrn.server",

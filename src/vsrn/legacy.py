@@ -12,7 +12,7 @@ import pickle
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -30,6 +30,7 @@ from vsrn.config import (
     config_from_table,
 )
 from vsrn.errors import CheckpointError, VocabularyError
+from vsrn.legacy_vsepp import is_vsepp, vsepp_image_keys, vsepp_model_config
 
 Weights = dict[str, torch.Tensor]
 
@@ -124,9 +125,8 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'opt' is not a table of options.")
     if not isinstance(parts, (list, tuple)) or len(parts) != 2:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'model' is not a pair of encoders.")
-    # SCAN's checkpoints are laid out alike; only it asks which way its attention goes.
-    images, captions, config_of = SCAN_FAMILY if "cross_attn" in vars(options) else VSRN_FAMILY
     try:
+        images, captions, config_of = _family_of(parts[0], vars(options))
         weights = _renamed(parts[0], images, path) | _renamed(parts[1], captions, path)
         if captioner is not None:
             weights |= _captioner_weights(captioner)
@@ -139,6 +139,15 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: {fact}.") from error
     size = len(weights[f"{captions.prefix}embedding.weight"])
     return LegacyModel(config, weights, vocabulary_size=size, options=dict(vars(options)))
+
+
+def _family_of(image_part: object, options: dict[str, Any]) -> Family:
+    """Which of the three codes wrote it: they lay their checkpoints out alike."""
+    if "cross_attn" in options:
+        return SCAN_FAMILY
+    if is_vsepp(image_part):
+        return Keys("image_encoder.", vsepp_image_keys(options)), VSRN_FAMILY[1], _vsepp_config_of
+    return VSRN_FAMILY
 
 
 def load_pickled_tensors(path: Path) -> Any:
@@ -349,8 +358,20 @@ def _scan_config_of(options: dict[str, Any], weights: Weights) -> Config:
     return Config(model=model, train=_recipe_of(options), loss=_loss_of(options))
 
 
-VSRN_FAMILY = (Keys("image_encoder.", IMAGE_KEYS), Keys("caption_encoder.", CAPTION_KEYS), _config_of)
-SCAN_FAMILY = (Keys("region_encoder.", {"fc.": "projection."}), Keys("word_encoder.", CAPTION_KEYS), _scan_config_of)
+def _vsepp_config_of(options: dict[str, Any], weights: Weights) -> Config:
+    """The same of a VSE++."""
+    model = vsepp_model_config(options, weights)
+    return Config(model=model, train=_recipe_of(options), loss=_loss_of(options))
+
+
+# Names of the image part, names of the caption part, and what makes a config of the options.
+Family = tuple[Keys, Keys, Callable[[dict[str, Any], Weights], Config]]
+VSRN_FAMILY: Family = (Keys("image_encoder.", IMAGE_KEYS), Keys("caption_encoder.", CAPTION_KEYS), _config_of)
+SCAN_FAMILY: Family = (
+    Keys("region_encoder.", {"fc.": "projection."}),
+    Keys("word_encoder.", CAPTION_KEYS),
+    _scan_config_of,
+)
 
 
 def _recipe_of(options: dict[str, Any]) -> TrainConfig:

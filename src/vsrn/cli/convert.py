@@ -26,7 +26,7 @@ def main(
     Both files are pickles. Only names on a closed list are admitted, and nothing in a file runs.
 
     Args:
-        checkpoint: A .pth.tar as the 2019 code, or that of SCAN, saved it.
+        checkpoint: A .pth.tar as the 2019 code, or that of SCAN or VSE++, saved it.
         vocab: The vocabulary it was trained with: a .pkl of 2019, SCAN's JSON, or ours.
         output: Folder to write; it must not hold a model yet.
         captioner: The captioner's weights, where they were saved beside the checkpoint.
