@@ -109,7 +109,7 @@ class Encoder(WritesCaptions):
         if self.model.config.network.name:
             raise CheckpointError("this model reads photos whole, so no region can be named; explain one of regions.")
         extractor = learned_extractor(self.stored.regions, self.stored.extractor_weights)
-        return explain_photo(self, extractor, photo, sentence, view)
+        return explain_photo(self, extractor, photo, sentence, view, self.stored.region_names)
 
     def photo_regions(self, photos: Sequence[Path | str]) -> Iterator[RegionBatch]:
         """Photo files -> features and counts, a batch at a time. Raises what `encode_images` raises."""

@@ -65,7 +65,7 @@ class Explanation:
              positive earned the match. View "image": inner product of the reasoned region with the image embedding
     heat     (H, W) float32 from 0 to 1, laid over the whole photo whatever its shape
     score    the similarity of the image and the sentence
-    labels   (N,) class names of the regions, None where they carry none
+    labels   (N,) class names of the regions, empty for one without; None where they carry none
     view     which question this answers
     """
 
@@ -103,7 +103,7 @@ class Explanation:
         }
 
     def _region(self, place: int) -> WeighedRegion:
-        label = None if self.labels is None else self.labels[place]
+        label = None if self.labels is None else self.labels[place] or None
         return WeighedRegion(self.boxes[place], float(self.weights[place]), float(self.shares[place]), label)
 
 

@@ -44,7 +44,7 @@ from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.weights import StoredModel, write_model
 from vsrn.regions.grid import GridExtractor
-from vsrn.regions.kept import carry_weights
+from vsrn.regions.kept import carry_names, carry_weights
 from vsrn.regions.order import at_places, back_in_place, reading_places
 
 OPSET = 17
@@ -85,6 +85,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
             write_captioner(temporary, stored.model.captioner, info.model, dtype)
         if stored.extractor_weights is not None:
             info = _carry_extractor(stored.extractor_weights, temporary, info)
+        carry_names(stored.region_names, temporary)
         write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
         _refuse_differences(OnnxEncoder.load(temporary, threads=1), images, captions)
     return info

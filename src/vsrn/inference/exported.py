@@ -52,4 +52,4 @@ class ExportedEncoder(OnnxEncoder, WritesCaptions):
         from vsrn.inference.photos import explain_photo, learned_extractor  # noqa: PLC0415 - as above
 
         extractor = learned_extractor(self.learned_from, self.extractor_weights)
-        return explain_photo(self, extractor, photo, sentence, view)
+        return explain_photo(self, extractor, photo, sentence, view, self.region_names)

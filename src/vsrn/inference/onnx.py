@@ -26,9 +26,9 @@ import onnxruntime
 from vsrn.captions.vocabulary import PAD, Vocabulary, read_vocabulary
 from vsrn.config import Config, RegionOrder, read_config
 from vsrn.errors import CheckpointError, ConfigError, DataError, VocabularyError
-from vsrn.regions.kept import kept_weights
+from vsrn.regions.kept import kept_names, kept_weights
 from vsrn.regions.order import at_places, back_in_place, in_order, reading_places
-from vsrn.regions.store import FloatArray, IntArray, StoreInfo
+from vsrn.regions.store import FloatArray, IntArray, RegionNames, StoreInfo
 
 IMAGE_FILE = "image_encoder.onnx"
 CAPTION_FILE = "caption_encoder.onnx"
@@ -135,6 +135,11 @@ class OnnxEncoder:
     def extractor_weights(self) -> Path | None:
         """That extractor's weights, where the folder has them; None where it comes with its own."""
         return kept_weights(self.folder)
+
+    @property
+    def region_names(self) -> RegionNames:
+        """What the regions that it learned from are called. Raises `CheckpointError` where that cannot be read."""
+        return kept_names(self.folder)
 
     def encode_captions(self, captions: Sequence[str]) -> FloatArray:
         """Sentences -> (B, D) float32 embeddings; captions of like length are encoded together."""

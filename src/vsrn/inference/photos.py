@@ -13,7 +13,7 @@ from vsrn.errors import ConfigError, DataError
 from vsrn.inference.explanation import ExplainView, Explanation, RegionEncoder, explain_regions
 from vsrn.regions.extractor import RegionExtractor, make_extractor, prepare_photo
 from vsrn.regions.kept import kept_weights
-from vsrn.regions.store import FloatArray, IntArray, RegionStore, StoreInfo, pad_regions
+from vsrn.regions.store import FloatArray, IntArray, RegionNames, RegionStore, StoreInfo, pad_regions
 
 PHOTOS_PER_BATCH = 32
 
@@ -46,14 +46,27 @@ def pixels_of(photos: Sequence[Path | str], network: NetworkConfig) -> Iterator[
 
 
 def explain_photo(
-    encoder: RegionEncoder, extractor: RegionExtractor, photo: Path | str, sentence: str, view: ExplainView
+    encoder: RegionEncoder,
+    extractor: RegionExtractor,
+    photo: Path | str,
+    sentence: str,
+    view: ExplainView,
+    kept: RegionNames,
 ) -> Explanation:
-    """Explain the match of a photo file with a sentence. Raises `PhotoError` where it cannot be read."""
+    """Explain the match of a photo file with a sentence.
+
+    kept  as in `names_of`
+
+    Raises `PhotoError` where the photo cannot be read, and `DataError` where the names are not the extractor's.
+    """
     (regions,) = extractor([prepare_photo(extractor, Path(photo))])
-    labels = None
-    if regions.classes is not None and extractor.names.classes:
-        labels = extractor.names.labels(regions.classes, regions.attributes if extractor.names.attributes else None)
+    labels = names_of(extractor, kept).labels_of(regions)
     return explain_regions(encoder, regions, sentence, view, labels)
+
+
+def names_of(extractor: RegionExtractor, kept: RegionNames) -> RegionNames:
+    """What an extractor's regions are called: by its own names, or else by those that its model's folder keeps."""
+    return extractor.names if extractor.names.classes else kept
 
 
 def learned_extractor(learned_from: StoreInfo, weights: Path | None) -> RegionExtractor:

@@ -23,8 +23,8 @@ from vsrn.files import replacing, write_atomically
 from vsrn.model.matching import MatchingModel
 from vsrn.model.scan import SCAN
 from vsrn.model.vsrn import VSRN
-from vsrn.regions.kept import carry_weights, kept_weights
-from vsrn.regions.store import RegionStore, StoreInfo
+from vsrn.regions.kept import carry_names, carry_weights, kept_names, kept_weights
+from vsrn.regions.store import RegionNames, RegionStore, StoreInfo
 from vsrn.splits import CaptionedImages, Split
 
 CONFIG_FILE = "config.toml"
@@ -51,6 +51,7 @@ class StoredModel(Generic[ModelT_co]):
 
     regions            which extractor made the regions it learned from; empty where nobody recorded it
     extractor_weights  that extractor's weights, where they are kept beside the model
+    region_names       what its regions' classes and attributes are called, where that is kept
     """
 
     config: Config
@@ -58,6 +59,7 @@ class StoredModel(Generic[ModelT_co]):
     model: ModelT_co
     regions: StoreInfo = field(default_factory=StoreInfo)
     extractor_weights: Path | None = None
+    region_names: RegionNames = field(default_factory=RegionNames)
 
     def refuse_other_images(self, split: CaptionedImages) -> None:
         """Raise `DataError` where a split's images cannot be what this model learned from."""
@@ -94,6 +96,7 @@ def write_model(folder: Path, stored: StoredModel[MatchingModel]) -> None:
     write_atomically(folder / VOCABULARY_FILE, stored.vocabulary.to_json())
     if stored.extractor_weights is not None:
         carry_weights(stored.extractor_weights, folder)
+    carry_names(stored.region_names, folder)
     write_weights(folder, stored)
 
 
@@ -116,7 +119,8 @@ def read_model(folder: Path | str) -> StoredModel:
             f'{folder} is a model of kind "{stored.config.model.kind}", which has no vector of an image; use it with'
             " `vsrn evaluate`, by itself or behind --rerank, and name a VSRN here."
         )
-    return StoredModel(stored.config, stored.vocabulary, model, stored.regions, stored.extractor_weights)
+    kept = (stored.regions, stored.extractor_weights, stored.region_names)
+    return StoredModel(stored.config, stored.vocabulary, model, *kept)
 
 
 def read_any_model(folder: Path | str) -> StoredModel[MatchingModel]:
@@ -144,7 +148,7 @@ def read_any_model(folder: Path | str) -> StoredModel[MatchingModel]:
     model = build_any_model(config, vocabulary, empty=True)
     load_weights(model, weights, folder / WEIGHTS_FILE)
     regions = StoreInfo(metadata.get("extractor", ""), metadata.get("extractor_fingerprint", ""))
-    return StoredModel(config, vocabulary, model.eval(), regions, kept_weights(folder))
+    return StoredModel(config, vocabulary, model.eval(), regions, kept_weights(folder), kept_names(folder))
 
 
 def build_model(config: Config, vocabulary: Vocabulary) -> VSRN:

@@ -1,16 +1,21 @@
-"""Weights of an extractor, kept beside the regions that it made and the models that learned from them.
+"""What an extractor was made of, kept beside the regions that it made and the models that learned from them.
 
-The file is called `extractor` and has the suffix of the one it is a copy of, `extractor.safetensors` for instance.
+extractor.safetensors   its weights; the suffix is that of the file it is a copy of
+extractor_names.json    beside a model: what its classes and attributes are called, as {split}_names.json in a store
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from vsrn.errors import DataError
+import msgspec
+
+from vsrn.errors import CheckpointError, DataError
 from vsrn.files import write_atomically
+from vsrn.regions.store import RegionNames
 
 NAME = "extractor"
+NAMES_FILE = "extractor_names.json"
 # The grid's network as float32 takes 14 MB, a detector's 250.
 MOST_BYTES = 16_000_000
 
@@ -46,6 +51,25 @@ def carry_weights(weights: Path, folder: Path) -> None:
         write_atomically(place, weights.read_bytes())
     else:
         place.symlink_to(weights.resolve())
+
+
+def kept_names(folder: Path) -> RegionNames:
+    """What a model's folder says its regions are called. Raises `CheckpointError` where that cannot be read."""
+    path = folder / NAMES_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RegionNames)
+    except FileNotFoundError:
+        return RegionNames()
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; copy the {{split}}_names.json of the model's region store there."
+        ) from error
+
+
+def carry_names(names: RegionNames, folder: Path) -> None:
+    """Give a model's folder the names of its regions, where they have any."""
+    if names.classes or names.attributes:
+        write_atomically(folder / NAMES_FILE, msgspec.json.format(msgspec.json.encode(names)) + b"\n")
 
 
 def _is_small(weights: Path) -> bool:

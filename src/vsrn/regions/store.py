@@ -75,6 +75,28 @@ class RegionNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         described = [self.attributes[number] if number >= 0 else "" for number in attributes]
         return [f"{how} {what}".strip() for how, what in zip(described, named, strict=True)]
 
+    def labels_of(self, regions: Regions) -> list[str] | None:
+        """The same of an image's regions; None where their classes are not known, or have no names.
+
+        Raises `DataError` where a number has no name.
+        """
+        if regions.classes is None or not self.classes:
+            return None
+        self.refuse_unnamed(regions)
+        return self.labels(regions.classes, regions.attributes if self.attributes else None)
+
+    def refuse_unnamed(self, regions: Regions) -> None:
+        """Raise `DataError` where there are names, and not for every number of these regions."""
+        for what, names, numbers in (
+            ("class", self.classes, regions.classes),
+            ("attribute", self.attributes, regions.attributes),
+        ):
+            if names and numbers is not None and numbers.max(initial=-1) >= len(names):
+                raise DataError(
+                    f"a region is of {what} {numbers.max()}, but only 0 to {len(names) - 1} have names; give the names"
+                    " that belong to the extractor."
+                )
+
 
 class StoreInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `{split}.json` beside the arrays: where the regions come from.

@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -263,7 +263,7 @@ def _skipped(file: _File, reason: str) -> SkippedRecord:
 
 def _rounded(regions: Regions) -> Regions:
     """Regions as the index keeps them, so that a vector is exactly what they encode to."""
-    return Regions(regions.features.astype(np.float16).astype(np.float32), regions.boxes, regions.scores)
+    return replace(regions, features=regions.features.astype(np.float16).astype(np.float32))
 
 
 def _vectors(encoder: ExportedEncoder, regions: Sequence[Regions]) -> FloatArray:

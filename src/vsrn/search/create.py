@@ -13,10 +13,11 @@ from vsrn.inference.encoder import Encoder
 from vsrn.inference.export import export_onnx, model_fingerprint
 from vsrn.inference.onnx import INFO_FILE as EXPORT_FILE
 from vsrn.inference.onnx import OnnxEncoder
-from vsrn.inference.photos import learned_extractor
+from vsrn.inference.photos import learned_extractor, names_of
 from vsrn.packaged import DEFAULT_MODEL, find_model
 from vsrn.regions.growing import sync_folder, write_synced
 from vsrn.regions.kept import carry_weights
+from vsrn.regions.store import RegionNames
 from vsrn.search.layout import (
     INFO_FILE,
     LOCK_FILE,
@@ -58,6 +59,8 @@ def create_index(
     _refuse_foreign(folder)
     source = _open_model(DEFAULT_MODEL if model is None else model)
     _refuse_unsearchable(source)
+    # Asked for even where nothing is kept of regions: a model that cannot read photos here is refused at once.
+    names = _region_names(source)
     folder.mkdir(parents=True, exist_ok=True)
     lock = IndexLock(folder)
     try:
@@ -78,6 +81,7 @@ def create_index(
                 explain=explain is not False,
                 engine=engine or "faiss",
                 uri=uri,
+                names=RegionNames() if explain is False else names,
             ),
         )
         sync_folder(folder)
@@ -131,10 +135,14 @@ def _refuse_unsearchable(model: Encoder | OnnxEncoder) -> None:
             f"the model compares by {config.model.similarity} similarity, which no engine searches by; use one that"
             " compares by cosine."
         )
+
+
+def _region_names(model: Encoder | OnnxEncoder) -> RegionNames:
+    """What its extractor calls regions. Raises `DataError` where the extractor here is not the model's."""
     if isinstance(model, Encoder):
-        learned_extractor(model.stored.regions, model.stored.extractor_weights)
-    else:
-        learned_extractor(model.learned_from, model.extractor_weights)
+        stored = model.stored
+        return names_of(learned_extractor(stored.regions, stored.extractor_weights), stored.region_names)
+    return names_of(learned_extractor(model.learned_from, model.extractor_weights), model.region_names)
 
 
 def _refuse_contradiction(

@@ -165,10 +165,17 @@ class Index:
             photo = self._known(view, photo_id)
             assert photo.regions_at is not None
             path = growing_path(self.folder, "regions", view.state().generation)
-            content = read_piece(path, photo.regions_at, regions_size(photo, self.info.feature_dim))
-            return unpack_regions(content, photo, self.info.feature_dim)
+            content = read_piece(path, photo.regions_at, regions_size(photo, self.info))
+            return unpack_regions(content, photo, self.info)
 
         return self._ask(read)
+
+    def labels(self, photo_id: str) -> list[str] | None:
+        """What the extractor took each region for, such as "brown dog"; None where the index keeps no names.
+
+        Raises what `regions` raises.
+        """
+        return self.info.names.labels_of(self.regions(photo_id))
 
     def explain(self, photo_id: str, sentence: str, view: ExplainView = "sentence") -> Explanation:
         """Which regions of a photo earned its match with a sentence, or made its embedding (view "image").
@@ -177,7 +184,8 @@ class Index:
         raises, and for the view "image" `CheckpointError` where the index's model is from before encoders gave their
         reasoned regions.
         """
-        return explain_regions(self.encoder, self.regions(photo_id), sentence, view)
+        regions = self.regions(photo_id)
+        return explain_regions(self.encoder, regions, sentence, view, self.info.names.labels_of(regions))
 
     def thumbnail(self, photo_id: str) -> bytes:
         """A JPEG of at most 256 pixels a side. Raises `SearchError` for an unknown id."""

@@ -3,7 +3,8 @@
     index.json           `IndexInfo`, written last: a folder without one is no index yet
     records.sqlite       what is known of each photo (`records.py`)
     vectors-G.f16        (num_rows, D) float16, one row a photo
-    regions-G.bin        of each photo: features (N, F) float16, boxes (N, 4) float32, scores (N,) float32 if any
+    regions-G.bin        of each photo: features (N, F) float16, boxes (N, 4) float32, scores (N,) float32 if any,
+                         and where they have names, classes (N,) int16 and attributes (N,) int16, -1 for none
     thumbnails-G.bin     JPEGs, one behind the other
     graph-G-ROWS.faiss   links of the HNSW graph over the first rows, in large indexes
     model/               the encoders, as `vsrn export --onnx` writes them
@@ -14,16 +15,18 @@ G is the generation. Files of a generation only grow; compaction writes those of
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from vsrn.errors import SearchError
 from vsrn.files import write_atomically
-from vsrn.regions.store import FloatArray, Regions
+from vsrn.regions.store import FloatArray, RegionNames, Regions
 from vsrn.search.records import PhotoRecord, State
 
 INFO_FILE = "index.json"
@@ -45,6 +48,7 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     joint_dim    D, numbers per vector
     feature_dim  F, numbers per region
     explain      whether regions are kept, which explanations need
+    names        what their classes and attributes are called; those without names are not kept
     engine       what searches the vectors
     uri          of a Milvus server or a Milvus Lite file; empty for a file in the index
     """
@@ -56,6 +60,7 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     explain: bool
     engine: EngineName = "faiss"
     uri: str = ""
+    names: RegionNames = msgspec.field(default_factory=RegionNames)
     format: Literal[1] = 1
 
 
@@ -106,23 +111,38 @@ def read_piece(path: Path, start: int, size: int) -> bytes:
     return content
 
 
-def regions_size(photo: PhotoRecord, feature_dim: int) -> int:
+def regions_size(photo: PhotoRecord, info: IndexInfo) -> int:
     """Bytes that a photo's regions take."""
-    return photo.num_regions * (2 * feature_dim + 4 * 4 + 4 * photo.has_scores)
+    named = bool(info.names.classes) + bool(info.names.attributes)
+    return photo.num_regions * (2 * info.feature_dim + 4 * 4 + 4 * photo.has_scores + 2 * named)
 
 
-def pack_regions(regions: Regions) -> bytes:
-    """Regions as bytes; features are rounded to half precision."""
+def pack_regions(regions: Regions, names: RegionNames) -> bytes:
+    """Regions as bytes; features are rounded to half precision. Raises `DataError` where a number has no name."""
+    names.refuse_unnamed(regions)
     arrays = [regions.features.astype("<f2"), regions.boxes.astype("<f4")]
     if regions.scores is not None:
         arrays.append(regions.scores.astype("<f4"))
+    for words, numbers in ((names.classes, regions.classes), (names.attributes, regions.attributes)):
+        if words:
+            arrays.append(np.full(len(regions.boxes), -1, "<i2") if numbers is None else numbers.astype("<i2"))
     return b"".join(array.tobytes() for array in arrays)
 
 
-def unpack_regions(content: bytes, photo: PhotoRecord, feature_dim: int) -> Regions:
-    """What `pack_regions` packed: float32 (N, F) features, (N, 4) boxes, and (N,) scores where there were any."""
-    N = photo.num_regions
-    features = np.frombuffer(content, "<f2", N * feature_dim)
-    boxes = np.frombuffer(content, "<f4", N * 4, offset=features.nbytes)
-    scores = np.frombuffer(content, "<f4", N, offset=features.nbytes + boxes.nbytes) if photo.has_scores else None
-    return Regions(features.reshape(N, feature_dim).astype(np.float32), boxes.reshape(N, 4), scores)
+def unpack_regions(content: bytes, photo: PhotoRecord, info: IndexInfo) -> Regions:
+    """What `pack_regions` packed: float32 (N, F) features, (N, 4) boxes, and the rest, (N,), where there was any."""
+    N, start = photo.num_regions, 0
+
+    def take(kind: str, *shape: int) -> npt.NDArray[Any]:
+        nonlocal start
+        array = np.frombuffer(content, kind, math.prod(shape), offset=start).reshape(shape)
+        start += array.nbytes
+        return array
+
+    return Regions(
+        features=take("<f2", N, info.feature_dim).astype(np.float32),
+        boxes=take("<f4", N, 4),
+        scores=take("<f4", N) if photo.has_scores else None,
+        classes=take("<i2", N) if info.names.classes else None,
+        attributes=take("<i2", N) if info.names.attributes else None,
+    )

@@ -173,7 +173,7 @@ class IndexWriter:
             self._files[kind].rewind(end)
         records = []
         for place, photo in enumerate(photos):
-            regions_at = self._files["regions"].append(pack_regions(photo.regions)) if self.info.explain else None
+            regions_at = self._append_regions(photo.regions)
             records.append(
                 PhotoRecord(
                     row=self._state.num_rows + place,
@@ -190,6 +190,10 @@ class IndexWriter:
             for file in self._files.values():
                 file.sync()
         return records
+
+    def _append_regions(self, regions: Regions) -> int | None:
+        """Where they begin, or None where the index does not keep them."""
+        return self._files["regions"].append(pack_regions(regions, self.info.names)) if self.info.explain else None
 
     def _next_state(self, num_rows: int | None = None, root: bytes | None = None) -> State:
         return State(
@@ -243,7 +247,7 @@ class IndexWriter:
         piece("vectors", photo.row * row_bytes, row_bytes)
         regions_at = None
         if photo.regions_at is not None:
-            regions_at = piece("regions", photo.regions_at, regions_size(photo, self.info.feature_dim))
+            regions_at = piece("regions", photo.regions_at, regions_size(photo, self.info))
         return regions_at, piece("thumbnails", photo.thumbnail_at, photo.thumbnail_size)
 
     def _close_files(self) -> None:

@@ -17,7 +17,7 @@ from vsrn.inference.photos import weights_behind
 from vsrn.inference.splits import open_split_for
 from vsrn.model.matching import MatchingModel
 from vsrn.model.weights import CONFIG_FILE, VOCABULARY_FILE, StoredModel, build_any_model
-from vsrn.regions.kept import carry_weights, kept_weights
+from vsrn.regions.kept import carry_names, carry_weights, kept_names, kept_weights
 from vsrn.regions.store import RegionStore, StoreInfo
 from vsrn.splits import CaptionedImages, Split, hold_out
 from vsrn.training.checkpoint import STATE_FILE
@@ -41,7 +41,8 @@ class PreparedRun:
 
     def stored(self) -> StoredModel[MatchingModel]:
         """The model as it is written."""
-        return StoredModel(self.config, self.vocabulary, self.model, self.regions, kept_weights(self.folder))
+        kept = (kept_weights(self.folder), kept_names(self.folder))
+        return StoredModel(self.config, self.vocabulary, self.model, self.regions, *kept)
 
 
 def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0) -> PreparedRun:
@@ -73,9 +74,11 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
         torch.manual_seed(config.train.seed + process * 2**32)
     elif not resume:
         folder.mkdir(parents=True, exist_ok=True)
-        weights = weights_behind(train.regions) if isinstance(train, Split) else None
-        if weights is not None:
-            carry_weights(weights, folder)
+        if isinstance(train, Split):
+            weights = weights_behind(train.regions)
+            if weights is not None:
+                carry_weights(weights, folder)
+            carry_names(train.regions.names, folder)
         write_atomically(folder / VOCABULARY_FILE, vocabulary.to_json())
         write_atomically(folder / CONFIG_FILE, config_to_toml(config).encode())
     return prepared
