@@ -193,6 +193,9 @@ def test_help_teaches_every_option(command: str, capsys: pytest.CaptureFixture[s
     assert ended.value.code == 0
     assert said.startswith(f"usage: vsrn {command}")
     assert len(said.splitlines()) > 10
+    # Of each example a line of its own, ready to be copied.
+    assert command == "demo" or re.search(rf"^\$ .*vsrn {command} ", said, re.MULTILINE)
+    assert not re.search(r"^vsrn ", said, re.MULTILINE)
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,8 +30,8 @@ def main(
 ) -> int:
     """Write a sentence for each photo.
 
-    vsrn caption beach.jpg snow.jpg
-    vsrn caption --index idx --id holiday/beach.jpg
+    $ vsrn caption beach.jpg snow.jpg
+    $ vsrn caption --index idx --id holiday/beach.jpg
 
     The sentences are the captioner's own, in the words of the captions it learned from.
 

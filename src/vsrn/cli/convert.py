@@ -21,7 +21,7 @@ def main(
 ) -> int:
     """Read what the authors published in 2019, safely, and write it in our format.
 
-    vsrn convert model_coco_1.pth.tar --vocab coco_precomp_vocab.pkl -o vsrn-coco-1
+    $ vsrn convert model_coco_1.pth.tar --vocab coco_precomp_vocab.pkl -o vsrn-coco-1
 
     Both files are pickles. Only names on a closed list are admitted, and nothing in a file runs.
 

@@ -51,7 +51,7 @@ def main(
     say(f"  vsrn train {output / 'toy.toml'} --model.aggregator mean --model.reasoning_layers 0 -o {output / 'mean'}")
     say("      the same without reasoning, which is what the paper compares itself with")
     say("  vsrn extract PHOTOS --captions dataset.json -o data/mine")
-    say("      the first step with your own photos; `vsrn extract --help` shows the layout of the captions")
+    say("      the first step with your own photos; docs/data-formats.md shows the layout of the captions")
     return 0
 
 

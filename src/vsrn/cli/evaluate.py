@@ -37,11 +37,11 @@ def main(
 ) -> int:
     """Recall@1, 5 and 10 both ways, median and mean rank and rsum, with 95% intervals over images.
 
-    vsrn evaluate runs/flickr8k --split val
+    $ vsrn evaluate runs/flickr8k --split val
 
     Several models are an ensemble: their similarities are averaged, as the paper does.
 
-    vsrn evaluate runs/flickr8k --split val --rerank runs/scan --top 50
+    $ vsrn evaluate runs/flickr8k --split val --rerank runs/scan --top 50
 
     Two stages: the first model finds, and a SCAN, which is too slow to compare everything, re-orders the best few of
     every query, images and captions alike. What that gains and costs is said below the table.

@@ -23,9 +23,9 @@ def main(
 ) -> int:
     """Write what is needed to use a trained model, and nothing of its training.
 
-    vsrn export runs/flickr8k -o flickr8k
+    $ vsrn export runs/flickr8k -o flickr8k
 
-    vsrn export runs/flickr8k --onnx flickr8k-onnx
+    $ vsrn export runs/flickr8k --onnx flickr8k-onnx
 
     The first copies the weights, the vocabulary and the config. The second writes both encoders as ONNX files, which
     run without torch, and compares them with the model before it keeps them; it needs `pip install 'vsrn[onnx]'`. The

@@ -32,7 +32,7 @@ def main(
 ) -> int:
     """Index a folder of photos, so that `vsrn search` finds them by a sentence.
 
-    vsrn index photos/ -o idx
+    $ vsrn index photos/ -o idx
 
     Run again, it adds new photos, drops deleted ones and reads changed ones again. Killed or stopped at any moment,
     the same command goes on where it was. Photos that cannot be read are skipped and listed.

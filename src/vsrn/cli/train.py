@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     ) -> int:
         """Train a model as a config says; any of its fields can be given here instead.
 
-        vsrn train configs/flickr8k.toml --train.epochs 4 --model.joint_dim 512
+        $ vsrn train configs/flickr8k.toml --train.epochs 4 --model.joint_dim 512
 
         Ctrl-C saves and stops; the same command with --resume goes on bit for bit.
         Several GPUs or machines: torchrun --nproc-per-node 4 -m vsrn train CONFIG [OPTIONS]; the batch is shared.

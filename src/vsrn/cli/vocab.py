@@ -23,7 +23,7 @@ def main(
 ) -> int:
     """Build a vocabulary: every word that the captions use often enough, the most frequent first.
 
-    vsrn vocab data/flickr8k -o vocabulary.json
+    $ vsrn vocab data/flickr8k -o vocabulary.json
 
     The 2019 code counted the words of train and dev; `--splits train dev` does the same.
 
