@@ -329,6 +329,32 @@ def test_a_fingerprint_follows_the_embeddings_only(tmp_path: Path) -> None:
     assert model_fingerprint(stored) != first
 
 
+def test_a_fingerprint_follows_settings_that_no_weight_shows() -> None:
+    """One that changes what the same weights make of the same regions changes it, and no other does."""
+    stored = small_model()
+    features = np.random.default_rng(0).standard_normal((3, 7, 12)).astype(np.float32)
+    encoder = Encoder(stored, "cpu")
+    seen = {model_fingerprint(stored): encoder.encode_regions(features)}
+    for section, values in (
+        ("model", {"normalisation": "none"}),
+        ("model", {"image_norm": False}),
+        ("model", {"absolute": True}),
+        ("data", {"region_order": "reversed"}),
+        ("data", {"region_order": "shuffled"}),
+    ):
+        changed = dataclasses.replace(getattr(stored.config, section), **values)
+        config = dataclasses.replace(stored.config, **{section: changed})
+        other = build_model(config, stored.vocabulary)
+        load_weights(other, stored.model.state_dict(), Path("elsewhere"))
+        again = dataclasses.replace(stored, config=config, model=other.eval())
+        embeddings = Encoder(again, "cpu").encode_regions(features)
+        assert all(not np.allclose(embeddings, known, atol=1e-4) for known in seen.values())
+        assert model_fingerprint(again) not in seen
+        seen[model_fingerprint(again)] = embeddings
+    trained = dataclasses.replace(stored.config, data=dataclasses.replace(stored.config.data, min_count=9))
+    assert model_fingerprint(dataclasses.replace(stored, config=trained)) == next(iter(seen))
+
+
 def test_a_caption_is_encoded_without_torch(tmp_path: Path) -> None:
     stored = small_model()
     export_onnx(stored, tmp_path / "exported")

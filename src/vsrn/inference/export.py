@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from vsrn.captions.vocabulary import START
-from vsrn.config import config_to_toml
+from vsrn.config import Config, config_to_toml
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.files import new_folder, write_atomically
 from vsrn.inference.captioning import write_captioner
@@ -108,16 +108,31 @@ def refuse_taken(folder: Path) -> None:
 
 
 def model_fingerprint(stored: StoredModel) -> str:
-    """SHA-256 (hex) of everything that decides an embedding: the encoders' weights, as float32, by name.
+    """SHA-256 (hex) of everything that decides an embedding: the encoders' weights, as float32, by name, and settings.
 
-    The captioner is left out, so a model and its export, or its copy without a captioner, have the same.
+    Settings count where no weight shows them and they are not the defaults, so that one more setting changes no
+    fingerprint. The captioner is left out: a model and its export, or its copy without a captioner, have the same.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(stored.model.state_dict().items()):
         if name.startswith(("image_encoder.", "caption_encoder.")) and tensor.is_floating_point():
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").data)
+    digest.update("".join(_settings_without_weights(stored.config)).encode())
     return digest.hexdigest()
+
+
+def _settings_without_weights(config: Config) -> list[str]:
+    """Settings unlike the defaults that decide an embedding and show in no weight."""
+    model, order = config.model, config.data.region_order
+    settings = {
+        # The other two differ by a BatchNorm.
+        "model.normalisation = none\n": model.normalisation == "none",
+        "model.image_norm = false\n": not model.image_norm,
+        "model.absolute = true\n": model.absolute,
+        f"data.region_order = {order}\n": order != "stored",
+    }
+    return [setting for setting, holds in settings.items() if holds]
 
 
 def _refuse_what_cannot_be_exported(stored: StoredModel) -> None:

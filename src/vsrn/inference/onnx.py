@@ -51,7 +51,8 @@ Size = Annotated[int, msgspec.Meta(ge=1)]
 class ExportInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `export.json` of an exported folder.
 
-    model                  SHA-256 (hex) of the weights that the encoders were exported from, as float32
+    model                  fingerprint of the model that the encoders were exported from: SHA-256 (hex) of its
+                           weights, as float32, and of the settings that decide its embeddings beside them
     precision              how weights are stored; fp16 and int8 encoders keep the fingerprint of their model
     joint_dim              D, numbers per embedding
     feature_dim            F, numbers per region

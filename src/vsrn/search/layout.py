@@ -44,7 +44,7 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `index.json` of an index.
 
     name         names its collection where vectors are also kept by a server
-    model        SHA-256 (hex) of the encoders' weights, as in the model's `export.json`
+    model        fingerprint of the encoders, as in the model's `export.json`
     joint_dim    D, numbers per vector
     feature_dim  F, numbers per region
     explain      whether regions are kept, which explanations need
