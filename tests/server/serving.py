@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import threading
 import time
 from collections.abc import Iterator
@@ -81,3 +82,27 @@ def serving(place: Place, access: Access | None = None, limits: Limits | None = 
             server.should_exit = True
             thread.join()
             listening.close()
+
+
+@contextlib.contextmanager
+def serving_a_page() -> Iterator[str]:
+    """The address of an empty page on a site of its own."""
+
+    class Empty(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            # To a browser localhost is another site than 127.0.0.1.
+            yield f"http://localhost:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -4,6 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const SIDE = 56; // cells along each side of the heat map
 const DARKEST = 175; // of 255
 const BOXES = 3;
+const LEAST = 0.25; // of the strongest share: what adds less gets no box
 const MOST_COVERED = 0.1; // intersection over union of two boxes that are both drawn
 
 // An SVG for a photo of width x height, from regions with `box` (xyxy, fractions) and `share` (of 1).
@@ -27,9 +28,9 @@ export function drawOverlay(regions, width, height, label) {
 
 // The regions that get a box: the strongest first, none of them over another that is stronger.
 export function strongest(regions) {
-  const chosen = [];
-  for (const region of regions.filter(({ share }) => share > 0).sort((a, b) => b.share - a.share)) {
-    if (chosen.length < BOXES && chosen.every((other) => covered(region.box, other.box) <= MOST_COVERED)) chosen.push(region);
+  const chosen = [], sorted = regions.filter(({ share }) => share > 0).sort((a, b) => b.share - a.share);
+  for (const region of sorted) {
+    if (chosen.length < BOXES && region.share >= LEAST * sorted[0].share && chosen.every((other) => covered(region.box, other.box) <= MOST_COVERED)) chosen.push(region);
   }
   return chosen;
 }

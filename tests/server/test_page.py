@@ -1,0 +1,271 @@
+"""The page in a real browser: what a person does with it, and what they then see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chrome import NEEDS_CHROMIUM, chromium
+from playwright.sync_api import Browser, Page, Route, expect
+from serving import ODD_ID, Place, colours_known, make_place, serving
+
+from vsrn.search.index import Index
+from vsrn.server.settings import Limits
+
+pytestmark = NEEDS_CHROMIUM
+
+SENTENCE = "a dark red light"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return make_place(tmp_path_factory.mktemp("place"), num_photos=40)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def address(place: Place) -> Iterator[str]:
+    with serving(place, limits=Limits(upload_bytes=50_000)) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """A desk's browser at the start, which must not complain of anything."""
+    with browser.new_context(viewport={"width": 1200, "height": 800}, base_url=address) as context:
+        page = context.new_page()
+        complaints: list[str] = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.extend([message.text] * (message.type == "error")))
+        page.goto("/")
+        expect(page.locator(".tile")).to_have_count(24)
+        yield page
+        # The browser itself notes every 4xx answer; those are what some tests are about.
+        assert [complaint for complaint in complaints if "Failed to load resource" not in complaint] == []
+
+
+@pytest.fixture(scope="module")
+def index(place: Place) -> Iterator[Index]:
+    with colours_known(), place.open() as index:
+        yield index
+
+
+def shown(page: Page) -> list[str]:
+    """Ids of the photos on the page, in order."""
+    labels = page.locator(".tile").evaluate_all("tiles => tiles.map(tile => tile.ariaLabel)")
+    return [re.sub(r", similarity -?[\d.]+$", "", label) for label in labels]
+
+
+def expected(index: Index, sentence: str, k: int = 24) -> list[str]:
+    return [hit.id for hit in index.search(sentence, k)]
+
+
+def type_sentence(page: Page, sentence: str = SENTENCE) -> None:
+    page.locator("#sentence").fill(sentence)
+    expect(page.locator("#status")).to_contain_text(f"“{sentence}”")
+
+
+def test_photos_come_while_typing_and_the_address_follows(page: Page, index: Index) -> None:
+    assert shown(page) == [record.id for record in index.latest(24)]
+    for sentence in ("red", "red light", "dark"):
+        type_sentence(page, sentence)
+        assert shown(page) == expected(index, sentence)
+    assert page.url.endswith("/?q=dark")
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("“dark”")
+    assert shown(page) == expected(index, "dark")
+    assert page.locator("#sentence").input_value() == "dark"
+    page.locator("#more").click()
+    expect(page.locator(".tile")).to_have_count(41)
+    assert shown(page) == expected(index, "dark", 99)
+
+
+def test_a_slow_old_answer_never_replaces_a_new_one(page: Page, index: Index) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/api/search?sentence=red&*", hold)
+    page.locator("#sentence").fill("red")
+    expect(page.locator("#photos")).to_have_class(re.compile("busy"))
+    while not held:
+        page.wait_for_timeout(20)
+    type_sentence(page, "green")
+    held[0].continue_()
+    page.wait_for_timeout(200)
+    assert shown(page) == expected(index, "green")
+
+
+def test_the_grid_is_justified_and_no_photo_is_distorted(page: Page) -> None:
+    type_sentence(page)
+    boxes = page.locator(".photos li").evaluate_all("all => all.map(li => li.getBoundingClientRect().toJSON())")
+    right = page.locator("#photos").evaluate("list => list.getBoundingClientRect().right")
+    rows: dict[float, list[dict[str, float]]] = {}
+    for box in boxes:
+        rows.setdefault(box["top"], []).append(box)
+    *full, _ = rows.values()
+    assert len(full) > 2
+    for row in full:
+        assert row[-1]["right"] == pytest.approx(right, abs=1)
+        assert len({box["height"] for box in row}) == 1
+    sizes = page.locator(".tile img").evaluate_all(
+        "all => all.map(i => [i.clientWidth / i.clientHeight, i.naturalWidth / i.naturalHeight])"
+    )
+    assert [seen for seen, _ in sizes] == pytest.approx([true for _, true in sizes], rel=0.03)
+
+
+def boxes_of(page: Page, where: str) -> list[list[float]]:
+    """The boxes drawn over a photo, as fractions of it, from the pixels where the browser put them."""
+    boxes: list[list[float]] = page.locator(where).evaluate(
+        """photo => {
+            const whole = photo.querySelector('img').getBoundingClientRect();
+            return [...photo.querySelectorAll('.overlay .box')].map(box => {
+                const {left, top, right, bottom} = box.getBoundingClientRect();
+                return [(left - whole.left) / whole.width, (top - whole.top) / whole.height,
+                        (right - whole.left) / whole.width, (bottom - whole.top) / whole.height];
+            });
+        }"""
+    )
+    return boxes
+
+
+def true_boxes(index: Index, photo_id: str, sentence: str) -> list[list[float]]:
+    """The regions that help at least a quarter as much as the best; those of this model do not overlap."""
+    best = index.explain(photo_id, sentence).top(3)
+    return [region.box.tolist() for region in best if region.share >= best[0].share / 4]
+
+
+def assert_same_boxes(drawn: list[list[float]], true: list[list[float]], pixels: float) -> None:
+    assert len(drawn) == len(true) > 0
+    for one, other in zip(drawn, true, strict=True):
+        assert one == pytest.approx(other, abs=4 / pixels)
+
+
+@pytest.mark.parametrize("number", [0, 3, 11])
+def test_resting_on_a_photo_shows_what_earned_its_match(page: Page, index: Index, number: int) -> None:
+    type_sentence(page)
+    tile = page.locator(".tile").nth(number)
+    tile.hover()
+    expect(page.locator(".overlay")).to_have_count(1)
+    expect(tile.locator(".overlay image")).to_have_count(1)
+    drawn = boxes_of(page, f".photos li:nth-child({number + 1})")
+    assert_same_boxes(drawn, true_boxes(index, expected(index, SENTENCE)[number], SENTENCE), 100)
+    page.mouse.move(5, 790)
+    expect(page.locator(".overlay")).to_have_count(0)
+
+
+def test_another_sentence_has_other_reasons(page: Page, index: Index) -> None:
+    for sentence in ("green", "dark light"):
+        type_sentence(page, sentence)
+        page.mouse.move(5, 790)
+        page.locator(".tile").first.hover()
+        expect(page.locator(".tile .overlay")).to_have_count(1)
+        best = expected(index, sentence)[0]
+        assert_same_boxes(boxes_of(page, ".photos li:nth-child(1)"), true_boxes(index, best, sentence), 100)
+
+
+def test_everything_can_be_done_from_the_keyboard(page: Page, index: Index) -> None:
+    page.locator("#sentence").blur()
+    page.keyboard.press("/")
+    page.keyboard.type(SENTENCE)
+    expect(page.locator("#status")).to_contain_text(SENTENCE)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    found = expected(index, SENTENCE)
+    expect(page.locator(".tile").nth(1)).to_be_focused()
+    expect(page.locator(".tile").nth(1).locator(".overlay")).to_have_count(1)
+    page.keyboard.press("Enter")
+    expect(page.locator("#details-name")).to_have_text(found[1])
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#details-name")).to_have_text(found[2])
+    expect(page.locator("#figure .overlay")).to_have_count(1)
+    assert_same_boxes(boxes_of(page, "#figure"), true_boxes(index, found[2], SENTENCE), 400)
+    page.keyboard.press("Escape")
+    expect(page.locator("#details")).to_be_hidden()
+    expect(page.locator(".tile").nth(2)).to_be_focused()
+    page.keyboard.press("ArrowUp")
+    expect(page.locator("#sentence")).to_be_focused()
+
+
+def test_a_closer_look_leads_to_more_like_it_and_back(page: Page, index: Index) -> None:
+    type_sentence(page)
+    page.locator(".tile").nth(4).click()
+    chosen = expected(index, SENTENCE)[4]
+    expect(page.locator("#details-name")).to_have_text(chosen)
+    expect(page.locator("#why-words")).to_contain_text(f"{index.explain(chosen, SENTENCE).score:.2f}")
+    expect(page.locator("#large")).to_have_attribute("src", re.compile("api/photo"))
+    page.locator("#show-why").uncheck()
+    expect(page.locator("#figure .overlay")).to_have_count(0)
+    page.locator("#like").click()
+    expect(page.locator("#status")).to_contain_text("Like the one you chose")
+    assert shown(page) == [hit.id for hit in index.search_like(chosen, 24)]
+    page.locator(".tile").first.hover()
+    page.wait_for_timeout(300)
+    expect(page.locator(".overlay")).to_have_count(0)
+    page.go_back()
+    expect(page.locator("#status")).to_contain_text(SENTENCE)
+    assert shown(page) == expected(index, SENTENCE)
+
+
+def test_a_photo_can_be_chosen_dropped_or_pasted(page: Page, place: Place, index: Index) -> None:
+    names = ["00.png", "holiday/07.png", ODD_ID]
+    contents = [list((place.photos / name).read_bytes()) for name in names]
+    page.locator("#file").set_input_files(place.photos / names[0])
+    expect(page.locator("#status")).to_contain_text("Like your photo", timeout=60_000)
+    assert shown(page)[0] == names[0]
+    expect(page.locator("#query-photo img")).to_be_visible()
+    for kind, name, content in (("drop", names[1], contents[1]), ("paste", names[2], contents[2])):
+        page.evaluate(
+            """([kind, bytes]) => {
+                const data = new DataTransfer(), all = {bubbles: true, cancelable: true};
+                data.items.add(new File([new Uint8Array(bytes)], 'a.png', {type: 'image/png'}));
+                const event = kind === 'drop' ? new DragEvent('drop', {dataTransfer: data, ...all})
+                    : new ClipboardEvent('paste', {clipboardData: data, ...all});
+                document.body.dispatchEvent(event);
+            }""",
+            [kind, content],
+        )
+        expect(page.locator(".tile").first).to_have_attribute("aria-label", re.compile(re.escape(name)))
+        assert shown(page) == [hit.id for hit in index.search_image(place.photos / name, 24)]
+    page.locator("#forget-photo").click()
+    expect(page.locator("#start")).to_be_visible()
+
+
+def test_what_goes_wrong_is_said_and_can_be_tried_again(page: Page, tmp_path: Path, index: Index) -> None:
+    (tmp_path / "text.png").write_text("no photo")
+    page.locator("#file").set_input_files(tmp_path / "text.png")
+    expect(page.locator("#problem")).to_contain_text(
+        "This photo is not an image in a format vsrn reads", timeout=60_000
+    )
+    (tmp_path / "large.png").write_bytes(bytes(60_000))
+    page.locator("#file").set_input_files(tmp_path / "large.png")
+    expect(page.locator("#problem")).to_contain_text("The photo is larger than 50,000 bytes")
+    page.route("**/api/search?*", lambda route: route.abort())
+    page.locator("#sentence").fill(SENTENCE)
+    expect(page.locator("#problem")).to_contain_text("The service does not answer")
+    page.unroute("**/api/search?*")
+    page.locator("#again").click()
+    expect(page.locator("#problem")).to_be_hidden()
+    assert shown(page) == expected(index, SENTENCE)
+    type_sentence(page, "red zorp")
+    expect(page.locator("#unknown")).to_contain_text("“zorp”")
+    page.locator("#sentence").fill("x" * 600)
+    expect(page.locator("#problem")).to_contain_text("at most 500 characters")
+
+
+def test_names_are_text_and_never_markup(page: Page) -> None:
+    type_sentence(page)
+    page.locator("#more").click()
+    expect(page.locator(".tile")).to_have_count(41)
+    page.locator(".tile").nth(shown(page).index(ODD_ID)).click()
+    expect(page.locator("#details-name")).to_have_text(ODD_ID)
+    assert page.locator("#details-name b").count() == 0
+    assert page.locator("#large").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
