@@ -196,6 +196,8 @@ def test_help_teaches_every_option(command: str, capsys: pytest.CaptureFixture[s
     # Of each example a line of its own, ready to be copied.
     assert command == "demo" or re.search(rf"^\$ .*vsrn {command} ", said, re.MULTILINE)
     assert not re.search(r"^vsrn ", said, re.MULTILINE)
+    # Fields of a config have defaults of their own, empty ones too.
+    assert command == "train" or not re.search(r"\(default: (None)?\)", said)
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

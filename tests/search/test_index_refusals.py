@@ -16,9 +16,10 @@ import pytest
 from colours import COLOURS_BY_NAME, JOINT_DIM, colour_model, export_colours, save_photo
 
 import vsrn
+from vsrn.config import EFFICIENTNET, Config, DataConfig, ModelConfig, NetworkConfig
 from vsrn.errors import ConfigError, DataError, SearchError
 from vsrn.inference.encoder import Encoder
-from vsrn.model.weights import write_model
+from vsrn.model.weights import StoredModel, build_model, write_model
 from vsrn.regions import extractor as extractors
 from vsrn.regions.store import StoreInfo
 from vsrn.search.build import update_index
@@ -70,6 +71,21 @@ def order_model(at: Place) -> None:
     stored = colour_model(similarity="order", absolute=True)
     write_model(at.folder / "order", stored)
     update_index(at.photos, at.folder / "new", at.folder / "order")
+
+
+def model_of_whole_photos(at: Place) -> None:
+    network = NetworkConfig(EFFICIENTNET, fine_tune_after=0)
+    config = Config(model=ModelConfig(kind="vsepp", feature_dim=1280, joint_dim=8, word_dim=4, network=network))
+    stored = StoredModel(config, colour_model().vocabulary, build_model(config, colour_model().vocabulary))
+    update_index(at.photos, at.folder / "new", Encoder(stored, "cpu"))
+
+
+def same_weights_in_another_order(at: Place) -> None:
+    """All that tells this model from the index's own is the order in which it reads regions."""
+    stored = colour_model()
+    config = dataclasses.replace(stored.config, data=DataConfig(region_order="reversed"))
+    update_index(at.photos, at.idx, Encoder(stored, "cpu"))
+    update_index(at.photos, at.idx, Encoder(dataclasses.replace(stored, config=config), "cpu"))
 
 
 def model_without_extractor(at: Place) -> None:
@@ -136,6 +152,8 @@ REFUSALS: list[tuple[Refusal, str]] = [
     (swapped_model, "is not the model that the index was made by"),
     (foreign_folder, "holds other files .thesis.tex."),
     (order_model, "compares by order similarity"),
+    (model_of_whole_photos, "reads photos whole, by a network of its own"),
+    (same_weights_in_another_order, "was made by another model"),
     (model_without_extractor, "does not say which extractor"),
     (two_writers, "being written by another vsrn index"),
     (no_photos, "holds no files"),

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def main(
-    models: tyro.conf.Positional[tuple[Path, ...]],
+    models: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)")
+    ],
     *,
     data: Path | None = None,
     split: str = "test",
@@ -38,12 +40,11 @@ def main(
     """Recall@1, 5 and 10 both ways, median and mean rank and rsum, with 95% intervals over images.
 
     $ vsrn evaluate runs/flickr8k --split val
-
-    Several models are an ensemble: their similarities are averaged, as the paper does.
-
+    $ vsrn evaluate runs/one runs/two --split val
     $ vsrn evaluate runs/flickr8k --split val --rerank runs/scan --top 50
 
-    Two stages: the first model finds, and a SCAN, which is too slow to compare everything, re-orders the best few of
+    Several models are an ensemble: their similarities are averaged, as the paper does. With --rerank there are two
+    stages: the first model finds, and a SCAN, which is too slow to compare everything, re-orders the best few of
     every query, images and captions alike. What that gains and costs is said below the table.
 
     Args:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
@@ -15,6 +16,7 @@ Json = Annotated[bool, tyro.conf.arg(name="json")]
 
 def call(function: Callable[..., int | None], command: str, arguments: Sequence[str]) -> int:
     """Parse a command's arguments as its function's parameters, and call it."""
+    _leave_out_empty_defaults(function)
     return (
         tyro.cli(
             function,
@@ -24,6 +26,15 @@ def call(function: Callable[..., int | None], command: str, arguments: Sequence[
         )
         or 0
     )
+
+
+def _leave_out_empty_defaults(function: Callable[..., int | None]) -> None:
+    """What is left out means something, which the help text says; "(default: None)" behind it says nothing."""
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default in (None, "", ()):
+            hints[name] = Annotated[hints[name], tyro.conf.arg(help_behavior_hint="")]
+    function.__annotations__ = hints
 
 
 def print_json(content: Any) -> None:

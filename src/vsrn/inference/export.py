@@ -126,6 +126,7 @@ def _settings_without_weights(config: Config) -> list[str]:
     """Settings unlike the defaults that decide an embedding and show in no weight."""
     model, order = config.model, config.data.region_order
     settings = {
+        f"model.kind = {model.kind}\n": model.kind != "vsrn",
         # The other two differ by a BatchNorm.
         "model.normalisation = none\n": model.normalisation == "none",
         "model.image_norm = false\n": not model.image_norm,

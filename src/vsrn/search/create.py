@@ -135,6 +135,11 @@ def _refuse_unsearchable(model: Encoder | OnnxEncoder) -> None:
             f"the model compares by {config.model.similarity} similarity, which no engine searches by; use one that"
             " compares by cosine."
         )
+    if config.model.network.name:
+        raise SearchError(
+            "the model reads photos whole, by a network of its own that an index cannot take along; use a model of"
+            " regions."
+        )
 
 
 def _region_names(model: Encoder | OnnxEncoder) -> RegionNames:
