@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -133,6 +133,12 @@ class Index:
         """What is known of a photo. Raises `SearchError` for an unknown id."""
         with self._records.read() as view:
             return self._known(view, photo_id)
+
+    def photos(self, photo_ids: Iterable[str]) -> dict[str, PhotoRecord]:
+        """What is known of several photos, by id; those that the index does not hold are left out."""
+        with self._records.read() as view:
+            found = ((photo_id, view.photo(photo_id)) for photo_id in photo_ids)
+            return {photo_id: photo for photo_id, photo in found if photo is not None}
 
     def latest(self, k: int = 10) -> list[PhotoRecord]:
         """The k photos taken last, the latest first."""

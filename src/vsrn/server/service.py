@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+import anyio
+import anyio.to_thread
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from vsrn.captions.tokenizer import tokenize
-from vsrn.errors import UnknownPhotoError
 from vsrn.inference.captions import CAPTIONER_FILE
 from vsrn.inference.explanation import Explanation
 from vsrn.inference.exported import ExportedEncoder
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 INPUTS = ("sentence", "photo", "caption")
 SENTENCES_AT_ONCE, PHOTOS_AT_ONCE = 64, 8
+# Each reads with a connection of its own, whose cache takes 2 MB.
+READERS = 4
 # Decoding takes the memory of all of a photo's pixels.
 DECODERS = 2
 
@@ -57,6 +60,7 @@ class Service:
         self._sentences: Batcher[str, FloatArray] = Batcher(encoder.encode_captions, SENTENCES_AT_ONCE, of_sentences)
         self._photos: Batcher[Prepared, FloatArray] = Batcher(self._encode_photos, PHOTOS_AT_ONCE, of_photos)
         self._captions: Batcher[Regions, str] = Batcher(self._write_captions, PHOTOS_AT_ONCE, of_captions)
+        self._readers = anyio.CapacityLimiter(READERS)
         self._decoders = asyncio.Semaphore(DECODERS)
         self._loading = threading.Lock()
         self._loaded: RegionExtractor | None = None
@@ -76,32 +80,32 @@ class Service:
 
     async def search_like(self, photo_id: str, k: int, where: Where) -> Found:
         """The photos most like one of the index. Raises `UnknownPhotoError`."""
-        return await run_in_threadpool(lambda: self._with_records(self.index.search_like(photo_id, k, where)))
+        return await self._reading(lambda: self._with_records(self.index.search_like(photo_id, k, where)))
 
     async def latest(self, k: int) -> tuple[int, list[PhotoRecord]]:
         """How many photos there are, and those taken last."""
-        return await run_in_threadpool(lambda: (len(self.index), self.index.latest(k)))
+        return await self._reading(lambda: (len(self.index), self.index.latest(k)))
 
     async def record(self, photo_id: str) -> PhotoRecord:
         """What is known of a photo. Raises `UnknownPhotoError`."""
-        return await run_in_threadpool(self.index.photo, photo_id)
+        return await self._reading(lambda: self.index.photo(photo_id))
 
     async def thumbnail(self, photo_id: str) -> bytes:
         """A small JPEG. Raises `UnknownPhotoError`."""
-        return await run_in_threadpool(self.index.thumbnail, photo_id)
+        return await self._reading(lambda: self.index.thumbnail(photo_id))
 
     async def photo(self, record: PhotoRecord) -> bytes:
         """The photo as a JPEG. Raises `PhotoError` where its file is not what was indexed."""
-        path = await run_in_threadpool(self.index.path, record.id)
+        path = await self._reading(lambda: self.index.path(record.id))
         return await self._decoding(partial(draw_photo, path, record, self.limits.photo_side))
 
     async def explain(self, photo_id: str, sentence: str) -> Explanation:
         """Which regions earned a match. Raises `UnknownPhotoError`."""
-        return await run_in_threadpool(self.index.explain, photo_id, sentence)
+        return await self._reading(lambda: self.index.explain(photo_id, sentence))
 
     async def caption(self, photo_id: str) -> str:
         """A sentence for a photo of the index, by its model. Raises `UnknownPhotoError`."""
-        return await self._captions.ask(await run_in_threadpool(self.index.regions, photo_id))
+        return await self._captions.ask(await self._reading(lambda: self.index.regions(photo_id)))
 
     @property
     def captions(self) -> bool:
@@ -125,17 +129,15 @@ class Service:
         self.index.close()
 
     async def _nearest(self, vector: FloatArray, k: int, where: Where) -> Found:
-        return await run_in_threadpool(lambda: self._with_records(self.index.search_vector(vector, k, where)))
+        return await self._reading(lambda: self._with_records(self.index.search_vector(vector, k, where)))
 
     def _with_records(self, hits: Sequence[Hit]) -> Found:
-        found: Found = []
-        for hit in hits:
-            try:
-                found.append((self.index.photo(hit.id), hit.score))
-            except UnknownPhotoError:
-                # Another process took it out of the index in between.
-                continue
-        return found
+        # What another process took out of the index in between is left out.
+        records = self.index.photos(hit.id for hit in hits)
+        return [(records[hit.id], hit.score) for hit in hits if hit.id in records]
+
+    async def _reading(self, question: Callable[[], Answer]) -> Answer:
+        return await anyio.to_thread.run_sync(question, limiter=self._readers)
 
     async def _decoding(self, work: Callable[[], Answer]) -> Answer:
         async with self._decoders:
