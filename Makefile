@@ -33,7 +33,7 @@ types: setup
 check: lint types test
 
 bench: setup
-	for script in start_up loading extraction encoding training_step ranking evaluation memory search; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in start_up loading extraction encoding training_step ranking evaluation memory search serve; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
 clean:

@@ -147,6 +147,7 @@ def report(load: Load, memory: list[float], photos: str, options: argparse.Names
         p99_ms=p99,
         requests_per_second=total / options.seconds,
         errors=failed,
+        memory_mb=memory,
         memory_early_mb=early,
         memory_late_mb=late,
     )
