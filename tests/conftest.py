@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 TESTS = Path(__file__).parent
 
 # Sums depend on how many threads share them, and workers of one test run must not fight over the processor.
 torch.set_num_threads(1)
+# No test asserts a time, an example's included.
+settings.register_profile("vsrn", deadline=None)
+settings.load_profile("vsrn")
 SHARED = TESTS.parent.parent / "shared"
 
 
