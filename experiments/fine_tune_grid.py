@@ -1,0 +1,281 @@
+"""Fine-tune the last stages of the offline grid's network together with a model: a model with its own extractor.
+
+    python experiments/fine_tune_grid.py PHOTOS RUN -o runs/flickr8k-small    # goes on where it was stopped
+
+RUN is a model trained on the grid's regions as they are, without a captioner: it says what to learn from and what
+chooses the best weights, and its encoders are trained along from where they stand. The stages before `FIRST_STAGE` do
+not change, so what they make of each photo is computed once, for a few views of it (whole, mirrored, cropped), and kept
+in the output's `state`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+from torchvision.transforms import v2
+
+from vsrn.captions.vocabulary import UNK, Vocabulary
+from vsrn.inference.encoder import encode_captions
+from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
+from vsrn.model.caption_encoder import pad_tokens
+from vsrn.model.losses import cosine_similarities, matching_loss
+from vsrn.model.vsrn import VSRN
+from vsrn.model.weights import StoredModel, read_model, write_model
+from vsrn.regions.extractor import make_extractor
+from vsrn.regions.grid import POOLED_SIDE, load_network, weights_path
+from vsrn.regions.photos import decode_photo
+from vsrn.regions.store import StoreInfo
+from vsrn.splits import Split
+from vsrn.training.dropping import draw_margins, drop_regions
+from vsrn.training.run import open_training_splits
+
+FIRST_STAGE = 5
+MAP = (112, 14, 14)
+VIEWS = 4
+ROUNDS = 3
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The grid's network in two halves."""
+
+    network: nn.Module
+
+    def early(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, 224, 224) scaled pixels -> (B, *MAP)."""
+        hidden = self.network.bn1(self.network.conv_stem(pixels))
+        for stage in self.network.blocks[:FIRST_STAGE]:
+            hidden = stage(hidden)
+        return hidden
+
+    def late(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, *MAP) -> (B, 36, 1280) regions."""
+        for stage in self.network.blocks[FIRST_STAGE:]:
+            hidden = stage(hidden)
+        hidden = self.network.bn2(self.network.conv_head(hidden))
+        return functional.adaptive_avg_pool2d(hidden, POOLED_SIDE).flatten(2).mT
+
+    def late_modules(self) -> nn.ModuleList:
+        """What is trained."""
+        return nn.ModuleList([*self.network.blocks[FIRST_STAGE:], self.network.conv_head, self.network.bn2])
+
+
+def main(
+    photos: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional],
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    epochs: int = 12,
+    learning_rate: float = 2e-4,
+    head_learning_rate: float = 3e-4,
+    average: float = 0.99,
+    word_dropout: float = 0.1,
+    regions_dropped: float = 0.2,
+    seed: int = 0,
+) -> None:
+    """Fine-tune, validating after every epoch; the best weights so far are in the output.
+
+    Args:
+        photos: Folder of the photos.
+        run: A model trained on their regions.
+        output: Folder of the fine-tuned model, its extractor's weights among it.
+        epochs: Passes over the photos, each with all its captions.
+        learning_rate: Of the network's last stages; a cosine leads it to 0.
+        head_learning_rate: Of the encoders.
+        average: Decay of the running average of the weights, which is what is validated and kept.
+        word_dropout: Share of the words that the caption encoder reads as <unk>.
+        regions_dropped: Largest share of an image's regions that is dropped.
+        seed: Of order and views.
+    """
+    torch.manual_seed(seed)
+    stored = read_model(run)
+    stages = Stages(load_network(weights_path()))
+    learn, choose = open_training_splits(stored.config)
+    (output / "state").mkdir(parents=True, exist_ok=True)
+    learned = early_maps(stages, photos, learn, output / "state/learn.f16", VIEWS)
+    chosen = early_maps(stages, photos, choose, output / "state/choose.f16", 1)
+
+    model = nn.ModuleDict({"late": stages.late_modules(), "vsrn": stored.model})
+    averaged = copy.deepcopy(model)
+    rates = {"late": learning_rate, "vsrn": head_learning_rate}
+    groups = [{"params": list(model[part].parameters()), "base": rate} for part, rate in rates.items()]
+    optimizer = torch.optim.Adam(groups, fused=True)
+    state = output / "state/latest.pt"
+    first, best = 0, 0.0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        averaged.load_state_dict(saved["averaged"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first, best = saved["epoch"], saved["best"]
+    batches = learn.num_images // BATCH
+    for epoch in range(first, epochs):
+        started, total = time.monotonic(), 0.0
+        stored.model.train()
+        for step, (hidden, tokens) in enumerate(batches_of(learn, learned, stored.vocabulary, (seed, epoch))):
+            done = epoch * batches + step
+            for group in optimizer.param_groups:
+                group["lr"] = group["base"] * 0.5 * (1 + math.cos(math.pi * done / (epochs * batches)))
+            loss = loss_of(stages, stored.model, moved(hidden), tokens, word_dropout, regions_dropped)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            for group in optimizer.param_groups:
+                torch.nn.utils.clip_grad_norm_(group["params"], 2.0)
+            optimizer.step()
+            follow(averaged, model, min(average, done / (done + 10)))
+            total += float(loss.detach())
+        rsum, text = validate(averaged, stored.vocabulary, choose, chosen)
+        print(f"epoch {epoch + 1}: loss {total / batches:.1f}, {text}, {time.monotonic() - started:.0f} s", flush=True)
+        if rsum > best:
+            best = rsum
+            write(averaged, stages, stored, output)
+        everything = {"model": model.state_dict(), "averaged": averaged.state_dict()}
+        everything |= {"optimizer": optimizer.state_dict(), "epoch": epoch + 1, "best": best}
+        torch.save(everything, state.with_suffix(".part"))
+        state.with_suffix(".part").replace(state)
+
+
+def loss_of(
+    stages: Stages,
+    model: VSRN,
+    hidden: torch.Tensor,
+    tokens: list[list[np.ndarray]],
+    word_dropout: float,
+    most_dropped: float,
+) -> torch.Tensor:
+    """Hardest-negative loss of each photo with each of its captions, photos encoded once."""
+    features, counts = without_some(stages.late(hidden), most_dropped)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        images = model.image_encoder(features, counts).embeddings
+        words, lengths = pad_tokens([ids for one in tokens for ids in one])
+        unread = (torch.rand(words.shape) < word_dropout) & (words > UNK)
+        captions = model.caption_encoder(words.masked_fill(unread, UNK), lengths)
+    rounds = captions.view(len(tokens), -1, captions.shape[1])
+    matching = [matching_loss(cosine_similarities(images, each), 0.2) for each in rounds]
+    return torch.stack(matching).mean()
+
+
+def without_some(features: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 36, 1280) regions -> those that are kept, first, and (B,) how many."""
+    margins = draw_margins(*features.shape[:2], most, torch.randint(2**31, (1,)).tolist())
+    places = np.broadcast_to(np.arange(features.shape[1])[None, :, None], (*features.shape[:2], 1))
+    order, counts = drop_regions(places, None, margins)
+    return features.gather(1, torch.from_numpy(order).expand(-1, -1, features.shape[2])), torch.from_numpy(counts)
+
+
+def moved(hidden: torch.Tensor) -> torch.Tensor:
+    """A random part of each map, mirrored or not, as large as the whole: what cropping the photo would about give."""
+    B = len(hidden)
+    scale = torch.empty(B, 2).uniform_(0.7, 1.0)
+    shift = (1 - scale) * torch.empty(B, 2).uniform_(-1, 1)
+    scale[:, 0] *= torch.randint(2, (B,)) * 2 - 1
+    theta = torch.zeros(B, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale[:, 0], scale[:, 1], shift
+    grid = functional.affine_grid(theta, list(hidden.shape), align_corners=False)
+    resampled = functional.grid_sample(hidden, grid, padding_mode="border", align_corners=False)
+    return resampled.to(memory_format=torch.channels_last)
+
+
+def batches_of(
+    split: Split, maps: np.memmap, vocabulary: Vocabulary, seed: tuple[int, int]
+) -> Iterator[tuple[torch.Tensor, list[list[np.ndarray]]]]:
+    """(B, *MAP) of one view of each photo, and for each round a caption of each, in a new order."""
+    random = np.random.default_rng(seed)
+    tokens = [np.array(vocabulary.encode(caption)) for caption in split.captions]
+    of_image = [np.flatnonzero(split.image_of_caption == image) for image in range(split.num_images)]
+    order = random.permutation(split.num_images)
+    for start in range(0, len(order) - BATCH + 1, BATCH):
+        images = order[start : start + BATCH]
+        views = random.integers(VIEWS, size=BATCH)
+        hidden = np.stack([maps[image, view] for image, view in zip(images, views, strict=True)])
+        captions = [random.permutation(of_image[image])[:ROUNDS] for image in images]
+        rounds = [[tokens[each[turn]] for each in captions] for turn in range(ROUNDS)]
+        yield torch.from_numpy(hidden).float().to(memory_format=torch.channels_last), rounds
+
+
+@torch.inference_mode()
+def validate(averaged: nn.ModuleDict, vocabulary: Vocabulary, split: Split, maps: np.memmap) -> tuple[float, str]:
+    """Recalls on the held-out photos, by the averaged weights."""
+    model: VSRN = averaged["vsrn"].eval()
+    late = averaged["late"]
+    parts = []
+    for start in range(0, len(maps), 50):
+        hidden = torch.from_numpy(maps[start : start + 50, 0]).float().to(memory_format=torch.channels_last)
+        for stage in late:
+            hidden = stage(hidden)
+        features = functional.adaptive_avg_pool2d(hidden, POOLED_SIDE).flatten(2).mT
+        parts.append(model.image_encoder(features).embeddings.numpy())
+    captions = encode_captions(model.caption_encoder, vocabulary, split.captions)
+    blocks = similarity_blocks([np.concatenate(parts)], [captions], "cosine")
+    metrics = retrieval_metrics(rank_blocks(blocks, split.image_of_caption))
+    to_text, to_image = metrics.image_to_text, metrics.text_to_image
+    return metrics.rsum, f"R@1 {to_text.recall_at_1:.1f} / {to_image.recall_at_1:.1f}, rsum {metrics.rsum:.1f}"
+
+
+@torch.no_grad()
+def follow(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the running average a step towards the weights."""
+    for average, weight in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+        if average.is_floating_point():
+            average.lerp_(weight, 1 - decay)
+
+
+def write(averaged: nn.ModuleDict, stages: Stages, stored: StoredModel, output: Path) -> None:
+    """The averaged model, and the whole network with its averaged last stages as float16."""
+    names = {id(tensor): name for name, tensor in stages.network.state_dict(keep_vars=True).items()}
+    weights = dict(stages.network.state_dict())
+    tuned = stages.late_modules().state_dict(keep_vars=True)
+    for key, tensor in averaged["late"].state_dict().items():
+        weights[names[id(tuned[key])]] = tensor
+    half = {
+        name: tensor.half().contiguous()
+        for name, tensor in weights.items()
+        if tensor.is_floating_point() and not name.startswith("classifier.")
+    }
+    path = output / "extractor.safetensors"
+    save_file(half, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+    regions = StoreInfo("grid", make_extractor("grid", path).fingerprint)
+    write_model(output, replace(stored, model=averaged["vsrn"], regions=regions))
+
+
+@torch.inference_mode()
+def early_maps(stages: Stages, photos: Path, split: Split, path: Path, views: int) -> np.memmap:
+    """(num_images, views, *MAP) float16 on disk: the whole photo, mirrored, and random crops."""
+    ids = split.image_ids()
+    shape = (len(ids), views, *MAP)
+    done_path = path.with_suffix(".done")
+    if done_path.exists():
+        return np.memmap(path, dtype=np.float16, mode="r", shape=shape)
+    maps = np.memmap(path, dtype=np.float16, mode="w+", shape=shape)
+    crop = v2.Compose([v2.RandomResizedCrop(224, scale=(0.5, 1.0), ratio=(0.8, 1.25)), v2.RandomHorizontalFlip()])
+    for place, name in enumerate(ids):
+        photo = decode_photo(photos / name, target_size=224).resize((224, 224))
+        whole = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
+        seen = [whole, whole.flip(2), *(crop(whole) for _ in range(views - 2))][:views]
+        pixels = (torch.stack(seen).float() - 127) / 128
+        maps[place] = stages.early(pixels.to(memory_format=torch.channels_last)).half().numpy()
+        if place % 500 == 0:
+            print(f"{path.name}: {place} of {len(ids)}", flush=True)
+    maps.flush()
+    done_path.touch()
+    return maps
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    tyro.cli(main)
