@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check lint types bench clean
+.PHONY: setup demo test check lint types docs bench clean
 
 setup: $(READY)
 
@@ -31,6 +31,10 @@ types: setup
 	$(BIN)/mypy
 
 check: lint types test
+
+docs: setup
+	$(BIN)/python docs/make_cli.py
+	$(BIN)/mkdocs build --strict
 
 bench: setup
 	for script in start_up loading extraction encoding training_step ranking evaluation memory search serve; do $(BIN)/python benchmarks/$$script.py || exit 1; done
