@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.captions.vocabulary import PAD
 from vsrn.config import ModelConfig
 from vsrn.model.numerics import l2_normalise, widen
 from vsrn.model.pooling import GeneralisedPooling
+from vsrn.model.recurrence import read_sequences
 
 
 class CaptionEncoder(nn.Module):
@@ -44,13 +44,18 @@ class CaptionEncoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, D)."""
-        packed = pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False)
-        states, last = self.gru(packed)
+        states = read_sequences(self.gru, self.embedding(tokens), lengths)
         if self.aggregator is None:
-            return self.embed(widen(last[-2:]).mean(dim=0) if self.gru.bidirectional else last[-1])
-        words, _ = pad_packed_sequence(states, batch_first=True, total_length=tokens.shape[1])
+            return self.embed(self._last(states, lengths.to(states.device)))
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return self.embed(self.aggregator(self.mean_of_directions(words), mask.to(words.device)))
+        return self.embed(self.aggregator(self.mean_of_directions(states), mask.to(states.device)))
+
+    def _last(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(B, T, D or 2D) the GRU's outputs -> (B, D) its state after the last word, or the mean of each direction's."""
+        ahead = states[torch.arange(len(states), device=states.device), lengths - 1, : self.gru.hidden_size]
+        if not self.gru.bidirectional:
+            return ahead
+        return (widen(ahead) + widen(states[:, 0, self.gru.hidden_size :])) / 2
 
     def mean_of_directions(self, states: torch.Tensor) -> torch.Tensor:
         """(B, T, D or 2D) the GRU's outputs -> (B, T, D)."""

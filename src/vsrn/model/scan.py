@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import LossConfig, ModelConfig
 from vsrn.model.cross_attention import similarities
-from vsrn.model.losses import hardness_after, matching_loss
+from vsrn.model.losses import loss_of
 from vsrn.model.matching import Losses, MatchingModel
 from vsrn.model.numerics import widen
+from vsrn.model.recurrence import read_sequences
 
 
 class EncodedRegions(NamedTuple):
@@ -69,9 +69,7 @@ class WordEncoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, T, D), 0 behind the last word."""
-        packed = pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
-        states = widen(states)
+        states = widen(read_sequences(self.gru, self.embedding(tokens), lengths))
         if self.gru.bidirectional:
             forwards, backwards = states.chunk(2, dim=-1)
             states = (forwards + backwards) / 2
@@ -110,5 +108,5 @@ class SCAN(MatchingModel):
         tokens = functional.pad(tokens, (0, int(all_lengths.max()) - tokens.shape[1]))
         words = gather(self.word_encoder(tokens, lengths))
         scores = similarities(gather(images.vectors), words, all_lengths, mask, self.config.scan)
-        matching = matching_loss(scores, loss.margin, hardness_after(loss, epochs))
+        matching = loss_of(scores, loss, epochs)
         return Losses(matching, torch.zeros_like(matching))
