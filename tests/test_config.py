@@ -67,6 +67,7 @@ def configs(draw: st.DrawFn) -> Config:
             st.one_of(
                 st.builds(LossConfig, margin=margins, warm_up_epochs=st.integers(0, 9)),
                 st.builds(LossConfig, margin=margins, negatives=st.just("all")),
+                st.builds(LossConfig, matching=st.just("contrastive"), temperature=st.floats(1e-3, 10)),
             )
         ),
         train=TrainConfig(
@@ -135,7 +136,7 @@ UNKNOWN = {
     "american spelling": ("[model]\nnormalization = 'coco'", "Did you mean 'model.normalisation'?"),
     "nothing like it": (
         "[loss]\nzzz = 1",
-        "no field loss.zzz. It has loss.margin, loss.negatives, loss.warm_up_epochs.",
+        "no field loss.zzz. It has loss.matching, loss.temperature, loss.margin, loss.negatives, loss.warm_up_epochs.",
     ),
 }
 
@@ -189,6 +190,8 @@ CONTRADICTIONS = {
     "loss.margin": "[loss]\nmargin = -0.1",
     "loss.margin must": "[loss]\nmargin = inf",
     "loss.warm_up_epochs must": "[loss]\nwarm_up_epochs = -1",
+    "loss.temperature must": "[loss]\ntemperature = 0",
+    "loss.warm_up_epochs and loss.negatives are for": '[loss]\nmatching = "contrastive"\nwarm_up_epochs = 2',
     "loss.warm_up_epochs leads": '[loss]\nwarm_up_epochs = 2\nnegatives = "all"',
     "train.batch_size": "[train]\nbatch_size = 1",
     "train.epochs": "[train]\nepochs = 0\nlearning_rate_drop = []",

@@ -146,6 +146,10 @@ class ModelConfig:
 class LossConfig:
     """The matching loss."""
 
+    matching: Literal["triplet", "contrastive"] = "triplet"
+    """The paper's margin between a match and other pairs, or cross entropy over all pairs of a batch, as CLIP has it."""
+    temperature: float = 0.05
+    """What contrastive similarities are divided by; smaller looks harder at the nearest of the wrong ones."""
     margin: float = 0.2
     """How far a match must be ahead of every other pair."""
     negatives: Literal["hardest", "all"] = "hardest"
@@ -236,7 +240,14 @@ def check_config(config: Config, where: str = "the config") -> None:
         (0 <= captioner.dropout < 1, "model.captioner.dropout must be at least 0 and below 1"),
         (captioner.max_tokens >= 3, "model.captioner.max_tokens must be 3 or more: <start>, a word, <end>"),
         (0 <= config.loss.margin < math.inf, "loss.margin must be 0 or more"),
+        (0 < config.loss.temperature < math.inf, "loss.temperature must be above 0"),
         (config.loss.warm_up_epochs >= 0, "loss.warm_up_epochs must be 0 or more"),
+        (
+            config.loss.matching == "triplet"
+            or (not config.loss.warm_up_epochs and config.loss.negatives == "hardest"),
+            'loss.warm_up_epochs and loss.negatives are for loss.matching = "triplet"; a contrastive loss weighs every'
+            " negative of the batch by itself, so leave them out",
+        ),
         (
             not (config.loss.warm_up_epochs and config.loss.negatives == "all"),
             'loss.warm_up_epochs leads to the hardest negatives, which loss.negatives = "all" never reaches;'

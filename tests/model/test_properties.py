@@ -18,7 +18,7 @@ from vsrn.model import captioner as captioner_module
 from vsrn.model.caption_encoder import CaptionEncoder, pad_tokens
 from vsrn.model.captioner import Captioner
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.losses import cosine_similarities, matching_loss, order_similarities
+from vsrn.model.losses import contrastive_loss, cosine_similarities, matching_loss, order_similarities
 from vsrn.model.numerics import l2_normalise, widen
 from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
 from vsrn.model.vsrn import VSRN
@@ -390,6 +390,22 @@ def test_the_matching_loss_is_a_sum_over_violations(scores: list[list[int]], mar
         for violations in (of_image, of_caption):
             total += hardness * max(violations) + (1 - hardness) * sum(violations)
     assert float(matching_loss(similarities, margin, hardness)) == pytest.approx(total)
+
+
+@given(
+    scores=st.integers(1, 5).flatmap(
+        lambda size: st.lists(st.lists(st.floats(-1, 1), min_size=size, max_size=size), min_size=size, max_size=size)
+    ),
+    temperature=st.sampled_from([0.05, 0.5, 1.0]),
+)
+def test_the_contrastive_loss_is_the_surprise_of_every_match(scores: list[list[float]], temperature: float) -> None:
+    surprise = 0.0
+    for i, own in enumerate(scores):
+        for others in (own, [row[i] for row in scores]):
+            odds = [math.exp(other / temperature) for other in others]
+            surprise -= math.log(odds[i] / sum(odds))
+    found = float(contrastive_loss(torch.tensor(scores, dtype=torch.float64), temperature))
+    assert found == pytest.approx(surprise, abs=1e-9)
 
 
 def test_similarities_are_those_of_each_pair() -> None:

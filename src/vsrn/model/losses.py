@@ -5,7 +5,10 @@ Shapes: B matching pairs; S (B, B) similarities with images as rows and the matc
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch.nn import functional
 
 from vsrn.config import LossConfig
 from vsrn.model.numerics import widen
@@ -25,6 +28,27 @@ def order_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Te
 
 
 SIMILARITIES = {"cosine": cosine_similarities, "order": order_similarities}
+
+
+def loss_of(similarities: torch.Tensor, loss: LossConfig, epochs: float = math.inf) -> torch.Tensor:
+    """The matching loss that a config asks for, after so many epochs."""
+    if loss.matching == "contrastive":
+        return contrastive_loss(similarities, loss.temperature)
+    return matching_loss(similarities, loss.margin, hardness_after(loss, epochs))
+
+
+def contrastive_loss(similarities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross entropy of each image's caption among all captions, and of each caption's image, summed over the batch.
+
+    The symmetric loss of CLIP (Radford et al. 2021, figure 3), which averages where this sums, as Eq. 9 does.
+
+    >>> float(contrastive_loss(torch.zeros(4, 4), temperature=0.05) / 4) == 2 * math.log(4)
+    True
+    """
+    logits = similarities / temperature
+    matches = torch.arange(len(logits), device=logits.device)
+    of_images = functional.cross_entropy(logits, matches, reduction="sum")
+    return of_images + functional.cross_entropy(logits.mT, matches, reduction="sum")
 
 
 def matching_loss(similarities: torch.Tensor, margin: float, hardness: float = 1.0) -> torch.Tensor:

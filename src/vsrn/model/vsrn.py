@@ -1,6 +1,6 @@
 """VSRN whole: two encoders into one joint space, and a captioner that shapes the image side.
 
-The parts follow the paper: `ImageEncoder` (3.1 to 3.3), `CaptionEncoder`, `matching_loss` and
+The parts follow the paper: `ImageEncoder` (3.1 to 3.3), `CaptionEncoder`, `loss_of` and
 `Captioner` (3.4). Everything that the paper ablates is a field of `ModelConfig`.
 """
 
@@ -16,7 +16,7 @@ from vsrn.config import LossConfig, ModelConfig
 from vsrn.model.caption_encoder import CaptionEncoder
 from vsrn.model.captioner import Captioner
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.losses import SIMILARITIES, hardness_after, matching_loss
+from vsrn.model.losses import SIMILARITIES, loss_of
 from vsrn.model.matching import Losses, MatchingModel
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class VSRN(MatchingModel):
         images = self.image_encoder(features, counts)
         captions = self.caption_encoder(tokens, lengths)
         similarities = SIMILARITIES[self.config.similarity](gather(images.embeddings), gather(captions))
-        matching = matching_loss(similarities, loss.margin, hardness_after(loss, epochs))
+        matching = loss_of(similarities, loss, epochs)
         if self.captioner is None:
             return Losses(matching, torch.zeros_like(matching))
         generation = self.captioner.generation_loss(images.reasoned_regions, tokens, lengths, counts)
