@@ -147,7 +147,7 @@ class LossConfig:
     """The matching loss."""
 
     matching: Literal["triplet", "contrastive"] = "triplet"
-    """The paper's margin between a match and other pairs, or cross entropy over all pairs of a batch, as CLIP has it."""
+    """The paper's margin between a match and other pairs, or cross entropy over a batch, as CLIP has it."""
     temperature: float = 0.05
     """What contrastive similarities are divided by; smaller looks harder at the nearest of the wrong ones."""
     margin: float = 0.2

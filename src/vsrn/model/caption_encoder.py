@@ -51,7 +51,7 @@ class CaptionEncoder(nn.Module):
         return self.embed(self.aggregator(self.mean_of_directions(states), mask.to(states.device)))
 
     def _last(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(B, T, D or 2D) the GRU's outputs -> (B, D) its state after the last word, or the mean of each direction's."""
+        """(B, T, D or 2D) the GRU's outputs -> (B, D) its last state, or the mean of each direction's."""
         ahead = states[torch.arange(len(states), device=states.device), lengths - 1, : self.gru.hidden_size]
         if not self.gru.bidirectional:
             return ahead
