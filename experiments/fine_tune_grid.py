@@ -31,7 +31,8 @@ from vsrn.captions.vocabulary import UNK, Vocabulary
 from vsrn.inference.encoder import encode_captions
 from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.caption_encoder import pad_tokens
-from vsrn.model.losses import cosine_similarities, matching_loss
+from vsrn.config import LossConfig
+from vsrn.model.losses import cosine_similarities, loss_of
 from vsrn.model.vsrn import VSRN
 from vsrn.model.weights import StoredModel, read_model, write_model
 from vsrn.regions.extractor import make_extractor
@@ -130,7 +131,8 @@ def main(
             done = epoch * batches + step
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * 0.5 * (1 + math.cos(math.pi * done / (epochs * batches)))
-            loss = loss_of(stages, stored.model, moved(hidden), tokens, word_dropout, regions_dropped)
+            pairs = embeddings_of(stages, stored.model, moved(hidden), tokens, word_dropout, regions_dropped)
+            loss = loss_of_rounds(*pairs, stored.config.loss)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             for group in optimizer.param_groups:
@@ -149,24 +151,27 @@ def main(
         state.with_suffix(".part").replace(state)
 
 
-def loss_of(
+def embeddings_of(
     stages: Stages,
     model: VSRN,
     hidden: torch.Tensor,
     tokens: list[list[np.ndarray]],
     word_dropout: float,
     most_dropped: float,
-) -> torch.Tensor:
-    """Hardest-negative loss of each photo with each of its captions, photos encoded once."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, D) of the photos and (rounds, B, D) of their captions."""
     features, counts = without_some(stages.late(hidden), most_dropped)
+    words, lengths = pad_tokens([ids for one in tokens for ids in one])
+    unread = (torch.rand(words.shape) < word_dropout) & (words > UNK)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         images = model.image_encoder(features, counts).embeddings
-        words, lengths = pad_tokens([ids for one in tokens for ids in one])
-        unread = (torch.rand(words.shape) < word_dropout) & (words > UNK)
         captions = model.caption_encoder(words.masked_fill(unread, UNK), lengths)
-    rounds = captions.view(len(tokens), -1, captions.shape[1])
-    matching = [matching_loss(cosine_similarities(images, each), 0.2) for each in rounds]
-    return torch.stack(matching).mean()
+    return images, captions.view(len(tokens), -1, captions.shape[1])
+
+
+def loss_of_rounds(images: torch.Tensor, captions: torch.Tensor, loss: LossConfig) -> torch.Tensor:
+    """The model's own loss of each photo with one of its captions, the mean over the rounds."""
+    return torch.stack([loss_of(cosine_similarities(images, each), loss) for each in captions]).mean()
 
 
 def without_some(features: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor]:

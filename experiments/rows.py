@@ -62,11 +62,11 @@ ROWS = (
 )
 
 COMBINATIONS = (
-    Combination("vsrn-ensemble", "two VSRN", ("vsrn-0", "vsrn-1")),
-    Combination("mean-ensemble", "two mean pooling", ("mean-pooling-0", "mean-pooling-1")),
-    Combination("vsrn-mean-ensemble", "VSRN and mean pooling", ("vsrn-0", "mean-pooling-0")),
+    Combination("vsrn-ensemble", "two VSRN", ("vsrn-1", "vsrn-2")),
+    Combination("mean-ensemble", "two mean pooling", ("mean-pooling-1", "mean-pooling-2")),
+    Combination("vsrn-mean-ensemble", "VSRN and mean pooling", ("vsrn-1", "mean-pooling-1")),
     Combination(
-        "vsrn-scan", "VSRN, its best 50 re-ranked by SCAN", ("vsrn-0",), ("--rerank", "{runs}/scan-0", "--top", "50")
+        "vsrn-scan", "VSRN, its best 50 re-ranked by SCAN", ("vsrn-1",), ("--rerank", "{runs}/scan-0", "--top", "50")
     ),
 )
 
