@@ -28,10 +28,10 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from vsrn.captions.vocabulary import UNK, Vocabulary
+from vsrn.config import LossConfig
 from vsrn.inference.encoder import encode_captions
 from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.caption_encoder import pad_tokens
-from vsrn.config import LossConfig
 from vsrn.model.losses import cosine_similarities, loss_of
 from vsrn.model.vsrn import VSRN
 from vsrn.model.weights import StoredModel, read_model, write_model

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -278,3 +278,25 @@ def test_the_log_is_json_lines_with_losses_and_validations(config: Config, tmp_p
             assert row["loss"] == pytest.approx(row["matching_loss"] + row["generation_loss"])
             assert row["learning_rate"] == pytest.approx(5e-4 if row["step"] > 15 else 5e-3)
     assert list((tmp_path / "run").glob("events.*")), "TensorBoard events are beside it"
+
+
+@pytest.mark.parametrize("kind", ["vsrn", "scan"])
+def test_words_start_from_vectors_learned_elsewhere(
+    config: Config, tmp_path: Path, kind: Literal["vsrn", "scan"]
+) -> None:
+    (tmp_path / "words.txt").write_text("dog 1 2 3 4 5 6 7 8\nunheard 0 0 0 0 0 0 0 0\ncat 8 7 6 5 4 3 2 1\n")
+    model = ModelConfig(kind=kind, joint_dim=16, word_dim=8, captioner=CaptionerConfig(enabled=False))
+    without = prepare_run(replace(config, model=model), tmp_path / "without", resume=False)
+    config = replace(config, model=model, data=replace(config.data, word_vectors=str(tmp_path / "words.txt")))
+    started = prepare_run(config, tmp_path / "with", resume=False)
+    expected = without.model.words.weight.detach().clone()
+    expected[started.vocabulary.ids["dog"]] = torch.arange(1.0, 9)
+    expected[started.vocabulary.ids["cat"]] = torch.arange(1.0, 9).flip(0)
+    assert torch.equal(started.model.words.weight, expected)
+
+
+def test_word_vectors_of_another_size_are_refused(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("dog 1 2 3\n")
+    config = replace(config, data=replace(config.data, word_vectors=str(tmp_path / "words.txt")))
+    with pytest.raises(ConfigError, match=r"model\.word_dim is 8, .* set it to 3"):
+        prepare_run(config, tmp_path / "run", resume=False)

@@ -35,6 +35,11 @@ class MatchingModel(nn.Module, abc.ABC):
     def similarity(self) -> str:
         """Name of the scale of its similarities; models of one scale can be averaged."""
 
+    @property
+    @abc.abstractmethod
+    def words(self) -> nn.Embedding:
+        """(vocabulary size, word size) what each word of a caption is to the encoder."""
+
     def begin_epoch(self, _epoch: int) -> bool:
         """Be ready to learn in this epoch (from 0); whether other parameters learn than before."""
         return False

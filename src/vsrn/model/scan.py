@@ -90,6 +90,11 @@ class SCAN(MatchingModel):
         """Both directions count as one scale, since the published ensembles average them."""
         return "stacked cross attention"
 
+    @property
+    def words(self) -> nn.Embedding:
+        """The word encoder's."""
+        return self.word_encoder.embedding
+
     def forward(
         self,
         features: torch.Tensor,

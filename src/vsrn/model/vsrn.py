@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from vsrn.config import LossConfig, ModelConfig
 from vsrn.model.caption_encoder import CaptionEncoder
@@ -40,6 +41,11 @@ class VSRN(MatchingModel):
     def similarity(self) -> str:
         """How an image and a caption embedding are compared: "cosine" or "order"."""
         return self.config.similarity
+
+    @property
+    def words(self) -> nn.Embedding:
+        """The caption encoder's; the captioner has its own."""
+        return self.caption_encoder.embedding
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from vsrn.captions.vocabulary import Vocabulary, build_vocabulary, read_vocabulary
+from vsrn.captions.word_vectors import read_word_vectors
 from vsrn.config import Config, check_config, config_to_toml, read_config
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.files import write_atomically
@@ -68,6 +69,8 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
         from vsrn.model.vsepp import start_network  # noqa: PLC0415 - as in `_feature_dim_of`
 
         start_network(model)
+    if config.data.word_vectors and not resume:
+        _start_words(model, config, vocabulary)
     prepared = PreparedRun(folder, config, train, validation, vocabulary, model)
     if process > 0:
         # The processes start from the same weights and drop different inputs.
@@ -138,6 +141,21 @@ def _vocabulary_for(config: Config, folder: Path, train: CaptionedImages, *, res
     if config.data.vocabulary:
         return read_vocabulary(config.data.vocabulary)
     return build_vocabulary(train.captions, config.data.min_count)
+
+
+def _start_words(model: MatchingModel, config: Config, vocabulary: Vocabulary) -> None:
+    """Begin the caption encoder's words with vectors learned elsewhere; those that have none stay random."""
+    path = config.data.word_vectors
+    vectors = read_word_vectors(path, vocabulary.words)
+    size = len(next(iter(vectors.values())))
+    if size != config.model.word_dim:
+        raise ConfigError(
+            f"model.word_dim is {config.model.word_dim}, but the vectors in {path} have {size} numbers;"
+            f" set it to {size}."
+        )
+    with torch.no_grad():
+        for word, vector in vectors.items():
+            model.words.weight[vocabulary.ids[word]] = torch.from_numpy(vector)
 
 
 def _refuse_other_config(config: Config, folder: Path) -> None:
