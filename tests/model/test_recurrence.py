@@ -55,5 +55,5 @@ def test_rounded_products_leave_states_wide(lengths: list[int]) -> None:
         rounded = read_sequences(gru, inputs, torch.tensor(lengths))
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.02)
-    rounded.sum().backward()
+    rounded.sum().backward()  # type: ignore[no-untyped-call]
     assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in gru.parameters())

@@ -57,7 +57,7 @@ def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, packed: PackedSeque
         getattr(gru, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
     gates = functional.linear(inputs, weight_ih, bias_ih)
-    states: torch.Tensor = _Recurrence.apply(gates, weight_hh, bias_hh, packed.batch_sizes)  # type: ignore[no-untyped-call]
+    states: torch.Tensor = _Recurrence.apply(gates, weight_hh, bias_hh, packed.batch_sizes)
     return states
 
 
@@ -98,7 +98,7 @@ class _Recurrence(torch.autograd.Function):
         return states
 
     @staticmethod
-    def backward(ctx: Any, of_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, of_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         """(P, D) gradient of the states -> those of gates, weights and bias."""
         weight, rows, before, opened, new, offered = ctx.saved_tensors
         D = weight.shape[1]
