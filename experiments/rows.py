@@ -89,8 +89,11 @@ ORDER_SHOWN = (
 
 COMPARED = (
     ("vsrn", "mean-pooling"),
+    ("scan", "mean-pooling"),
+    ("scan", "vsrn"),
     ("vse-infinity", "mean-pooling"),
-    ("vse-infinity", "vsrn"),
+    ("scan", "vse-infinity"),
+    ("reasoning-1", "mean-pooling"),
     ("reasoning-4", "mean-pooling"),
     ("global", "reasoning-4"),
     ("vsrn", "global"),

@@ -18,6 +18,17 @@ settings.load_profile("vsrn")
 SHARED = TESTS.parent.parent / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pictures", type=Path, help="folder in which tests of the page leave the pictures of the docs")
+
+
+@pytest.fixture
+def pictures(request: pytest.FixtureRequest) -> Path | None:
+    """Folder for pictures of the page, where somebody wants them."""
+    folder: Path | None = request.config.getoption("--pictures")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of the outputs recorded from the 2019 model."""
