@@ -1,0 +1,109 @@
+"""The page as it is after installation: real photos, the model in the box, a real browser. It takes the docs' pictures.
+
+pytest tests/server/test_page_real.py --pictures docs/images
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chrome import NEEDS_CHROMIUM, chromium
+from PIL import Image
+from playwright.sync_api import Browser, Page, ViewportSize, expect
+from serving import Place, serving
+
+from vsrn.packaged import find_model
+from vsrn.search.build import update_index
+
+pytestmark = NEEDS_CHROMIUM
+
+# Photos in scikit-image's wheel that are CC0 or in the public domain, by what its documentation calls them.
+PHOTOS = {
+    "astronaut": "Eileen Collins, NASA, public domain",
+    "brick": "CC0Textures, CC0",
+    "camera": "Lav Varshney, CC0",
+    "chelsea": "Stefan van der Walt, CC0",
+    "coffee": "Rachel Michetti, CC0",
+    "grass": "linolafett, CC0",
+    "gravel": "CC0Textures, CC0",
+    "hubble_deep_field": "NASA, public domain",
+    "retina": "Mikael Häggström, CC0",
+    "rocket": "SpaceX, public domain",
+}
+SENTENCE = "a man takes a photograph with a tripod"
+DESK: ViewportSize = {"width": 1200, "height": 620}
+PHONE: ViewportSize = {"width": 390, "height": 780}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """An index of the photos, as `vsrn index` makes it."""
+    skimage = pytest.importorskip("skimage")
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "photos").mkdir()
+    for name in PHOTOS:
+        (found,) = (Path(skimage.__file__).parent / "data").glob(f"{name}.*")
+        with Image.open(found) as photo:
+            photo.convert("RGB").save(folder / "photos" / f"{name}.jpg", quality=92)
+    update_index(folder / "photos", folder / "idx", find_model())
+    return Place(folder / "photos", folder / "idx")
+
+
+@pytest.fixture(scope="module")
+def address(place: Place) -> Iterator[str]:
+    with serving(place) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+def ask(page: Page) -> None:
+    """Type the sentence; the right photo comes first."""
+    page.goto("/")
+    page.locator("#sentence").fill(SENTENCE)
+    expect(page.locator("#status")).to_contain_text(f"“{SENTENCE}”")
+    expect(page.locator(".tile")).to_have_count(len(PHOTOS))
+    assert page.locator(".tile").first.evaluate("tile => tile.ariaLabel").startswith("camera.jpg")
+    page.wait_for_load_state("networkidle")
+
+
+def picture(page: Page, shown: str, pictures: Path | None, name: str) -> None:
+    """Keep what is on the screen, once it is there and has stopped moving."""
+    expect(page.locator(shown)).to_be_visible()
+    if pictures is not None:
+        page.wait_for_timeout(600)
+        page.screenshot(path=pictures / name, type="jpeg", quality=88)
+
+
+def test_a_sentence_finds_its_photo_and_shows_why(browser: Browser, address: str, pictures: Path | None) -> None:
+    with browser.new_context(viewport=DESK, base_url=address, color_scheme="light") as context:
+        page = context.new_page()
+        ask(page)
+        page.locator(".tile").first.hover()
+        picture(page, ".tile .overlay", pictures, "serve-search.jpg")
+
+
+def test_a_closer_look_has_the_models_own_words(browser: Browser, address: str, pictures: Path | None) -> None:
+    with browser.new_context(viewport=DESK, base_url=address, color_scheme="dark") as context:
+        page = context.new_page()
+        ask(page)
+        page.locator(".tile").first.click()
+        expect(page.locator("#caption-words")).not_to_have_class(re.compile("waiting"), timeout=60_000)
+        words = re.findall(r"\w+", page.locator("#caption-words").inner_text())
+        assert {"man", "person"} & set(words)
+        picture(page, "#figure .overlay", pictures, "serve-photo.jpg")
+
+
+def test_a_phone_shows_the_same(browser: Browser, address: str, pictures: Path | None) -> None:
+    with browser.new_context(viewport=PHONE, base_url=address, has_touch=True, color_scheme="light") as context:
+        page = context.new_page()
+        ask(page)
+        page.locator(".tile").first.tap()
+        picture(page, ".tile .overlay", pictures, "serve-phone.jpg")
