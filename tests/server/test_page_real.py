@@ -34,7 +34,7 @@ PHOTOS = {
     "rocket": "SpaceX, public domain",
 }
 SENTENCE = "a man takes a photograph with a tripod"
-DESK: ViewportSize = {"width": 1200, "height": 620}
+DESK: ViewportSize = {"width": 1200, "height": 660}
 PHONE: ViewportSize = {"width": 390, "height": 780}
 
 
