@@ -6,19 +6,21 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from vsrn.errors import DataError
-from vsrn.regions.store import FloatArray
+
+Vector = npt.NDArray[np.float32]
 
 
-def read_word_vectors(path: Path | str, words: Collection[str]) -> dict[str, FloatArray]:
+def read_word_vectors(path: Path | str, words: Collection[str]) -> dict[str, Vector]:
     """Word -> (D,) float32, of those words that the file has; all others in it are passed over unread.
 
     word2vec's first line, which counts words and numbers, may stand there or not. Raises `DataError` where the file
     is missing, is not UTF-8, has none of the words, or has a vector that is not finite numbers, as many for each word.
     """
     path, wanted = Path(path), set(words)
-    found: dict[str, FloatArray] = {}
+    found: dict[str, Vector] = {}
     try:
         with path.open(encoding="utf-8", newline="\n") as lines:
             for number, line in enumerate(lines, start=1):
@@ -36,7 +38,7 @@ def read_word_vectors(path: Path | str, words: Collection[str]) -> dict[str, Flo
     return found
 
 
-def _vector(numbers: str, where: str) -> FloatArray:
+def _vector(numbers: str, where: str) -> Vector:
     try:
         vector = np.array(numbers.split(), dtype=np.float32)
     except ValueError as error:
