@@ -219,7 +219,7 @@ def validate(averaged: nn.ModuleDict, vocabulary: Vocabulary, split: Split, maps
     late = averaged["late"]
     parts = []
     for start in range(0, len(maps), 50):
-        hidden = torch.from_numpy(maps[start : start + 50, 0]).float().to(memory_format=torch.channels_last)
+        hidden = torch.from_numpy(maps[start : start + 50, 0].astype(np.float32)).to(memory_format=torch.channels_last)
         for stage in late:
             hidden = stage(hidden)
         features = functional.adaptive_avg_pool2d(hidden, POOLED_SIDE).flatten(2).mT
