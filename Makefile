@@ -37,7 +37,7 @@ docs: setup
 	$(BIN)/mkdocs build --strict
 
 bench: setup
-	for script in start_up loading extraction encoding training_step ranking evaluation memory search serve; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in start_up loading extraction encoding caption_gru training_step ranking evaluation memory search serve; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
 clean:
