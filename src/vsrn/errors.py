@@ -19,6 +19,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
+
+SkipKind = Literal["damaged", "too-large", "unreadable", "link", "no-photo"]
 
 
 class VsrnError(ValueError):
@@ -34,7 +37,20 @@ class DataError(VsrnError):
 
 
 class PhotoError(DataError):
-    """A photo cannot be decoded, or is refused because of its size."""
+    """One file or folder among the photos that is skipped, and why.
+
+    kind  "damaged": it ought to be a photo and cannot be decoded (cut short, empty, corrupt);
+          "too-large": refused for its pixels, the ratio of its sides or its bytes;
+          "unreadable": permissions, errors of the disk, a folder that cannot be listed, a file that is gone or
+          keeps changing, what is not a regular file;
+          "link": a link that leads out of the folder, or nowhere;
+          "no-photo": not an image in a format that vsrn reads
+    """
+
+    def __init__(self, message: str, kind: SkipKind = "damaged") -> None:
+        """Take the sentence for the user, and the kind."""
+        super().__init__(message)
+        self.kind = kind
 
 
 class VocabularyError(DataError):

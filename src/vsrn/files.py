@@ -1,10 +1,11 @@
-"""Writing files so that a killed process leaves the old one or the new one, never half of one."""
+"""Writing files so that a killed process leaves the old one or the new one, never half of one; and their names."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,3 +41,28 @@ def new_folder(folder: Path) -> Iterator[Path]:
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def normal_name(name: str) -> str:
+    """The form of a name in which names are compared: Unicode's NFC.
+
+    macOS writes "é" as two characters (NFD), other systems as one; both are the same name.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def printable(name: Path | str) -> str:
+    r"""A name or a message on one line, without what a terminal would act on.
+
+    A byte of a file name that is no UTF-8 is written as in the ids of photos, `\xe9`.
+
+    >>> printable("beach\x1b[2J.jpg")
+    'beach\\x1b[2J.jpg'
+    """
+    return "".join(letter if letter.isprintable() else _escaped(ord(letter)) for letter in str(name))
+
+
+def _escaped(code: int) -> str:
+    # Python holds a byte of a file name that is no UTF-8 as a surrogate, U+DC80 to U+DCFF.
+    byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
+    return f"\\x{byte:02x}" if byte < 0x100 else f"\\u{byte:04x}"

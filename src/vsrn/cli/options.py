@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, get_type_hints
 
 import tyro
+
+from vsrn.files import printable
+
+__all__ = ["ENDINGS_SHOWN", "SKIPPED_SHOWN", "Json", "Output", "call", "print_json", "printable", "skipped_lines"]
+
+# Of each kind of skipped files, so many are listed with their reasons; and so many endings of other files.
+SKIPPED_SHOWN = 20
+ENDINGS_SHOWN = 8
+LONGEST_ENDING = 12
+_HEADINGS = {
+    "damaged": "damaged",
+    "too-large": "too large",
+    "unreadable": "unreadable",
+    "link": "not followed",
+    "": "skipped",
+}
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
 Json = Annotated[bool, tyro.conf.arg(name="json")]
@@ -42,11 +59,36 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 
 
-def printable(name: Path | str) -> str:
-    r"""A name on one line, without what a terminal would act on.
+def skipped_lines(skipped: Sequence[tuple[str, str, str]]) -> list[str]:
+    """What was skipped, for a person: damaged photos first, each with its reason; what is no photo as one line.
 
-    >>> printable("beach\x1b[2J.jpg")
-    'beach\\x1b[2J.jpg'
+    skipped  id, kind (a `vsrn.errors.SkipKind`, or "" where an older run did not say) and reason of each
+
+    Of one kind, the first `SKIPPED_SHOWN` are listed and the others counted.
     """
-    text = str(name).encode("utf-8", "backslashreplace").decode()
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
+    lines: list[str] = []
+    for kind, heading in _HEADINGS.items():
+        reasons = [reason for _, its_kind, reason in skipped if its_kind == kind]
+        if reasons:
+            lines.append(f"{len(reasons):,} {heading}:")
+            lines += [f"  {printable(reason)}" for reason in reasons[:SKIPPED_SHOWN]]
+        if len(reasons) > SKIPPED_SHOWN:
+            lines.append(f"  and {len(reasons) - SKIPPED_SHOWN:,} more")
+    no_photos = [photo_id for photo_id, kind, _ in skipped if kind == "no-photo"]
+    if no_photos:
+        files = "other file was" if len(no_photos) == 1 else "other files were"
+        lines.append(f"{len(no_photos):,} {files} passed over ({_by_ending(no_photos)})")
+    return lines
+
+
+def _by_ending(names: Sequence[str]) -> str:
+    """How many names have which ending, the most frequent first: "58 .json, 1 .mp4, 1 without an ending"."""
+    counts = Counter(_ending(name) for name in names).most_common()
+    shown = [f"{count:,} {ending}" for ending, count in counts[:ENDINGS_SHOWN]]
+    others = sum(count for _, count in counts[ENDINGS_SHOWN:])
+    return ", ".join([*shown, f"{others:,} with other endings"] if others else shown)
+
+
+def _ending(name: str) -> str:
+    ending = PurePosixPath(name).suffix.lower()
+    return printable(ending) if 1 < len(ending) <= LONGEST_ENDING else "without an ending"

@@ -21,10 +21,14 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vsrn.errors import DataError, PhotoError
+from vsrn.files import normal_name, printable
 
 # Formats that Pillow decodes by itself: EPS and the like start other programs, so they stay out.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000
+# An uncompressed RGB TIFF of that size, and a little more.
+MAX_BYTES = 320_000_000
+READ_TRIES = 3
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,12 +51,30 @@ _NOT_ONE_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$")
 class PhotoFile:
     """A file that ought to be a photo.
 
-    id    its path below the folder that was searched, with forward slashes
-    path  where to open it
+    id       its path below the folder that was searched, with forward slashes, in Unicode's NFC form;
+             a folder that cannot be listed has a slash at its end
+    path     where to open it
+    refusal  why it is not to be opened, for instance a link that leads out of the folder; None where it may be
     """
 
     id: str
     path: Path
+    refusal: PhotoError | None = None
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """A file as it was at one moment: its bytes, and the status that was the same before and after reading them.
+
+    modified_ns, changed_ns  times of the last change of its bytes, and of its bytes or status, in ns since 1970
+    inode                    its number on its disk
+    """
+
+    content: bytes
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +92,7 @@ class DecodedPhoto:
     taken: datetime | None
 
 
-def find_photos(folder: Path | str, *, leave_out: Path | None = None) -> list[PhotoFile]:
+def find_photos(folder: Path | str, *, leave_out: Path | None = None, follow_links: bool = False) -> list[PhotoFile]:
     """Every file under `folder`, sorted by id; `leave_out` names a folder that is not searched.
 
     Only hidden files and hidden folders are passed over. What is not a photo is listed all the same,
@@ -89,7 +111,7 @@ def find_photos(folder: Path | str, *, leave_out: Path | None = None) -> list[Ph
             continue
         searched.add(_identity(current))
         files, below = _list_folder(current)
-        photos += [PhotoFile(_as_id(path.relative_to(folder)), path) for path in files]
+        photos += [PhotoFile(photo_id(path.relative_to(folder)), path) for path in files]
         folders += reversed(below)
     if not photos:
         raise DataError(f"{folder} holds no files; name the folder that holds the photos.")
@@ -101,7 +123,28 @@ def decode_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_s
     return read_photo(source, max_pixels=max_pixels, target_size=target_size).pixels
 
 
-def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None) -> DecodedPhoto:
+def read_file(path: Path) -> FileContent:
+    """Read a whole file, again where it changes meanwhile. Raises `PhotoError` where that cannot be done."""
+    name = printable(path)
+    for _ in range(READ_TRIES):
+        with _open_file(path, name) as file:
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise PhotoError(f"{name} is not a regular file; name an image file.", "unreadable")
+            if before.st_size > MAX_BYTES:
+                raise PhotoError(
+                    f"{name} has {before.st_size:,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large"
+                )
+            content = file.read(before.st_size + 1)
+            after = os.fstat(file.fileno())
+        if _moment(before) == _moment(after) and len(content) == before.st_size:
+            return FileContent(content, before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino)
+    raise PhotoError(f"{name} keeps changing while it is read; run the command again later.", "unreadable")
+
+
+def read_photo(
+    source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None, name: str | None = None
+) -> DecodedPhoto:
     """Decode one photo into an RGB picture of 8 bits a channel, turned upright as its EXIF says.
 
     source       a path, or the bytes of the file
@@ -114,7 +157,7 @@ def read_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_siz
 
     Pillow's own warnings about odd files are switched off for the whole process: they name no file.
     """
-    name = "this photo" if isinstance(source, bytes) else str(source)
+    name = name or ("this photo" if isinstance(source, bytes) else printable(source))
     _silence_pillow()
     try:
         with Image.open(_open_regular(source, name), formats=FORMATS) as image:
@@ -170,10 +213,21 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _as_id(relative: Path) -> str:
-    """The path as one line of UTF-8: what would break the line or the encoding is written as an escape."""
-    text = os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace")
+def photo_id(relative: Path) -> str:
+    """The path as one line of UTF-8 in NFC: what would break the line or the encoding is written as an escape."""
+    text = normal_name(os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace"))
     return _NOT_ONE_LINE.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def _open_file(path: Path, name: str) -> io.FileIO:
+    try:
+        return io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "r")
+    except (OSError, ValueError) as error:
+        raise PhotoError(f"{name} cannot be opened ({_one_line(error)}); check the path.", "unreadable") from error
+
+
+def _moment(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _silence_pillow() -> None:
