@@ -61,7 +61,7 @@ def open_index(folder: Path | str) -> Index:
 
     Raises `SearchError` where the folder is no index or is broken.
     """
-    from vsrn.search.opening import open_index  # noqa: PLC0415
+    from vsrn.search.index import open_index  # noqa: PLC0415
 
     return open_index(folder)
 

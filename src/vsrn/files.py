@@ -1,19 +1,28 @@
-"""Writing files so that a killed process leaves the old one or the new one, never half of one; and their names."""
+"""Files that a killed process leaves old or new, never half; files opened without following links; names of files."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import os
+import re
 import shutil
+import stat
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+
+# Windows has neither; there, links need an administrator and pipes have no names in folders.
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write; it takes `path`'s place when the block ends well and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    clear_leftovers(path)
+    temporary = _temporary(path)
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -34,7 +43,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes `folder`'s place when the block ends well and vanishes otherwise."""
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    clear_leftovers(folder)
+    temporary = _temporary(folder)
     temporary.mkdir()
     try:
         yield temporary
@@ -66,3 +76,50 @@ def _escaped(code: int) -> str:
     # Python holds a byte of a file name that is no UTF-8 as a surrogate, U+DC80 to U+DCFF.
     byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
     return f"\\x{byte:02x}" if byte < 0x100 else f"\\u{byte:04x}"
+
+
+def clear_leftovers(path: Path) -> None:
+    """Delete what killed processes left while they wrote `path`: `.NAME.PID.tmp` of processes that are gone."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        match = _TEMPORARY.fullmatch(leftover.name)
+        if match is None or leftover.name != f".{path.name}.{match[1]}.tmp" or _is_running(int(match[1])):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """Open a regular file of a folder that somebody else may have made; gives its descriptor.
+
+    A link in the last part of the path is not followed, and a pipe is not waited for. Raises `OSError`, with
+    `errno.ELOOP` for a link and `errno.EINVAL` for what else is no regular file.
+    """
+    descriptor = os.open(path, flags | _NO_LINKS, mode)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return descriptor
+
+
+def read_plain(path: Path) -> bytes:
+    """All bytes of such a file. Raises what `open_plain` raises."""
+    with os.fdopen(open_plain(path), "rb") as file:
+        return file.read()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":  # os.kill would send Ctrl-C there
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another account's
+        return True
+    return True

@@ -118,7 +118,7 @@ def index_and_tell(photos: Path, index: Path, model: Path, told: Path, death: De
     IndexWriter.settle = settle_and_tell  # type: ignore[method-assign]
     if death is not None:
         death.install()
-    update_index(photos, index, model, batch_size=BATCH, workers=1)
+    update_index(photos, index, model, batch_size=BATCH, workers=1, prune=True)
 
 
 def contents(index: Path) -> Contents:
@@ -154,7 +154,7 @@ def check(index: Path, told: Path, before: Contents, expected: Contents) -> None
 
 def finish_and_check(photos: Path, index: Path, model: Path, expected: Contents) -> None:
     """The next run makes it what an unbroken run would have made."""
-    update_index(photos, index, model, batch_size=BATCH, workers=1)
+    update_index(photos, index, model, batch_size=BATCH, workers=1, prune=True)
     assert contents(index) == expected
     left = {path.name.partition("-")[0] for path in index.iterdir() if not path.name.startswith(".")}
     assert left == {"index.json", "lock", "model", "records.sqlite", "regions", "thumbnails", "vectors"}, left

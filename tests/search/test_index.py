@@ -111,7 +111,7 @@ def test_whatever_is_done_to_the_folder_the_index_follows(seed: int, photos: Pat
                 os.utime(victim, ns=(number * 10**9, number * 10**9))
             elif kind == "break":
                 victim.write_bytes(b"no photo" * number)
-        update_index(photos, tmp_path / "idx", model, batch_size=3)
+        update_index(photos, tmp_path / "idx", model, batch_size=3, prune=True)
         with vsrn.open_index(tmp_path / "idx") as index:
             broken = {file.id for file in index.skipped()}
             store = tmp_path / f"store{number}"
@@ -281,7 +281,7 @@ def test_threads_see_whole_commits_while_photos_come_and_go(photos: Path, model:
                 shutil.copy(tmp_path / "all" / f"{number}.png", photos)
                 if number % 2:
                     sorted(photos.rglob("*.png"))[number % 5].unlink()
-                update_index(photos, tmp_path / "idx", batch_size=1)
+                update_index(photos, tmp_path / "idx", batch_size=1, prune=True)
         finally:
             done.set()
             for thread in threads:

@@ -17,7 +17,7 @@ from colours import COLOURS_BY_NAME, JOINT_DIM, colour_model, export_colours, sa
 
 import vsrn
 from vsrn.config import EFFICIENTNET, Config, DataConfig, ModelConfig, NetworkConfig
-from vsrn.errors import ConfigError, DataError, SearchError
+from vsrn.errors import CheckpointError, ConfigError, DataError, SearchError
 from vsrn.inference.encoder import Encoder
 from vsrn.model.weights import StoredModel, build_model, write_model
 from vsrn.regions import extractor as extractors
@@ -149,7 +149,7 @@ Refusal = Callable[[Place], object]
 REFUSALS: list[tuple[Refusal, str]] = [
     (other_model, "was made by another model"),
     (other_photos, "is the index of .*photos, not of .*others"),
-    (swapped_model, "is not the model that the index was made by"),
+    (swapped_model, "export.json is not the file that the index was made with"),
     (foreign_folder, "holds other files .thesis.tex."),
     (order_model, "compares by order similarity"),
     (model_of_whole_photos, "reads photos whole, by a network of its own"),
@@ -181,7 +181,7 @@ def test_what_cannot_be_is_refused_and_the_index_stays(
     for number in range(4):
         save_photo(photos / f"{number:02}.png", number)
     update_index(photos, idx, model)
-    with pytest.raises((SearchError, DataError, ConfigError), match=sentence):
+    with pytest.raises((SearchError, DataError, ConfigError, CheckpointError), match=sentence):
         refusal(Place(idx, photos, tmp_path))
     assert not (tmp_path / "new").exists(), "nothing is begun that cannot be done"
     if refusal is not overwritten_records:

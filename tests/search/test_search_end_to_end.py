@@ -76,6 +76,9 @@ def test_indexing_again_says_what_changed(world: Path, capsys: pytest.CaptureFix
         "num_added": 0,
         "num_changed": 0,
         "num_removed": 0,
+        "num_moved": 0,
+        "num_mended": 0,
+        "missing": [],
     }
 
 

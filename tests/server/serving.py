@@ -19,8 +19,7 @@ from PIL import Image
 from vsrn.inference.exported import ExportedEncoder
 from vsrn.regions import extractor as extractors
 from vsrn.search.build import update_index
-from vsrn.search.index import Index
-from vsrn.search.opening import open_index
+from vsrn.search.index import Index, open_index
 from vsrn.server.app import create_app
 from vsrn.server.running import listen
 from vsrn.server.settings import Access, Limits

@@ -68,11 +68,10 @@ def _of_index(folder: Path, ids: Sequence[str], beam: int) -> Iterator[Captioned
     from vsrn.regions.store import pad_regions
 
     with vsrn.open_index(folder) as index:
-        opened = vsrn.load(index.model_folder)
         for first in range(0, len(ids), PHOTOS_PER_BATCH):
             batch = ids[first : first + PHOTOS_PER_BATCH]
             regions = pad_regions([index.regions(photo_id) for photo_id in batch])
-            yield from zip(batch, opened.write_captions(*regions, beam), strict=True)
+            yield from zip(batch, index.encoder.write_captions(*regions, beam), strict=True)
 
 
 def _as_json(name: str, written: WrittenCaption, bar: ProgressBar) -> dict[str, object]:

@@ -69,7 +69,7 @@ def main(
         if output is not None:
             picture = _decode(photo)
     else:
-        from vsrn.search.opening import open_index
+        from vsrn.search.index import open_index
 
         with open_index(index) as opened:
             explanation = opened.explain(str(photo_id), sentence, view)

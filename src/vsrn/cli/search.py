@@ -23,12 +23,13 @@ def main(
     sentence: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SENTENCE]")] = None,
     *,
     image: Annotated[Path | None, tyro.conf.arg(metavar="PHOTO")] = None,
-    like: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None,
+    like: Annotated[str | None, tyro.conf.arg(metavar="PHOTO")] = None,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
     folder: str | None = None,
     since: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
     until: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
     rerank: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
+    uri: str = "",
     json: Json = False,
 ) -> int:
     """Find photos by a sentence, or by a photo they should be like.
@@ -44,12 +45,14 @@ def main(
         index: Folder made by `vsrn index`.
         sentence: What the photos should show.
         image: A photo, in the index or not, that they should be like.
-        like: The same by the id of a photo in the index; quicker, for nothing is extracted.
+        like: The same by a photo of the index, named by its id or by a path that a search printed; quicker, since
+            nothing is extracted.
         k: How many photos to find.
         folder: Only photos in this folder, below the one that was indexed.
         since: Only photos taken on this day or later.
         until: Only photos taken on this day or earlier.
         rerank: A SCAN that re-orders the best 50 by comparing every word with every region; it needs torch.
+        uri: Server or file of an index made with --engine milvus --uri.
         json: Print the result as JSON.
     """
     given = {"sentence": sentence, "image": None if image is None else str(image), "like": like}
@@ -60,11 +63,11 @@ def main(
         raise ConfigError("the sentence is empty; say what the photos should show.")
     if rerank is not None and sentence is None:
         raise ConfigError("--rerank compares the words of a sentence with photos; give a sentence.")
-    from vsrn.search.opening import open_index
+    from vsrn.search.index import open_index
     from vsrn.search.records import Where
 
     where = Where(folder, _day(since, "--since"), _day(until, "--until"))
-    with open_index(index) as opened:
+    with open_index(index, uri) as opened:
         hits = _search(opened, query, k, where, rerank)
         if json:
             print_json({"index": str(index), "query": query, "hits": [_as_json(hit) for hit in hits]})
@@ -79,8 +82,9 @@ def _search(index: Index, query: dict[str, str], k: int, where: Where, rerank: P
         from vsrn.search.rerank import Reranker
 
         return Reranker(index, rerank).search(value, k, where)
-    search = {"sentence": index.search, "image": index.search_image, "like": index.search_like}[kind]
-    return search(value, k, where)
+    if kind == "like":
+        return index.search_like(index.id_of(value), k, where)
+    return (index.search if kind == "sentence" else index.search_image)(value, k, where)
 
 
 def _show(index: Index, hits: Sequence[Hit]) -> None:

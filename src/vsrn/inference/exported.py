@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vsrn.inference.captions import RegionBatch, WritesCaptions
+from vsrn.inference.captions import CAPTIONER_FILE, RegionBatch, WritesCaptions
 from vsrn.inference.explanation import ExplainView, Explanation
 from vsrn.inference.onnx import OnnxEncoder
 from vsrn.regions.store import FloatArray
@@ -26,6 +26,8 @@ class ExportedEncoder(OnnxEncoder, WritesCaptions):
         """The captioner at work, in torch. Raises `CheckpointError` where the model has none."""
         from vsrn.inference.captioning import read_captioner  # noqa: PLC0415 - sentences do without torch
 
+        if self.checksums is not None and self.config.model.captioner.enabled:
+            self.file(CAPTIONER_FILE)
         return read_captioner(self.folder, self.config, self.vocabulary, self.info.model)
 
     def photo_regions(self, photos: Sequence[Path | str]) -> Iterator[RegionBatch]:

@@ -13,7 +13,8 @@ The folder comes from `vsrn export RUN --onnx FOLDER`:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,7 +27,8 @@ import onnxruntime
 from vsrn.captions.vocabulary import PAD, Vocabulary, read_vocabulary
 from vsrn.config import Config, RegionOrder, read_config
 from vsrn.errors import CheckpointError, ConfigError, DataError, VocabularyError
-from vsrn.regions.kept import kept_names, kept_weights
+from vsrn.files import read_plain
+from vsrn.regions.kept import NAMES_FILE, kept_names, kept_weights
 from vsrn.regions.order import at_places, back_in_place, in_order, reading_places
 from vsrn.regions.store import FloatArray, IntArray, RegionNames, StoreInfo
 
@@ -84,23 +86,38 @@ class OnnxEncoder:
     (1, 256)
     """
 
-    def __init__(self, folder: Path, info: ExportInfo, config: Config, vocabulary: Vocabulary, threads: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        info: ExportInfo,
+        config: Config,
+        vocabulary: Vocabulary,
+        threads: int,
+        checksums: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self.checksums = checksums
         self.info = info
         self.config = config
         self.vocabulary = vocabulary
         self._threads = threads
 
     @classmethod
-    def load(cls, folder: Path | str, threads: int = 0) -> Self:
+    def load(cls, folder: Path | str, threads: int = 0, checksums: Mapping[str, str] | None = None) -> Self:
         """Open an exported folder; each encoder itself is read when first used, so a text search reads one.
 
-        threads  for each operation; 0 leaves it to onnxruntime
+        threads    for each operation; 0 leaves it to onnxruntime
+        checksums  of a folder inside an index: SHA-256 (hex) by file name, each compared before its file is used;
+                   every file must then be a regular one. Where the mapping is empty no checksum is known. None for
+                   any other folder.
 
         Raises `CheckpointError` where the folder is no export, is broken, or mixes parts of several models; for
         an encoder that is broken itself, at its first use.
         """
         folder = Path(folder)
+        if checksums is not None:
+            for name in (INFO_FILE, CONFIG_FILE, VOCABULARY_FILE):
+                check_file(folder, name, checksums)
         info = _read_info(folder)
         try:
             config, vocabulary = read_config(folder / CONFIG_FILE), read_vocabulary(folder / VOCABULARY_FILE)
@@ -115,7 +132,17 @@ class OnnxEncoder:
         for name in (IMAGE_FILE, CAPTION_FILE):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} is not a whole export: it has no {name}; export it again.")
-        return cls(folder, info, config, vocabulary, threads)
+        return cls(folder, info, config, vocabulary, threads, checksums)
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files. Raises `CheckpointError` where `checksums` says that it is another."""
+        if self.checksums is not None:
+            check_file(self.folder, name, self.checksums)
+        return self.folder / name
+
+    def check(self) -> None:
+        """Open both encoders. Raises `CheckpointError` where one is broken, or from another model."""
+        assert self._image_session is not self._caption_session
 
     @property
     def similarity(self) -> str:
@@ -134,12 +161,21 @@ class OnnxEncoder:
 
     @property
     def extractor_weights(self) -> Path | None:
-        """That extractor's weights, where the folder has them; None where it comes with its own."""
-        return kept_weights(self.folder)
+        """That extractor's weights, where the folder has them; None where it comes with its own.
+
+        Raises `CheckpointError` where `checksums` says that they are others.
+        """
+        weights = kept_weights(self.folder)
+        if weights is not None and self.checksums is not None:
+            for file in files_of(weights):
+                self.file(file.relative_to(self.folder).as_posix())
+        return weights
 
     @property
     def region_names(self) -> RegionNames:
         """What the regions that it learned from are called. Raises `CheckpointError` where that cannot be read."""
+        if (self.folder / NAMES_FILE).is_symlink() or (self.folder / NAMES_FILE).exists():
+            self.file(NAMES_FILE)
         return kept_names(self.folder)
 
     def encode_captions(self, captions: Sequence[str]) -> FloatArray:
@@ -216,7 +252,7 @@ class OnnxEncoder:
 
     def _open(self, name: str, inputs: dict[str, int | None]) -> onnxruntime.InferenceSession:
         """A session; `inputs` gives the last axis of each input, None where it is free."""
-        path = self.folder / name
+        path = self.file(name)
         try:
             session = onnxruntime.InferenceSession(path, _options(self._threads), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no base of their own
@@ -250,6 +286,27 @@ class OnnxEncoder:
             if values.shape != wanted[output] or values.dtype != np.float32:
                 raise CheckpointError(f"{self.folder / name} does not give one embedding a row; export it again.")
         return [np.asarray(values) for values in found]
+
+
+def check_file(folder: Path, name: str, checksums: Mapping[str, str]) -> None:
+    """Raise `CheckpointError` where a file of a model inside an index is not the one that the index was made with."""
+    path = folder / name
+    try:
+        digest = hashlib.sha256(read_plain(path)).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be used ({error.strerror}); {_PUT_BACK}") from error
+    if checksums and checksums.get(name) != digest:
+        raise CheckpointError(f"{path} is not the file that the index was made with; {_PUT_BACK}")
+
+
+def files_of(weights: Path) -> list[Path]:
+    """The files of an extractor's weights: the file itself, or everything in the folder but folders."""
+    if weights.is_symlink() or not weights.is_dir():
+        return [weights]
+    return [path for path in sorted(weights.rglob("*")) if path.is_symlink() or not path.is_dir()]
+
+
+_PUT_BACK = "`vsrn index PHOTOS -o INDEX --model MODEL`, with the model that the index was made by, puts it back."
 
 
 def _read_info(folder: Path) -> ExportInfo:

@@ -1,8 +1,8 @@
-"""A folder of photos -> an index: new photos added, changed ones read again, deleted ones dropped.
+"""A folder of photos -> an index: new photos added, changed ones read again, moved ones known, deleted ones dropped.
 
 update_index("photos/", "idx/", "flickr8k-small")
 
-Killed at any moment and called again, it goes on behind the last batch it had settled.
+Killed at any moment and called again, it goes on after the last batch that it had settled.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ import numpy as np
 from PIL import Image
 
 from vsrn.errors import ConfigError, PhotoError, SearchError
+from vsrn.files import printable
 from vsrn.inference.exported import ExportedEncoder
 from vsrn.inference.photos import learned_extractor
 from vsrn.regions.batches import made_ready
 from vsrn.regions.extractor import Prepared, RegionExtractor, prepare_pixels
-from vsrn.regions.photos import DecodedPhoto, PhotoFile, find_photos, read_photo
+from vsrn.regions.photos import DecodedPhoto, FileContent, PhotoFile, find_photos, read_file, read_photo
 from vsrn.regions.store import FloatArray, Regions, pad_regions
 from vsrn.search.create import Model, create_index
-from vsrn.search.layout import INFO_FILE, MODEL_FOLDER, EngineName
-from vsrn.search.records import Known, Records, SkippedRecord, local_time
-from vsrn.search.writer import IndexWriter, NewPhoto, Settled
+from vsrn.search.layout import EngineName
+from vsrn.search.mend import mend_index
+from vsrn.search.plan import File, Moved, doubtful, make_plan, skipped_for, stamp_of
+from vsrn.search.records import SkippedRecord, Stamp, local_time
+from vsrn.search.writer import IndexWriter, MovedPhoto, NewPhoto, Settled
 
 THUMBNAIL_SIDE = 256
 JPEG_QUALITY = 82
-BYTES_AT_ONCE = 1 << 20
 
 # Called as progress(settled, total), once before the first batch and again after each has reached the disk.
 ProgressCallback = Callable[[int, int], None]
@@ -47,6 +49,9 @@ class IndexReport:
     num_changed  read again
     num_removed  gone since last time
     skipped      files that could not be read, and why
+    num_moved    known by their content under other names
+    missing      ids of photos whose files are not there and that stay in the index; `prune` removes them
+    num_mended   of those read again, photos whose vector, regions or thumbnail in the index were damaged
     """
 
     num_photos: int
@@ -54,27 +59,20 @@ class IndexReport:
     num_changed: int
     num_removed: int
     skipped: list[SkippedRecord] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file to look at.
-
-    known  what the index knows of it
-    size, modified_ns  as they were before anything of it was read: if it changes meanwhile, it is seen next time
-    """
-
-    photo: PhotoFile
-    known: Known | None
-    size: int
-    modified_ns: int
+    num_moved: int = 0
+    missing: list[str] = field(default_factory=list)
+    num_mended: int = 0
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A photo that the extractor can take."""
+    """A photo that the extractor can take.
 
-    file: _File
+    stamp, sha256  of the bytes that it was decoded from
+    """
+
+    photo: PhotoFile
+    stamp: Stamp
     sha256: str
     decoded: DecodedPhoto
     prepared: Prepared
@@ -82,17 +80,21 @@ class _Ready:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What is to do.
+class _Touched:
+    """A photo whose file has another stamp and its old content."""
 
-    files  to look at
-    gone   ids of what is there no more
-    twins  files that cannot be told from others
-    """
+    id: str
+    stamp: Stamp
 
-    files: list[_File]
-    gone: list[str]
-    twins: list[SkippedRecord]
+
+@dataclass(frozen=True)
+class _Told:
+    """A photo of the index whose file cannot be read at the moment: it stays, and the reason is told."""
+
+    record: SkippedRecord
+
+
+_Looked = _Ready | _Touched | _Told | MovedPhoto | SkippedRecord
 
 
 def update_index(
@@ -103,16 +105,25 @@ def update_index(
     explain: bool | None = None,
     engine: EngineName | None = None,
     uri: str = "",
+    follow_links: bool = False,
+    prune: bool = False,
     batch_size: int = 32,
     workers: int = 2,
     progress: ProgressCallback | None = None,
 ) -> IndexReport:
     """Bring the index in `folder` in step with the photos below `photos`, making it where there is none.
 
+    Photos whose files have another name and the same content keep what the index has of them. What is damaged in the
+    index is read again from the photos concerned.
+
     model       what encodes them; left out, the index's own or, for a new index, the packaged one
     explain     whether to keep each photo's regions, which explanations need; for a new index True
     engine      what searches the vectors; for a new index "faiss"
-    uri         for Milvus: a server, or a Lite file; empty for a file in the index
+    uri         for Milvus: a server, or a Lite file; empty for a file in the index. Where an index has one outside of
+                its folder it must be given each time: nothing is contacted because a folder says so
+    follow_links  whether to read files and folders outside of `photos` that links in it lead to
+    prune       whether to remove photos whose files are gone even where more than a fifth are, or all of a folder that
+                is still there, empty; without it they stay and are reported as missing
     batch_size  photos settled at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor
 
@@ -124,41 +135,63 @@ def update_index(
         if value < 1:
             raise ConfigError(f"--{name} is {value}; it must be 1 or more.")
     photos, folder = Path(photos), Path(folder)
-    found = find_photos(photos, leave_out=folder)
+    found = find_photos(photos, leave_out=folder, follow_links=follow_links)
+    mend_index(folder, photos, model)
     create_index(folder, photos, model, explain=explain, engine=engine, uri=uri)
-    with IndexWriter(folder) as writer:
-        encoder = ExportedEncoder.load(folder / MODEL_FOLDER)
-        if encoder.info.model != writer.info.model:
-            raise SearchError(f"{folder / MODEL_FOLDER} is not the model in {INFO_FILE}; delete the index.")
-        return _Update(writer, encoder, photos, found).run(batch_size, workers, progress)
+    with IndexWriter(folder, uri) as writer:
+        return _Update(writer, photos, found).run(batch_size, workers, prune=prune, progress=progress or _no_progress)
 
 
 class _Update:
     """One pass over a folder of photos."""
 
-    def __init__(self, writer: IndexWriter, encoder: ExportedEncoder, root: Path, found: Sequence[PhotoFile]) -> None:
-        self.writer, self.encoder, self.root, self.found = writer, encoder, root, found
-        self.num_added = self.num_changed = self.num_removed = 0
+    def __init__(self, writer: IndexWriter, root: Path, found: Sequence[PhotoFile]) -> None:
+        self.writer, self.encoder, self.root, self.found = writer, writer.encoder, root, found
+        self.num_added = self.num_changed = self.num_removed = self.num_moved = 0
+        self.told: list[SkippedRecord] = []
+        self.missing: list[str] = []
 
-    def run(self, batch_size: int, workers: int, progress: ProgressCallback | None) -> IndexReport:
-        """Look at what changed, batch by batch, and settle each."""
+    def run(self, batch_size: int, workers: int, *, prune: bool, progress: ProgressCallback) -> IndexReport:
+        """Look at what changed, batch by batch, and settle each; what is gone goes last."""
         self._follow_root()
-        plan = _plan(self.found, self.writer.records)
-        done, total = len(self.found) - len(plan.files), len(self.found)
-        seen = progress or _no_progress
-        seen(done, total)
-        if plan.gone:
-            self._settle(Settled(gone=plan.gone))
+        with self.writer.records.read() as view:
+            num_known = view.num_photos()
+        damaged = self.writer.damaged
+        plan = make_plan(self.found, self.writer.records, damaged)
+        self.told += plan.told
+        done, total = plan.num_same + len(plan.refused) + len(plan.told), len(self.found)
+        progress(done, total)
+        if plan.refused or plan.gone:
+            self._settle(Settled(skipped=plan.refused, gone=plan.gone))
+        claimed: set[str] = set()
         if plan.files:
             extractor = learned_extractor(self.encoder.learned_from, self.encoder.extractor_weights)
-            for batch, looked in made_ready(plan.files, partial(_look, extractor), batch_size, workers):
+            look = partial(_look, extractor, plan.moved, self.root)
+            for batch, looked in made_ready(plan.files, look, batch_size, workers):
+                claimed |= {photo.old_id for photo in looked if isinstance(photo, MovedPhoto)}
                 self._settle(self._encode(extractor, looked))
                 done += len(batch)
-                seen(done, total)
+                progress(done, total)
+        missing = [name for name in plan.missing if name not in claimed]
+        self.missing = [] if prune else doubtful(missing, num_known, self.root, damaged)
+        kept = set(self.missing)
+        if len(missing) > len(kept):
+            self._settle(Settled(gone=[name for name in missing if name not in kept]))
         self.writer.finish()
+        return self._report(num_mended=len(damaged))
+
+    def _report(self, num_mended: int) -> IndexReport:
         with self.writer.records.read() as view:
-            counts = (view.num_photos(), self.num_added, self.num_changed, self.num_removed)
-            return IndexReport(*counts, skipped=[*view.skipped(), *plan.twins])
+            return IndexReport(
+                num_photos=view.num_photos(),
+                num_added=self.num_added,
+                num_changed=self.num_changed,
+                num_removed=self.num_removed,
+                skipped=[*view.skipped(), *self.told],
+                num_moved=self.num_moved,
+                missing=self.missing,
+                num_mended=num_mended,
+            )
 
     def _follow_root(self) -> None:
         """Photos may move as a whole; an index of other photos is refused."""
@@ -182,71 +215,55 @@ class _Update:
         self.num_changed += len(old)
         self.num_added += len(settled.added) - len(old)
         self.num_removed += len(gone)
+        self.num_moved += len(settled.moved)
 
-    def _encode(self, extractor: RegionExtractor, looked: Sequence[_Ready | SkippedRecord | _File]) -> Settled:
-        """The dear half: regions and vectors of those photos of a batch that could be read."""
+    def _encode(self, extractor: RegionExtractor, looked: Sequence[_Looked]) -> Settled:
+        """The expensive half: regions and vectors of those photos of a batch that could be read."""
         ready = [photo for photo in looked if isinstance(photo, _Ready)]
         skipped = [file for file in looked if isinstance(file, SkippedRecord)]
-        touched = [(file.photo.id, file.size, file.modified_ns) for file in looked if isinstance(file, _File)]
+        self.told += [file.record for file in looked if isinstance(file, _Told)]
         regions = [_rounded(found) for found in extractor([photo.prepared for photo in ready])]
         added = []
         for photo, found, vector in zip(ready, regions, _vectors(self.encoder, regions), strict=True):
             if np.isfinite(vector).all():
                 added.append(_new_photo(photo, found, vector, self.root))
             else:
-                reason = f"{photo.file.photo.path} has an embedding that is not finite; leave it out."
-                skipped.append(_skipped(photo.file, reason))
-        return Settled(added, skipped, touched)
+                error = PhotoError(f"{photo.photo.id} has an embedding that is not finite; leave it out.")
+                skipped.append(skipped_for(photo.photo, error))
+        touched = [(file.id, file.stamp) for file in looked if isinstance(file, _Touched)]
+        return Settled(added, skipped, touched, [file for file in looked if isinstance(file, MovedPhoto)])
 
 
-def _plan(found: Sequence[PhotoFile], records: Records) -> _Plan:
-    """Compare what is in the folder with what is known of it."""
-    with records.read() as view:
-        known = view.known()
-        refused = {file.id for file in view.skipped()}
-    files: list[_File] = []
-    twins: list[SkippedRecord] = []
-    seen: set[str] = set()
-    for photo in found:
-        if photo.id in seen:
-            # Names that are no text are written with escapes, and may then read alike.
-            twins.append(SkippedRecord(photo.id, f"two files read as {photo.id}; rename one of them."))
-            continue
-        seen.add(photo.id)
-        file = _File(photo, known.get(photo.id), *_stat(photo.path))
-        # What was refused is read again each time: permissions change without a trace in a file's time.
-        if file.known is None or (file.known.size, file.known.modified_ns) != (file.size, file.modified_ns):
-            files.append(file)
-    return _Plan(files, [name for name in (*known, *refused) if name not in seen], twins)
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    """Size and time of a file; of one that cannot be looked at, zeros: reading it will say why."""
+def _look(extractor: RegionExtractor, moved: Moved, root: Path, file: File) -> _Looked:
+    """The cheap half, in worker threads: what the extractor reads, or what else the file is, or why it is skipped."""
+    content: FileContent | None = None
     try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
-
-
-def _look(extractor: RegionExtractor, file: _File) -> _Ready | SkippedRecord | _File:
-    """The cheap half, in worker threads: what the extractor reads, or why it cannot, or the file if it is as known."""
-    path = file.photo.path
-    try:
-        if file.known is not None and file.known.size == file.size and _sha256(path) == file.known.sha256:
-            return file
-        decoded = read_photo(path, target_size=extractor.photo_size)
-        prepared = prepare_pixels(extractor, decoded.pixels, str(path))
-        return _Ready(file, _sha256(path), decoded, prepared, _thumbnail(decoded.pixels))
+        content = read_file(file.photo.path)
+        sha256 = hashlib.sha256(content.content).hexdigest()
+        stamp = stamp_of(content)
+        if file.known is not None and not file.damaged and file.known.sha256 == sha256:
+            return _Touched(file.photo.id, stamp)
+        if file.known is None:
+            old_id = moved.claim(content.size, sha256)
+            if old_id is not None:
+                return MovedPhoto(old_id, file.photo.id, _below(file.photo, root), stamp)
+        name = printable(file.photo.path)
+        decoded = read_photo(content.content, target_size=extractor.photo_size, name=name)
+        prepared = prepare_pixels(extractor, decoded.pixels, name)
+        return _Ready(file.photo, stamp, sha256, decoded, prepared, _thumbnail(decoded.pixels))
     except PhotoError as error:
-        return _skipped(file, str(error))
-    except OSError as error:
-        return _skipped(file, f"{path} cannot be read ({error.strerror}); check its permissions.")
+        record = skipped_for(file.photo, error, content)
+    except Exception as error:
+        # Whatever one file makes its readers stumble over, MemoryError included, is no reason to stop.
+        said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
+        record = skipped_for(file.photo, PhotoError(f"{printable(file.photo.path)} cannot be read ({said})."))
+    stays = file.known is not None and not file.damaged and record.kind == "unreadable"
+    return _Told(record) if stays else record
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _below(photo: PhotoFile, root: Path) -> bytes:
+    """The path of a photo below the root, in the file system's own bytes."""
+    return os.fsencode(photo.path.relative_to(root))
 
 
 def _thumbnail(photo: Image.Image) -> bytes:
@@ -255,10 +272,6 @@ def _thumbnail(photo: Image.Image) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
-
-
-def _skipped(file: _File, reason: str) -> SkippedRecord:
-    return SkippedRecord(file.photo.id, reason)
 
 
 def _rounded(regions: Regions) -> Regions:
@@ -273,21 +286,20 @@ def _vectors(encoder: ExportedEncoder, regions: Sequence[Regions]) -> FloatArray
     return encoder.encode_regions(*pad_regions(regions))
 
 
-def _new_photo(photo: _Ready, regions: Regions, vector: FloatArray, root: Path) -> NewPhoto:
-    file, decoded = photo.file, photo.decoded
-    taken = decoded.taken or local_time(file.modified_ns)
+def _new_photo(ready: _Ready, regions: Regions, vector: FloatArray, root: Path) -> NewPhoto:
+    decoded = ready.decoded
+    taken = decoded.taken or local_time(ready.stamp.modified_ns)
     return NewPhoto(
-        id=file.photo.id,
-        path=os.fsencode(file.photo.path.relative_to(root)),
-        size=file.size,
-        modified_ns=file.modified_ns,
-        sha256=photo.sha256,
+        id=ready.photo.id,
+        path=_below(ready.photo, root),
+        stamp=ready.stamp,
+        sha256=ready.sha256,
         width=decoded.width,
         height=decoded.height,
-        taken=taken.isoformat(sep=" ", timespec="seconds"),
+        taken=taken.replace(tzinfo=None).isoformat(sep=" ", timespec="seconds"),
         vector=vector,
         regions=regions,
-        thumbnail=photo.thumbnail,
+        thumbnail=ready.thumbnail,
     )
 
 

@@ -1,23 +1,40 @@
-"""A new index, or the one that is there if it is what was asked for."""
+"""A new index, or the one that is there if it is what was asked for.
+
+The files of a model are copied by a fixed list of names: what else lies in somebody's model folder stays there.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import shutil
 import uuid
 from pathlib import Path
 
+import safetensors
+
 from vsrn.errors import SearchError
-from vsrn.files import new_folder
+from vsrn.files import new_folder, read_plain
+from vsrn.inference.captions import CAPTIONER_FILE
 from vsrn.inference.encoder import Encoder
 from vsrn.inference.export import export_onnx, model_fingerprint
+from vsrn.inference.onnx import (
+    CAPTION_FILE,
+    CONFIG_FILE,
+    IMAGE_FILE,
+    MODEL_KEY,
+    VOCABULARY_FILE,
+    OnnxEncoder,
+    files_of,
+)
 from vsrn.inference.onnx import INFO_FILE as EXPORT_FILE
-from vsrn.inference.onnx import OnnxEncoder
 from vsrn.inference.photos import learned_extractor, names_of
 from vsrn.packaged import DEFAULT_MODEL, find_model
 from vsrn.regions.growing import sync_folder, write_synced
-from vsrn.regions.kept import carry_weights
+from vsrn.regions.kept import NAME, NAMES_FILE, kept_weights
 from vsrn.regions.store import RegionNames
+from vsrn.search.database import Records
 from vsrn.search.layout import (
     INFO_FILE,
     LOCK_FILE,
@@ -26,15 +43,29 @@ from vsrn.search.layout import (
     RECORDS_FILE,
     EngineName,
     IndexInfo,
+    info_as_json,
     read_info,
     write_info,
 )
-from vsrn.search.records import Records
 from vsrn.search.writer import IndexLock
 
 Model = Encoder | OnnxEncoder | Path | str
 # What a creation that was killed may have left.
 _OURS = (LOCK_FILE, MODEL_FOLDER, MILVUS_FILE, RECORDS_FILE, f"{RECORDS_FILE}-wal", f"{RECORDS_FILE}-shm")
+LICENSE_FILE = "LICENSE"
+# The files of a model, besides the weights of its extractor, `extractor.*`.
+_MODEL_FILES = (
+    EXPORT_FILE,
+    CONFIG_FILE,
+    VOCABULARY_FILE,
+    IMAGE_FILE,
+    CAPTION_FILE,
+    CAPTIONER_FILE,
+    NAMES_FILE,
+    LICENSE_FILE,
+)
+# Of an extractor that is a folder: what transformers reads that is no code.
+_WEIGHT_FILES = (".json", ".safetensors", ".txt")
 
 
 def create_index(
@@ -57,10 +88,10 @@ def create_index(
         _refuse_contradiction(folder, read_info(folder), model, explain=explain, engine=engine, uri=uri)
         return
     _refuse_foreign(folder)
-    source = _open_model(DEFAULT_MODEL if model is None else model)
+    source = open_source(DEFAULT_MODEL if model is None else model)
     _refuse_unsearchable(source)
-    # Asked for even where nothing is kept of regions: a model that cannot read photos here is refused at once.
-    names = _region_names(source)
+    # A model that cannot read photos here is refused at once.
+    _region_names(source)
     folder.mkdir(parents=True, exist_ok=True)
     lock = IndexLock(folder)
     try:
@@ -68,28 +99,35 @@ def create_index(
             # While this process opened its model.
             raise SearchError(f"{folder} was just made by another vsrn index; run the same command again.")
         shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
-        _write_model(source, folder / MODEL_FOLDER)
-        info = OnnxEncoder.load(folder / MODEL_FOLDER).info
-        Records.create(folder / RECORDS_FILE, os.fsencode(photos.absolute())).close()
-        write_info(
-            folder,
-            IndexInfo(
-                name=uuid.uuid4().hex,
-                model=info.model,
-                joint_dim=info.joint_dim,
-                feature_dim=info.feature_dim,
-                explain=explain is not False,
-                engine=engine or "faiss",
-                uri=uri,
-                names=RegionNames() if explain is False else names,
-            ),
-        )
+        write_model(source, folder / MODEL_FOLDER)
+        encoder = OnnxEncoder.load(folder / MODEL_FOLDER, checksums={})
+        info = new_info(encoder, explain=explain is not False, engine=engine or "faiss", uri=uri)
+        records = Records.create(folder / RECORDS_FILE, os.fsencode(photos.absolute()))
+        with contextlib.closing(records), records.write() as change:
+            change.keep_info(info_as_json(info))
+        write_info(folder, info)
         sync_folder(folder)
     finally:
         lock.release()
 
 
-def _open_model(model: Model) -> Encoder | OnnxEncoder:
+def new_info(encoder: OnnxEncoder, *, explain: bool, engine: EngineName, uri: str) -> IndexInfo:
+    """The index.json of an index with this model in its folder."""
+    return IndexInfo(
+        name=uuid.uuid4().hex,
+        model=encoder.info.model,
+        joint_dim=encoder.info.joint_dim,
+        feature_dim=encoder.info.feature_dim,
+        explain=explain,
+        engine=engine,
+        uri=uri,
+        names=_region_names(encoder) if explain else RegionNames(),
+        files=checksums(encoder.folder),
+    )
+
+
+def open_source(model: Model) -> Encoder | OnnxEncoder:
+    """The model that a person named. Raises `CheckpointError` where there is none."""
     if not isinstance(model, Path | str):
         return model
     folder = find_model(model)
@@ -98,22 +136,63 @@ def _open_model(model: Model) -> Encoder | OnnxEncoder:
     return Encoder.load(folder, device="cpu")
 
 
-def _fingerprint(model: Encoder | OnnxEncoder) -> str:
+def fingerprint_of(model: Encoder | OnnxEncoder) -> str:
+    """SHA-256 (hex) of a model, as in its `export.json`."""
     return model.info.model if isinstance(model, OnnxEncoder) else model_fingerprint(model.stored)
 
 
-def _write_model(model: Encoder | OnnxEncoder, folder: Path) -> None:
+def write_model(model: Encoder | OnnxEncoder, folder: Path) -> None:
     """Put the exported encoders in the index, so that a search needs nothing else."""
     if isinstance(model, Encoder):
         export_onnx(model.stored, folder)
+        weights = kept_weights(folder)
+        if weights is not None and weights.is_symlink():
+            source = weights.resolve()
+            weights.unlink()
+            _copy_weights(source, folder)
         return
-    weights = model.extractor_weights
+    model.check()
     with new_folder(folder) as temporary:
-        for file in sorted(model.folder.iterdir()):
-            if file.is_file() and file != weights:
-                write_synced(temporary / file.name, file.read_bytes())
-        if weights is not None:
-            carry_weights(weights, temporary)
+        for name in _MODEL_FILES:
+            if _belongs(model, model.folder / name):
+                write_synced(temporary / name, (model.folder / name).read_bytes())
+        if model.extractor_weights is not None:
+            _copy_weights(model.extractor_weights, temporary)
+
+
+def _belongs(model: OnnxEncoder, file: Path) -> bool:
+    """Whether a file of a model's folder is what its name says.
+
+    What has been read as what it is may be a link, as in the folders of a hub; what nobody has read may not, since a
+    link can lead to a file that is not meant to be copied.
+    """
+    if file.name == CAPTIONER_FILE and file.is_file():
+        try:
+            with safetensors.safe_open(file, framework="np") as opened:
+                return bool((opened.metadata() or {}).get(MODEL_KEY) == model.info.model)
+        except safetensors.SafetensorError:
+            return False
+    return file.is_file() and not (file.name == LICENSE_FILE and file.is_symlink())
+
+
+def _copy_weights(weights: Path, folder: Path) -> None:
+    """Copy an extractor's weights into an index's model, of a folder only what is no code."""
+    place = folder / f"{NAME}{weights.suffix}"
+    if weights.is_file():
+        shutil.copyfile(weights, place)
+        return
+    place.mkdir()
+    for file in sorted(weights.iterdir()):
+        if file.is_file() and file.suffix in _WEIGHT_FILES:
+            shutil.copyfile(file, place / file.name)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 (hex) of each file of a model, by its name."""
+    weights = kept_weights(folder)
+    files = [folder / name for name in _MODEL_FILES if (folder / name).is_file()]
+    files += [] if weights is None else files_of(weights)
+    return {file.relative_to(folder).as_posix(): hashlib.sha256(read_plain(file)).hexdigest() for file in files}
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -155,7 +234,7 @@ def _refuse_contradiction(
 ) -> None:
     """Raise `SearchError` where an index was made in another way than is asked for now."""
     if model is not None:
-        asked = _fingerprint(_open_model(model))
+        asked = fingerprint_of(open_source(model))
         if asked != info.model:
             raise SearchError(
                 f"{folder} was made by another model ({info.model[:12]}, not {asked[:12]}); choose another -o, or leave"

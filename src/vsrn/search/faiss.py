@@ -7,6 +7,7 @@ Rows that came after the graph was built are scanned.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.errors import SearchError
-from vsrn.files import replacing
+from vsrn.files import open_plain, replacing
 from vsrn.regions.store import FloatArray, IntArray
 from vsrn.search.engine import Found, nearest
+from vsrn.search.growing import not_ours
 
 # From here on a scan takes tens of milliseconds.
 GRAPH_FROM = 200_000
@@ -144,16 +146,32 @@ def _rows_of(graph: Path) -> int:
 
 
 def _open_graph(path: Path, storage: Any) -> Any:
-    """Links, over vectors that are in memory once."""
+    """Links, over vectors that are in memory once. Raises `SearchError` where the file is not one of this index."""
     try:
+        os.close(open_plain(path))
         graph = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_STORAGE)
         fits = isinstance(graph, faiss.IndexHNSWSQ) and graph.d == storage.d and graph.ntotal == _rows_of(path)
+        fits = fits and _leads_to_its_own_rows(graph)
+    except OSError as error:
+        raise not_ours(path, error) from error
     except RuntimeError as error:
         raise SearchError(f"{path} cannot be read; delete it, and `vsrn index` builds it again.") from error
     if not fits:
         raise SearchError(f"{path} is not the graph of this index; delete it, and `vsrn index` builds it again.")
     graph.storage, graph.own_fields = storage, False
     return graph
+
+
+def _leads_to_its_own_rows(graph: Any) -> bool:
+    """Whether every link of a graph leads to one of its rows: faiss follows links without looking."""
+    hnsw, rows = graph.hnsw, graph.ntotal
+    levels, offsets = faiss.vector_to_array(hnsw.levels), faiss.vector_to_array(hnsw.offsets)
+    links, of_level = faiss.vector_to_array(hnsw.neighbors), faiss.vector_to_array(hnsw.cum_nneighbor_per_level)
+    if (len(levels), len(offsets)) != (rows, rows + 1) or not 1 <= levels.min() <= levels.max() < len(of_level):
+        return False
+    whole = offsets[0] == 0 and offsets[-1] == len(links) and (np.diff(offsets) == of_level[levels]).all()
+    inside = links.min(initial=-1) >= -1 and links.max(initial=-1) < rows and 0 <= hnsw.entry_point < rows
+    return bool(whole and inside and hnsw.max_level == levels[hnsw.entry_point] - 1)
 
 
 def _scan_of(vectors: FloatArray) -> Any:

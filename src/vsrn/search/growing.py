@@ -7,22 +7,28 @@ import os
 from pathlib import Path
 
 from vsrn.errors import SearchError
+from vsrn.files import open_plain
 
 
 class GrowingFile:
-    """A file of which the first `end` bytes are acknowledged; what stands behind them never was."""
+    """A file of which the first `end` bytes are acknowledged; bytes after those were never acknowledged."""
 
     def __init__(self, path: Path, end: int) -> None:
-        """Open `path` and cut off what nobody acknowledged. Raises `SearchError` where it is shorter than that."""
+        """Open `path`, made where it is missing, and bring it to `end` bytes.
+
+        A longer file is cut. A shorter one has lost what its records still name: it is filled up with zeros, and
+        whoever checks it (`vsrn.search.damage`) finds them. Raises `SearchError` where `path` is a link or no file.
+        """
         self.path, self.end = path, end
-        self._file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
-        if self._file.seek(0, os.SEEK_END) < end:
-            self._file.close()
-            raise SearchError(f"{path} is shorter than the records say; delete the index and make it again.")
-        self._file.truncate(end)
+        try:
+            self._file = io.FileIO(open_plain(path, os.O_RDWR | os.O_CREAT), "r+")
+        except OSError as error:
+            raise not_ours(path, error) from error
+        if self.status().st_size != end:  # a cut to the same size would change the file's time
+            self._file.truncate(end)
 
     def append(self, content: bytes) -> int:
-        """Write behind everything else; where it begins."""
+        """Write `content` after everything else; gives the place of its first byte."""
         start, rest = self.end, memoryview(content)
         while rest:
             written = os.pwrite(self._file.fileno(), rest, self.end + len(content) - len(rest))
@@ -31,13 +37,25 @@ class GrowingFile:
         return start
 
     def rewind(self, end: int) -> None:
-        """Forget what stands behind `end`: the next piece is written over it."""
+        """Forget what stands after `end`: the next piece is written over it."""
         self.end = end
 
     def sync(self) -> None:
         """Wait until everything is on disk."""
         os.fsync(self._file.fileno())
 
+    def status(self) -> os.stat_result:
+        """Size, time and inode of the file."""
+        return os.fstat(self._file.fileno())
+
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
+
+
+def not_ours(path: Path, error: OSError) -> SearchError:
+    """The error for a file of an index that is a link, no regular file, or may not be opened."""
+    return SearchError(
+        f"{path} cannot be used ({error.strerror}); the files of an index are regular files that `vsrn index` made, so"
+        " do not use an index whose files are links or devices, and check the permissions of your own."
+    )

@@ -1,7 +1,7 @@
 """The folder of an index: names of its files, and the page that says what it was made of.
 
     index.json           `IndexInfo`, written last: a folder without one is no index yet
-    records.sqlite       what is known of each photo (`records.py`)
+    records.sqlite       what is known of each photo (`records.py`, `database.py`)
     vectors-G.f16        (num_rows, D) float16, one row a photo
     regions-G.bin        of each photo: features (N, F) float16, boxes (N, 4) float32, scores (N,) float32 if any,
                          and where they have names, classes (N,) int16 and attributes (N,) int16, -1 for none
@@ -10,13 +10,18 @@
     model/               the encoders, as `vsrn export --onnx` writes them
     lock                 held by whoever adds to the index
 
-G is the generation. Files of a generation only grow; compaction writes those of the next.
+G is the generation. Files of a generation only grow; compaction writes those of the next. Every file is a regular
+file: whoever opens an index may have it from a stranger, so no link in it is followed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 import os
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,8 +30,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.errors import SearchError
-from vsrn.files import write_atomically
+from vsrn.files import open_plain, read_plain, write_atomically
 from vsrn.regions.store import FloatArray, RegionNames, Regions
+from vsrn.search.growing import not_ours
 from vsrn.search.records import PhotoRecord, State
 
 INFO_FILE = "index.json"
@@ -51,6 +57,7 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names        what their classes and attributes are called; those without names are not kept
     engine       what searches the vectors
     uri          of a Milvus server or a Milvus Lite file; empty for a file in the index
+    files        SHA-256 (hex) of each file of the model; empty in older indexes, whose files are not checked
     """
 
     name: str
@@ -61,6 +68,7 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineName = "faiss"
     uri: str = ""
     names: RegionNames = msgspec.field(default_factory=RegionNames)
+    files: dict[str, str] = {}
     format: Literal[1] = 1
 
 
@@ -68,18 +76,36 @@ def read_info(folder: Path) -> IndexInfo:
     """Read `index.json`. Raises `SearchError` where the folder is no index, or not one of ours."""
     path = folder / INFO_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=IndexInfo)
+        return parse_info(read_plain(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SearchError(
             f"{folder} is not an index: it has no {INFO_FILE}; make one with `vsrn index PHOTOS -o {folder}`."
         ) from error
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SearchError(f"{path} is not what `vsrn index` writes ({error}); make the index again.") from error
+    except OSError as error:
+        raise not_ours(path, error) from error
+    except ValueError as error:
+        raise SearchError(
+            f"{path} is not what `vsrn index` writes ({error}); put a copy back, or delete this one file, and"
+            f" `vsrn index PHOTOS -o {folder}` makes it again from the rest of the index."
+        ) from error
+
+
+def parse_info(content: bytes) -> IndexInfo:
+    """The text of an `index.json`. Raises `ValueError` where it is another's."""
+    try:
+        return msgspec.json.decode(content, type=IndexInfo)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def write_info(folder: Path, info: IndexInfo) -> None:
     """Write `index.json`, whole or not at all."""
-    write_atomically(folder / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n")
+    write_atomically(folder / INFO_FILE, info_as_json(info))
+
+
+def info_as_json(info: IndexInfo) -> bytes:
+    """The text of its `index.json`."""
+    return msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n"
 
 
 def growing_path(folder: Path, kind: str, generation: int) -> Path:
@@ -88,27 +114,53 @@ def growing_path(folder: Path, kind: str, generation: int) -> Path:
 
 
 def open_vectors(folder: Path, info: IndexInfo, state: State) -> FloatArray:
-    """(num_rows, D) float16, memory-mapped. Raises `SearchError` where the file is cut short.
+    """(num_rows, D) float16, memory-mapped. Raises `SearchError` where the file is cut short or no regular file.
 
     Raises `FileNotFoundError` where a compaction has replaced it: read the state again.
     """
     path = growing_path(folder, "vectors", state.generation)
-    shape = (state.num_rows, info.joint_dim)
+    shape, size = (state.num_rows, info.joint_dim), 2 * state.num_rows * info.joint_dim
     if not state.num_rows:
         # The file itself may not be there yet.
         return np.empty(shape, dtype=np.float16)
-    if path.stat().st_size < state.num_rows * info.joint_dim * 2:
-        raise SearchError(f"{path} is shorter than the records say; delete the index and make it again.")
-    return np.memmap(path, dtype="<f2", mode="r", shape=shape)
+    with _opened(path) as descriptor:
+        if os.fstat(descriptor).st_size < size:
+            raise SearchError(f"{path} is shorter than the records say; {REMEDY}")
+        mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype="<f2").reshape(shape)
 
 
-def read_piece(path: Path, start: int, size: int) -> bytes:
-    """Bytes of a growing file. Raises `SearchError` where they are not there."""
-    with path.open("rb") as file:
-        content = os.pread(file.fileno(), size, start)
+def read_piece(path: Path, start: int, size: int, crc: int | None = None) -> bytes:
+    """Bytes of a growing file; `crc` is their CRC-32, where it is known.
+
+    Raises `SearchError` where they are not there, or are not those that were written.
+    """
+    with _opened(path) as descriptor:
+        there = os.fstat(descriptor).st_size
+        content = os.pread(descriptor, size, start) if start + size <= there else b""
     if len(content) != size:
-        raise SearchError(f"{path} is shorter than the records say; delete the index and make it again.")
+        raise SearchError(f"{path} is shorter than the records say; {REMEDY}")
+    if crc is not None and zlib.crc32(content) != crc:
+        raise SearchError(f"{path} is damaged: a piece of it is not what was written; {REMEDY}")
     return content
+
+
+REMEDY = "`vsrn index PHOTOS -o INDEX` mends it, reading again only the photos concerned."
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A descriptor for the block. Raises `SearchError` where `path` is a link, and `FileNotFoundError`."""
+    try:
+        descriptor = open_plain(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise not_ours(path, error) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def regions_size(photo: PhotoRecord, info: IndexInfo) -> int:

@@ -1,46 +1,61 @@
 """What an index knows of each photo, in SQLite: the one place that says which photos there are.
 
-Everything else in the folder hangs on it. A vector, a thumbnail or regions that no record points to never were:
+Everything else in the folder hangs on it. A vector, a thumbnail or regions that no record points to do not count:
 they reach the disk first, and the commit that names them is what acknowledges them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import sqlite3
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import date, datetime
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import PurePosixPath
+from typing import Annotated, Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
 
-from vsrn.errors import SearchError
+from vsrn.errors import SearchError, SkipKind
+from vsrn.files import normal_name
 from vsrn.regions.store import IntArray
 
-SECONDS_TO_WAIT = 30.0
 # SQLite takes at most so many values in one statement, whatever it was built with.
 VALUES_AT_ONCE = 500
+# SQLite's integers have 64 bits with a sign; file systems know larger inodes and times.
+_LARGEST = 2**63 - 1
+# The days that `datetime` can tell on every system, in seconds since 1970: years 2 to 9998.
+_EARLIEST, _LATEST = -62_100_000_000, 253_300_000_000
+# A thumbnail of 256 pixels a side takes 12 KB; a damaged record may claim anything.
+_MOST_THUMBNAIL_BYTES = 4_000_000
 
-_TABLES = """
-CREATE TABLE photos (
-    row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path BLOB NOT NULL, size INTEGER NOT NULL,
-    modified_ns INTEGER NOT NULL, sha256 TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
-    taken TEXT NOT NULL, num_regions INTEGER NOT NULL, regions_at INTEGER, has_scores INTEGER NOT NULL,
-    thumbnail_at INTEGER NOT NULL, thumbnail_size INTEGER NOT NULL
-);
-CREATE INDEX photos_by_date ON photos (taken);
-CREATE TABLE dead (row INTEGER PRIMARY KEY);
-CREATE TABLE skipped (id TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE state (
-    version INTEGER NOT NULL, generation INTEGER NOT NULL, num_rows INTEGER NOT NULL,
-    regions_end INTEGER NOT NULL, thumbnails_end INTEGER NOT NULL, root BLOB NOT NULL
-);
-"""
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Stamp(NamedTuple):
+    """What tells without reading it whether a file has changed.
+
+    size         in bytes
+    modified_ns  when its content last changed, in nanoseconds since 1970
+    changed_ns   when its content, name or rights last changed; None in records of older indexes
+    inode        its number in the file system; None in records of older indexes
+    """
+
+    size: int
+    modified_ns: int
+    changed_ns: int | None
+    inode: int | None
+
+    @classmethod
+    def of(cls, size: int, modified_ns: int, changed_ns: int, inode: int) -> Self:
+        """A file's stamp in numbers that SQLite takes; numbers that are too large are cut alike every time."""
+        return cls(size, _fitting(modified_ns), _fitting(changed_ns), inode & _LARGEST)
+
+    def is_of(self, file: Stamp) -> bool:
+        """Whether a recorded stamp is that of a file as it is now."""
+        if (self.size, self.modified_ns) != (file.size, file.modified_ns):
+            return False
+        return self.inode is None or (self.changed_ns, self.inode) == (file.changed_ns, file.inode)
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,7 @@ class PhotoRecord:
     row             its place among the vectors
     id              its path below the root as one line of text
     path            the same as the file system's own bytes
-    size            of the file, in bytes
-    modified_ns     when the file last changed, in nanoseconds since 1970
+    size, modified_ns, changed_ns, inode  as in `Stamp`
     sha256          of the file, hex
     width, height   in pixels, upright
     taken           when, as `2024-05-17 14:03:00`: by the camera's clock, or else when the file last changed
@@ -60,42 +74,56 @@ class PhotoRecord:
     has_scores      whether its regions have a detection confidence
     thumbnail_at    first byte of its thumbnail
     thumbnail_size  bytes of its thumbnail
+    vector_crc, regions_crc, thumbnail_crc  CRC-32 of the bytes of each; None in records of older indexes
     """
 
-    row: int
+    row: Count
     id: str
     path: bytes
-    size: int
+    size: Count
     modified_ns: int
-    sha256: str
-    width: int
-    height: int
-    taken: str
-    num_regions: int
-    regions_at: int | None
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    width: Count
+    height: Count
+    taken: Annotated[str, msgspec.Meta(max_length=40)]
+    num_regions: Annotated[int, msgspec.Meta(ge=0, le=100_000)]
+    regions_at: Count | None
     has_scores: bool
-    thumbnail_at: int
-    thumbnail_size: int
+    thumbnail_at: Count
+    thumbnail_size: Annotated[int, msgspec.Meta(ge=0, le=_MOST_THUMBNAIL_BYTES)]
+    inode: int | None = None
+    changed_ns: int | None = None
+    vector_crc: Count | None = None
+    regions_crc: Count | None = None
+    thumbnail_crc: Count | None = None
 
 
 class Known(NamedTuple):
-    """What tells whether a photo's file has changed; as in `PhotoRecord`."""
+    """What tells whether a photo's file has changed."""
 
-    size: int
-    modified_ns: int
+    stamp: Stamp
     sha256: str
 
 
 @dataclass(frozen=True)
 class SkippedRecord:
-    """A file that is no photo we can read, and the sentence that says why."""
+    """A file that has no photo in the index.
+
+    id      as of a photo
+    reason  the sentence that says why
+    kind    which kind of reason; empty in records of older indexes
+    stamp   the file's, where its content is what was refused; None otherwise
+    reader  what refused it: another version of vsrn may read it
+    """
 
     id: str
     reason: str
+    kind: SkipKind | str = ""
+    stamp: Stamp | None = None
+    reader: str = ""
 
 
-@dataclass(frozen=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """How far the index has come.
 
     version         rises with every commit
@@ -106,11 +134,11 @@ class State:
     root            the folder of the photos, in the file system's own bytes
     """
 
-    version: int
-    generation: int
-    num_rows: int
-    regions_end: int
-    thumbnails_end: int
+    version: Count
+    generation: Count
+    num_rows: Count
+    regions_end: Count
+    thumbnails_end: Count
     root: bytes
 
 
@@ -130,20 +158,35 @@ class Where:
         return self != Where()
 
 
+class DamagedRecordsError(SearchError):
+    """The records are missing, or not such as an index can have written."""
+
+
 _NAMES = [entry.name for entry in fields(PhotoRecord)]
 _COLUMNS = ", ".join(_NAMES)
-_STATE = ", ".join(entry.name for entry in fields(State))
+_STATE = ", ".join(State.__struct_fields__)
+# Columns that records of older indexes do not have (`database.LATER`).
+_ADDED = ("inode", "changed_ns", "vector_crc", "regions_crc", "thumbnail_crc")
 
 
 class View:
     """The records as they stood when the transaction began, whatever is committed meanwhile."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, *, complete: bool = True) -> None:
+        """
+        complete  whether the tables have the columns that older indexes lack
+        """
         self._connection = connection
+        self._complete = complete
+        self._columns = _COLUMNS if complete else ", ".join("NULL" if name in _ADDED else name for name in _NAMES)
 
     def state(self) -> State:
-        """How far the index has come."""
-        return State(*self._connection.execute(f"SELECT {_STATE} FROM state").fetchone())  # noqa: S608 - our names
+        """How far the index has come. Raises `DamagedRecordsError` where the records do not say."""
+        row = self._connection.execute(f"SELECT {_STATE} FROM state").fetchone()  # noqa: S608 - our names
+        try:
+            return msgspec.convert(dict(zip(State.__struct_fields__, row or (), strict=True)), State)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise DamagedRecordsError("the records do not say how far the index has come") from error
 
     def num_photos(self) -> int:
         """Photos that can be found."""
@@ -151,8 +194,7 @@ class View:
 
     def photo(self, photo_id: str) -> PhotoRecord | None:
         """The record of one photo."""
-        found = self._connection.execute(f"SELECT {_COLUMNS} FROM photos WHERE id = ?", (photo_id,))  # noqa: S608
-        return next(map(_record, found), None)
+        return next(self._select("WHERE id = ?", (photo_id,)), None)
 
     def photos_at(self, rows: Sequence[int]) -> dict[int, PhotoRecord]:
         """Records by row; a row without a photo is left out."""
@@ -160,39 +202,65 @@ class View:
         for first in range(0, len(rows), VALUES_AT_ONCE):
             some = rows[first : first + VALUES_AT_ONCE]
             marks = ", ".join("?" * len(some))
-            records = self._connection.execute(f"SELECT {_COLUMNS} FROM photos WHERE row IN ({marks})", some)  # noqa: S608
-            found |= {record.row: record for record in map(_record, records)}
+            found |= {record.row: record for record in self._select(f"WHERE row IN ({marks})", some)}
         return found
 
     def photos(self) -> Iterator[PhotoRecord]:
         """Every record, by row."""
-        return map(_record, self._connection.execute(f"SELECT {_COLUMNS} FROM photos ORDER BY row"))  # noqa: S608
+        return self._select("ORDER BY row")
 
     def latest(self, k: int) -> list[PhotoRecord]:
         """The k records taken last, the latest first; of equals the one added later."""
-        order = "ORDER BY taken DESC, row DESC LIMIT ?"
-        return list(map(_record, self._connection.execute(f"SELECT {_COLUMNS} FROM photos {order}", (k,))))  # noqa: S608
+        return list(self._select("ORDER BY taken DESC, row DESC LIMIT ?", (k,)))
 
     def known(self) -> dict[str, Known]:
-        """What tells whether files have changed, by photo id."""
-        found = self._connection.execute("SELECT id, size, modified_ns, sha256 FROM photos")
-        return {photo_id: Known(*values) for photo_id, *values in found}
+        """By photo id, what tells whether its file has changed."""
+        changed = "changed_ns, inode" if self._complete else "NULL, NULL"
+        found = self._connection.execute(f"SELECT id, size, modified_ns, {changed}, sha256 FROM photos")  # noqa: S608
+        return {name: Known(Stamp(*stamp), sha256) for name, *stamp, sha256 in found}
+
+    def ids_at_path(self, path: bytes) -> list[str]:
+        """Ids of the photos at a path below the root."""
+        found = self._connection.execute("SELECT id FROM photos WHERE path = ?", (path,))
+        return [name for (name,) in found]
 
     def rows(self, where: Where) -> IntArray:
-        """Rows of the photos that a filter lets through, rising."""
+        """(n,) rows of the photos that pass a filter, rising."""
         terms, values = _condition(where)
         found = self._connection.execute(f"SELECT row FROM photos WHERE {terms} ORDER BY row", values)  # noqa: S608
-        return np.fromiter((row for (row,) in found), dtype=np.int64)
+        return np.array([row for (row,) in found], dtype=np.int64)
 
     def dead_rows(self) -> IntArray:
-        """Rows whose photo is gone, rising."""
+        """(n,) rows whose photos are gone, rising."""
         found = self._connection.execute("SELECT row FROM dead ORDER BY row")
-        return np.fromiter((row for (row,) in found), dtype=np.int64)
+        return np.array([row for (row,) in found], dtype=np.int64)
 
     def skipped(self) -> list[SkippedRecord]:
-        """Files that could not be read, by id."""
-        found = self._connection.execute("SELECT id, reason FROM skipped ORDER BY id")
-        return [SkippedRecord(*row) for row in found]
+        """Files without a photo, by id."""
+        if not self._complete:
+            return [SkippedRecord(*row) for row in self._connection.execute("SELECT * FROM skipped ORDER BY id")]
+        columns = "id, reason, kind, reader, size, modified_ns, changed_ns, inode"
+        found = self._connection.execute(f"SELECT {columns} FROM skipped ORDER BY id")  # noqa: S608 - our names
+        return [
+            SkippedRecord(name, reason, kind, None if stamp[0] is None else Stamp(*stamp), reader)
+            for name, reason, kind, reader, *stamp in found
+        ]
+
+    def file_stamps(self) -> dict[str, Stamp]:
+        """By name, the stamps of the files of vectors, regions and thumbnails as the last commit left them."""
+        if not self._complete:
+            return {}
+        found = self._connection.execute("SELECT name, size, modified_ns, changed_ns, inode FROM files")
+        return {name: Stamp(*stamp) for name, *stamp in found}
+
+    def info(self) -> bytes | None:
+        """A copy of index.json, where the index has one."""
+        row = self._connection.execute("SELECT json FROM info").fetchone() if self._complete else None
+        return None if row is None else bytes(row[0])
+
+    def _select(self, condition: str, values: Sequence[object] = ()) -> Iterator[PhotoRecord]:
+        found = self._connection.execute(f"SELECT {self._columns} FROM photos {condition}", values)  # noqa: S608
+        return map(_record, found)
 
 
 class Change(View):
@@ -200,7 +268,7 @@ class Change(View):
 
     def add(self, photos: Sequence[PhotoRecord]) -> None:
         """New photos, on rows of their own."""
-        marks = ", ".join("?" * len(fields(PhotoRecord)))
+        marks = ", ".join("?" * len(_NAMES))
         self._connection.executemany(
             f"INSERT INTO photos ({_COLUMNS}) VALUES ({marks})",  # noqa: S608 - our names
             [astuple(photo) for photo in photos],
@@ -212,14 +280,24 @@ class Change(View):
             self._connection.execute("INSERT INTO dead SELECT row FROM photos WHERE id = ?", (photo_id,))
             self._connection.execute("DELETE FROM photos WHERE id = ?", (photo_id,))
 
-    def touch(self, photo_id: str, size: int, modified_ns: int) -> None:
-        """A file with a new time and its old content."""
-        values = (size, modified_ns, photo_id)
-        self._connection.execute("UPDATE photos SET size = ?, modified_ns = ? WHERE id = ?", values)
+    def touch(self, photo_id: str, stamp: Stamp) -> None:
+        """A file with a new stamp and its old content."""
+        self._connection.execute(
+            "UPDATE photos SET size = ?, modified_ns = ?, changed_ns = ?, inode = ? WHERE id = ?", (*stamp, photo_id)
+        )
+
+    def rename(self, old_id: str, new_id: str, path: bytes, stamp: Stamp) -> None:
+        """A photo whose file has another name and its old content: it keeps its row, regions and thumbnail."""
+        self._connection.execute("UPDATE photos SET id = ?, path = ? WHERE id = ?", (new_id, path, old_id))
+        self.touch(new_id, stamp)
 
     def skip(self, skipped: Sequence[SkippedRecord]) -> None:
-        """Files that cannot be read."""
-        self._connection.executemany("INSERT INTO skipped VALUES (?, ?)", [astuple(file) for file in skipped])
+        """Files that have no photo."""
+        columns = "id, reason, kind, reader, size, modified_ns, changed_ns, inode"
+        self._connection.executemany(
+            f"INSERT OR REPLACE INTO skipped ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - our names
+            [(file.id, file.reason, file.kind, file.reader, *(file.stamp or (None,) * 4)) for file in skipped],
+        )
 
     def unskip(self, ids: Iterable[str]) -> None:
         """Files that are gone, or can be read after all."""
@@ -233,104 +311,39 @@ class Change(View):
 
     def reach(self, state: State) -> None:
         """Where the index stands after this."""
-        settings = ", ".join(f"{entry.name} = ?" for entry in fields(State))
-        self._connection.execute(f"UPDATE state SET {settings}", astuple(state))  # noqa: S608 - our names
+        settings = ", ".join(f"{name} = ?" for name in State.__struct_fields__)
+        self._connection.execute(f"UPDATE state SET {settings}", msgspec.structs.astuple(state))  # noqa: S608
+
+    def stamp_files(self, stamps: dict[str, Stamp]) -> None:
+        """The files of vectors, regions and thumbnails as this commit leaves them."""
+        self._connection.execute("DELETE FROM files")
+        rows = [(name, *stamp) for name, stamp in stamps.items()]
+        self._connection.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?)", rows)
+
+    def keep_info(self, content: bytes) -> None:
+        """A copy of index.json."""
+        self._connection.execute("DELETE FROM info")
+        self._connection.execute("INSERT INTO info VALUES (?)", (content,))
 
 
-class Records:
-    """The database. Threads may share it: whoever reads or writes has a connection to itself for that long."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the records. Raises `SearchError` where they are missing."""
-        if not path.is_file():
-            raise SearchError(f"{path} is missing; delete the index and make it again with `vsrn index`.")
-        self.path = path
-        self._idle: deque[sqlite3.Connection] = deque()
-        self._closed = False
-
-    @classmethod
-    def create(cls, path: Path, root: bytes) -> Records:
-        """Begin anew, for photos below `root`; what was there is replaced."""
-        for leftover in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-            leftover.unlink(missing_ok=True)
-        with _told(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in filter(str.strip, _TABLES.split(";")):
-                connection.execute(statement)
-            connection.execute("INSERT INTO state VALUES (0, 1, 0, 0, 0, ?)", (root,))
-            connection.execute("COMMIT")
-        return cls(path)
-
-    @contextlib.contextmanager
-    def read(self) -> Iterator[View]:
-        """One view for as long as the block lasts. Raises `SearchError` where the database is damaged."""
-        with self._connection() as connection:
-            connection.execute("BEGIN")
-            try:
-                yield View(connection)
-            finally:
-                connection.execute("ROLLBACK")
-
-    @contextlib.contextmanager
-    def write(self) -> Iterator[Change]:
-        """Changes that reach the disk when the block ends well, and never happened otherwise."""
-        with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield Change(connection)
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-
-    def close(self) -> None:
-        """Let go of the database; connections in use are closed when they are given back."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        self._refuse_closed()
-        with _told(self.path):
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = sqlite3.connect(
-                    self._address(), timeout=SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False, uri=True
-                )
-                connection.execute("PRAGMA synchronous = FULL")
-            try:
-                yield connection
-            finally:
-                self._idle.append(connection)
-                if self._closed:
-                    self.close()
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise SearchError(f"{self.path.parent} was closed; open the index again.")
-
-    def _address(self) -> str:
-        address = self.path.absolute().as_uri()
-        if os.access(self.path.parent, os.W_OK):
-            return f"{address}?mode=rw"
-        # WAL needs a file of its own beside the database; where none can be made, nobody writes either.
-        waiting = Path(f"{self.path}-wal")
-        return f"{address}?mode=ro" + ("" if waiting.exists() and waiting.stat().st_size else "&immutable=1")
-
-
-def _record(row: tuple[object, ...]) -> PhotoRecord:
+def _record(row: tuple[Any, ...]) -> PhotoRecord:
+    """A row of the table as a record. Raises `DamagedRecordsError` where no index can have written it."""
     values = dict(zip(_NAMES, row, strict=True))
-    return PhotoRecord(**values | {"has_scores": bool(values["has_scores"])})  # type: ignore[arg-type]
+    try:
+        record = msgspec.convert(values | {"has_scores": bool(values["has_scores"])}, PhotoRecord)
+    except msgspec.ValidationError as error:
+        raise DamagedRecordsError(f"the record in row {str(row[0])[:20]} is damaged ({error})") from error
+    # A path of bytes need not be text; what matters here is in its ASCII part.
+    path = PurePosixPath(record.path.decode("latin-1"))
+    if path.is_absolute() or ".." in path.parts:
+        raise DamagedRecordsError(f"the record in row {record.row} names a file outside of the folder of the photos")
+    return record
 
 
 def _condition(where: Where) -> tuple[str, list[str]]:
     """A filter as SQL, with the values of its marks."""
     terms, values = ["1"], []
-    folder = "" if where.folder is None else where.folder.strip("/")
+    folder = "" if where.folder is None else normal_name(where.folder.strip("/"))
     if folder not in ("", "."):
         # What begins with "folder/" stands between that and the character after the slash.
         terms.append("id >= ? AND id < ?")
@@ -346,16 +359,9 @@ def _condition(where: Where) -> tuple[str, list[str]]:
 
 
 def local_time(modified_ns: int) -> datetime:
-    """A file's time by this machine's clock, for photos whose camera says nothing."""
-    return datetime.fromtimestamp(modified_ns / 1e9)
+    """A file's time by this machine's clock, for photos whose camera says nothing; years 2 to 9998."""
+    return datetime.fromtimestamp(min(max(modified_ns / 1e9, _EARLIEST), _LATEST))
 
 
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """SQLite's errors, in our words."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if "full" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise SearchError(f"{path} cannot be used ({error}); if it is damaged, make the index again.") from error
+def _fitting(nanoseconds: int) -> int:
+    return min(max(nanoseconds, -_LARGEST), _LARGEST)

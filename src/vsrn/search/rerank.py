@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from vsrn.errors import CheckpointError, SearchError
-from vsrn.inference.exported import ExportedEncoder
 from vsrn.inference.kinds import load_encoder
 from vsrn.inference.set_encoder import SetEncoder
 from vsrn.regions.store import pad_regions
@@ -40,7 +39,7 @@ class Reranker:
         encoder = load_encoder(model, device)
         if not isinstance(encoder, SetEncoder):
             raise CheckpointError(f'{model} compares vectors, as the index does already; name a run of kind "scan".')
-        learned_from = ExportedEncoder.load(index.model_folder).learned_from
+        learned_from = index.encoder.learned_from
         encoder.stored.refuse_regions(f"the index {index.folder}", index.info.feature_dim, learned_from)
         self.index, self.encoder = index, encoder
 

@@ -1,45 +1,55 @@
 """Adds to an index so that a kill at any moment leaves one that opens and holds everything acknowledged.
 
 Vectors, regions and thumbnails reach the disk first; the commit of the records that name them acknowledges them.
-Whoever writes next cuts off what was never named.
+Whoever writes next cuts off what was never named. Before anything is written or cut, the index is compared with its
+checksums: `IndexWriter.damaged` says which photos have to be read again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import os
+import re
+import shutil
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
 import numpy as np
 
 from vsrn.errors import SearchError
+from vsrn.files import open_plain
+from vsrn.inference.exported import ExportedEncoder
 from vsrn.regions.growing import sync_folder
 from vsrn.regions.store import FloatArray, IntArray, Regions
+from vsrn.search.damage import damaged_pieces, piece_of, stamp_of
+from vsrn.search.database import Records
 from vsrn.search.engine import Keeper
 from vsrn.search.engines import open_keeper
-from vsrn.search.growing import GrowingFile
+from vsrn.search.growing import GrowingFile, not_ours
 from vsrn.search.layout import (
     GROWING,
     LOCK_FILE,
     RECORDS_FILE,
     IndexInfo,
     growing_path,
+    info_as_json,
     open_vectors,
     pack_regions,
     read_info,
     read_piece,
-    regions_size,
 )
-from vsrn.search.records import Change, PhotoRecord, Records, SkippedRecord, State
+from vsrn.search.model import open_model
+from vsrn.search.records import Change, PhotoRecord, SkippedRecord, Stamp, State
 
 # Where more of the rows are dead than this, the files are written anew without them.
 MOST_DEAD = 0.25
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp(-wal|-shm)?")
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,7 @@ class NewPhoto:
 
     id: str
     path: bytes
-    size: int
-    modified_ns: int
+    stamp: Stamp
     sha256: str
     width: int
     height: int
@@ -65,18 +74,30 @@ class NewPhoto:
 
 
 @dataclass(frozen=True)
+class MovedPhoto:
+    """A photo of the index whose file has another name: `old_id` has become `id`, at `path`."""
+
+    old_id: str
+    id: str
+    path: bytes
+    stamp: Stamp
+
+
+@dataclass(frozen=True)
 class Settled:
     """What became of some files.
 
     added    photos, new or changed
-    skipped  files that cannot be read
-    touched  (id, size, modified_ns) of files with a new time and their old content
+    skipped  files that have no photo
+    touched  (id, stamp) of files with a new stamp and their old content
+    moved    photos whose files have other names
     gone     ids of files that are there no more
     """
 
     added: Sequence[NewPhoto] = field(default_factory=list)
     skipped: Sequence[SkippedRecord] = field(default_factory=list)
-    touched: Sequence[tuple[str, int, int]] = field(default_factory=list)
+    touched: Sequence[tuple[str, Stamp]] = field(default_factory=list)
+    moved: Sequence[MovedPhoto] = field(default_factory=list)
     gone: Sequence[str] = field(default_factory=list)
 
 
@@ -84,13 +105,19 @@ class IndexLock:
     """Held by the one process that writes to an index."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises `SearchError` where another process holds it."""
-        self._handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        """Take it, and clear what killed writers left. Raises `SearchError` where another process holds it."""
+        try:
+            self._handle = open_plain(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise not_ours(folder / LOCK_FILE, error) from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._handle)
             raise SearchError(f"{folder} is being written by another vsrn index; wait for it or stop it.") from error
+        for leftover in folder.iterdir():
+            if _TEMPORARY.fullmatch(leftover.name):
+                _delete(leftover)
 
     def release(self) -> None:
         """Let the next one write."""
@@ -98,23 +125,35 @@ class IndexLock:
 
 
 class IndexWriter:
-    """The one who adds to an index, from `IndexLock` to `finish`."""
+    """The one who adds to an index, from `IndexLock` to `finish`.
 
-    def __init__(self, folder: Path) -> None:
-        """Open an index where it stopped. Raises `SearchError` where it cannot be, or another process writes to it."""
+    encoder  the model of the index
+    damaged  by photo id, which of its vector, regions and thumbnail are not what was written
+    """
+
+    def __init__(self, folder: Path, uri: str = "") -> None:
+        """Open an index where it stopped; `uri` as in `open_index`.
+
+        Raises `SearchError` where it cannot be opened or another process writes to it, and `CheckpointError` where
+        its model is not the one that it was made with; then nothing has been written or cut.
+        """
         self.folder = folder
         self.info: IndexInfo = read_info(folder)
         self._lock = IndexLock(folder)
         with contextlib.ExitStack() as undo:
             undo.callback(self._lock.release)
+            self.encoder: ExportedEncoder = open_model(folder, self.info)
             self.records = Records(folder / RECORDS_FILE)
             undo.callback(self.records.close)
+            self.records.bring_up_to_date()
             with self.records.read() as view:
                 self._state, dead = view.state(), view.dead_rows()
+                normalised = self.encoder.config.model.image_norm
+                self.damaged = damaged_pieces(folder, self.info, view, normalised=normalised, stamped=True)
             _delete_other_generations(folder, self._state.generation)
             self._files = _open_files(folder, self.info, self._state)
             undo.callback(self._close_files)
-            self._keeper: Keeper = open_keeper(folder, self.info)
+            self._keeper: Keeper = open_keeper(folder, self.info, uri)
             undo.callback(self._keeper.close)
             self._keeper.begin(self._state.generation, open_vectors(folder, self.info, self._state), dead)
             self._undo = undo.pop_all()
@@ -129,13 +168,17 @@ class IndexWriter:
         with self.records.write() as change:
             died = _rows_of(change, replaced)
             change.remove(replaced)
-            change.unskip(replaced)
+            change.unskip([*replaced, *(photo.id for photo in settled.moved)])
             change.add(records)
             change.skip(settled.skipped)
-            for touched in settled.touched:
-                change.touch(*touched)
+            for photo_id, stamp in settled.touched:
+                change.touch(photo_id, stamp)
+            for photo in settled.moved:
+                change.rename(photo.old_id, photo.id, photo.path, photo.stamp)
             state = self._next_state(num_rows=self._state.num_rows + len(records))
             change.reach(state)
+            # Until all damage is mended, the next writer has to look for the rest of it.
+            change.stamp_files({} if self.damaged else self._stamps())
         self._state = state
         self._keeper.remove(died)
 
@@ -149,13 +192,17 @@ class IndexWriter:
     def finish(self) -> None:
         """Compact where too much is dead, and let the engine do what it does at the end."""
         with self.records.read() as view:
-            num_dead = len(view.dead_rows())
+            num_dead, stamps, info = len(view.dead_rows()), view.file_stamps(), view.info()
         if num_dead > MOST_DEAD * self._state.num_rows:
             self._compact()
+        if stamps != self._stamps() or info != info_as_json(self.info):
+            with self.records.write() as change:
+                change.stamp_files(self._stamps())
+                change.keep_info(info_as_json(self.info))
         self._keeper.finish(self._state.generation, open_vectors(self.folder, self.info, self._state))
 
     def close(self) -> None:
-        """Let go of everything; the index can be added to again later."""
+        """Close everything; the index can be added to again later."""
         self._undo.close()
 
     def __enter__(self) -> Self:
@@ -173,27 +220,32 @@ class IndexWriter:
             self._files[kind].rewind(end)
         records = []
         for place, photo in enumerate(photos):
-            regions_at = self._append_regions(photo.regions)
+            vector = photo.vector.astype("<f2").tobytes()
+            regions = pack_regions(photo.regions, self.info.names) if self.info.explain else None
             records.append(
                 PhotoRecord(
                     row=self._state.num_rows + place,
                     **{name: getattr(photo, name) for name in _SAME},
+                    **photo.stamp._asdict(),
                     num_regions=len(photo.regions.features),
-                    regions_at=regions_at,
+                    regions_at=None if regions is None else self._files["regions"].append(regions),
                     has_scores=photo.regions.scores is not None,
                     thumbnail_at=self._files["thumbnails"].append(photo.thumbnail),
                     thumbnail_size=len(photo.thumbnail),
+                    vector_crc=zlib.crc32(vector),
+                    regions_crc=None if regions is None else zlib.crc32(regions),
+                    thumbnail_crc=zlib.crc32(photo.thumbnail),
                 )
             )
-            self._files["vectors"].append(photo.vector.astype("<f2").tobytes())
+            self._files["vectors"].append(vector)
         if records:
             for file in self._files.values():
                 file.sync()
         return records
 
-    def _append_regions(self, regions: Regions) -> int | None:
-        """Where they begin, or None where the index does not keep them."""
-        return self._files["regions"].append(pack_regions(regions, self.info.names)) if self.info.explain else None
+    def _stamps(self) -> dict[str, Stamp]:
+        """The files of vectors, regions and thumbnails as they are now."""
+        return {kind: stamp_of(file.status()) for kind, file in self._files.items()}
 
     def _next_state(self, num_rows: int | None = None, root: bytes | None = None) -> State:
         return State(
@@ -208,17 +260,23 @@ class IndexWriter:
     def _compact(self) -> None:
         """Write the living into the files of the next generation, and let one commit make them the index."""
         old, generation = self._state, self._state.generation + 1
-        empty = dataclasses.replace(old, generation=generation, num_rows=0, regions_end=0, thumbnails_end=0)
+        empty = msgspec.structs.replace(old, generation=generation, num_rows=0, regions_end=0, thumbnails_end=0)
         files = _open_files(self.folder, self.info, empty)
         try:
             with self.records.read() as view:
                 moved = [(row, *self._copy(photo, files, old), photo.row) for row, photo in enumerate(view.photos())]
             for file in files.values():
                 file.sync()
+            stamps = {kind: stamp_of(file.status()) for kind, file in files.items()}
+        except SearchError:
+            # A piece went bad since it was last looked at: the next run must look at all of them.
+            with self.records.write() as change:
+                change.stamp_files({})
+            raise
         finally:
             for file in files.values():
                 file.close()
-        state = dataclasses.replace(
+        state = msgspec.structs.replace(
             empty,
             version=old.version + 1,
             num_rows=len(moved),
@@ -231,6 +289,7 @@ class IndexWriter:
         with self.records.write() as change:
             change.move(moved)
             change.reach(state)
+            change.stamp_files(stamps)
         self._state = state
         self._close_files()
         self._files = _open_files(self.folder, self.info, state)
@@ -239,23 +298,21 @@ class IndexWriter:
 
     def _copy(self, photo: PhotoRecord, files: dict[str, GrowingFile], old: State) -> tuple[int | None, int]:
         """Copy what belongs to a photo; where its regions and its thumbnail begin now."""
-        row_bytes = 2 * self.info.joint_dim
-
-        def piece(kind: str, start: int, size: int) -> int:
-            return files[kind].append(read_piece(growing_path(self.folder, kind, old.generation), start, size))
-
-        piece("vectors", photo.row * row_bytes, row_bytes)
-        regions_at = None
-        if photo.regions_at is not None:
-            regions_at = piece("regions", photo.regions_at, regions_size(photo, self.info))
-        return regions_at, piece("thumbnails", photo.thumbnail_at, photo.thumbnail_size)
+        places: dict[str, int | None] = {}
+        for kind in GROWING:
+            piece = piece_of(kind, photo, self.info)
+            content = None if piece is None else read_piece(growing_path(self.folder, kind, old.generation), *piece)
+            places[kind] = None if content is None else files[kind].append(content)
+        thumbnail_at = places["thumbnails"]
+        assert thumbnail_at is not None
+        return places["regions"], thumbnail_at
 
     def _close_files(self) -> None:
         for file in self._files.values():
             file.close()
 
 
-_SAME = ("id", "path", "size", "modified_ns", "sha256", "width", "height", "taken")
+_SAME = ("id", "path", "sha256", "width", "height", "taken")
 
 
 def _ends(info: IndexInfo, state: State) -> dict[str, int]:
@@ -294,3 +351,11 @@ def _delete_other_generations(folder: Path, generation: int) -> None:
 def _rows_of(change: Change, ids: Iterable[str]) -> IntArray:
     found = (change.photo(photo_id) for photo_id in ids)
     return np.array(sorted(photo.row for photo in found if photo is not None), dtype=np.int64)
+
+
+def _delete(path: Path) -> None:
+    """Delete what a killed writer left: a file, or a folder with everything in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import uvicorn
 
 from vsrn.errors import ConfigError
 from vsrn.inference.exported import ExportedEncoder
-from vsrn.search.opening import open_index
+from vsrn.search.index import open_index
 from vsrn.server.app import create_app
 from vsrn.server.settings import Access
 

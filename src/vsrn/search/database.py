@@ -1,0 +1,348 @@
+"""The SQLite file of an index: made, opened whoever made it, and read where nobody may write.
+
+The file may come from a stranger. Its tables must be exactly those that this module makes, since a view, a trigger or
+a virtual table of the same name would run what the stranger wrote; each transaction has a limit of steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sqlite3
+import stat
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vsrn.errors import SearchError
+from vsrn.search.records import Change, DamagedRecordsError, PhotoRecord, State, View
+
+SECONDS_TO_WAIT = 30.0
+# Listing a million photos takes about 5e7 steps; a statement that never ends is stopped after a minute or so.
+MOST_STEPS, STEPS_AT_ONCE = 5_000_000_000, 10_000_000
+# A record takes 350 bytes, a copy of index.json with 2,000 names of classes 30 KB.
+LONGEST_VALUE = 10_000_000
+# What SQLite keeps beside the file; a rollback journal can have SQLite delete any file, and WAL needs none.
+_BESIDE = ("-wal", "-shm")
+_JOURNAL = "-journal"
+
+_TABLES = """
+CREATE TABLE photos (
+    row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path BLOB NOT NULL, size INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL, sha256 TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
+    taken TEXT NOT NULL, num_regions INTEGER NOT NULL, regions_at INTEGER, has_scores INTEGER NOT NULL,
+    thumbnail_at INTEGER NOT NULL, thumbnail_size INTEGER NOT NULL
+);
+CREATE INDEX photos_by_date ON photos (taken);
+CREATE TABLE dead (row INTEGER PRIMARY KEY);
+CREATE TABLE skipped (id TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE state (
+    version INTEGER NOT NULL, generation INTEGER NOT NULL, num_rows INTEGER NOT NULL,
+    regions_end INTEGER NOT NULL, thumbnails_end INTEGER NOT NULL, root BLOB NOT NULL
+);
+"""
+# What the first indexes did not have; whoever writes to one of them adds it.
+_LATER = """
+ALTER TABLE photos ADD COLUMN inode INTEGER;
+ALTER TABLE photos ADD COLUMN changed_ns INTEGER;
+ALTER TABLE photos ADD COLUMN vector_crc INTEGER;
+ALTER TABLE photos ADD COLUMN regions_crc INTEGER;
+ALTER TABLE photos ADD COLUMN thumbnail_crc INTEGER;
+ALTER TABLE skipped ADD COLUMN kind TEXT NOT NULL DEFAULT '';
+ALTER TABLE skipped ADD COLUMN reader TEXT NOT NULL DEFAULT '';
+ALTER TABLE skipped ADD COLUMN size INTEGER;
+ALTER TABLE skipped ADD COLUMN modified_ns INTEGER;
+ALTER TABLE skipped ADD COLUMN changed_ns INTEGER;
+ALTER TABLE skipped ADD COLUMN inode INTEGER;
+CREATE TABLE files (
+    name TEXT PRIMARY KEY, size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL,
+    inode INTEGER NOT NULL
+);
+CREATE TABLE info (json BLOB NOT NULL);
+"""
+
+
+class StaleReadError(FileNotFoundError):
+    """The records were replaced while they were read without a lock: read them again."""
+
+
+class Records:
+    """The database. Threads may share it: whoever reads or writes has a connection to itself for that long."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the records. Raises `SearchError` where they are missing, or not such as `create` makes."""
+        self.path = path
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._closed = False
+        _check_files(path)
+        self._inode = path.stat().st_ino
+        # Records that are not ours are refused here, not at the first question.
+        with contextlib.suppress(StaleReadError), self.read():
+            pass
+
+    @classmethod
+    def create(cls, path: Path, root: bytes) -> Records:
+        """Begin anew, for photos below `root`; what was there is replaced."""
+        for leftover in (path, *_beside(path), Path(f"{path}{_JOURNAL}")):
+            leftover.unlink(missing_ok=True)
+        with _told(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _statements(_TABLES + _LATER):
+                connection.execute(statement)
+            connection.execute("INSERT INTO state VALUES (0, 1, 0, 0, 0, ?)", (root,))
+            connection.execute("COMMIT")
+        return cls(path)
+
+    def bring_up_to_date(self) -> None:
+        """Add what the tables of an older index lack."""
+        with self._connection() as connection:
+            if _is_complete(connection):
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                for statement in _statements(_LATER):
+                    connection.execute(statement)
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[View]:
+        """One view for as long as the block lasts.
+
+        Raises `SearchError` where the database is damaged, and `StaleReadError` where it cannot be locked and
+        another process changed it meanwhile.
+        """
+        with self._connection() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield View(connection, complete=_is_complete(connection))
+            finally:
+                connection.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Change]:
+        """Changes that reach the disk when the block ends well, and never happened otherwise."""
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield Change(connection)
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    def faults(self) -> list[str]:
+        """What is wrong with the file, by SQLite's own check and by a look at every row; nothing where it is whole."""
+        try:
+            with self._connection() as connection:
+                found = [str(line) for (line,) in connection.execute("PRAGMA quick_check(5)")]
+            with self.read() as view:
+                view.state()
+                deque(view.photos(), maxlen=0)
+        except DamagedRecordsError as error:
+            return [str(error)]
+        return [] if found == ["ok"] else found
+
+    def salvage(self, num_rows: int) -> tuple[State | None, list[PhotoRecord]]:
+        """What can still be read of a damaged file: the state, and records of the first `num_rows` rows."""
+        state: State | None = None
+        found: list[PhotoRecord] = []
+        with contextlib.suppress(SearchError), self._connection() as connection:
+            view = View(connection, complete=_is_complete(connection))
+            with contextlib.suppress(sqlite3.DatabaseError, DamagedRecordsError):
+                state = view.state()
+            for row in range(num_rows):
+                with contextlib.suppress(sqlite3.DatabaseError, DamagedRecordsError):
+                    found += view.photos_at([row]).values()
+        return state, found
+
+    def begin_with(self, state: State, photos: Sequence[PhotoRecord]) -> None:
+        """Fill new records with old ones; rows without one are dead."""
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            change = Change(connection)
+            change.add(photos)
+            dead = sorted(set(range(state.num_rows)) - {photo.row for photo in photos})
+            connection.executemany("INSERT INTO dead VALUES (?)", [(row,) for row in dead])
+            change.reach(state)
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Close the database; connections in use are closed when they are given back."""
+        self._closed = True
+        self._forget_connections()
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        self._refuse_closed()
+        with _told(self.path):
+            if not os.access(self.path.parent, os.W_OK):
+                with _reading_only(self.path) as connection:
+                    yield connection
+                return
+            if self.path.stat().st_ino != self._inode:
+                self._forget_connections()  # damaged records were replaced by mended ones
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = _connect(self.path, "mode=rw")
+            connection.set_progress_handler(_StepLimit(), STEPS_AT_ONCE)
+            try:
+                yield connection
+            finally:
+                self._idle.append(connection)
+                if self._closed:
+                    self.close()
+
+    def _forget_connections(self) -> None:
+        self._inode = self.path.stat().st_ino if self.path.exists() else 0
+        while self._idle:
+            self._idle.pop().close()
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise SearchError(f"{self.path.parent} was closed; open the index again.")
+
+
+class _StepLimit:
+    """Tells SQLite to stop once a transaction has taken too many steps."""
+
+    def __init__(self) -> None:
+        self.left = MOST_STEPS // STEPS_AT_ONCE
+
+    def __call__(self) -> int:
+        self.left -= 1
+        return self.left < 0
+
+
+@contextlib.contextmanager
+def _reading_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection where this process may not write in the folder.
+
+    SQLite shares a file in WAL mode through files beside it. Where they are not there, nobody writes at the moment:
+    the file is read as it lies, and compared before and after. Where a killed writer left a WAL, which reading would
+    have to finish, both are copied to a place where SQLite may do so.
+    """
+    before = _place_of(path)
+    with contextlib.ExitStack() as opened:
+        if not before[0]:
+            connection = _connect(path, "mode=ro&immutable=1")
+        else:
+            try:
+                connection = _connect(path, "mode=ro")
+            except sqlite3.OperationalError:
+                connection = _connect(_copied(path, opened.enter_context(tempfile.TemporaryDirectory())), "mode=rw")
+        opened.callback(connection.close)
+        yield connection
+    if not before[0] and _place_of(path) != before:
+        raise StaleReadError(errno.ENOENT, "it was replaced while it was read", str(path))
+
+
+def _copied(path: Path, folder: str) -> Path:
+    """A copy of the records and their WAL in another folder."""
+    for source in (path, Path(f"{path}-wal")):
+        shutil.copyfile(source, Path(folder) / source.name)
+    return Path(folder) / path.name
+
+
+def _place_of(path: Path) -> tuple[int, int, int, int]:
+    """What changes whenever the records do: bytes of the WAL, and the file's inode, size and time."""
+    waiting, status = Path(f"{path}-wal"), path.stat()
+    return waiting.stat().st_size if waiting.exists() else 0, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _connect(path: Path, how: str) -> sqlite3.Connection:
+    """A connection that trusts nothing in the file.
+
+    Raises `SearchError` where its tables are not ours, and `sqlite3.DatabaseError` where it cannot be read.
+    """
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{how}",
+        timeout=SECONDS_TO_WAIT,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=True,
+    )
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
+        connection.set_progress_handler(_StepLimit(), STEPS_AT_ONCE)
+        if _schema_of(connection) not in (_OLD_SCHEMA, _SCHEMA):
+            raise SearchError(f"{path} is not what `vsrn index` makes: its tables are others; do not use this index.")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _schema_of(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str, str | None]]:
+    return frozenset(connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"))
+
+
+def _made_by(statements: str) -> frozenset[tuple[str, str, str, str | None]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        for statement in _statements(statements):
+            connection.execute(statement)
+        return _schema_of(connection)
+
+
+def _statements(text: str) -> list[str]:
+    return [statement for statement in text.split(";") if statement.strip()]
+
+
+_OLD_SCHEMA, _SCHEMA = _made_by(_TABLES), _made_by(_TABLES + _LATER)
+
+
+def _is_complete(connection: sqlite3.Connection) -> bool:
+    """Whether the tables have what older indexes lack."""
+    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'info'").fetchone() is not None
+
+
+def _beside(path: Path) -> list[Path]:
+    return [Path(f"{path}{suffix}") for suffix in _BESIDE]
+
+
+def _check_files(path: Path) -> None:
+    """Raise `SearchError` where the records are missing, or a file of theirs is a link or foreign."""
+    if Path(f"{path}{_JOURNAL}").is_symlink() or Path(f"{path}{_JOURNAL}").exists():
+        raise SearchError(f"{path}{_JOURNAL} is not what `vsrn index` makes; do not use this index.")
+    for file in (path, *_beside(path)):
+        try:
+            status = file.lstat()
+        except FileNotFoundError:
+            if file == path:
+                raise DamagedRecordsError(f"{path} is missing; {REMEDY}") from None
+            continue
+        except OSError as error:
+            raise SearchError(f"{file} cannot be used ({error.strerror}); check its permissions.") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise SearchError(f"{file} is a link or no file, which `vsrn index` never makes; do not use this index.")
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """SQLite's errors, in our words."""
+    try:
+        yield
+    except DamagedRecordsError as error:
+        raise DamagedRecordsError(f"{path}: {error}; {REMEDY}") from error
+    except sqlite3.DatabaseError as error:
+        if "full" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if "interrupted" in str(error):
+            raise SearchError(f"{path} takes more steps than any index needs; do not use this index.") from error
+        if isinstance(error, sqlite3.OperationalError):  # locked, not to be opened, not to be written
+            raise SearchError(f"{path} cannot be used ({error}); see that it may be opened, and try again.") from error
+        raise DamagedRecordsError(f"{path} cannot be used ({error}); {REMEDY}") from error
+
+
+REMEDY = "`vsrn index PHOTOS -o INDEX` mends it, reading again only the photos concerned."

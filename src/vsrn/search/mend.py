@@ -1,0 +1,156 @@
+"""An index with damaged records, model or index.json, made whole again before anything is added to it.
+
+Damaged vectors, regions and thumbnails are found by `damage.py` and mended by reading their photos again (`build.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+import msgspec
+
+from vsrn.errors import SearchError, VsrnError
+from vsrn.inference.onnx import OnnxEncoder
+from vsrn.packaged import PACKAGED_MODELS
+from vsrn.regions.growing import sync_folder
+from vsrn.search.create import Model, checksums, fingerprint_of, new_info, open_source, write_model
+from vsrn.search.database import Records
+from vsrn.search.layout import (
+    INFO_FILE,
+    MODEL_FOLDER,
+    RECORDS_FILE,
+    IndexInfo,
+    growing_path,
+    parse_info,
+    read_info,
+    regions_size,
+    write_info,
+)
+from vsrn.search.model import open_model
+from vsrn.search.records import DamagedRecordsError, PhotoRecord, State
+from vsrn.search.writer import IndexLock
+
+
+def mend_index(folder: Path, photos: Path, model: Model | None) -> None:
+    """Mend what is damaged of an index besides its vectors, regions and thumbnails; of a folder without one, nothing.
+
+    photos  the folder of its photos
+    model   the model that it was made by, where a person named it
+
+    Raises `SearchError` or `CheckpointError` where that cannot be done.
+    """
+    if not is_index(folder):
+        return
+    info = _info_of(folder)
+    _mend_model(folder, info, model)
+    _mend_records(folder, info, photos)
+
+
+def is_index(folder: Path) -> bool:
+    """Whether an index is there, be it without its index.json."""
+    if (folder / INFO_FILE).is_file():
+        return True
+    try:
+        with contextlib.closing(Records(folder / RECORDS_FILE)) as records, records.read() as view:
+            return view.state().version > 0
+    except SearchError:
+        return False
+
+
+def _info_of(folder: Path) -> IndexInfo:
+    """The index.json of an index; a lost or damaged one is made again from its copy in the records, or the model."""
+    try:
+        return read_info(folder)
+    except SearchError:
+        with contextlib.closing(Records(folder / RECORDS_FILE)) as records, records.read() as view:
+            copy = view.info()
+            explain = all(photo.regions_at is not None for photo in view.latest(1))
+        try:
+            info = parse_info(copy or b"")
+        except ValueError:
+            # An older index, which kept no copy. Had it a server, its vectors are in the index all the same.
+            encoder = OnnxEncoder.load(folder / MODEL_FOLDER, checksums={})
+            info = new_info(encoder, explain=explain, engine="faiss", uri="")
+        write_info(folder, info)
+        return info
+
+
+def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
+    """Put the index's model back where a file of it is not what it was, and the same model is at hand.
+
+    model  where a person named it; else a packaged one. Raises what `open_model` raises where none is the same.
+    """
+    try:
+        encoder = open_model(folder, info)
+        for name in info.files:
+            encoder.file(name)
+        return
+    except VsrnError:
+        named = PACKAGED_MODELS if model is None else (model,)
+        sources = [source for source in map(open_source, named) if fingerprint_of(source) == info.model]
+        if not sources:
+            raise
+    lock = IndexLock(folder)
+    try:
+        place = folder / MODEL_FOLDER
+        place.unlink() if place.is_symlink() else shutil.rmtree(place, ignore_errors=True)
+        write_model(sources[0], place)
+        write_info(folder, msgspec.structs.replace(info, files=checksums(place)))
+    finally:
+        lock.release()
+
+
+def _mend_records(folder: Path, info: IndexInfo, photos: Path) -> None:
+    """Begin the records anew where they are damaged, with what can still be read of them; the rest is read again."""
+    path = folder / RECORDS_FILE
+    try:
+        with contextlib.closing(Records(path)) as records:
+            if not records.faults():
+                return
+    except DamagedRecordsError:
+        pass
+    lock = IndexLock(folder)
+    try:
+        state, found = _salvaged(folder, info, photos)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with contextlib.closing(Records.create(temporary, state.root)) as begun:
+            begun.begin_with(state, found)
+        for beside in (Path(f"{path}-wal"), Path(f"{path}-shm")):
+            beside.unlink(missing_ok=True)
+        temporary.replace(path)
+        sync_folder(folder)
+    finally:
+        lock.release()
+
+
+def _salvaged(folder: Path, info: IndexInfo, photos: Path) -> tuple[State, list[PhotoRecord]]:
+    """How far an index with damaged records has come, as far as can be told, and the records that can be read."""
+    generations = [path.stem.rpartition("-")[2] for path in folder.glob("vectors-*.f16")]
+    generation = max((int(number) for number in generations if number.isdecimal()), default=1)
+    vectors = growing_path(folder, "vectors", generation)
+    num_rows = vectors.stat().st_size // (2 * info.joint_dim) if vectors.is_file() else 0
+    state: State | None = None
+    found: list[PhotoRecord] = []
+    with contextlib.suppress(SearchError), contextlib.closing(Records(folder / RECORDS_FILE)) as records:
+        state, found = records.salvage(num_rows)
+    if state is not None and state.generation != generation:
+        found = []
+    return (
+        State(
+            # Services tell by the version whether there is something new: the time is above any number of commits.
+            version=int(time.time()) if state is None else state.version + 1,
+            generation=generation,
+            num_rows=max((photo.row + 1 for photo in found), default=0),
+            regions_end=max(
+                (photo.regions_at + regions_size(photo, info) for photo in found if photo.regions_at is not None),
+                default=0,
+            ),
+            thumbnails_end=max((photo.thumbnail_at + photo.thumbnail_size for photo in found), default=0),
+            root=os.fsencode(photos.absolute()) if state is None else state.root,
+        ),
+        found,
+    )

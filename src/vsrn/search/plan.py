@@ -1,0 +1,165 @@
+"""What there is to do: the files below a folder compared with what an index knows of them.
+
+plan = make_plan(find_photos("photos/"), writer)
+plan.files      to look at
+plan.missing    photos of the index whose files are not there
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import vsrn
+from vsrn.errors import PhotoError
+from vsrn.regions.photos import FORMATS, FileContent, PhotoFile
+from vsrn.search.database import Records
+from vsrn.search.records import Known, SkippedRecord, Stamp
+
+# Files that were refused are opened again by a version that reads other formats.
+READER = f"vsrn {vsrn.__version__}: {', '.join(FORMATS)}"
+# Where more of the photos than this are missing, a disk is more likely away than so much deleted.
+MOST_MISSING = 0.2
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to look at.
+
+    photo    where it is
+    known    what the index knows of it; None for a new one
+    damaged  whether its vector, regions or thumbnail are damaged, so that it must be read again
+    """
+
+    photo: PhotoFile
+    known: Known | None
+    damaged: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to do.
+
+    files     to look at
+    num_same  files that are as they were
+    refused   files and folders that are not to be opened, and why
+    told      the same of those whose ids belong to photos of the index, which stay what they are
+    moved     photos whose files are not there, to be claimed by new files of the same content
+    missing   ids of photos whose files are not there
+    gone      ids of skipped files that are there no more
+    """
+
+    files: list[File]
+    num_same: int
+    refused: list[SkippedRecord]
+    told: list[SkippedRecord]
+    moved: Moved
+    missing: list[str]
+    gone: list[str]
+
+
+class Moved:
+    """Photos whose files are not where they were, to be claimed by new files of the same content."""
+
+    def __init__(self, missing: dict[str, Known]) -> None:
+        self._by_content: dict[tuple[int, str], list[str]] = defaultdict(list)
+        for photo_id, known in missing.items():
+            self._by_content[known.stamp.size, known.sha256].append(photo_id)
+
+    def claim(self, size: int, sha256: str) -> str | None:
+        """The id of a photo that had this content, which nobody claims twice; None where there is none."""
+        try:
+            return self._by_content.get((size, sha256), []).pop()
+        except IndexError:
+            return None
+
+
+def make_plan(found: Sequence[PhotoFile], records: Records, damaged: Collection[str]) -> Plan:
+    """Compare what is in the folder with what is known of it.
+
+    damaged  ids of photos to read again whatever their files look like
+    """
+    with records.read() as view:
+        known, skipped = view.known(), {file.id: file for file in view.skipped()}
+    files: list[File] = []
+    refused: list[SkippedRecord] = []
+    told: list[SkippedRecord] = []
+    seen: set[str] = set()
+    num_same = 0
+    for photo in found:
+        if photo.refusal is not None:
+            # A name that was a photo once, or is one beside this: neither may be lost by a refusal.
+            (told if photo.id in known or photo.id in seen else refused).append(skipped_for(photo, photo.refusal))
+            continue
+        seen.add(photo.id)
+        file = File(photo, known.get(photo.id), photo.id in damaged)
+        if not file.damaged and _is_same(file.known, skipped.get(photo.id), _stamp(photo.path)):
+            num_same += 1
+        else:
+            files.append(file)
+    unlisted = tuple(file.id for file in refused if file.id.endswith("/"))
+    # What lies in a folder that cannot be listed is not gone.
+    missing = [name for name in known if name not in seen and not (unlisted and name.startswith(unlisted))]
+    moved = Moved({name: known[name] for name in missing if name not in damaged})
+    there = seen | {file.id for file in refused}
+    return Plan(files, num_same, refused, told, moved, missing, [name for name in skipped if name not in there])
+
+
+def doubtful(missing: Collection[str], num_known: int, root: Path, damaged: Collection[str]) -> list[str]:
+    """Those missing photos that are more likely away than deleted: of an empty folder, or too many at once.
+
+    missing    ids of photos whose files are neither there nor elsewhere
+    num_known  photos of the index before
+    damaged    ids of photos of which nothing can be kept anyway
+    """
+    kept = [name for name in missing if name not in damaged]
+    if len(kept) > MOST_MISSING * num_known:
+        return kept
+    empty: dict[Path, bool] = {}
+    for parent in {(root / name).parent for name in kept}:
+        empty[parent] = _is_suddenly_empty(parent, root)
+    return [name for name in kept if empty[(root / name).parent]]
+
+
+def skipped_for(photo: PhotoFile, error: PhotoError, content: FileContent | None = None) -> SkippedRecord:
+    """The record of a file that has no photo; what its content decides is remembered with the file's stamp."""
+    stamp = stamp_of(content) if content is not None and error.kind == "no-photo" else None
+    return SkippedRecord(photo.id, str(error), error.kind, stamp, READER)
+
+
+def stamp_of(content: FileContent) -> Stamp:
+    """The stamp that a file had when it was read."""
+    return Stamp.of(content.size, content.modified_ns, content.changed_ns, content.inode)
+
+
+def _is_same(known: Known | None, refused: SkippedRecord | None, stamp: Stamp | None) -> bool:
+    """Whether a file is as it was when it was indexed, or found to be no photo."""
+    if stamp is None:
+        return False
+    if known is not None:
+        return known.stamp.is_of(stamp)
+    return refused is not None and refused.reader == READER and refused.stamp is not None and refused.stamp.is_of(stamp)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """A file's stamp; None where it cannot be had, and reading the file will say why."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return Stamp.of(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def _is_suddenly_empty(folder: Path, root: Path) -> bool:
+    """Whether the nearest folder above missing photos that is still there, below the root, holds nothing to see."""
+    while folder != root and not folder.is_dir():
+        folder = folder.parent
+    if folder == root:
+        return False
+    try:
+        return not any(not entry.name.startswith(".") for entry in os.scandir(folder))
+    except OSError:
+        return True
