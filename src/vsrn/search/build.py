@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -69,11 +70,13 @@ class _Ready:
     """A photo that the extractor can take.
 
     stamp, sha256  of the bytes that it was decoded from
+    taken          by the camera's clock, or else when the file last changed
     """
 
     photo: PhotoFile
     stamp: Stamp
     sha256: str
+    taken: datetime
     decoded: DecodedPhoto
     prepared: Prepared
     thumbnail: bytes
@@ -250,7 +253,8 @@ def _look(extractor: RegionExtractor, moved: Moved, root: Path, file: File) -> _
         name = printable(file.photo.path)
         decoded = read_photo(content.content, target_size=extractor.photo_size, name=name)
         prepared = prepare_pixels(extractor, decoded.pixels, name)
-        return _Ready(file.photo, stamp, sha256, decoded, prepared, _thumbnail(decoded.pixels))
+        taken = decoded.taken or local_time(content.modified_ns)
+        return _Ready(file.photo, stamp, sha256, taken, decoded, prepared, _thumbnail(decoded.pixels))
     except PhotoError as error:
         record = skipped_for(file.photo, error, content)
     except Exception as error:
@@ -288,7 +292,6 @@ def _vectors(encoder: ExportedEncoder, regions: Sequence[Regions]) -> FloatArray
 
 def _new_photo(ready: _Ready, regions: Regions, vector: FloatArray, root: Path) -> NewPhoto:
     decoded = ready.decoded
-    taken = decoded.taken or local_time(ready.stamp.modified_ns)
     return NewPhoto(
         id=ready.photo.id,
         path=_below(ready.photo, root),
@@ -296,7 +299,7 @@ def _new_photo(ready: _Ready, regions: Regions, vector: FloatArray, root: Path) 
         sha256=ready.sha256,
         width=decoded.width,
         height=decoded.height,
-        taken=taken.replace(tzinfo=None).isoformat(sep=" ", timespec="seconds"),
+        taken=ready.taken.replace(tzinfo=None).isoformat(sep=" ", timespec="seconds"),
         vector=vector,
         regions=regions,
         thumbnail=ready.thumbnail,

@@ -151,7 +151,6 @@ def _open_graph(path: Path, storage: Any) -> Any:
         os.close(open_plain(path))
         graph = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_STORAGE)
         fits = isinstance(graph, faiss.IndexHNSWSQ) and graph.d == storage.d and graph.ntotal == _rows_of(path)
-        fits = fits and _leads_to_its_own_rows(graph)
     except OSError as error:
         raise not_ours(path, error) from error
     except RuntimeError as error:
@@ -160,18 +159,6 @@ def _open_graph(path: Path, storage: Any) -> Any:
         raise SearchError(f"{path} is not the graph of this index; delete it, and `vsrn index` builds it again.")
     graph.storage, graph.own_fields = storage, False
     return graph
-
-
-def _leads_to_its_own_rows(graph: Any) -> bool:
-    """Whether every link of a graph leads to one of its rows: faiss follows links without looking."""
-    hnsw, rows = graph.hnsw, graph.ntotal
-    levels, offsets = faiss.vector_to_array(hnsw.levels), faiss.vector_to_array(hnsw.offsets)
-    links, of_level = faiss.vector_to_array(hnsw.neighbors), faiss.vector_to_array(hnsw.cum_nneighbor_per_level)
-    if (len(levels), len(offsets)) != (rows, rows + 1) or not 1 <= levels.min() <= levels.max() < len(of_level):
-        return False
-    whole = offsets[0] == 0 and offsets[-1] == len(links) and (np.diff(offsets) == of_level[levels]).all()
-    inside = links.min(initial=-1) >= -1 and links.max(initial=-1) < rows and 0 <= hnsw.entry_point < rows
-    return bool(whole and inside and hnsw.max_level == levels[hnsw.entry_point] - 1)
 
 
 def _scan_of(vectors: FloatArray) -> Any:

@@ -160,6 +160,7 @@ def _is_suddenly_empty(folder: Path, root: Path) -> bool:
     if folder == root:
         return False
     try:
-        return not any(not entry.name.startswith(".") for entry in os.scandir(folder))
+        with os.scandir(folder) as entries:
+            return not any(not entry.name.startswith(".") for entry in entries)
     except OSError:
         return True
