@@ -13,7 +13,9 @@ import io
 import os
 import re
 import stat
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePath
@@ -50,8 +52,9 @@ MAX_RATIO = 200
 # An uncompressed RGB TIFF of 100 megapixels, and a little more.
 MAX_BYTES = 320_000_000
 # Memory for one photo, for each pixel of the limit: 4 bytes as decoded and 4 as RGB where it does not shrink.
-# 800 MB for 100 megapixels, 200 MB for 25.
+# 800 MB for 100 megapixels; and never less than 300 MB, what a WebP of 18 megapixels takes.
 BYTES_PER_PIXEL = 8
+LEAST_MEMORY = 300_000_000
 # A JPEG is decoded at down to an eighth of its sides, so that its pixels are not what takes the memory; but each is
 # unpacked, at about 100 megapixels a second. So many times the limit are.
 JPEG_EXCESS = 10
@@ -76,6 +79,9 @@ _DATE = re.compile(
     r"\s*(\d{4})[:/.-]\s?(\d{1,2})[:/.-]\s?(\d{1,2})"
     r"(?:[T\s]\s*(\d{1,2}):\s?(\d{1,2})(?::\s?(\d{1,2})(?:[.,]\d*)?)?\s*(?:Z|[+-]\d{1,2}:?\d{2})?)?\s*"
 )
+# Left, top and steps of the seven passes of an interlaced PNG.
+_ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+_PIECE = 1 << 20
 _FIRST_YEAR, _LAST_YEAR = 1800, 2200
 
 
@@ -144,8 +150,10 @@ def read_photo(
 
     Transparency is laid on white, 16-bit and floating-point greys are scaled to 8 bits, an animation gives its
     first frame. What the header claims is checked before decoding: sides of more than 1 to `MAX_RATIO`, pixels, and
-    the memory that decoding will take, at most `BYTES_PER_PIXEL` times `max_pixels`. A JPEG that is decoded at a
-    fraction may have `JPEG_EXCESS` times as many pixels. Raises `PhotoError`, and nothing else, whatever the bytes are.
+    the memory that decoding will take, at most `BYTES_PER_PIXEL` times `max_pixels` or `LEAST_MEMORY`. A JPEG may have
+    `JPEG_EXCESS` times as many pixels; it is then decoded at a fraction that has no more than `max_pixels`.
+
+    Raises `PhotoError`, and nothing else, whatever the bytes are.
 
     Pillow's own warnings about odd files are switched off for the whole process: they name no file.
     """
@@ -193,7 +201,7 @@ def _read_once(path: Path, name: str) -> FileContent | None:
             raise PhotoError(f"{name} is not a regular file; name an image file.", "unreadable")
         if before.st_size > MAX_BYTES:
             raise PhotoError(f"{name} has {before.st_size:,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large")
-        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123 - it is open already
+        with open(descriptor, "rb", closefd=False) as file:
             content = file.read(before.st_size + 1)
         after = os.fstat(descriptor)
     finally:
@@ -235,18 +243,27 @@ def _decode(
     is_jpeg = content.startswith(b"\xff\xd8\xff")
     with JpegImageFile(stream) if is_jpeg else Image.open(stream, formats=FORMATS) as image:
         size = image.size
-        most = JPEG_EXCESS * max_pixels if is_jpeg and target_size is not None else max_pixels
-        _refuse_size(size, name, most, max_pixels)
+        _refuse_size(size, name, max_pixels * (JPEG_EXCESS if is_jpeg else 1), max_pixels)
         coefficients = _coefficient_bytes(image, content, stream.tell())
-        if target_size is not None:
-            image.draft(None, (2 * target_size, 2 * target_size))
+        image.draft(None, _draft_size(size, max_pixels, target_size))
         _refuse_size(image.size, name, max_pixels, max_pixels)
         _refuse_memory(image, name, coefficients, max_pixels, target_size)
         image.load()
         # Pillow opens some files with a header that their pixels then outgrow (a frame of a GIF).
         _refuse_size(image.size, name, max_pixels, max_pixels)
+        if image.format == "PNG" and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
+            _refuse_short_png(content, name)
         picture = to_rgb(image, shrink_factor(image.size, target_size))
         return picture, size, _orientation_of(image), _date_of(image)
+
+
+def _draft_size(size: tuple[int, int], max_pixels: int, target_size: int | None) -> tuple[int, int]:
+    """The least size to ask a JPEG's decoder for: it gives 1, 1/2, 1/4 or 1/8 of the sides, and at least this."""
+    scale = 1
+    while size[0] * size[1] > max_pixels * scale * scale:
+        scale *= 2
+    width, height = size[0] // scale, size[1] // scale
+    return (width, height) if target_size is None else (min(width, 2 * target_size), min(height, 2 * target_size))
 
 
 def _refuse_size(size: tuple[int, int], name: str, most: int, max_pixels: int) -> None:
@@ -270,10 +287,11 @@ def _refuse_memory(image: Image.Image, name: str, coefficients: int, max_pixels:
     shrunk = shrunk_size(image.size, shrink_factor(image.size, target_size))
     decoded = width * height * stored_bytes(image.mode) + 4 * shrunk[0] * shrunk[1]
     needed = decoded + coefficients + _buffer_bytes(image)
-    if needed > BYTES_PER_PIXEL * max_pixels:
+    most = max(BYTES_PER_PIXEL * max_pixels, LEAST_MEMORY)
+    if needed > most:
         raise PhotoError(
             f"{name} ({width} x {height} pixels) would take {needed / 1e6:,.0f} MB to decode, more than the"
-            f" {BYTES_PER_PIXEL * max_pixels / 1e6:,.0f} allowed; shrink it first.",
+            f" {most / 1e6:,.0f} allowed; shrink it first.",
             "too-large",
         )
 
@@ -307,6 +325,30 @@ def _buffer_bytes(image: Image.Image) -> int:
         bits_per_pixel = max(bits) * int(tags.get(_TIFF_SAMPLES, 1))
         return block_width * block_height * bits_per_pixel // 8
     return 0
+
+
+def _refuse_short_png(content: bytes, name: str) -> None:
+    """Raise `PhotoError` where a PNG's pixels end before its last row.
+
+    Pillow leaves such rows zero and says nothing. Counting them takes as long as decoding, so only a picture whose
+    last row is zero is worth it.
+    """
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
+    bits = depth * {2: 3, 4: 2, 6: 4}.get(colour, 1)
+    expected = 0
+    for left, top, across, down in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        expected += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+    unpacked, stream, place = 0, zlib.decompressobj(), 8
+    while unpacked < expected and place + 8 <= len(content) and not stream.eof:
+        length, kind = struct.unpack(">I4s", content[place : place + 8])
+        packed = content[place + 8 : place + 8 + length] if kind == b"IDAT" else b""
+        while packed:
+            unpacked += len(stream.decompress(packed, _PIECE))
+            packed = stream.unconsumed_tail
+        place += length + 12
+    if unpacked < expected:
+        raise PhotoError(f"{name} is cut short ({unpacked:,} of {expected:,} bytes of pixels); replace the file.")
 
 
 def _orientation_of(image: Image.Image) -> int:
