@@ -41,11 +41,15 @@ COUNTS = "_counts.npy"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class SkippedPhoto(msgspec.Struct, frozen=True):
-    """A photo that has no row, and the sentence that says why."""
+class SkippedPhoto(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A photo that has no row, and the sentence that says why.
+
+    kind  a `vsrn.errors.SkipKind`; "" where a version wrote it that did not keep the kind
+    """
 
     id: str
     reason: str
+    kind: str = ""
 
 
 class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
