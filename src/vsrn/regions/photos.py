@@ -132,6 +132,8 @@ def read_file(path: Path) -> FileContent:
             content = _read_once(path, name)
             if content is not None:
                 return content
+    except PhotoError:  # a ValueError too
+        raise
     except (OSError, ValueError) as error:
         raise _cannot_read(path, name, error) from error
     raise PhotoError(f"{name} keeps changing while it is read; run the command again later.", "unreadable")
