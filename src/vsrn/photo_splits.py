@@ -13,6 +13,7 @@ import numpy as np
 from vsrn.captions.annotations import read_annotations
 from vsrn.captions.karpathy import CaptionedPhoto
 from vsrn.errors import DataError, did_you_mean
+from vsrn.regions.listing import PhotoNames
 from vsrn.regions.pixels import Pixels, View
 from vsrn.regions.store import SPLIT_ALIASES, IntArray
 from vsrn.splits import captions_of
@@ -22,9 +23,11 @@ from vsrn.splits import captions_of
 class PhotoSplit:
     """Photos with their captions, decoded when they are asked for; what `Split` is for regions.
 
-    ids               path of each photo below the folder
+    ids               path of each photo below the folder, in Unicode's NFC form
     captions          one string per caption
     image_of_caption  (num_captions,) which of this split's photos a caption belongs to
+    view              how a photo becomes a square
+    names             finds the photos' files
     """
 
     folder: Path
@@ -33,6 +36,7 @@ class PhotoSplit:
     captions: list[str]
     image_of_caption: IntArray
     view: View
+    names: PhotoNames
 
     @property
     def num_images(self) -> int:
@@ -45,7 +49,7 @@ class PhotoSplit:
 
     def path(self, image: int) -> Path:
         """The file of a photo."""
-        return self.folder / self.ids[image]
+        return self.names.path(self.ids[image])
 
     def read_images(self, images: IntArray) -> tuple[Pixels, None]:
         """(B,) photos -> (B, S, S, 3) uint8, the middle of each. Raises `PhotoError` where one cannot be read."""
@@ -56,7 +60,7 @@ class PhotoSplit:
         """The split reduced to these photos, in this order, with their captions."""
         captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
         ids = [self.ids[image] for image in images]
-        return PhotoSplit(self.folder, self.name, ids, captions, image_of_caption, self.view)
+        return PhotoSplit(self.folder, self.name, ids, captions, image_of_caption, self.view, self.names)
 
 
 def open_photo_split(
@@ -74,7 +78,8 @@ def open_photo_split(
         raise DataError(
             f"{annotations} has no split '{split}'; it has {', '.join(sorted(splits))}.{did_you_mean(split, splits)}"
         )
-    _refuse_missing(folder, splits[name], annotations)
+    names = PhotoNames(folder)
+    _refuse_missing(names, splits[name], annotations)
     return PhotoSplit(
         folder,
         name,
@@ -82,6 +87,7 @@ def open_photo_split(
         captions=[caption for photo in splits[name] for caption in photo.captions],
         image_of_caption=np.repeat(np.arange(len(splits[name])), [len(photo.captions) for photo in splits[name]]),
         view=view,
+        names=names,
     )
 
 
@@ -95,10 +101,10 @@ def _processors() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def _refuse_missing(folder: Path, photos: list[CaptionedPhoto], annotations: Path | str) -> None:
-    missing = [photo.id for photo in photos if not (folder / photo.id).is_file()]
+def _refuse_missing(names: PhotoNames, photos: list[CaptionedPhoto], annotations: Path | str) -> None:
+    missing = [photo.id for photo in photos if not names.path(photo.id).is_file()]
     if missing:
         raise DataError(
-            f"{annotations} names {len(missing):,} photos that {folder} does not have, such as {missing[0]};"
+            f"{annotations} names {len(missing):,} photos that {names.folder} does not have, such as {missing[0]};"
             " check the folder."
         )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from vsrn.config import RegionOrder
 from vsrn.errors import DataError
+from vsrn.files import normal_name
 from vsrn.regions.order import in_order
 from vsrn.regions.store import FloatArray, IntArray, RegionStore, open_region_store, read_lines
 
@@ -153,14 +154,14 @@ def read_captions(path: Path) -> list[str]:
 
 
 def hold_out(split: AnySplit, list_path: Path) -> tuple[AnySplit, AnySplit]:
-    """The split without, and with only, the images whose ids the file lists, one per line.
+    """The split without, and with only, the images whose ids the file lists, one per line, in any Unicode form.
 
     Raises `DataError` where the file is missing, a listed id is not in the split, or all are.
     """
     if not list_path.exists():
         raise DataError(f"there is no list of held-out images {list_path}.")
-    listed = set(read_lines(list_path))
-    ids = split.image_ids()
+    listed = {normal_name(name) for name in read_lines(list_path)}
+    ids = [normal_name(name) for name in split.image_ids()]
     unknown = sorted(listed - set(ids))
     if unknown:
         raise DataError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -18,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vsrn.errors import DataError, PhotoError
-from vsrn.regions.photos import decode_photo, find_photos, read_photo
+from vsrn.errors import PhotoError
+from vsrn.regions.photos import decode_photo, read_file, read_photo
 
 Pixels = npt.NDArray[np.uint8]
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -44,14 +46,21 @@ def pixels_of(content: bytes | Path, **options: int) -> Pixels:
     return np.asarray(photo)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A whole PNG file of a few bytes that claims this size."""
+def png(width: int, height: int, rows: Iterable[bytes], *, colour: int = 2, interlaced: int = 0) -> bytes:
+    """A PNG file of 8 bits a channel that claims this size and holds these rows, each behind its filter's byte."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, interlaced)
+    packer = zlib.compressobj(1)
+    pixels = b"".join(packer.compress(row) for row in rows) + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A whole PNG file of a few bytes that claims this size."""
+    return png(width, height, [b"\0"])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
@@ -111,6 +120,20 @@ def test_a_photo_knows_its_size_upright_however_small_it_is_decoded(orientation:
         (None, "2025:01:01 00:00:00", datetime(2025, 1, 1)),
         ("2024:05:17 14:03:00\0", None, datetime(2024, 5, 17, 14, 3)),
         ("0000:00:00 00:00:00", None, None),
+        ("0000:00:00 00:00:00", "2025:01:01 10:20:30", datetime(2025, 1, 1, 10, 20, 30)),
+        ("    :  :     :  :  ", "2025:01:01 10:20:30", datetime(2025, 1, 1, 10, 20, 30)),
+        ("9999:12:31 23:59:59", "2025:01:01 10:20:30", datetime(2025, 1, 1, 10, 20, 30)),
+        ("2024-05-17 14:03:09", None, datetime(2024, 5, 17, 14, 3, 9)),
+        ("2024/05/17 14:03:09", None, datetime(2024, 5, 17, 14, 3, 9)),
+        ("2024.05.17 14:03:09", None, datetime(2024, 5, 17, 14, 3, 9)),
+        ("2024-05-17T14:03:09", None, datetime(2024, 5, 17, 14, 3, 9)),
+        ("2024:05:17 14:03", None, datetime(2024, 5, 17, 14, 3)),
+        ("2024:05:17 14:03:09.250", None, datetime(2024, 5, 17, 14, 3, 9)),
+        ("2024:05:17 14:03:09+02:00", None, datetime(2024, 5, 17, 14, 3, 9)),
+        ("2024-05-17T14:03:09.25-0930", None, datetime(2024, 5, 17, 14, 3, 9)),
+        ("2024-05-17T14:03:09Z\0\0 ", None, datetime(2024, 5, 17, 14, 3, 9)),
+        ("2024:05:17 14:03:09\0junk", None, datetime(2024, 5, 17, 14, 3, 9)),
+        ("2024:13:17 14:03:09", None, None),
         ("yesterday", None, None),
         (None, None, None),
     ],
@@ -122,6 +145,14 @@ def test_a_photo_knows_when_it_was_taken(original: str | None, changed: str | No
     if changed is not None:
         exif[0x0132] = changed
     assert read_photo(encoded(Image.new("RGB", (9, 9)), "JPEG", exif=exif)).taken == expected
+
+
+def test_a_date_of_digitizing_comes_before_that_of_a_change() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = "0000:00:00 00:00:00"
+    exif.get_ifd(0x8769)[0x9004] = "1994:08:02 09:00:00"
+    exif[0x0132] = "2025:01:01 00:00:00"
+    assert read_photo(encoded(Image.new("RGB", (9, 9)), "JPEG", exif=exif)).taken == datetime(1994, 8, 2, 9)
 
 
 def test_damaged_exif_does_not_cost_the_photo() -> None:
@@ -274,12 +305,14 @@ def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path: Pat
         ("pipe.jpg", "not a regular file"),
         ("folder.jpg", "not a regular file"),
         ("broken.jpg", "a link that leads nowhere"),
-        ("circle.jpg", "cannot be opened"),
+        ("circle.jpg", "a link that leads nowhere"),
         ("missing.jpg", "does not exist"),
-        ("a\0b.jpg", "cannot be opened"),
+        ("a\0b.jpg", "cannot be read"),
     ]:
-        with pytest.raises(PhotoError, match=says):
+        with pytest.raises(PhotoError, match=says) as refusal:
             decode_photo(tmp_path / name)
+        assert refusal.value.kind == ("link" if "link" in says else "unreadable")
+        assert str(refusal.value).isprintable()
 
 
 SEEDS = [
@@ -328,49 +361,166 @@ def test_hostile_bytes_give_a_picture_or_a_photo_error(
         assert np.asarray(photo).shape == (photo.height, photo.width, 3)
 
 
-def test_every_file_is_found_and_none_is_judged(tmp_path: Path) -> None:
-    for name in ("b.jpg", "a/z.png", "a/b/c.txt", "a/A.jpg", ".hidden.jpg", ".git/x.jpg", "a-b.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "broken.jpg").symlink_to("nothing.jpg")
-    photos = find_photos(tmp_path)
-    assert [photo.id for photo in photos] == ["a-b.jpg", "a/A.jpg", "a/b/c.txt", "a/z.png", "b.jpg", "broken.jpg"]
-    assert [photo.path for photo in photos] == [tmp_path / photo.id for photo in photos]
+def test_a_strip_is_refused_by_its_header() -> None:
+    for size in [(1, 99_000_000), (99_000_000, 1), (1, 201), (40_200, 200)]:
+        with pytest.raises(PhotoError, match="a strip of more than 200 to 1") as refusal:
+            decode_photo(png_header(*size))
+        assert refusal.value.kind == "too-large"
+    assert decode_photo(encoded(Image.new("RGB", (1, 200)), "PNG")).size == (1, 200)
 
 
-def test_links_to_folders_are_followed_but_never_round_in_a_circle(tmp_path: Path) -> None:
-    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
-    (photos / "deep").mkdir(parents=True)
-    elsewhere.mkdir()
-    (elsewhere / "far.jpg").write_bytes(b"x")
-    (photos / "deep" / "near.jpg").write_bytes(b"x")
-    (photos / "deep" / "up").symlink_to(photos)
-    (photos / "linked").symlink_to(elsewhere)
-    assert [photo.id for photo in find_photos(photos)] == ["deep/near.jpg", "linked/far.jpg"]
+# What a process takes at most that decodes one photo for a network of 224 x 224 pixels, in MB; 30 of them are Python's.
+MEMORY_ALLOWED = 600
+IN_A_PROCESS = """
+import re, sys
+from pathlib import Path
+from vsrn.errors import PhotoError
+from vsrn.regions.photos import read_photo
+try:
+    print(read_photo(Path(sys.argv[1]), target_size=224).pixels.resize((224, 224)).size)
+except PhotoError as error:
+    print(error.kind)
+# Unlike ru_maxrss, this does not count what the process was that started this one.
+print(int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1000)
+"""
 
 
-def test_the_store_among_the_photos_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "photos_ids.txt").write_bytes(b"x")
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    assert [photo.id for photo in find_photos(tmp_path, leave_out=tmp_path / "store")] == ["a.jpg"]
+def large_photos() -> Iterator[tuple[str, Callable[[], bytes], str]]:
+    shape = "(224, 224)"
+    rgba, grey = b"\0" + b"\x80" * 4 * 9990, Image.new("I;16", (9990, 9990), 9000)
+    yield "rgba", lambda: png(9990, 10_000, [rgba] * 10_000, colour=6), shape
+    yield "16 bits", lambda: encoded(grey, "PNG", compress_level=1), shape
+    yield "108 MP", lambda: encoded(Image.new("L", (12_000, 9000)), "JPEG"), shape
+    yield "200 MP", lambda: encoded(Image.new("L", (16_320, 12_240)), "JPEG"), shape
+    # All coefficients of a progressive JPEG are kept at once, 2 bytes each, however small it is decoded.
+    yield "200 MP, progressive", lambda: encoded(Image.new("L", (16_320, 12_240)), "JPEG", progressive=True), shape
+    # libwebp holds 16 bytes a pixel.
+    yield "webp", lambda: encoded(Image.new("RGB", (9990, 9990)), "WEBP", quality=1, method=0), "too-large"
 
 
-def test_an_id_is_one_line_of_utf_8_whatever_the_file_is_called(tmp_path: Path) -> None:
-    for name in (b"caf\xe9.jpg", "Straße 犬.jpg".encode(), b"two\nlines.jpg", b" edge.jpg"):
-        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).write_bytes(b"x")
-    photos = find_photos(tmp_path)
-    assert sorted(photo.id for photo in photos) == [
-        "Straße 犬.jpg",
-        "\\x20edge.jpg",
-        "caf\\xe9.jpg",
-        "two\\x0alines.jpg",
-    ]
-    assert all(photo.path.read_bytes() == b"x" for photo in photos)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [pytest.param(make, expected, id=name) for name, make, expected in large_photos()],
+)
+def test_a_large_photo_takes_bounded_memory(make: Callable[[], bytes], expected: str, tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(make())
+    program = [sys.executable, "-c", IN_A_PROCESS, str(tmp_path / "photo")]
+    answer, memory = subprocess.run(program, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert answer == expected
+    assert int(memory) < MEMORY_ALLOWED
 
 
-def test_a_folder_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
-        find_photos(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds no files"):
-        find_photos(tmp_path)
+def test_memory_is_bounded_by_the_header_for_progressive_jpegs() -> None:
+    # 9 megapixels of three full components are 54 MB of coefficients, beside which 300 MB are always allowed.
+    image = Image.new("RGB", (8000, 7000))
+    baseline = encoded(image, "JPEG", subsampling=0)
+    progressive = encoded(image, "JPEG", subsampling=0, progressive=True)
+    assert decode_photo(baseline, max_pixels=10_000_000, target_size=224).width == 1000
+    with pytest.raises(PhotoError, match="would take 3[34][0-9] MB to decode, more than the 300 allowed") as refusal:
+        decode_photo(progressive, max_pixels=10_000_000, target_size=224)
+    assert refusal.value.kind == "too-large"
+
+
+def test_a_jpeg_beyond_the_limit_is_decoded_at_a_fraction_within_it() -> None:
+    content = encoded(Image.new("RGB", (1600, 1200)), "JPEG")
+    photo = read_photo(content, max_pixels=500_000)
+    assert (photo.width, photo.height, photo.pixels.size) == (1600, 1200, (800, 600))
+    with pytest.raises(PhotoError, match="more than the 100,000 allowed"):
+        decode_photo(content, max_pixels=100_000)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "F"])
+def test_a_large_photo_shrinks_as_an_average_of_its_pixels(mode: str) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (900, 1300, 4), np.uint8)
+    if mode in ("I;16", "F"):
+        image = Image.fromarray(noise[..., 0].astype(np.uint16 if mode == "I;16" else np.float32))
+    else:
+        image = Image.fromarray(noise).convert(mode)
+    content = encoded(image, "TIFF" if mode in ("LA", "F") else "PNG")
+    whole, small = read_photo(content), read_photo(content, target_size=100)
+    assert (small.width, small.height, small.pixels.size) == (1300, 900, (325, 225))
+    squares = np.asarray(whole.pixels, np.float64).reshape(225, 4, 325, 4, 3).mean(axis=(1, 3))
+    assert np.abs(squares - np.asarray(small.pixels)).max() <= 1
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 699])
+def test_a_png_whose_rows_end_early_is_damaged(kept: int) -> None:
+    row = b"\0" + b"\x80" * 3 * 700
+    assert pixels_of(png(700, 700, [row] * 700)).min() == 128
+    with pytest.raises(PhotoError, match="cut short") as refusal:
+        decode_photo(png(700, 700, [row] * kept))
+    assert refusal.value.kind == "damaged"
+
+
+def test_a_png_that_is_black_to_its_end_is_whole() -> None:
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        for size in ((1, 1), (7, 3), (33, 17), (1300, 900)):
+            assert decode_photo(encoded(Image.new(mode, size), "PNG")).size == size
+    # The seven passes of 8 x 8 pixels hold 1, 1, 1, 2, 2, 4 and 4 rows of 1, 1, 2, 2, 4, 4 and 8.
+    passes = [bytes(2), bytes(2), bytes(3), bytes(6), bytes(10), bytes(20), bytes(36)]
+    assert decode_photo(png(8, 8, passes, colour=0, interlaced=1)).size == (8, 8)
+    with pytest.raises(PhotoError, match="43 of 79 bytes"):
+        decode_photo(png(8, 8, passes[:-1], colour=0, interlaced=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.jpg", b"", "damaged"),
+        ("a.JPG", b"some words", "damaged"),
+        ("a.txt", b"some words", "no-photo"),
+        ("a.txt", b"", "no-photo"),
+        ("a", b"some words", "no-photo"),
+        ("a.mp4", b"\0\0\0\x18ftypmp42" + bytes(500), "no-photo"),
+        ("a.nef", b"MM\0*\0\0\0\x08" + bytes(500), "no-photo"),
+        ("a.tif", b"MM\0*\0\0\0\x08" + bytes(500), "damaged"),
+        ("a", encoded(quarters(), "JPEG")[:300], "damaged"),
+        ("a.dat", encoded(quarters(), "PNG")[:60], "damaged"),
+    ],
+)
+def test_what_ought_to_be_a_photo_is_damaged_and_other_files_are_none(
+    name: str, content: bytes, kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    for source in (tmp_path / name, content):
+        with pytest.raises(PhotoError) as refusal:
+            read_photo(source, name=name)
+        assert refusal.value.kind == kind
+        assert str(refusal.value).startswith(f"{name} is ")
+
+
+def test_a_message_names_a_file_on_one_printable_line(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\x1b[2J\n.jpg"))
+    path.write_bytes(b"no photo")
+    with pytest.raises(PhotoError) as refusal:
+        read_photo(path)
+    assert str(tmp_path / "caf\\xe9\\x1b[2J\\x0a.jpg") in str(refusal.value)
+    assert str(refusal.value).isprintable()
+
+
+def test_a_file_is_read_with_the_status_it_had(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"content")
+    os.utime(path, ns=(5, 1_700_000_000_123_456_789))
+    read, status = read_file(path), path.stat()
+    assert (read.content, read.size) == (b"content", 7)
+    assert read.modified_ns == 1_700_000_000_123_456_789
+    assert (read.changed_ns, read.inode) == (status.st_ctime_ns, status.st_ino)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_a_file_that_is_longer_than_its_status_says_is_not_taken() -> None:
+    # Such files say 0 bytes and hold more, as a file does that grows while it is read.
+    with pytest.raises(PhotoError, match="keeps changing while it is read") as refusal:
+        read_file(Path("/proc/self/status"))
+    assert refusal.value.kind == "unreadable"
+
+
+def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with path.open("wb") as file:
+        file.truncate(400_000_000)  # takes no room on the disk
+    with pytest.raises(PhotoError, match="has 400,000,000 bytes, more than the 320,000,000 allowed") as refusal:
+        read_photo(path)
+    assert refusal.value.kind == "too-large"

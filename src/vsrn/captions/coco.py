@@ -84,10 +84,13 @@ def _read_part(path: Path, subfolder: str) -> _Sentences:
 def _listed(path: Path, sentences: _Sentences) -> _Sentences:
     """The captions that a list of annotation ids names, in its order."""
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} is not a readable .npy array ({error}); it may be truncated.") from error
-    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
+        # Unlike np.load, this opens no archive and no pickle, and takes no memory before the file is long enough.
+        ids = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:
+        # A header is an expression of Python; a wrong one raises SyntaxError, OverflowError, MemoryError and others.
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} is not a readable .npy array ({said}); it may be truncated.") from error
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
         raise DataError(f"{path} must hold one row of annotation ids, whole numbers.")
     unknown = [number for number in ids.tolist() if number not in sentences]
     if unknown:

@@ -15,13 +15,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import msgspec
 
 from vsrn.errors import DataError
+from vsrn.files import normal_name
 
 
 @dataclass(frozen=True)
 class CaptionedPhoto:
     """One image of the JSON.
 
-    id        path below the image folder, with forward slashes; never leads out of it
+    id        path below the image folder, with forward slashes, in Unicode's NFC form; never leads out of it
     captions  at least one, each on one line with single spaces
     cocoid    COCO's own number of the image, where the JSON says it
     """
@@ -84,14 +85,14 @@ def _read_images(path: Path) -> list[_Image]:
 
 
 def safe_photo_id(folder: str, filename: str, path: Path) -> str:
-    """`folder/filename`. Raises `DataError` where opening it could reach a file outside the image folder.
+    """`folder/filename` in NFC. Raises `DataError` where opening it could reach a file outside the image folder.
 
     path  the file that says so
     """
     joined = PurePosixPath(folder) / filename
     windows = PureWindowsPath(folder) / filename
     leads_out = joined.is_absolute() or bool(windows.anchor) or ".." in windows.parts
-    photo_id = joined.as_posix()
+    photo_id = normal_name(joined.as_posix())
     one_line = photo_id.splitlines() == [photo_id.strip()] and "\0" not in photo_id
     if leads_out or not filename or not one_line:
         raise DataError(

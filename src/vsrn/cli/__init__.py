@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import vsrn
 from vsrn.errors import VsrnError, did_you_mean
+from vsrn.files import printable
 
 COMMANDS = {
     "demo": "draw a small world and go the whole way: regions, training, Recall@K, searches, a report",
@@ -74,8 +75,12 @@ def run_command(command: str, arguments: list[str]) -> int:
 
 
 def complain(message: str) -> int:
-    """Print a user's mistake and return the exit code for it."""
-    print(f"error: {message}", file=sys.stderr)
+    """Print a user's mistake, without what a terminal would act on, and return the exit code for it.
+
+    Names of files, and what libraries say of their content, may hold line breaks and control characters.
+    """
+    one_line = " ".join(line.strip() for line in message.splitlines())
+    print(f"error: {printable(one_line)}", file=sys.stderr)
     return USAGE_ERROR
 
 

@@ -52,7 +52,8 @@ def main(
         print_json({"captions": found})
         return 0
     for name, written in captioned:
-        print(written.text if len(images or id) == 1 else f"{printable(name)}  {written.text}", flush=True)
+        text = printable(written.text)
+        print(text if len(images or id) == 1 else f"{printable(name)}  {text}", flush=True)
     return 0
 
 

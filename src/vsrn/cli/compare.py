@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsrn.cli.options import print_json
+from vsrn.cli.options import print_json, printable
 from vsrn.cli.progress import progress_bar
 from vsrn.errors import ConfigError
 
@@ -29,6 +29,7 @@ def compare_with(
     captions: Path | None,
     splits: tuple[str, ...],
     restval: bool,
+    follow_links: bool,
     first: int,
     json: bool,
 ) -> int:
@@ -38,7 +39,7 @@ def compare_with(
     from vsrn.regions.compare import compare, find_rows, open_existing
 
     store = open_existing(existing)
-    files, captioned = _photos(photos, captions, splits, restval=restval)
+    files, captioned = _photos(photos, captions, splits, restval=restval, follow_links=follow_links)
     pairs, by_ids = find_rows(files, store, captioned)
     pairs = pairs[:first]
     with (bar := progress_bar("comparing", unit="photos")).of(len(pairs)):
@@ -53,34 +54,36 @@ def compare_with(
 
 def verdict(comparison: Comparison, existing: Path, extractor: str) -> str:
     """One sentence for the person who asked."""
+    features = printable(existing)
     share, in_place = f"{comparison.agreeing:.1%}", f"{comparison.in_place:.0%}"
     rows = "rows found by their ids" if comparison.by_ids else "rows taken in the photos' order"
     if comparison.same:
         return (
             f"SAME: {share} of the regions of {len(comparison.photos)} photos agree, {in_place} of them in the same"
-            f" place; '{extractor}' makes the features of {existing} ({rows})."
+            f" place; '{extractor}' makes the features of {features} ({rows})."
         )
     return (
         f"DIFFERENT: only {share} of the regions of {len(comparison.photos)} photos agree; '{extractor}' does not"
-        f" make the features of {existing}, or its rows are other photos' ({rows})."
+        f" make the features of {features}, or its rows are other photos' ({rows})."
     )
 
 
 def _photos(
-    photos: Path, captions: Path | None, splits: tuple[str, ...], *, restval: bool
+    photos: Path, captions: Path | None, splits: tuple[str, ...], *, restval: bool, follow_links: bool
 ) -> tuple[list[PhotoFile], list[CaptionedPhoto]]:
     from vsrn.captions.karpathy import read_karpathy
     from vsrn.regions.extract import choose_splits
-    from vsrn.regions.photos import PhotoFile, find_photos
+    from vsrn.regions.photos import PhotoFile, PhotoNames, find_photos
 
     if captions is None:
-        return find_photos(photos), []
+        return [photo for photo in find_photos(photos, follow_links=follow_links) if photo.refusal is None], []
     found = read_karpathy(captions, restval=restval)
     wanted = choose_splits(captions, found, splits)
     if len(wanted) > 1:
         raise ConfigError(f"--compare is about one split of {captions}; name it with --splits {wanted[-1]}.")
     captioned = found[wanted[0]]
-    return [PhotoFile(photo.id, photos / photo.id) for photo in captioned], captioned
+    names = PhotoNames(photos)
+    return [PhotoFile(photo.id, names.path(photo.id)) for photo in captioned], captioned
 
 
 def _table(comparison: Comparison) -> Table:
@@ -94,7 +97,7 @@ def _table(comparison: Comparison) -> Table:
     for photo in comparison.photos:
         alike = photo.num_ours == photo.num_theirs
         table.add_row(
-            Text(photo.id),
+            Text(printable(photo.id)),
             str(photo.row),
             str(photo.num_ours) if alike else f"{photo.num_ours}, {photo.num_theirs}",
             str(photo.num_agreeing),

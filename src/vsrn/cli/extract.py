@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json
+from vsrn.cli.options import SKIPPED_SHOWN, Json, call, print_json, printable, skipped_lines
 from vsrn.cli.progress import ProgressBar, progress_bar, say
 from vsrn.errors import ConfigError
 from vsrn.regions.shards import parse_shard, shard_folder
@@ -18,8 +18,6 @@ from vsrn.regions.shards import parse_shard, shard_folder
 if TYPE_CHECKING:
     from vsrn.regions.extract import ExtractionReport
     from vsrn.regions.extractor import RegionExtractor
-
-SKIPPED_SHOWN = 20
 
 Store = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
 Photos = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PHOTOS]")]
@@ -44,6 +42,7 @@ def main(
     attributes: Path | None = None,
     batch_size: int = 32,
     workers: int = 2,
+    follow_links: bool = False,
     shard: str | None = None,
     merge: bool = False,
     delete_shards: bool = False,
@@ -59,8 +58,9 @@ def main(
     $ vsrn extract flickr8k/images -o data/flickr8k --captions dataset_flickr8k.json
 
     Killed or stopped at any moment, the same command goes on where it was. Photos that cannot be read are
-    skipped and listed at the end. Many machines make the same store of millions of photos: as the jobs of a
-    batch queue, here the third of 16, joined when all are done; or as one command on a Ray cluster.
+    skipped and listed at the end, damaged ones first; files that are no photos are counted. Many machines make the
+    same store of millions of photos: as the jobs of a batch queue, here the third of 16, joined when all are done;
+    or as one command on a Ray cluster.
 
     $ vsrn extract photos/ -o data/mine --shard 3/16
     $ vsrn extract --merge -o data/mine
@@ -94,6 +94,7 @@ def main(
         attributes: The same for its attributes.
         batch_size: Photos that are finished, and safe on disk, at a time; the same for all shards.
         workers: Threads that decode photos ahead of the network (with --ray, each process decodes its own).
+        follow_links: Read photos also where links lead out of the folder.
         shard: i/n, extract only the i-th of n parts, into a store of its own below -o.
         merge: Check that every shard below -o is there and finished, and join them. Needs no photos.
         delete_shards: With --merge, delete the shards once they are joined.
@@ -106,7 +107,7 @@ def main(
         json: Print the result as JSON.
     """
     made_by = _Extractor(extractor, weights, classes, attributes)
-    source = _Source(photos, captions, splits, split, restval=restval)
+    source = _Source(photos, captions, splits, split, restval=restval, follow_links=follow_links)
     way = _Way(None if shard is None else parse_shard(shard), ray, from_tsv, merge=merge, delete_shards=delete_shards)
     _refuse_contradictions(source, way, made_by)
     if compare is not None:
@@ -138,6 +139,7 @@ class _Source:
     splits: tuple[str, ...]
     split: str
     restval: bool
+    follow_links: bool
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _extract(
             say(f"Connecting to Ray ({way.ray})...")
             settings["batches"] = cluster.enter_context(ray_batches(way.ray))
         if source.captions is None:
-            found = find_photos(source.photos, leave_out=output)
+            found = find_photos(source.photos, leave_out=output, follow_links=source.follow_links)
             return [extract(found, extractor, output, source.split, **settings)]
         settings |= {"splits": source.splits, "restval": source.restval}
         return extract_karpathy(source.captions, source.photos, extractor, output, **settings)
@@ -207,6 +209,7 @@ def _compare(
         captions=source.captions,
         splits=source.splits,
         restval=source.restval,
+        follow_links=source.follow_links,
         first=first,
         json=json,
     )
@@ -263,6 +266,7 @@ class _Bars:
 def _refuse_contradictions(source: _Source, way: _Way, made_by: _Extractor) -> None:
     elsewhere = {
         f"the folder {source.photos}": source.photos is not None,
+        "--follow-links": source.follow_links,
         "--shard": way.shard is not None,
         "--ray": way.ray is not None,
         "--weights": made_by.weights is not None,
@@ -287,6 +291,10 @@ def _refuse_contradictions(source: _Source, way: _Way, made_by: _Extractor) -> N
         raise ConfigError("no photos are named; write vsrn extract PHOTOS -o FOLDER, or --merge to join shards.")
     if way.ray is not None and way.shard is not None:
         raise ConfigError("--ray shares out the photos by itself; leave out --shard.")
+    if source.captions is not None and source.follow_links:
+        raise ConfigError(
+            "--follow-links is about a folder that is searched, but --captions names its photos; leave it out."
+        )
     if source.captions is None and (source.splits or source.restval):
         option = "--splits" if source.splits else "--restval"
         raise ConfigError(f"{option} chooses among the splits of a JSON; name it with --captions.")
@@ -308,16 +316,14 @@ def _show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> No
 
 
 def _summary(reports: Sequence[ExtractionReport], store: Path) -> list[str]:
-    lines = [] if reports else [f"{store}: what was left of its shards is deleted"]
+    shown = printable(store)
+    lines = [] if reports else [f"{shown}: what was left of its shards is deleted"]
     for report in reports:
         was = " (finished before)" if report.already_done else ""
-        lines.append(f"{store}, split '{report.split}': {report.num_done:,} photos{was}")
-        if report.skipped:
-            lines.append(f"  {len(report.skipped):,} skipped:")
-            lines += [f"    {photo.reason}" for photo in report.skipped[:SKIPPED_SHOWN]]
+        lines.append(f"{shown}, split '{report.split}': {report.num_done:,} photos{was}")
+        lines += [f"  {line}" for line in skipped_lines([(one.id, one.kind, one.reason) for one in report.skipped])]
         if len(report.skipped) > SKIPPED_SHOWN:
-            more = len(report.skipped) - SKIPPED_SHOWN
-            lines.append(f"    and {more:,} more, see {store / f'{report.split}_skipped.json'}")
+            lines.append(f"  all that was skipped: {printable(store / f'{report.split}_skipped.json')}")
     return lines
 
 
@@ -327,5 +333,5 @@ def _as_json(report: ExtractionReport) -> dict[str, Any]:
         "num_done": report.num_done,
         "num_resumed": report.num_resumed,
         "already_done": report.already_done,
-        "skipped": [{"id": photo.id, "reason": photo.reason} for photo in report.skipped],
+        "skipped": [{"id": one.id, "kind": one.kind, "reason": one.reason} for one in report.skipped],
     }

@@ -10,14 +10,20 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vsrn.files import printable
+
 SECONDS_BETWEEN_LINES = 15.0
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """One line for the person who watches; standard output stays free for results."""
-    _console.print(message, markup=False)
+    """One line for the person who watches; standard output stays free for results.
+
+    What a terminal would act on, in a name of a file for instance, is escaped; only empty lines before it are kept.
+    """
+    line = message.lstrip("\n")
+    _console.print("\n" * (len(message) - len(line)) + printable(line), markup=False)
 
 
 def mute() -> None:

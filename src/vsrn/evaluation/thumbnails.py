@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vsrn.errors import PhotoError
 from vsrn.evaluation.wording import escaped
-from vsrn.regions.photos import decode_photo
+from vsrn.regions.photos import PhotoNames, decode_photo
 
 THUMBNAIL_SIZE = 256
 JPEG_QUALITY = 82
@@ -23,6 +23,7 @@ class Thumbnails:
 
     def __init__(self, photos: Path | None) -> None:
         self.folder = None if photos is None else photos.resolve()
+        self._names = PhotoNames(self.folder or Path())
         self._seen: dict[str, str | None] = {}
 
     def element(self, image_id: str, description: str) -> str:
@@ -60,7 +61,7 @@ class Thumbnails:
         if self.folder is None:
             return None
         try:
-            path = (self.folder / image_id).resolve()
+            path = self._names.path(image_id).resolve()
         except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a circle of links
             return None
         return path if ".." not in Path(image_id).parts and path.is_relative_to(self.folder) else None

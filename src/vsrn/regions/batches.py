@@ -45,6 +45,8 @@ BatchMaker = Callable[[Sequence[PhotoFile], RegionExtractor, int, int], Iterator
 
 def prepare_or_refuse(extractor: RegionExtractor, photo: PhotoFile) -> Prepared | PhotoError:
     """The cheap half: what the extractor reads of this photo, or why it cannot."""
+    if photo.refusal is not None:
+        return photo.refusal
     try:
         return prepare_photo(extractor, photo.path)
     except PhotoError as error:
@@ -60,7 +62,7 @@ def settle(
     return SettledBatch(
         ids=[photo.id for photo, _ in readable],
         regions=extractor([got for _, got in readable]),
-        skipped=[SkippedPhoto(photo.id, str(got)) for photo, got in pairs if isinstance(got, PhotoError)],
+        skipped=[SkippedPhoto(photo.id, str(got), got.kind) for photo, got in pairs if isinstance(got, PhotoError)],
     )
 
 

@@ -15,10 +15,11 @@ import msgspec
 
 from vsrn.captions.karpathy import read_karpathy
 from vsrn.errors import ConfigError, DataError, did_you_mean
+from vsrn.files import normal_name
 from vsrn.regions.batches import BatchMaker, SettledBatch, local_batches
 from vsrn.regions.extractor import RegionExtractor
 from vsrn.regions.kept import keep_weights, refuse_other_weights
-from vsrn.regions.photos import PhotoFile
+from vsrn.regions.photos import PhotoFile, PhotoNames
 from vsrn.regions.shards import SHARD_FILE, Shard, refuse_shard, shard_folder
 from vsrn.regions.store import RegionNames, StoreInfo, read_lines, read_store_info
 from vsrn.regions.writer import (
@@ -159,7 +160,7 @@ def extract_karpathy(
 ) -> list[ExtractionReport]:
     """Extract the splits of a Karpathy JSON, or those named in `splits`, with their captions.
 
-    photo_root  the folder that the JSON's file names start from
+    photo_root  the folder that the JSON's file names start from; it may have them in another Unicode form
     restval     whether `restval` images count as `train`
     shard       (i, n): of every split only the i-th of n blocks; this and the rest as in `extract`
 
@@ -167,12 +168,12 @@ def extract_karpathy(
     """
     found = read_karpathy(dataset, restval=restval)
     wanted = choose_splits(dataset, found, splits)
-    root = Path(photo_root)
+    root, names = Path(photo_root), PhotoNames(photo_root)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; name the folder that holds the photos of {dataset}.")
     return [
         extract(
-            [PhotoFile(photo.id, root / photo.id) for photo in found[split]],
+            [PhotoFile(photo.id, names.path(photo.id)) for photo in found[split]],
             extractor,
             folder,
             split,
@@ -236,7 +237,8 @@ def finished_report(
     """
     done = read_lines(folder / f"{split}_ids.txt") if (folder / f"{split}_ids.txt").exists() else []
     skipped = read_skipped(folder / f"{split}_skipped.json")
-    without = {photo.id for photo in skipped}
+    # Earlier versions kept ids in the Unicode form that the disk had.
+    done, without = [normal_name(name) for name in done], {normal_name(photo.id) for photo in skipped}
     info = read_store_info(folder / f"{split}.json")
     other = None
     if (info.extractor, info.fingerprint) != (header.extractor, header.fingerprint):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
+from vsrn.files import printable
 from vsrn.regions.photos import decode_photo
 from vsrn.regions.store import RegionNames, Regions
 
@@ -150,8 +151,22 @@ def prepare_photo(extractor: RegionExtractor, source: Path | bytes) -> Prepared:
 
 
 def prepare_pixels(extractor: RegionExtractor, photo: Image.Image, name: str) -> Prepared:
-    """Prepare a decoded photo. Raises `PhotoError`, with its name, where the extractor cannot do with its shape."""
+    """Prepare a decoded photo.
+
+    name  what messages call it
+
+    Raises `PhotoError`, and nothing else, where the extractor cannot do with it: one odd photo must not stop a folder.
+    """
+    name = printable(name)
     try:
         return extractor.prepare(photo)
     except PhotoError as error:
-        raise PhotoError(f"{name} {error}") from error
+        raise PhotoError(f"{name} {error}", "too-large") from error
+    except MemoryError as error:
+        raise PhotoError(f"{name} does not fit into this machine's memory; shrink it first.", "too-large") from error
+    except Exception as error:
+        said = printable(str(error))[:200].rstrip(".") or type(error).__name__
+        size = f"{photo.width} x {photo.height} pixels"
+        raise PhotoError(
+            f"{name} ({size}) cannot be prepared for '{extractor.name}' ({said}); replace the file."
+        ) from error

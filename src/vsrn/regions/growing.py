@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -25,7 +26,7 @@ class GrowingArray:
         Raises `DataError` where the file is shorter than that.
         """
         self.path, self.dtype, self.row_shape, self.rows = path, np.dtype(dtype), row_shape, rows
-        self._file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+        self._file = open_unlinked(path)
         try:
             self._write_header(0)
             end = self._file.tell() + rows * int(np.prod(row_shape)) * self.dtype.itemsize
@@ -64,11 +65,24 @@ class GrowingArray:
         )
 
 
+def open_unlinked(path: Path) -> io.FileIO:
+    """Open a file for reading and writing, made where there is none.
+
+    Raises `DataError` where the name is a link: in a folder that somebody else made, it may lead to any file.
+    """
+    try:
+        return io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise DataError(f"{path} is a link, and may lead out of the folder; delete it.") from error
+
+
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
+    """Write a file and wait until it is on disk. Raises `DataError` where the name is a link."""
+    with open_unlinked(path) as file:
+        file.truncate(0)
+        write_all(file.fileno(), content)
         os.fsync(file.fileno())
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vsrn.errors import ConfigError, DataError, VsrnError
+from vsrn.errors import ConfigError, DataError, PhotoError, SkipKind, VsrnError
 from vsrn.regions.batches import BatchMaker, SettledBatch, cut, prepare_or_refuse, settle
 from vsrn.regions.extractor import ExtractorFiles, RegionExtractor, make_extractor
 from vsrn.regions.photos import PhotoFile
@@ -116,7 +116,7 @@ def _settle_on_ray(
     workers: int,  # noqa: ARG001  # a `BatchMaker` is told
 ) -> Iterator[SettledBatch]:
     batches = cut(photos, batch_size)
-    sample = next((photo.path for photo in photos if photo.path.is_file()), None)
+    sample = next((photo.path for photo in photos if photo.refusal is None and photo.path.is_file()), None)
     named = (extractor.name, extractor.files, extractor.fingerprint)
     arguments = (*named, str(Path.cwd()), str(sample or ""), torch.get_num_threads())
     while window := list(islice(batches, _BATCHES_A_DATASET)):
@@ -201,12 +201,18 @@ def _go_where_photos_are(folder: str, sample: str) -> None:
 
 def _pack_photos(photos: Sequence[PhotoFile]) -> bytes:
     # A path need not be text that Arrow would take.
-    return msgspec.msgpack.encode([(photo.id, os.fsencode(photo.path)) for photo in photos])
+    refusals = [None if photo.refusal is None else (str(photo.refusal), photo.refusal.kind) for photo in photos]
+    return msgspec.msgpack.encode(
+        [(photo.id, os.fsencode(photo.path), refusal) for photo, refusal in zip(photos, refusals, strict=True)]
+    )
 
 
 def _unpack_photos(packed: bytes) -> list[PhotoFile]:
-    pairs = msgspec.msgpack.decode(packed, type=list[tuple[str, bytes]])
-    return [PhotoFile(photo_id, Path(os.fsdecode(path))) for photo_id, path in pairs]
+    found = msgspec.msgpack.decode(packed, type=list[tuple[str, bytes, tuple[str, SkipKind] | None]])
+    return [
+        PhotoFile(photo_id, Path(os.fsdecode(path)), None if refusal is None else PhotoError(*refusal))
+        for photo_id, path, refusal in found
+    ]
 
 
 def _pack(batch: SettledBatch) -> bytes:

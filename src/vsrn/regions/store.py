@@ -305,10 +305,13 @@ def _may_not_be_finite(batch: FloatArray) -> bool:
 def map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:
     """Memory-map a `.npy` file of so many dimensions. Raises `DataError` where it is anything else."""
     try:
-        # Unlike np.load, this opens no archive and no pickle.
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path} is not a readable .npy array ({error}); it may be truncated.") from error
+        with np.errstate(over="ignore"):  # of sizes that no file has
+            # Unlike np.load, this opens no archive and no pickle.
+            array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:
+        # A header is an expression of Python; a wrong one raises SyntaxError, OverflowError, MemoryError and others.
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} is not a readable .npy array ({said}); it may be truncated.") from error
     if array.ndim not in dims:
         wanted = " or ".join(str(dim) for dim in dims)
         raise DataError(f"{path} must hold one array of {wanted} dimensions (images, regions, features).")
@@ -319,6 +322,8 @@ def _map_optional(path: Path, shape: tuple[int, ...]) -> FloatArray | None:
     if not path.exists():
         return None
     array = map_array(path, dims=(len(shape),))
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{path} holds {array.dtype}; it must hold numbers.")
     if array.shape != shape:
         raise DataError(f"{path} has shape {array.shape}, but the features beside it call for {shape}.")
     return array

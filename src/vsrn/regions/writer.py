@@ -24,14 +24,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from vsrn.errors import DataError
-from vsrn.regions.growing import GrowingArray, sync_folder, write_all, write_synced
+from vsrn.regions.growing import GrowingArray, open_unlinked, sync_folder, write_all, write_synced
 from vsrn.regions.shards import SHARD_FILE, Shard
 from vsrn.regions.store import RegionNames, Regions, StoreInfo
 
@@ -41,11 +41,15 @@ COUNTS = "_counts.npy"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class SkippedPhoto(msgspec.Struct, frozen=True):
-    """A photo that has no row, and the sentence that says why."""
+class SkippedPhoto(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A photo that has no row, and the sentence that says why.
+
+    kind  a `vsrn.errors.SkipKind`; "" where a version wrote it that did not keep the kind
+    """
 
     id: str
     reason: str
+    kind: str = ""
 
 
 class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,8 +83,12 @@ class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     skipped: list[SkippedPhoto]
 
 
+# What may follow a split's name; nothing that leads to another folder.
+_FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]*\.[a-z]+$")]
+
+
 class _Publish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    publish: list[str]
+    publish: list[_FileName]
 
 
 def digest_of(ids: Sequence[str]) -> str:
@@ -330,7 +338,7 @@ def _publish(folder: Path, split: str, names: Sequence[str]) -> None:
 
 
 def _open_journal(path: Path) -> io.FileIO:
-    journal = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+    journal = open_unlinked(path)
     try:
         fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

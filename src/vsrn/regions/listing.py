@@ -1,0 +1,262 @@
+"""Which files of a folder ought to be photos: every file once, each with an id; what cannot be listed has its reason.
+
+find_photos("photos/")                       every file under the folder
+PhotoNames("photos/").path("2019/café.jpg")  one file by its id, in whichever Unicode form the disk has its name
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vsrn.errors import DataError, PhotoError
+from vsrn.files import normal_name, printable
+
+_NOT_ONE_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$")
+# A folder that holds both is an index of ours: its files are no photos of anybody's.
+_INDEX_FILES = {"index.json", "records.sqlite"}
+
+
+@dataclass(frozen=True)
+class PhotoFile:
+    """A file that ought to be a photo, or a folder or link that cannot be looked into.
+
+    id       its path below the folder that was searched, with forward slashes, in Unicode's NFC form;
+             a folder that cannot be listed has a slash at its end
+    path     where to open it
+    refusal  why it is not to be opened, for instance a link that leads out of the folder; None where it may be
+    """
+
+    id: str
+    path: Path
+    refusal: PhotoError | None = None
+
+
+def find_photos(folder: Path | str, *, leave_out: Path | None = None, follow_links: bool = False) -> list[PhotoFile]:
+    """Every file under `folder`, sorted by id, each with an id of its own.
+
+    leave_out     a folder that is not searched
+    follow_links  whether links may lead out of `folder`; else such a link is listed with a refusal
+
+    Passed over are hidden files and folders, and folders below `folder` that hold an index. What is not a photo is
+    listed all the same, so that whoever decodes it can say so. Each folder is searched once and each file listed
+    once, whatever links lead to it: real folders and files go first, of hard links the first by id. A folder that
+    cannot be listed and a link that leads nowhere are listed with a refusal.
+
+    Raises `DataError` where `folder` is missing, cannot be listed, or holds nothing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; name the folder that holds the photos.")
+    walk = _Walk(folder, follow_links=follow_links)
+    if leave_out is not None and leave_out.is_dir():
+        walk.searched.add(_identity(leave_out.stat(), leave_out))
+    found = walk.run()
+    if not found:
+        raise DataError(f"{folder} holds no files; name the folder that holds the photos.")
+    return _with_own_ids(found)
+
+
+def photo_id(relative: Path) -> str:
+    """The path as one line of UTF-8 in NFC: what would break the line or the encoding is written as an escape."""
+    text = normal_name(os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace"))
+    return _NOT_ONE_LINE.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+class PhotoNames:
+    """Files below a folder by their ids, whichever Unicode form the disk has their names in.
+
+    A folder is listed only where it does not hold a name as it is asked for, and then once.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._listed: dict[Path, dict[str, str]] = {}
+
+    def path(self, name: str) -> Path:
+        """Where the file is; `folder / name` where there is none."""
+        plain = self.folder / name
+        if name.isascii() or os.path.lexists(plain):
+            return plain
+        path = self.folder
+        for part in Path(name).parts:
+            below = path / part
+            if not part.isascii() and not os.path.lexists(below):
+                below = path / self._names(path).get(normal_name(part), part)
+            path = below
+        return path
+
+    def _names(self, folder: Path) -> dict[str, str]:
+        """Names in a folder, by their NFC form."""
+        if folder not in self._listed:
+            try:
+                names = sorted((entry.name for entry in os.scandir(folder)), reverse=True)
+                self._listed[folder] = {normal_name(name): name for name in names}
+            except OSError:
+                self._listed[folder] = {}
+        return self._listed[folder]
+
+
+@dataclass
+class _Walk:
+    """One search of a folder.
+
+    searched  identities of folders that need not be searched (again)
+    found     files and refusals, in the order they are found
+    links     links that are still to be looked at
+    files     identities of files with several hard links, and of files that a link led to
+    """
+
+    root: Path
+    follow_links: bool
+    searched: set[Hashable] = field(default_factory=set)
+    found: list[PhotoFile] = field(default_factory=list)
+    links: list[Path] = field(default_factory=list)
+    files: set[Hashable] = field(default_factory=set)
+
+    def run(self) -> list[PhotoFile]:
+        """Every file, real folders first, then what links lead to."""
+        self.real_root = Path(os.path.realpath(self.root))
+        self._search(self.root)
+        while self.links:
+            # Folders first: what lies in them is listed there, and not by further links to it.
+            folders = [link for link in self.links if _leads_to_folder(link)]
+            links = sorted(folders or self.links)
+            self.links = [link for link in self.links if link not in set(links)]
+            for link in links:
+                self._look_behind(link)
+        return self.found
+
+    def _search(self, top: Path) -> None:
+        """List the real files below a folder, and put aside its links."""
+        folders, files = [top], list[tuple[PhotoFile, Hashable]]()
+        while folders:
+            current = folders.pop()
+            try:
+                identity = _identity(current.stat(), current)
+                if identity in self.searched:
+                    continue
+                self.searched.add(identity)
+                entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+            except OSError as error:
+                self._refuse_folder(current, error)
+                continue
+            if current != self.root and {entry.name for entry in entries} >= _INDEX_FILES:
+                continue
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                path, kind = current / entry.name, _kind(entry)
+                if kind == "link":
+                    self.links.append(path)
+                elif kind == "folder":
+                    folders.append(path)
+                else:
+                    files.append((self._photo(path), _hard_link(entry)))
+        # Sorted, so that of several hard links the first by id stays.
+        for photo, identity in sorted(files, key=lambda file: _order(file[0])):
+            if identity is None or identity not in self.files:
+                self.files.add(identity)
+                self.found.append(photo)
+
+    def _look_behind(self, link: Path) -> None:
+        """List what a link leads to, unless it is listed anyway, or say why not."""
+        try:
+            status = link.stat()
+        except OSError as error:
+            self._refuse(link, f"is a link that leads nowhere ({error.strerror}); delete it or mend it.")
+            return
+        target = Path(os.path.realpath(link))
+        inside = target.is_relative_to(self.real_root)
+        if not inside and not self.follow_links:
+            self._refuse(link, f"is a link that leads out of {printable(self.root)}; say --follow-links to follow it.")
+        elif stat.S_ISDIR(status.st_mode):
+            self._search(link)
+        elif not self._is_listed(target, status):
+            self.files.add(_identity(status, target))
+            self.found.append(self._photo(link))
+
+    def _is_listed(self, target: Path, status: os.stat_result) -> bool:
+        """Whether the file that a link leads to has an entry of its own."""
+        if _identity(status, target) in self.files:
+            return True
+        try:
+            parent = _identity(target.parent.stat(), target.parent)
+        except OSError:
+            return False
+        return parent in self.searched and not target.name.startswith(".")
+
+    def _photo(self, path: Path) -> PhotoFile:
+        return PhotoFile(photo_id(path.relative_to(self.root)), path)
+
+    def _refuse(self, link: Path, reason: str) -> None:
+        refusal = PhotoError(f"{printable(link)} {reason}", "link")
+        self.found.append(PhotoFile(photo_id(link.relative_to(self.root)), link, refusal))
+
+    def _refuse_folder(self, folder: Path, error: OSError) -> None:
+        reason = f"{printable(folder)} cannot be listed ({error.strerror}); check its permissions."
+        if folder == self.root:
+            raise DataError(reason) from error
+        refusal = PhotoError(reason, "unreadable")
+        self.found.append(PhotoFile(f"{photo_id(folder.relative_to(self.root))}/", folder, refusal))
+
+
+def _identity(status: os.stat_result, path: Path) -> Hashable:
+    """What is the same for all names of one file or folder. Some file systems do not number their files."""
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
+
+
+def _leads_to_folder(link: Path) -> bool:
+    try:
+        return link.is_dir()
+    except OSError:
+        return False
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["link", "folder", "file"]:
+    try:
+        if entry.is_symlink():
+            return "link"
+        return "folder" if entry.is_dir(follow_symlinks=False) else "file"
+    except OSError:  # opening it will say what is wrong
+        return "file"
+
+
+def _hard_link(entry: os.DirEntry[str]) -> Hashable:
+    """The identity of a file that has several names; None of any other file."""
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError:  # opening it will say what is wrong
+        return None
+    return (status.st_dev, status.st_ino) if status.st_nlink > 1 and status.st_ino else None
+
+
+def _order(photo: PhotoFile) -> tuple[str, bytes]:
+    return photo.id, os.fsencode(photo.path)
+
+
+def _with_own_ids(found: list[PhotoFile]) -> list[PhotoFile]:
+    """Sorted by id. Where names differ only in their Unicode form, the later ones get another id and a refusal."""
+    taken: dict[str, PhotoFile] = {}
+    later: list[PhotoFile] = []
+    for photo in sorted(found, key=_order):
+        if taken.setdefault(photo.id, photo) is not photo:
+            later.append(photo)
+    for photo in later:
+        first = printable(taken[photo.id].path)
+        reason = f"{printable(photo.path)} has the same name as {first} in another Unicode form; rename one of the two."
+        free = next(name for name in _numbered(photo.id) if name not in taken)
+        taken[free] = PhotoFile(free, photo.path, PhotoError(reason, "unreadable"))
+    return sorted(taken.values(), key=_order)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    number = 2
+    while True:
+        yield f"{name} ({number})"
+        number += 1
