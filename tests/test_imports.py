@@ -35,9 +35,14 @@ ORDER = [
     "vsrn.photo_splits",
     "vsrn.model",
     "vsrn.inference",
-    "vsrn.search.opening",
+    "vsrn.search.model",
+    "vsrn.search.damage",
+    "vsrn.search.index",
+    "vsrn.search.writer",
     "vsrn.search.rerank",
     "vsrn.search.create",
+    "vsrn.search.mend",
+    "vsrn.search.plan",
     "vsrn.search.build",
     "vsrn.training",
     "vsrn.legacy_vsepp",
@@ -48,7 +53,14 @@ ORDER = [
     "vsrn.__main__",
 ]
 LAST_WITHOUT_TORCH = "vsrn.search"
-WITHOUT_TORCH_TOO = ["vsrn.search.opening", "vsrn.server.running", "vsrn.cli", "vsrn.cli.options", "vsrn.cli.progress"]
+WITHOUT_TORCH_TOO = [
+    "vsrn.search.index",
+    "vsrn.search.writer",
+    "vsrn.server.running",
+    "vsrn.cli",
+    "vsrn.cli.options",
+    "vsrn.cli.progress",
+]
 
 MODULES = {
     ".".join(["vsrn", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -197,6 +199,26 @@ def test_no_photo_is_one_line_and_is_not_opened_again(
     shutil.copy(photos / "top.png", photos / "IMG_2.jpg.json")
     assert run_command("index", arguments) == 0
     assert "12 photos (1 new" in capsys.readouterr().out
+
+
+def test_what_is_no_photo_is_opened_once(photos: Path, model: Path, tmp_path: Path) -> None:
+    (photos / "IMG_1.jpg.json").write_text("{}")
+    (photos / "clip.mp4").write_bytes(b"no photo")
+    program = (
+        "import sys\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, arguments: event == 'open' and opened.append(str(arguments[0])))\n"
+        "from colours import COLOURS_BY_NAME\n"
+        "from vsrn.regions import extractor\n"
+        "extractor._EXTRACTORS.update(COLOURS_BY_NAME)\n"
+        "from vsrn.search.build import update_index\n"
+        "report = update_index(*sys.argv[1:])\n"
+        "print(len(report.skipped), sum(name.endswith(('.mp4', '.jpg.json')) for name in opened))"
+    )
+    arguments = [sys.executable, "-c", program, str(photos), str(tmp_path / "idx"), str(model)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    said = [subprocess.run(arguments, capture_output=True, check=True, text=True, env=environment) for _ in range(2)]
+    assert [run.stdout.strip() for run in said] == ["2 2", "2 0"]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
