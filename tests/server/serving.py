@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-import uvicorn
 from colours import COLOURS_BY_NAME, export_colours, save_photo
 from PIL import Image
 
@@ -22,7 +21,7 @@ from vsrn.search.build import update_index
 from vsrn.search.index import Index
 from vsrn.search.opening import open_index
 from vsrn.server.app import create_app
-from vsrn.server.running import listen
+from vsrn.server.running import listen, server_of
 from vsrn.server.settings import Access, Limits
 
 ODD_ID = "holiday/50% off & more #1? ü\"<b>'.png"
@@ -67,9 +66,11 @@ def colours_known() -> Iterator[None]:
 def serving(place: Place, access: Access | None = None, limits: Limits | None = None) -> Iterator[str]:
     """The address of a service that runs for the block."""
     index = place.open()
-    app = create_app(index, cast("ExportedEncoder", index.encoder), access or Access(), limits or Limits())
+    limits = limits or Limits()
+    app = create_app(index, cast("ExportedEncoder", index.encoder), access or Access(), limits)
     listening = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    server = server_of(app, listening, limits)
+    server.config.timeout_graceful_shutdown = 1
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     with colours_known():
         thread.start()
