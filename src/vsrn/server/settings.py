@@ -42,7 +42,7 @@ class Limits:
     arriving_bytes: int = 160_000_000
     uploads_at_once: int = 8
     requests_at_once: int = 128
-    connections: int = 4096
+    connections: int = 1024
     head_bytes: int = 16_384
     head_seconds: float = 10.0
     answer_seconds: float = 30.0
