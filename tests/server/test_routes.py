@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from colours import save_photo
+from colours import export_colours, save_photo
 from fastapi.testclient import TestClient
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -202,7 +203,7 @@ def test_only_what_was_indexed_is_sent(own_place: Place, change: Any) -> None:
         assert client.get("/api/thumbnail?id=00.png").status_code == 200
 
 
-PHOTO_ROUTES = ["/api/photo", "/api/thumbnail", "/api/search/like", "/api/explain?sentence=red"]
+PHOTO_ROUTES = ["/api/photo", "/api/thumbnail", "/api/search/like", "/api/explain"]
 OUTSIDE = [
     "../idx/index.json",
     "/etc/passwd",
@@ -218,7 +219,7 @@ OUTSIDE = [
 @pytest.mark.parametrize("photo_id", OUTSIDE)
 def test_what_is_not_in_the_index_is_not_there(client: TestClient, photo_id: str) -> None:
     for route in PHOTO_ROUTES:
-        answer = client.get(route, params={"id": photo_id, "sentence": "red"})
+        answer = client.get(route, params={"id": photo_id} | ({"sentence": "red"} if route == "/api/explain" else {}))
         assert (answer.status_code, answer.json()) == (404, {"detail": "the index holds no photo of that id."})
 
 
@@ -242,6 +243,12 @@ def png(width: int, height: int) -> bytes:
         ("GET", "/api/search?sentence=red&folder=" + "a" * 5000, None, 422, "folder: String should have at most"),
         ("GET", "/api/search/like?id=" + "a" * 5000, None, 422, "id: String should have at most"),
         ("GET", "/api/photo", None, 422, "id: Field required"),
+        ("GET", "/api/search?sentence=red&foldr=x", None, 422, "/api/search has no parameter 'foldr'. Did you mean 'f"),
+        ("GET", "/api/search?foldr=x", None, 422, "/api/search has no parameter 'foldr'."),
+        ("GET", "/api/search?sentence=red&=x", None, 422, "/api/search has no parameter ''. It has sentence, k,"),
+        ("GET", "/api/about?zzz=1", None, 422, "/api/about has no parameter 'zzz'."),
+        ("GET", "/api/photo?id=00.png&" + "z" * 9_000, None, 422, "/api/photo has no parameter '" + "z" * 40 + "'"),
+        ("POST", "/api/search/photo?K=3", png(9, 9), 422, "/api/search/photo has no parameter 'K'. It has k, "),
         ("GET", "/api/nowhere", None, 404, "not found; /docs lists what there is."),
         ("GET", "/static/../app.py", None, 404, "not found"),
         ("GET", "/static/%2e%2e/app.py", None, 404, "not found"),
@@ -308,6 +315,37 @@ def test_a_photo_that_never_arrives_is_not_waited_for(place: Place) -> None:
     assert sent[0]["status"] == 408
 
 
+DAMAGE = ["vectors-1.f16", "regions-1.bin", "thumbnails-1.bin"]
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_service_whose_index_lost_a_file_is_not_ready(
+    own_place: Place, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for client in client_of(own_place):
+        assert client.get("/readyz").status_code == 200
+        (own_place.idx / name).rename(own_place.idx / "elsewhere")
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert str(own_place.idx) not in answer.text
+        assert client.get("/healthz").status_code == 200
+        assert name.partition("-")[0] in caplog.text
+        assert "--check" in caplog.text
+        assert not re.search("delete|make it again", caplog.text)
+        (own_place.idx / "elsewhere").rename(own_place.idx / name)
+        assert client.get("/readyz").status_code == 200
+
+
+def test_an_empty_index_is_ready(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/notes.txt").write_text("no photo")
+    with colours_known():
+        update_index(tmp_path / "photos", tmp_path / "idx", export_colours(tmp_path / "model"))
+    for client in client_of(Place(tmp_path / "photos", tmp_path / "idx")):
+        assert client.get("/api/about").json()["num_photos"] == 0
+        assert client.get("/readyz").status_code == 200
+
+
 def test_a_broken_index_is_named_in_the_log_alone(own_place: Place, caplog: pytest.LogCaptureFixture) -> None:
     for client in client_of(own_place):
         (own_place.idx / "thumbnails-1.bin").unlink()
@@ -316,6 +354,27 @@ def test_a_broken_index_is_named_in_the_log_alone(own_place: Place, caplog: pyte
         assert str(own_place.idx) not in answer.text
         assert "thumbnails-1.bin is missing" in caplog.text
         assert client.get("/api/search?sentence=red").status_code == 200
+
+
+def test_nothing_but_a_jpeg_is_sent_as_a_thumbnail(own_place: Place) -> None:
+    """Whoever made the index may have put anything there, or a link to anything."""
+    secret = b"root:x:0:0:root:/root:/bin/bash\n" * 1_000
+    for client in client_of(own_place):
+        assert client.get("/api/thumbnail?id=00.png").content.startswith(b"\xff\xd8\xff")
+        (own_place.idx / "thumbnails-1.bin").write_bytes(secret)
+        answer = client.get("/api/thumbnail?id=00.png")
+        assert answer.status_code == 503
+        assert "root:" not in answer.text
+
+
+def test_photos_of_more_than_25_megapixels_are_refused(place: Place) -> None:
+    for client in client_of(place, Limits()):
+        for side, status in [(5_000, 200), (5_001, 400)]:
+            content = io.BytesIO()
+            Image.new("1", (side, 5_000)).save(content, "PNG")
+            answer = client.post("/api/search/photo", content=content.getvalue())
+            assert answer.status_code == status
+        assert "5001 x 5000 pixels" in answer.json()["detail"]
 
 
 def test_no_more_requests_are_taken_than_may_be_in_work() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -182,6 +183,17 @@ def test_a_mistake_is_one_sentence(
     assert run.returncode == 2
     (error,) = run.stderr.splitlines()
     assert re.match(f"error: .*{sentence}", error)
+
+
+def test_an_index_without_vectors_is_one_sentence_too(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(place.idx, tmp_path / "idx")
+    (tmp_path / "idx/vectors-1.f16").unlink()
+    run = subprocess.run(
+        command(str(tmp_path / "idx"), "--port", "0"), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run.returncode == 2
+    (error,) = run.stderr.splitlines()
+    assert re.match("error: .*vectors-1.f16", error)
 
 
 @pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "prometheus_client"])

@@ -41,6 +41,8 @@ def serve(folder: Path, host: str, port: int, access: Access, started: Callable[
     index = open_index(folder)
     encoder = index.encoder
     assert isinstance(encoder, ExportedEncoder)
+    # What is missing or damaged is said here in one sentence; once the server runs it would be a stack trace.
+    index.search("", 1)
     listener = listen(host, port)
     server = server_of(create_app(index, encoder, access, limits), listener, limits)
     started(address_of(listener, host), len(index))
