@@ -134,6 +134,40 @@ def test_the_soft_limit_of_files_is_raised(place: Place) -> None:
         assert soft == min(hard, 65_536)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets the limits of another process")
+def test_where_files_run_out_all_the_same_an_idle_connection_gives_its_own(place: Place, tmp_path: Path) -> None:
+    """As where the whole system has no more: the limit is put to what the running service has open."""
+    import resource
+
+    with running(str(place.idx), log=tmp_path / "log") as (process, address):
+        before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        without_connections = first_free(process.pid)
+        host, port = address.removeprefix("http://").rstrip("/").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as idle:
+            idle.sendall(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\nGET / HTTP/1.1\r\n".encode())
+            assert idle.recv(12) == b"HTTP/1.1 200"
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (first_free(process.pid), before[1]))
+            assert get(f"{address}healthz")[0] == 200
+        begun = time.monotonic()
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (without_connections, before[1]))
+        with socket.create_connection((host, int(port)), timeout=60) as waiting:
+            waiting.sendall(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            while "a connection waits: " not in (tmp_path / "log").read_text():
+                assert time.monotonic() < begun + 60, "the log does not say that a connection waits"
+                time.sleep(0.05)
+            written = (tmp_path / "log").read_text().splitlines()[1:]
+            assert len(written) <= time.monotonic() - begun + 2
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
+            assert waiting.recv(12) == b"HTTP/1.1 200"
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def first_free(pid: int) -> int:
+    """The number that the next file of a process gets; a limit at it allows no further file."""
+    used = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    return min(set(range(len(used) + 1)) - used)
+
+
 def test_bad_requests_write_a_line_a_second_at_most(place: Place, tmp_path: Path) -> None:
     upgrade = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     bad = [(b"no request\r\n\r\n", b"HTTP/1.1 400"), (upgrade, b"HTTP/1.1 200")]
