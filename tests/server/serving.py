@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
+import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ from typing import cast
 
 import pytest
 from colours import COLOURS_BY_NAME, export_colours, save_photo
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from vsrn.inference.exported import ExportedEncoder
@@ -27,6 +31,7 @@ from vsrn.server.settings import Access, Limits
 ODD_ID = "holiday/50% off & more #1? ü\"<b>'.png"
 SHAPES = [(24, 16), (16, 24), (20, 20), (40, 16), (30, 20)]
 HOME = "http://localhost"
+SMALL = Limits(upload_bytes=5_000, upload_pixels=10_000)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,17 @@ def make_place(folder: Path, num_photos: int = 11) -> Place:
     return Place(photos, folder / "idx")
 
 
+def copy_place(place: Place, folder: Path) -> Place:
+    """A copy of photos and index, which knows its own photos only."""
+    shutil.copytree(place.idx, folder / "idx")
+    shutil.copytree(place.photos, folder / "photos")
+    own = Place(folder / "photos", folder / "idx")
+    with contextlib.closing(sqlite3.connect(own.idx / "records.sqlite")) as records:
+        records.execute("UPDATE state SET root = ?", (os.fsencode(own.photos),))
+        records.commit()
+    return own
+
+
 @contextlib.contextmanager
 def colours_known() -> Iterator[None]:
     """For the block, photos can be read by the model of the index."""
@@ -60,6 +76,14 @@ def colours_known() -> Iterator[None]:
         for name, where in COLOURS_BY_NAME.items():
             patch.setitem(extractors._EXTRACTORS, name, where)
         yield
+
+
+def client_of(place: Place, limits: Limits = SMALL) -> Iterator[TestClient]:
+    """A client of the app itself, once."""
+    index = place.open()
+    app = create_app(index, index.encoder, Access(), limits)  # type: ignore[arg-type]
+    with colours_known(), TestClient(app, base_url=HOME, raise_server_exceptions=False) as client:
+        yield client
 
 
 @contextlib.contextmanager

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import os
-import re
-import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterator
 from datetime import date
@@ -17,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from colours import export_colours, save_photo
+from colours import save_photo
 from fastapi.testclient import TestClient
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from serving import HOME, ODD_ID, Place, colours_known, make_place
+from serving import ODD_ID, SMALL, Place, client_of, colours_known, copy_place, make_place
 from starlette.types import Message, Receive, Scope, Send
 
 import vsrn
@@ -32,8 +28,6 @@ from vsrn.server.metrics import Metrics
 from vsrn.server.settings import Access, Limits
 from vsrn.server.traffic import Traffic
 
-SMALL = Limits(upload_bytes=5_000, upload_pixels=10_000)
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
@@ -43,13 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture
 def own_place(place: Place, tmp_path: Path) -> Place:
     """A copy that a test may spoil."""
-    shutil.copytree(place.idx, tmp_path / "idx")
-    shutil.copytree(place.photos, tmp_path / "photos")
-    own = Place(tmp_path / "photos", tmp_path / "idx")
-    with contextlib.closing(sqlite3.connect(own.idx / "records.sqlite")) as records:
-        records.execute("UPDATE state SET root = ?", (os.fsencode(own.photos),))
-        records.commit()
-    return own
+    return copy_place(place, tmp_path)
 
 
 @pytest.fixture
@@ -61,13 +49,6 @@ def client(place: Place) -> Iterator[TestClient]:
 def index(place: Place) -> Iterator[Index]:
     with colours_known(), place.open() as index:
         yield index
-
-
-def client_of(place: Place, limits: Limits = SMALL) -> Iterator[TestClient]:
-    index = place.open()
-    app = create_app(index, index.encoder, Access(), limits)  # type: ignore[arg-type]
-    with colours_known(), TestClient(app, base_url=HOME, raise_server_exceptions=False) as client:
-        yield client
 
 
 def found(answer: Any) -> list[tuple[str, Any]]:
@@ -313,58 +294,6 @@ def test_a_photo_that_never_arrives_is_not_waited_for(place: Place) -> None:
 
     asyncio.run(run())
     assert sent[0]["status"] == 408
-
-
-DAMAGE = ["vectors-1.f16", "regions-1.bin", "thumbnails-1.bin"]
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_service_whose_index_lost_a_file_is_not_ready(
-    own_place: Place, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    for client in client_of(own_place):
-        assert client.get("/readyz").status_code == 200
-        (own_place.idx / name).rename(own_place.idx / "elsewhere")
-        answer = client.get("/readyz")
-        assert answer.status_code == 503
-        assert str(own_place.idx) not in answer.text
-        assert client.get("/healthz").status_code == 200
-        assert name.partition("-")[0] in caplog.text
-        assert "--check" in caplog.text
-        assert not re.search("delete|make it again", caplog.text)
-        (own_place.idx / "elsewhere").rename(own_place.idx / name)
-        assert client.get("/readyz").status_code == 200
-
-
-def test_an_empty_index_is_ready(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos/notes.txt").write_text("no photo")
-    with colours_known():
-        update_index(tmp_path / "photos", tmp_path / "idx", export_colours(tmp_path / "model"))
-    for client in client_of(Place(tmp_path / "photos", tmp_path / "idx")):
-        assert client.get("/api/about").json()["num_photos"] == 0
-        assert client.get("/readyz").status_code == 200
-
-
-def test_a_broken_index_is_named_in_the_log_alone(own_place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    for client in client_of(own_place):
-        (own_place.idx / "thumbnails-1.bin").unlink()
-        answer = client.get("/api/thumbnail?id=00.png")
-        assert answer.status_code == 503
-        assert str(own_place.idx) not in answer.text
-        assert "thumbnails-1.bin is missing" in caplog.text
-        assert client.get("/api/search?sentence=red").status_code == 200
-
-
-def test_nothing_but_a_jpeg_is_sent_as_a_thumbnail(own_place: Place) -> None:
-    """Whoever made the index may have put anything there, or a link to anything."""
-    secret = b"root:x:0:0:root:/root:/bin/bash\n" * 1_000
-    for client in client_of(own_place):
-        assert client.get("/api/thumbnail?id=00.png").content.startswith(b"\xff\xd8\xff")
-        (own_place.idx / "thumbnails-1.bin").write_bytes(secret)
-        answer = client.get("/api/thumbnail?id=00.png")
-        assert answer.status_code == 503
-        assert "root:" not in answer.text
 
 
 def test_photos_of_more_than_25_megapixels_are_refused(place: Place) -> None:
