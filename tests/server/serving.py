@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
+import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +15,8 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-import uvicorn
 from colours import COLOURS_BY_NAME, export_colours, save_photo
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from vsrn.inference.exported import ExportedEncoder
@@ -21,12 +24,13 @@ from vsrn.regions import extractor as extractors
 from vsrn.search.build import update_index
 from vsrn.search.index import Index, open_index
 from vsrn.server.app import create_app
-from vsrn.server.running import listen
+from vsrn.server.running import listen, server_of
 from vsrn.server.settings import Access, Limits
 
 ODD_ID = "holiday/50% off & more #1? ü\"<b>'.png"
 SHAPES = [(24, 16), (16, 24), (20, 20), (40, 16), (30, 20)]
 HOME = "http://localhost"
+SMALL = Limits(upload_bytes=5_000, upload_pixels=10_000)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,17 @@ def make_place(folder: Path, num_photos: int = 11) -> Place:
     return Place(photos, folder / "idx")
 
 
+def copy_place(place: Place, folder: Path) -> Place:
+    """A copy of photos and index, which knows its own photos only."""
+    shutil.copytree(place.idx, folder / "idx")
+    shutil.copytree(place.photos, folder / "photos")
+    own = Place(folder / "photos", folder / "idx")
+    with contextlib.closing(sqlite3.connect(own.idx / "records.sqlite")) as records:
+        records.execute("UPDATE state SET root = ?", (os.fsencode(own.photos),))
+        records.commit()
+    return own
+
+
 @contextlib.contextmanager
 def colours_known() -> Iterator[None]:
     """For the block, photos can be read by the model of the index."""
@@ -62,13 +77,23 @@ def colours_known() -> Iterator[None]:
         yield
 
 
+def client_of(place: Place, limits: Limits = SMALL) -> Iterator[TestClient]:
+    """A client of the app itself, once."""
+    index = place.open()
+    app = create_app(index, index.encoder, Access(), limits)  # type: ignore[arg-type]
+    with colours_known(), TestClient(app, base_url=HOME, raise_server_exceptions=False) as client:
+        yield client
+
+
 @contextlib.contextmanager
 def serving(place: Place, access: Access | None = None, limits: Limits | None = None) -> Iterator[str]:
     """The address of a service that runs for the block."""
     index = place.open()
-    app = create_app(index, cast("ExportedEncoder", index.encoder), access or Access(), limits or Limits())
+    limits = limits or Limits()
+    app = create_app(index, cast("ExportedEncoder", index.encoder), access or Access(), limits)
     listening = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    server = server_of(app, listening, limits)
+    server.config.timeout_graceful_shutdown = 1
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     with colours_known():
         thread.start()

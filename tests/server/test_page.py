@@ -116,6 +116,7 @@ def test_the_grid_is_justified_and_no_photo_is_distorted(page: Page) -> None:
     for row in full:
         assert row[-1]["right"] == pytest.approx(right, abs=1)
         assert len({box["height"] for box in row}) == 1
+    page.wait_for_function("[...document.querySelectorAll('.tile img')].every(image => image.naturalWidth > 0)")
     sizes = page.locator(".tile img").evaluate_all(
         "all => all.map(i => [i.clientWidth / i.clientHeight, i.naturalWidth / i.naturalHeight])"
     )

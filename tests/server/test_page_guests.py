@@ -74,6 +74,52 @@ def test_the_page_asks_for_the_token_and_keeps_it_out_of_the_address(browser: Br
         assert page.url == f"{address}/"
 
 
+def test_two_services_in_one_browser_do_not_log_each_other_out(browser: Browser, place: Place) -> None:
+    with serving(place, Access(TOKEN)) as one, serving(place, Access(TOKEN)) as other, browser.new_context() as context:
+        page = context.new_page()
+        for address in (one, other):
+            page.goto(f"{address}/#token={TOKEN.replace(' ', '%20')}")
+            expect(page.locator(".tile")).to_have_count(24)
+        page.goto(f"{one}/")
+        expect(page.locator(".tile")).to_have_count(24)
+        ports = {address.rpartition(":")[2] for address in (one, other)}
+        assert {cookie["name"] for cookie in context.cookies()} == {f"vsrn_session_{port}" for port in ports}
+
+
+def test_who_closes_the_login_can_open_it_again(browser: Browser, place: Place) -> None:
+    with serving(place, Access(TOKEN)) as address, browser.new_context(base_url=address) as context:
+        page = context.new_page()
+        page.goto("/")
+        for _ in range(2):
+            expect(page.locator("#login")).to_be_visible()
+            page.locator("#token").press("Escape")
+            expect(page.locator("#login")).to_be_hidden()
+            expect(page.locator("#problem-words")).to_have_text("This service asks for its token.")
+            expect(page.locator("#start")).to_be_hidden()
+            page.get_by_role("button", name="Enter the token").click()
+        page.locator("#token").fill(TOKEN)
+        page.keyboard.press("Enter")
+        expect(page.locator(".tile")).to_have_count(24)
+        expect(page.locator("#problem")).to_be_hidden()
+        expect(page.locator("#num-photos")).to_have_text("31")
+
+
+def test_a_service_that_ended_is_named_and_nothing_else_is_claimed(browser: Browser, place: Place) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        with serving(place) as address:
+            page.goto(f"{address}/?q={SENTENCE.replace(' ', '+')}")
+            expect(page.locator(".tile")).to_have_count(24)
+            page.route("**/api/**", lambda route: route.abort())
+            page.goto(f"{address}/")
+            expect(page.locator("#problem-words")).to_have_text("The service does not answer. Is it still running?")
+            expect(page.locator("#start")).to_be_hidden()
+            page.unroute("**/api/**")
+            page.get_by_role("button", name="Try again").click()
+            expect(page.locator(".tile")).to_have_count(24)
+            expect(page.locator("#start")).to_be_visible()
+
+
 def test_another_page_in_the_same_browser_reads_nothing(browser: Browser, address: str) -> None:
     with serving_a_page() as elsewhere, browser.new_context() as context:
         page = context.new_page()

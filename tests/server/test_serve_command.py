@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -35,20 +37,34 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(*arguments: str, **more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A service on a free port, and its address."""
-    process = subprocess.Popen(
-        command(*arguments, "--port", "0"), stderr=subprocess.PIPE, text=True, env=environment(**more)
-    )
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        found = re.search(r"12 photos at (http://\S+/)", line)
-        assert found is not None, line + process.stderr.read()
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.communicate()
+def running(
+    *arguments: str, files: str = "", log: Path | None = None, **more: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A service on a free port, and its address.
+
+    files  what its shell is told of the number of files it may open, such as `ulimit -n 256`
+    log    where its standard error goes, and not to the test
+    """
+    with contextlib.ExitStack() as stack:
+        error = subprocess.PIPE if log is None else stack.enter_context(log.open("w"))
+        shell = ["sh", "-c", f'{files}; exec "$@"', "sh"] if files else []
+        served = [*shell, *command(*arguments, "--port", "0")]
+        process = subprocess.Popen(served, stderr=error, text=True, env=environment(**more))
+        try:
+            line = process.stderr.readline() if process.stderr is not None else first_line(log, process)
+            found = re.search(r"12 photos at (http://\S+/)", line)
+            assert found is not None, line
+            yield process, found[1]
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def first_line(log: Path | None, process: subprocess.Popen[str]) -> str:
+    assert log is not None
+    while process.poll() is None and "\n" not in log.read_text():
+        time.sleep(0.05)
+    return log.read_text()
 
 
 def get(url: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
@@ -79,6 +95,92 @@ def test_it_answers_without_torch_until_it_is_told_to_end(place: Place, ending: 
             assert process.wait(timeout=20) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+def test_idle_connections_do_not_keep_others_out(place: Place, tmp_path: Path) -> None:
+    """400 that each send half a request, to a service that may open 256 files."""
+    with running(str(place.idx), files="ulimit -n 256", log=tmp_path / "log") as (_, address):
+        host, port = address.removeprefix("http://").rstrip("/").split(":")
+        begun = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            for _ in range(400):
+                idle = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+                idle.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-a: ")
+            for _ in range(5):
+                assert healthy_within_a_second(address)
+            assert get(f"{address}api/thumbnail?id=00.png")[0] == 200
+            assert get(f"{address}api/search?sentence=red")[0] == 200
+        assert get(f"{address}api/photos")[0] == 200
+        written = (tmp_path / "log").read_text().splitlines()[1:]
+    # A line a second at the most, and one for the second that had begun.
+    assert 1 <= len(written) <= time.monotonic() - begun + 1
+    assert all(re.match("an idle connection was closed for a new one: 96 are allowed", line) for line in written)
+
+
+def healthy_within_a_second(address: str) -> bool:
+    """Ten tries, since the machine that tests run on may be busy with something else for a second."""
+    for _ in range(10):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}healthz", timeout=1) as answer:
+            return bool(answer.status == 200)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the limits of another process")
+def test_the_soft_limit_of_files_is_raised(place: Place) -> None:
+    import resource
+
+    with running(str(place.idx), files="ulimit -S -n 128") as (process, _):
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        assert soft == min(hard, 65_536)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets the limits of another process")
+def test_where_files_run_out_all_the_same_an_idle_connection_gives_its_own(place: Place, tmp_path: Path) -> None:
+    """As where the whole system has no more: the limit is put to what the running service has open."""
+    import resource
+
+    with running(str(place.idx), log=tmp_path / "log") as (process, address):
+        before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        without_connections = first_free(process.pid)
+        host, port = address.removeprefix("http://").rstrip("/").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as idle:
+            idle.sendall(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\nGET / HTTP/1.1\r\n".encode())
+            assert idle.recv(12) == b"HTTP/1.1 200"
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (first_free(process.pid), before[1]))
+            assert get(f"{address}healthz")[0] == 200
+        begun = time.monotonic()
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (without_connections, before[1]))
+        with socket.create_connection((host, int(port)), timeout=60) as waiting:
+            waiting.sendall(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            while "a connection waits: " not in (tmp_path / "log").read_text():
+                assert time.monotonic() < begun + 60, "the log does not say that a connection waits"
+                time.sleep(0.05)
+            written = (tmp_path / "log").read_text().splitlines()[1:]
+            assert len(written) <= time.monotonic() - begun + 2
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
+            assert waiting.recv(12) == b"HTTP/1.1 200"
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def first_free(pid: int) -> int:
+    """The number that the next file of a process gets; a limit at it allows no further file."""
+    used = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    return min(set(range(len(used) + 1)) - used)
+
+
+def test_bad_requests_write_a_line_a_second_at_most(place: Place, tmp_path: Path) -> None:
+    upgrade = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    bad = [(b"no request\r\n\r\n", b"HTTP/1.1 400"), (upgrade, b"HTTP/1.1 200")]
+    with running(str(place.idx), log=tmp_path / "log") as (_, address):
+        host, port = address.removeprefix("http://").rstrip("/").split(":")
+        begun = time.monotonic()
+        for request, status in bad * 50:
+            with socket.create_connection((host, int(port)), timeout=60) as connection:
+                connection.sendall(request)
+                assert connection.recv(12) == status
+        written = (tmp_path / "log").read_text().splitlines()[1:]
+    assert len(written) <= time.monotonic() - begun + 1
+    assert "websockets" not in "".join(written)
 
 
 def test_beyond_this_machine_it_asks_for_the_token(place: Place) -> None:
@@ -115,6 +217,17 @@ def test_a_mistake_is_one_sentence(
     assert run.returncode == 2
     (error,) = run.stderr.splitlines()
     assert re.match(f"error: .*{sentence}", error)
+
+
+def test_an_index_without_vectors_is_one_sentence_too(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(place.idx, tmp_path / "idx")
+    (tmp_path / "idx/vectors-1.f16").unlink()
+    run = subprocess.run(
+        command(str(tmp_path / "idx"), "--port", "0"), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run.returncode == 2
+    (error,) = run.stderr.splitlines()
+    assert re.match("error: .*vectors-1.f16", error)
 
 
 @pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "prometheus_client"])

@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 import vsrn
+from vsrn.errors import did_you_mean
 from vsrn.inference.exported import ExportedEncoder
 from vsrn.search.index import Index
 from vsrn.search.records import PhotoRecord, Where
@@ -38,6 +39,7 @@ from vsrn.server.uploads import Uploads
 
 STATIC = Path(__file__).parent / "static"
 LIMITS = Limits()
+MOST_NAME_LETTERS = 40
 PHOTO_BODY = {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
 JPEG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
@@ -63,6 +65,22 @@ def filters(
 Filters = Annotated[Where, Depends(filters)]
 
 
+async def only_known_parameters(request: Request) -> None:
+    """Refuse a parameter that a route under /api does not have: a misspelt filter would search everywhere.
+
+    Raises `HTTPException` 422.
+    """
+    path = getattr(request.scope.get("route"), "path", "")
+    if not path.startswith("/api/"):
+        return
+    described = request.app.openapi()["paths"][path][request.method.lower()]
+    known = [parameter["name"] for parameter in described.get("parameters", []) if parameter["in"] == "query"]
+    for name in request.query_params:
+        if name not in known:
+            hint = did_you_mean(name, known) or (f" It has {', '.join(known)}." if known else "")
+            raise refuse(422, f"{path} has no parameter {name[:MOST_NAME_LETTERS]!r}.{hint}")
+
+
 def create_app(index: Index, encoder: ExportedEncoder, access: Access, limits: Limits = LIMITS) -> FastAPI:
     """The service over an open index, which it closes when it ends."""
     metrics = Metrics(lambda: len(index))
@@ -81,6 +99,7 @@ def create_app(index: Index, encoder: ExportedEncoder, access: Access, limits: L
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        dependencies=[Depends(only_known_parameters)],
         responses=problems(422, 429),
     )
     app.state.uploads = Uploads(limits)
@@ -197,10 +216,10 @@ def _add_operation(app: FastAPI, metrics: Metrics, limits: Limits) -> None:
         """That the process answers at all."""
         return State(status="alive")
 
-    @app.get("/readyz", tags=["operation"])
+    @app.get("/readyz", tags=["operation"], responses=problems(503))
     async def ready(service: Served) -> State:
         """That the index and its encoder can be asked."""
-        await service.warm_up()
+        await service.check()
         return State(status="ready")
 
     @app.get("/metrics", tags=["operation"], response_class=Response)

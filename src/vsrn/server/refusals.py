@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from vsrn.errors import PhotoError, UnknownPhotoError, VsrnError
+from vsrn.errors import PhotoError, SearchError, UnknownPhotoError, VsrnError
 from vsrn.server.schemas import Problem
 
 REASONS = {
@@ -24,6 +24,7 @@ REASONS = {
     413: "The body is larger than allowed.",
     422: "A parameter is missing, or outside of what is allowed.",
     429: "Too many requests at once.",
+    503: "The index is damaged, or cannot be read at the moment.",
 }
 
 log = logging.getLogger("vsrn.server")
@@ -67,13 +68,21 @@ async def _ours(_request: Request, error: Exception) -> Response:
         return _problem(404, "the index holds no photo of that id.")
     if isinstance(error, PhotoError) and str(error).startswith("this photo "):
         return _problem(410 if "since it was indexed" in str(error) else 400, str(error))
-    log.error("%s", error)
+    log.error("%s", _for_the_log(error))
     return _problem(503, "the index cannot answer this; the log of the service says why.")
 
 
 async def _unexpected(_request: Request, _error: Exception) -> Response:
     # Starlette raises it again behind this, so it reaches the log.
     return _problem(500, "this went wrong in the service; its log says how.")
+
+
+def _for_the_log(error: Exception) -> str:
+    """What an error says. Of the index only the fact: it serves others, so that nothing is to be deleted for it."""
+    if not isinstance(error, SearchError):
+        return str(error)
+    fact = str(error).partition("; ")[0].rstrip(".")
+    return f"{fact}; `vsrn index --check` says what is damaged."
 
 
 def _problem(status: int, sentence: str, headers: Any = None) -> JSONResponse:

@@ -8,15 +8,19 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from vsrn.errors import ConfigError
 from vsrn.inference.exported import ExportedEncoder
 from vsrn.search.index import open_index
 from vsrn.server.app import create_app
-from vsrn.server.settings import Access
+from vsrn.server.connections import Connection, Listener, connections_for, raise_file_limit
+from vsrn.server.settings import Access, Limits
 
 BACKLOG = 512
 # glibc's number for the setting, from its malloc.h.
@@ -33,27 +37,44 @@ def serve(folder: Path, host: str, port: int, access: Access, started: Callable[
     be bound to the address.
     """
     share_one_heap()
+    limits = Limits()
     index = open_index(folder)
     encoder = index.encoder
     assert isinstance(encoder, ExportedEncoder)
-    listening = listen(host, port)
-    app = create_app(index, encoder, access)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,  # what people search for is theirs
-        server_header=False,
-        timeout_graceful_shutdown=SECONDS_TO_FINISH,
-    )
-    started(address_of(listening, host), len(index))
+    # What is missing or damaged is said here in one sentence; once the server runs it would be a stack trace.
+    index.search("", 1)
+    listener = listen(host, port)
+    server = server_of(create_app(index, encoder, access, limits), listener, limits)
+    started(address_of(listener, host), len(index))
     # uvicorn raises the signal again when it has ended; by then there is nothing left to do.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listener])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        listening.close()
+        listener.close()
+
+
+def server_of(app: FastAPI, listener: Listener, limits: Limits) -> uvicorn.Server:
+    """A server of an app whose connections keep to the limits; `run(sockets=[listener])` runs it.
+
+    Raises the process's limit of open files.
+    """
+    listener.most = connections_for(raise_file_limit(), limits)
+    config = uvicorn.Config(
+        app,
+        # Both are named, since uvicorn takes others where they are installed, and these would not ask the listener.
+        loop="asyncio",
+        http=cast("type[Connection]", partial(Connection, listener, limits)),
+        ws="none",
+        log_level="warning",
+        access_log=False,  # what people search for is theirs
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=SECONDS_TO_FINISH,
+    )
+    return uvicorn.Server(config)
 
 
 def share_one_heap() -> None:
@@ -68,23 +89,23 @@ def share_one_heap() -> None:
             mallopt(M_ARENA_MAX, 1)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> Listener:
     """A socket that takes connections. Raises `ConfigError` where it cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
+        listener = Listener(family, kind, protocol)
     except (OSError, UnicodeError, OverflowError) as error:
         raise ConfigError(f"--host {host} is no address of this machine; try 127.0.0.1.") from error
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(BACKLOG)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
     except OSError as error:
-        listening.close()
+        listener.close()
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(f"port {port} is in use; end what uses it, or choose another --port.") from error
         raise ConfigError(f"{host}, port {port} cannot be served from ({error.strerror}); try another.") from error
-    return listening
+    return listener
 
 
 def address_of(listening: socket.socket, host: str) -> str:

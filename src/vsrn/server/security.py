@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vsrn.server.settings import Access
 
-COOKIE = "vsrn_session"
 # What shows nothing of the photos: the page, its parts, what the service offers, and whether it is alive.
 OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
 OPEN_FOLDERS = ("/static/",)
@@ -70,7 +69,7 @@ class Guard:
             return None
         if path == "/api/session":
             return self._open_session(headers, scope)
-        if self._brings_token(headers) or self._brings_session(headers):
+        if self._brings_token(headers) or self._brings_session(headers, scope):
             return None
         return _unauthorised()
 
@@ -79,15 +78,26 @@ class Guard:
         if scope["method"] != "POST" or not self._brings_token(headers):
             return _unauthorised()
         answer = Response(status_code=204)
-        answer.set_cookie(COOKIE, self.session, httponly=True, samesite="strict", secure=scope["scheme"] == "https")
+        answer.set_cookie(
+            cookie_name(scope), self.session, httponly=True, samesite="strict", secure=scope["scheme"] == "https"
+        )
         return answer
 
     def _brings_token(self, headers: Headers) -> bool:
         kind, _, token = headers.get("authorization", "").partition(" ")
         return kind.lower() == "bearer" and _equal(token.strip(), self.access.token or "")
 
-    def _brings_session(self, headers: Headers) -> bool:
-        return _equal(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""), self.session)
+    def _brings_session(self, headers: Headers, scope: Scope) -> bool:
+        return _equal(cookie_parser(headers.get("cookie", "")).get(cookie_name(scope), ""), self.session)
+
+
+def cookie_name(scope: Scope) -> str:
+    """The name of our cookie: browsers send cookies to every port of a machine, and keep one of each name.
+
+    >>> cookie_name({"server": ("127.0.0.1", 8150)})
+    'vsrn_session_8150'
+    """
+    return f"vsrn_session_{scope['server'][1]}"
 
 
 def is_our_name(host: str, names: frozenset[str]) -> bool:

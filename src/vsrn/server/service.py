@@ -14,6 +14,7 @@ import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from vsrn.captions.tokenizer import tokenize
+from vsrn.errors import SearchError
 from vsrn.inference.captions import CAPTIONER_FILE
 from vsrn.inference.explanation import Explanation
 from vsrn.inference.exported import ExportedEncoder
@@ -34,6 +35,8 @@ SENTENCES_AT_ONCE, PHOTOS_AT_ONCE = 64, 8
 READERS = 4
 # Decoding takes the memory of all of a photo's pixels.
 DECODERS = 2
+
+JPEG_START = b"\xff\xd8\xff"
 
 MOST_EXAMPLES = 4
 EXAMPLES = (
@@ -69,6 +72,22 @@ class Service:
         """Load what the first search needs."""
         await self.search("", 1, Where())
 
+    async def check(self) -> None:
+        """Ask for one of everything that the index keeps of a photo. Raises `SearchError` where it is not there.
+
+        Vectors are asked for by the name of their file too: they stay mapped into the memory of this process where
+        the file is gone, but not of the next.
+        """
+        for record, _ in await self.search("", 1, Where()):
+            await self.thumbnail(record.id)
+            await self._reading(partial(self._check_files, record.id))
+
+    def _check_files(self, photo_id: str) -> None:
+        if self.index.info.explain:
+            self.index.regions(photo_id)
+        if next(self.index.folder.glob("vectors-*"), None) is None:
+            raise SearchError(f"the vectors of {self.index.folder} are missing.")
+
     async def search(self, sentence: str, k: int, where: Where) -> Found:
         """The photos that fit a sentence best."""
         return await self._nearest(await self._sentences.ask(sentence), k, where)
@@ -91,8 +110,11 @@ class Service:
         return await self._reading(lambda: self.index.photo(photo_id))
 
     async def thumbnail(self, photo_id: str) -> bytes:
-        """A small JPEG. Raises `UnknownPhotoError`."""
-        return await self._reading(lambda: self.index.thumbnail(photo_id))
+        """A small JPEG. Raises `UnknownPhotoError`, and `SearchError` where the index holds something else there."""
+        content = await self._reading(lambda: self.index.thumbnail(photo_id))
+        if not content.startswith(JPEG_START):
+            raise SearchError(f"what {self.index.folder} keeps as the thumbnail of {photo_id!r} is no JPEG.")
+        return content
 
     async def photo(self, record: PhotoRecord) -> bytes:
         """The photo as a JPEG. Raises `PhotoError` where its file is not what was indexed."""

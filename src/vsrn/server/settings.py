@@ -19,8 +19,15 @@ class Limits:
     upload_bytes        of a photo to search by
     upload_pixels       the same, before it is decoded
     upload_seconds      for such a photo to arrive
+    pause_seconds       in which nothing of such a photo arrives
+    arriving_at_once    photos of which a part has arrived; above it the one that paused longest is refused
+    arriving_bytes      of all these parts together; the same
+    uploads_at_once     photos that have arrived and are searched by
     requests_at_once    in work or waiting
-    uploads_at_once     of these, how many may hold a photo in memory
+    connections         open, however many files the process may have
+    head_bytes          of a request before its body
+    head_seconds        for these to arrive, counted from the connection or the answer before
+    answer_seconds      in which a client takes nothing of its answer
     photo_side          pixels of the longer side of a photo that is sent
     """
 
@@ -28,10 +35,17 @@ class Limits:
     id_letters: int = 4096
     most_hits: int = 200
     upload_bytes: int = 20_000_000
-    upload_pixels: int = 50_000_000
+    upload_pixels: int = 25_000_000
     upload_seconds: float = 30.0
-    requests_at_once: int = 128
+    pause_seconds: float = 5.0
+    arriving_at_once: int = 32
+    arriving_bytes: int = 160_000_000
     uploads_at_once: int = 8
+    requests_at_once: int = 128
+    connections: int = 1024
+    head_bytes: int = 16_384
+    head_seconds: float = 10.0
+    answer_seconds: float = 30.0
     photo_side: int = 1600
 
 

@@ -5,49 +5,101 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from vsrn.server.refusals import refuse
 from vsrn.server.settings import Limits
 
 
+@dataclass(eq=False)
+class Arrival:
+    """A photo of which a part has come.
+
+    clock    ends it
+    ends     when it ends at the latest, by the event loop's time in seconds
+    content  what has come
+    gave_way whether it was ended for others that send faster
+    """
+
+    clock: asyncio.Timeout
+    ends: float
+    content: bytearray = field(default_factory=bytearray)
+    gave_way: bool = False
+
+
 class Uploads:
-    """Receives photos."""
+    """Receives photos. Clients that send slowly, or stop, hold up nobody: they give way to those that send."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._running = 0
+        self._searching = 0
+        # The one whose last piece came longest ago is first.
+        self._arriving: dict[Arrival, None] = {}
 
     @contextlib.asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[bytes]:
         """The body, held for the block. Raises `HTTPException` 400, 408, 413 or 429."""
-        if self._running >= self.limits.uploads_at_once:
+        content = await self._read_in_time(request)
+        if self._searching >= self.limits.uploads_at_once:
             raise refuse(429, "too many photos are being searched by; send this one again in a moment.")
-        self._running += 1
+        self._searching += 1
         try:
-            yield await self._read_in_time(request)
+            yield content
         finally:
-            self._running -= 1
+            self._searching -= 1
 
     async def _read_in_time(self, request: Request) -> bytes:
+        ends = asyncio.get_running_loop().time() + self.limits.upload_seconds
+        arrival = Arrival(asyncio.timeout_at(ends), ends)
         try:
-            async with asyncio.timeout(self.limits.upload_seconds):
-                return await self._read(request)
+            async with arrival.clock:
+                return await self._read(request, arrival)
         except TimeoutError as error:
+            if arrival.gave_way:
+                raise refuse(429, "too many photos are arriving; send this one again in a moment.") from error
             raise refuse(408, "the photo took too long to arrive; send it again.") from error
+        except ClientDisconnect as error:
+            # Nobody reads this answer, but without it the log would get a stack trace for each who hangs up.
+            raise refuse(400, "the photo did not arrive whole; send it again.") from error
+        finally:
+            self._arriving.pop(arrival, None)
 
-    async def _read(self, request: Request) -> bytes:
+    async def _read(self, request: Request, arrival: Arrival) -> bytes:
         most = self.limits.upload_bytes
         too_large = refuse(413, f"the photo is larger than {most:,} bytes; send a smaller one.")
         claimed = request.headers.get("content-length", "0")
         if claimed.isdecimal() and int(claimed[:12]) > most:
             raise too_large
-        content = bytearray()
+        self._note(arrival)
         async for part in request.stream():
-            content += part
-            if len(content) > most:
+            arrival.content += part
+            if len(arrival.content) > most:
                 raise too_large
-        if not content:
+            self._note(arrival)
+        if not arrival.content:
             raise refuse(400, "the body is empty; send the bytes of a photo.")
-        return bytes(content)
+        return bytes(arrival.content)
+
+    def _note(self, arrival: Arrival) -> None:
+        """Give the next piece its time, and end what is too much. Raises `TimeoutError` where that is this one."""
+        if arrival.gave_way:
+            raise TimeoutError
+        self._arriving.pop(arrival, None)
+        self._arriving[arrival] = None
+        now = asyncio.get_running_loop().time()
+        arrival.clock.reschedule(min(arrival.ends, now + self.limits.pause_seconds))
+        while self._too_much():
+            slowest = next(iter(self._arriving))
+            del self._arriving[slowest]
+            slowest.gave_way = True
+            if slowest is arrival:
+                raise TimeoutError
+            if not slowest.clock.expired():
+                slowest.clock.reschedule(now)
+
+    def _too_much(self) -> bool:
+        held = sum(len(arrival.content) for arrival in self._arriving)
+        return len(self._arriving) > self.limits.arriving_at_once or held > self.limits.arriving_bytes

@@ -91,7 +91,7 @@ function showQuery() {
   part("sentence").placeholder = byPhoto ? "or say it" : "Say what you are looking for";
   if (query.kind !== "sentence") part("sentence").value = "";
   else if (document.activeElement !== part("sentence")) part("sentence").value = query.sentence;
-  part("start").hidden = query.kind !== "start";
+  showStart();
   document.title = query.sentence ? `${query.sentence} · photos` : "Photos by a sentence";
 }
 
@@ -107,6 +107,8 @@ function showAnswer({ hits, unknown_words: unknown }) {
 }
 
 function showStart() {
+  part("start").hidden = !about || query.kind !== "start";
+  if (!about) return; // nothing is known of the photos yet
   part("num-photos").textContent = about.num_photos.toLocaleString("en");
   part("examples").replaceChildren(...about.examples.map((sentence) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: sentence });
@@ -116,11 +118,11 @@ function showStart() {
 }
 
 function showProblem(problem) {
-  if (problem.status === 401) {
-    if (!part("login").open) part("login").showModal();
-    return;
-  }
-  part("problem-words").textContent = problem.message;
+  const asksForToken = problem.status === 401;
+  if (asksForToken && !part("login").open) part("login").showModal();
+  // Behind the login, for those who close it.
+  part("problem-words").textContent = asksForToken ? "This service asks for its token." : problem.message;
+  part("again").textContent = asksForToken ? "Enter the token" : "Try again";
   part("problem").hidden = false;
   part("status").textContent = "";
   part("unknown").hidden = part("more").hidden = true;
