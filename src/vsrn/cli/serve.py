@@ -23,6 +23,7 @@ def main(
     port: int = 8000,
     allow_host: tuple[str, ...] = (),
     open: bool = False,
+    uri: str = "",
 ) -> int:
     """Search an index in the browser, and let other programs ask it over HTTP.
 
@@ -39,6 +40,7 @@ def main(
         port: Port to listen at; 0 takes a free one.
         allow_host: More names that the service is called by, for instance behind a proxy.
         open: Open the page in the browser.
+        uri: Server or file of an index made with --engine milvus --uri.
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port is {port}; it must be 0 to 65535.")
@@ -61,7 +63,7 @@ def main(
 
             webbrowser.open(f"{address}#token={access.token}" if access.token else address)
 
-    serve(index, host, port, access, started)
+    serve(index, host, port, access, started, uri)
     return 0
 
 

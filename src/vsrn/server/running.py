@@ -16,7 +16,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from vsrn.errors import ConfigError
-from vsrn.inference.exported import ExportedEncoder
 from vsrn.search.index import open_index
 from vsrn.server.app import create_app
 from vsrn.server.connections import Connection, Listener, connections_for, raise_file_limit
@@ -28,9 +27,12 @@ M_ARENA_MAX = -8
 SECONDS_TO_FINISH = 5
 
 
-def serve(folder: Path, host: str, port: int, access: Access, started: Callable[[str, int], None]) -> None:
+def serve(
+    folder: Path, host: str, port: int, access: Access, started: Callable[[str, int], None], uri: str = ""
+) -> None:
     """Serve an index until SIGINT or SIGTERM, then finish what is in work and return.
 
+    uri      as in `open_index`
     started  called with the address and the number of photos when requests are taken
 
     Raises `SearchError` or `CheckpointError` where the index cannot be opened, and `ConfigError` where nothing can
@@ -38,13 +40,11 @@ def serve(folder: Path, host: str, port: int, access: Access, started: Callable[
     """
     share_one_heap()
     limits = Limits()
-    index = open_index(folder)
-    encoder = index.encoder
-    assert isinstance(encoder, ExportedEncoder)
+    index = open_index(folder, uri)
     # What is missing or damaged is said here in one sentence; once the server runs it would be a stack trace.
     index.search("", 1)
     listener = listen(host, port)
-    server = server_of(create_app(index, encoder, access, limits), listener, limits)
+    server = server_of(create_app(index, index.encoder, access, limits), listener, limits)
     started(address_of(listener, host), len(index))
     # uvicorn raises the signal again when it has ended; by then there is nothing left to do.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
