@@ -9,6 +9,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
@@ -147,7 +148,9 @@ def test_an_id_is_in_one_unicode_form_and_belongs_to_one_file(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("asked", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
-def test_a_file_is_found_by_its_name_in_any_unicode_form(tmp_path: Path, asked: str, on_disk: str) -> None:
+def test_a_file_is_found_by_its_name_in_any_unicode_form(
+    tmp_path: Path, asked: Literal["NFC", "NFD"], on_disk: Literal["NFC", "NFD"]
+) -> None:
     write(tmp_path, unicodedata.normalize(on_disk, "Übung/d'été/é.jpg"), "plain.jpg")
     names = PhotoNames(tmp_path)
     assert names.path(unicodedata.normalize(asked, "Übung/d'été/é.jpg")).is_file()
