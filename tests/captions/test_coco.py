@@ -110,9 +110,8 @@ def test_a_list_whose_header_lies_is_refused(folder: Path, shape: str) -> None:
 
 
 def test_photos_are_named_in_one_unicode_form(tmp_path: Path) -> None:
-    image = {"id": 1, "file_name": unicodedata.normalize("NFD", "été.jpg")}
-    part = {"images": [image], "annotations": [{"id": 1, "image_id": 1, "caption": "summer"}]}
-    write(tmp_path, "captions_train2014.json", part)
+    images = {1: unicodedata.normalize("NFD", "été.jpg")}
+    write(tmp_path, "captions_train2014.json", {"images": images, "captions": [(1, 1, "summer")]})
     (photo,) = read_annotations(tmp_path)["train"]
     assert photo.id == "train2014/" + unicodedata.normalize("NFC", "été.jpg")
 

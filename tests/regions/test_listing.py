@@ -143,8 +143,13 @@ def test_an_id_is_in_one_unicode_form_and_belongs_to_one_file(tmp_path: Path) ->
     assert second.id == f"{composed} (2)"
     assert second.refusal is not None
     assert second.refusal.kind == "unreadable"
-    assert "has the same name as" in str(second.refusal)
+    assert str(second.refusal) == f"two files read as {composed}; rename one of them."
     assert {first.path, second.path} == {tmp_path / composed, tmp_path / apart}
+
+
+def test_a_name_that_reads_like_another_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a\n.png", "a\\x0a.png", "a\\x0a.png (2)")
+    assert listed(find_photos(tmp_path)) == {"a\\x0a.png": "", "a\\x0a.png (2)": "", "a\\x0a.png (3)": "unreadable"}
 
 
 @pytest.mark.parametrize(("asked", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
