@@ -426,6 +426,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
 ) -> None:
     path = dataset(tmp_path / "dataset.json", {"train": photos.good})
     mistakes: list[tuple[list[str | Path], str]] = [
+        ([photos.folder, "-o", "/proc/store"], "/proc/store cannot be written or read ("),
         ([tmp_path / "nowhere"], "there is no folder"),
         ([photos.folder, "--extractor", "gird"], "Did you mean 'grid'?"),
         ([photos.folder, "--splits", "train"], "name it with --captions"),
@@ -434,7 +435,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         ([photos.folder, "--captions", photos.folder / "notes.txt"], "Karpathy layout"),
     ]
     for arguments, says in mistakes:
-        assert vsrn(*arguments, "-o", tmp_path / "store") == 2
+        assert vsrn(*([] if "-o" in arguments else ["-o", tmp_path / "store"]), *arguments) == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: ")
         assert says in last

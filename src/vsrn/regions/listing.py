@@ -126,9 +126,9 @@ class _Walk:
         while self.links:
             # Folders first: what lies in them is listed there, and not by further links to it.
             folders = [link for link in self.links if _leads_to_folder(link)]
-            links = sorted(folders or self.links)
-            self.links = [link for link in self.links if link not in set(links)]
-            for link in links:
+            links = set(folders or self.links)
+            self.links = [link for link in self.links if link not in links]
+            for link in sorted(links):
                 self._look_behind(link)
         return self.found
 
