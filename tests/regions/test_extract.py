@@ -435,7 +435,8 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         ([photos.folder, "--captions", photos.folder / "notes.txt"], "Karpathy layout"),
     ]
     for arguments, says in mistakes:
-        assert vsrn(*([] if "-o" in arguments else ["-o", tmp_path / "store"]), *arguments) == 2
+        where: list[str | Path] = [] if "-o" in arguments else ["-o", tmp_path / "store"]
+        assert vsrn(*where, *arguments) == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: ")
         assert says in last
