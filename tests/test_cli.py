@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from vsrn.cli import COMMANDS, main
+from vsrn.cli.progress import say
 from vsrn.config import Config, DataConfig, config_to_toml
 from worlds import make_model, make_store
 
@@ -206,3 +207,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert all(command in said for command in COMMANDS)
+
+
+def test_what_is_said_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    say("\n1. Drawing pho\x1b[2Jtos\n\x07...")
+    assert capsys.readouterr().err == "\n1. Drawing pho\\x1b[2Jtos\\x0a\\x07...\n"

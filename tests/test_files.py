@@ -12,7 +12,26 @@ from pathlib import Path
 
 import pytest
 
-from vsrn.files import replacing, write_atomically
+from vsrn.files import normal_name, printable, replacing, write_atomically
+
+
+def test_names_that_look_alike_are_one_name() -> None:
+    assert normal_name("e\u0301te\u0301") == normal_name("\xe9t\xe9") == "\xe9t\xe9"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Straße 犬 🏖.jpg", "Straße 犬 🏖.jpg"),
+        ("a\x1b[2J\nb\x7f\x9b", r"a\x1b[2J\x0ab\x7f\x9b"),
+        (os.fsdecode(b"caf\xe9"), r"caf\xe9"),
+        ("gpj\u202e.exe\u2028", r"gpj\u202e.exe\u2028"),
+        (Path("a") / "b", "a/b"),
+    ],
+)
+def test_a_printable_name_has_nothing_a_terminal_would_act_on(name: str | Path, expected: str) -> None:
+    assert printable(name) == expected
+    assert printable(name).isprintable()
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -48,6 +50,19 @@ def test_a_part_of_a_split_keeps_its_captions(folder: Path) -> None:
         assert sorted(part.captions) == sorted(c for c in split.captions if f"{c.split()[1]}.png" in part.ids)
         for caption, owner in zip(part.captions, part.image_of_caption, strict=True):
             assert part.ids[owner] == f"{caption.split()[1]}.png"
+
+
+@pytest.mark.parametrize(("in_json", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_captions_name_photos_in_any_unicode_form(
+    tmp_path: Path, in_json: Literal["NFC", "NFD"], on_disk: Literal["NFC", "NFD"]
+) -> None:
+    Image.new("RGB", (50, 60), (100,) * 3).save(tmp_path / unicodedata.normalize(on_disk, "été.png"))
+    named = unicodedata.normalize(in_json, "été.png")
+    entry = {"filename": named, "split": "val", "sentences": [{"raw": "summer"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry]}))
+    split = open_photo_split(tmp_path, tmp_path / "dataset.json", "val", VIEW)
+    assert split.image_ids() == [unicodedata.normalize("NFC", "été.png")]
+    assert (split.only(np.array([0])).read_images(np.array([0]))[0] == 100).all()
 
 
 def test_what_is_missing_is_named(folder: Path) -> None:

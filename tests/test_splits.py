@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
 import tracemalloc
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -160,6 +162,13 @@ def truncate(name: str, size: int) -> Callable[[Path], None]:
     return cut
 
 
+def header(shape: str, kind: str = "<f4") -> Callable[[Path], None]:
+    """Features whose header claims this shape, before 64 bytes of numbers."""
+    said = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}".encode()
+    content = b"\x93NUMPY\x01\0" + struct.pack("<H", len(said)) + said + bytes(64)
+    return damage("train_ims.npy", content)
+
+
 GOOD_CAPTIONS = "".join(f"caption {number}\n" for number in range(8)).encode()
 BAD_INPUT: dict[str, tuple[Callable[[Path], None], str]] = {
     "no features": (remove("train_ims.npy"), "holds no split"),
@@ -178,6 +187,14 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut in the numbers": (truncate("train_ims.npy", 200), r"train_ims\.npy is not a readable \.npy array"),
     "cut in the header": (truncate("train_ims.npy", 30), r"train_ims\.npy is not a readable \.npy array"),
     "an empty file": (truncate("train_ims.npy", 0), r"train_ims\.npy is not a readable \.npy array"),
+    "a negative number of rows": (header("(-4, 3, 4)"), r"train_ims\.npy is not a readable \.npy array"),
+    "two negative numbers": (header("(-4, -3, 4)"), r"train_ims\.npy is not a readable \.npy array"),
+    "more rows than a number holds": (header(f"({10**27}, 3, 4)"), r"train_ims\.npy is not a readable \.npy array"),
+    "more numbers than memory": (header(f"({2**40}, {2**40}, 4)"), r"train_ims\.npy is not a readable \.npy array"),
+    "a number without end": (header("9" * 5000), r"train_ims\.npy is not a readable \.npy array"),
+    "a header too deep": (header("(" * 9000), r"train_ims\.npy is not a readable \.npy array"),
+    "a header of objects": (header("(4, 3, 4)", "|O"), r"train_ims\.npy is not a readable \.npy array"),
+    "boxes that are no numbers": (save("train_boxes.npy", np.zeros((4, N, 4), dtype="S4")), r"holds \|S4; .* numbers"),
     "text for features": (damage("train_ims.npy", b"0.1 0.2\n"), r"train_ims\.npy is not a readable \.npy array"),
     "an archive for features": (
         save_archive,
@@ -296,6 +313,18 @@ def test_holding_out_parts_a_split_in_two_without_loss(
     assert sorted(held.image_ids()) == sorted(chosen)
     assert sorted(held.image_ids() + rest.image_ids()) == sorted(split.image_ids())
     assert sorted(pairs(held) + pairs(rest)) == sorted(pairs(split))
+
+
+@pytest.mark.parametrize(("stored", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_list_of_held_out_images_may_be_in_another_unicode_form(
+    tmp_path: Path, stored: Literal["NFC", "NFD"], listed: Literal["NFC", "NFD"]
+) -> None:
+    ragged_split(tmp_path, [1, 2])
+    names = [unicodedata.normalize(stored, name) for name in ("été.jpg", "Übung.jpg")]
+    (tmp_path / "train_ids.txt").write_text("\n".join(names), encoding="utf-8")
+    (tmp_path / "list.txt").write_text(unicodedata.normalize(listed, "Übung.jpg"), encoding="utf-8")
+    rest, held = hold_out(open_split(tmp_path, "train"), tmp_path / "list.txt")
+    assert (rest.image_ids(), held.image_ids()) == (names[:1], names[1:])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,22 @@ def test_a_list_of_anything_else_is_refused_and_not_unpickled(folder: Path, ids:
     np.save(folder / "coco_train_ids.npy", ids, allow_pickle=True)
     with pytest.raises(DataError, match="coco_train_ids"):
         read_annotations(folder)
+
+
+@pytest.mark.parametrize("shape", ["(-3,)", f"({2**40},)", f"({10**30},)", "9" * 5000, "(" * 9000])
+def test_a_list_whose_header_lies_is_refused(folder: Path, shape: str) -> None:
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}}}".encode()
+    content = b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header + bytes(24)
+    (folder / "coco_train_ids.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"coco_train_ids\.npy is not a readable \.npy array"):
+        read_annotations(folder)
+
+
+def test_photos_are_named_in_one_unicode_form(tmp_path: Path) -> None:
+    images = {1: unicodedata.normalize("NFD", "été.jpg")}
+    write(tmp_path, "captions_train2014.json", {"images": images, "captions": [(1, 1, "summer")]})
+    (photo,) = read_annotations(tmp_path)["train"]
+    assert photo.id == "train2014/" + unicodedata.normalize("NFC", "été.jpg")
 
 
 def test_a_list_of_captions_that_are_elsewhere_names_one(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,14 @@ def test_no_damage_gives_any_other_error(tmp_path_factory: pytest.TempPathFactor
         refusal = str(error)
     assert refusal is None or str(path) in refusal
     assert all(photo.captions for photos in splits.values() for photo in photos)
+
+
+def test_a_photo_named_in_two_unicode_forms_is_one_photo(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "été.jpg") for form in ("NFC", "NFD"))
+    entries = [{"filename": name, "split": "train", "sentences": [{"raw": "summer"}]} for name in (apart, composed)]
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"images": entries[:1]}))
+    assert [photo.id for photo in read_karpathy(path)["train"]] == [composed]
+    path.write_text(json.dumps({"images": entries}))
+    with pytest.raises(DataError, match="twice in split 'train'"):
+        read_karpathy(path)

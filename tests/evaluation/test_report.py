@@ -6,10 +6,11 @@ import base64
 import dataclasses
 import io
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -218,6 +219,16 @@ def test_photos_are_inlined_small_and_without_what_the_camera_wrote(tmp_path: Pa
         red, green, blue = picture.convert("RGB").resize((1, 1)).getpixel((0, 0))  # type: ignore[misc]
         assert (red > 240, green < 15, blue < 15) == (True, True, True)
         assert "comment" not in picture.info
+
+
+@pytest.mark.parametrize(("known", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_photo_is_found_in_any_unicode_form(
+    tmp_path: Path, known: Literal["NFC", "NFD"], on_disk: Literal["NFC", "NFD"]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (300, 200)).save(tmp_path / "photos" / unicodedata.normalize(on_disk, "été.png"))
+    examples = examples_for(unicodedata.normalize(known, "été.png"))
+    assert len(pictures(report(tmp_path, evaluation_of(examples=examples), photos=tmp_path / "photos"))) == 2
 
 
 def test_a_linked_photo_folder_is_as_good_as_a_real_one(tmp_path: Path, photos: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,10 @@ def test_rows_are_found_by_number_by_order_and_among_repeats(photos: Path, tmp_p
     (tmp_path / "test_ids.txt").write_text("12\n0391895\n40\n")
     pairs, by_ids = find_rows(files, open_existing(tmp_path / "test_ims.npy"))
     assert ([(photo.id, row) for photo, row in pairs], by_ids) == ([(NAMES[1], 1), (NAMES[2], 0)], True)
+    summer = PhotoFile(unicodedata.normalize("NFC", "été.jpg"), photos / NAMES[0])
+    apart = unicodedata.normalize("NFD", "été.jpg")
+    (tmp_path / "test_ids.txt").write_text(f"a.jpg\n{apart}\nb.jpg\n", encoding="utf-8")
+    assert find_rows([summer], open_existing(tmp_path / "test_ims.npy")) == ([(summer, 1)], True)
     np.save(tmp_path / "test_ims.npy", np.ones((20, 2, 5), np.float16))
     (tmp_path / "test_ids.txt").write_text("".join(f"{n}\n" for n in range(100, 120)))
     pairs, by_ids = find_rows(files, open_existing(tmp_path / "test_ims.npy"))

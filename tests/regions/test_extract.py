@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from PIL import Image
 from vsrn.cli import main
 from vsrn.errors import ConfigError, DataError
 from vsrn.regions.extract import extract, extract_karpathy
-from vsrn.regions.extractor import make_extractor, prepare_photo
+from vsrn.regions.extractor import Prepared, make_extractor, prepare_photo
 from vsrn.regions.grid import GridExtractor
 from vsrn.regions.photos import PhotoFile, find_photos
 from vsrn.regions.store import open_region_store
@@ -82,6 +84,16 @@ def save_bad(folder: Path) -> dict[str, str]:
     }
 
 
+KINDS = {
+    "bomb.bmp": "too-large",
+    "broken-link.jpg": "link",
+    "empty.jpg": "damaged",
+    "notes.txt": "no-photo",
+    "pipe.jpg": "unreadable",
+    "truncated.jpg": "damaged",
+}
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
     folder = tmp_path_factory.mktemp("photos")
@@ -121,8 +133,9 @@ def test_good_photos_have_their_regions_and_the_others_their_reason(
     for skipped in report.skipped:
         assert photos.bad[skipped.id] in skipped.reason
         assert str(photos.folder / skipped.id) in skipped.reason
+    assert {skipped.id: skipped.kind for skipped in report.skipped} == KINDS
     stored = json.loads((tmp_path / "photos_skipped.json").read_text())
-    assert stored == [{"id": skipped.id, "reason": skipped.reason} for skipped in report.skipped]
+    assert stored == [{"id": skipped.id, "reason": skipped.reason, "kind": skipped.kind} for skipped in report.skipped]
     store = open_region_store(tmp_path, "photos")
     assert store.ids == photos.good
     assert store.features.shape == (len(photos.good), 36, 1280)
@@ -133,6 +146,89 @@ def test_good_photos_have_their_regions_and_the_others_their_reason(
         assert np.abs(store.features[row] - alone.features).max() < 0.01
         assert store.boxes is not None
         assert np.array_equal(store.boxes[row], alone.boxes)
+
+
+def test_one_odd_file_is_one_skipped_entry(grid: GridExtractor, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "old").mkdir(parents=True)
+    scene(0).save(folder / "a.png")
+    scene(1).save(folder / "z.png")
+    within = os.fsencode(folder / "old")
+    Path(os.fsdecode(within + b"/vid\xe9o.mp4")).write_bytes(b"no photo")
+    Path(os.fsdecode(within + b"/caf\xe9.jpg")).write_bytes(b"no photo")
+    os.utime(folder / "a.png", (13_000_000_000, 13_000_000_000))  # in the year 2381
+    report = extract(find_photos(folder), grid, tmp_path / "store", "photos", batch_size=1)
+    assert report.num_done == 2
+    assert {skipped.id: skipped.kind for skipped in report.skipped} == {
+        "old/caf\\xe9.jpg": "damaged",
+        "old/vid\\xe9o.mp4": "no-photo",
+    }
+    again = extract(find_photos(folder), grid, tmp_path / "store", "photos", batch_size=1)
+    assert (again.already_done, again.skipped) == (True, report.skipped)
+
+
+class Stumbling(GridExtractor):
+    """Prepares photos as the grid does, but for one of 77 pixels in width, at which it raises."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def prepare(self, photo: Image.Image) -> Prepared:
+        if photo.width == 77:
+            raise self.error
+        return super().prepare(photo)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OverflowError("too large"), RecursionError("too deep"), ValueError("odd\x1b[2J\nshape")]
+)
+def test_what_an_extractor_raises_at_a_photo_costs_that_photo(error: Exception, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    scene(0).save(folder / "a.png")
+    Image.new("RGB", (77, 50)).save(folder / "b.png")
+    scene(1).save(folder / "c.png")
+    report = extract(find_photos(folder), Stumbling(error), tmp_path / "store", "photos")
+    assert open_region_store(tmp_path / "store", "photos").ids == ["a.png", "c.png"]
+    (skipped,) = report.skipped
+    assert skipped.reason.startswith(str(folder / "b.png"))
+    assert skipped.reason.isprintable()
+
+
+def test_a_list_of_skipped_photos_without_kinds_is_still_read(grid: GridExtractor, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    scene(0).save(folder / "a.png")
+    (folder / "b.jpg").write_bytes(b"")
+    extract(find_photos(folder), grid, tmp_path / "store", "photos")
+    (tmp_path / "store" / "photos_skipped.json").write_text('[{"id": "b.jpg", "reason": "b.jpg is empty."}]')
+    report = extract(find_photos(folder), grid, tmp_path / "store", "photos")
+    assert report.already_done
+    assert [(skipped.id, skipped.kind) for skipped in report.skipped] == [("b.jpg", "")]
+
+
+@pytest.mark.parametrize(("in_json", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_json_names_photos_in_any_unicode_form(
+    in_json: Literal["NFC", "NFD"], on_disk: Literal["NFC", "NFD"], grid: GridExtractor, tmp_path: Path
+) -> None:
+    folder, name = tmp_path / "photos", "été.png"
+    folder.mkdir()
+    scene(0).save(folder / unicodedata.normalize(on_disk, name))
+    path = dataset(tmp_path / "dataset.json", {"train": [unicodedata.normalize(in_json, name)]})
+    (report,) = extract_karpathy(path, folder, grid, tmp_path / "store")
+    assert (report.num_done, report.skipped) == (1, [])
+    assert open_split(tmp_path / "store", "train").image_ids() == [unicodedata.normalize("NFC", name)]
+
+
+def test_a_store_whose_ids_are_in_another_unicode_form_is_found_finished(grid: GridExtractor, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    scene(0).save(folder / "été.png")
+    extract(find_photos(folder), grid, tmp_path / "store", "photos")
+    apart = unicodedata.normalize("NFD", "été.png")
+    (tmp_path / "store" / "photos_ids.txt").write_text(f"{apart}\n", encoding="utf-8")
+    assert extract(find_photos(folder), grid, tmp_path / "store", "photos").already_done
 
 
 def test_a_karpathy_json_gives_splits_with_the_captions_of_the_photos_that_were_read(
@@ -245,14 +341,17 @@ def test_the_command_lists_what_it_skipped(photos: Photos, tmp_path: Path, capsy
     assert vsrn(photos.folder, "-o", tmp_path / "store") == 0
     said = capsys.readouterr().out
     assert "split 'photos': 8 photos" in said
-    assert "6 skipped:" in said
-    assert all(str(photos.folder / name) in said for name in photos.bad)
+    lines = said.splitlines()
+    headings = ["  2 damaged:", "  1 too large:", "  1 unreadable:", "  1 not followed:"]
+    assert [line for line in lines if line.endswith(":")] == headings, "damaged photos come first"
+    assert lines[-1] == "  1 other file was passed over (1 .txt)"
+    assert all(str(photos.folder / name) in said for name in photos.bad if name != "notes.txt")
     assert vsrn(photos.folder, "-o", tmp_path / "store", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["store"] == str(tmp_path / "store")
     (split,) = result["splits"]
     assert (split["split"], split["num_done"], split["already_done"]) == ("photos", 8, True)
-    assert [skipped["id"] for skipped in split["skipped"]] == sorted(photos.bad)
+    assert [(skipped["id"], skipped["kind"]) for skipped in split["skipped"]] == sorted(KINDS.items())
 
 
 def test_a_long_list_of_skipped_photos_is_cut_and_names_the_whole_one(
@@ -266,7 +365,60 @@ def test_a_long_list_of_skipped_photos_is_cut_and_names_the_whole_one(
     assert vsrn(many, "-o", tmp_path / "store", "--split", "mine") == 0
     said = capsys.readouterr().out
     assert said.count("is empty") == 20
-    assert f"and 5 more, see {tmp_path / 'store' / 'mine_skipped.json'}" in said
+    assert "and 5 more" in said
+    assert f"all that was skipped: {tmp_path / 'store' / 'mine_skipped.json'}" in said
+
+
+def test_what_is_no_photo_is_counted_and_hides_no_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    scene(0).save(folder / "good.jpg")
+    for number in range(58):
+        (folder / f"IMG_{number}.jpg.json").write_text("{}")
+    (folder / "film.MP4").write_bytes(b"\0\0\0\x18ftypmp42")
+    (folder / "LICENCE").write_text("words")
+    (folder / "zoo.jpg").write_bytes((folder / "good.jpg").read_bytes()[:300])
+    assert vsrn(folder, "-o", tmp_path / "store") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "  1 damaged:"
+    assert str(folder / "zoo.jpg") in lines[2]
+    assert lines[3] == "  60 other files were passed over (58 .json, 1 without an ending, 1 .mp4)"
+
+
+def test_names_reach_the_terminal_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "pho\x1b[2Jtos"
+    folder.mkdir()
+    scene(0).save(folder / "good.png")
+    (folder / "bad\x1b]0;title\x07.jpg").write_bytes(b"")
+    (folder / "odd.e\x1b[m").write_bytes(b"")
+    assert vsrn(folder, "-o", tmp_path / "st\x1b[1more") == 0
+    said = capsys.readouterr()
+    assert "bad\\x1b]0;title\\x07.jpg is empty" in said.out
+    assert "1 .e\\x1b[m" in said.out
+    assert "st\\x1b[1more, split 'photos'" in said.out
+    assert vsrn(folder / "no\x1b[2J\nwhere", "-o", tmp_path / "other") == 2
+    error = capsys.readouterr().err
+    assert "there is no folder" in error.splitlines()[-1]
+    assert "\x1b" not in said.out + said.err + error
+
+
+def test_links_out_of_the_folder_are_followed_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, private = tmp_path / "photos", tmp_path / "private"
+    folder.mkdir()
+    private.mkdir()
+    scene(0).save(folder / "a.png")
+    scene(1).save(private / "b.png")
+    (folder / "holiday").symlink_to(private)
+    assert vsrn(folder, "-o", tmp_path / "inside") == 0
+    said = capsys.readouterr().out
+    assert "split 'photos': 1 photos" in said
+    assert "1 not followed:" in said
+    assert "--follow-links" in said
+    assert vsrn(folder, "-o", tmp_path / "all", "--follow-links") == 0
+    assert open_region_store(tmp_path / "all", "photos").ids == ["a.png", "holiday/b.png"]
+    named = dataset(tmp_path / "dataset.json", {"train": ["a.png"]})
+    assert vsrn(folder, "-o", tmp_path / "named", "--captions", named, "--follow-links") == 2
+    assert "leave it out" in capsys.readouterr().err
 
 
 def test_mistakes_get_one_sentence_and_exit_code_2(
@@ -274,6 +426,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
 ) -> None:
     path = dataset(tmp_path / "dataset.json", {"train": photos.good})
     mistakes: list[tuple[list[str | Path], str]] = [
+        ([photos.folder, "-o", "/proc/store"], "/proc/store cannot be written or read ("),
         ([tmp_path / "nowhere"], "there is no folder"),
         ([photos.folder, "--extractor", "gird"], "Did you mean 'grid'?"),
         ([photos.folder, "--splits", "train"], "name it with --captions"),
@@ -282,7 +435,8 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         ([photos.folder, "--captions", photos.folder / "notes.txt"], "Karpathy layout"),
     ]
     for arguments, says in mistakes:
-        assert vsrn(*arguments, "-o", tmp_path / "store") == 2
+        where: list[str | Path] = [] if "-o" in arguments else ["-o", tmp_path / "store"]
+        assert vsrn(*where, *arguments) == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: ")
         assert says in last

@@ -9,6 +9,7 @@ import gzip
 import json
 import random
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,19 @@ def test_photos_are_found_by_file_name_and_splits_without_photos_are_left_out(tm
         with pytest.raises(DataError, match=r"split 'train': it has photos such as 1000092795\.jpg, .* 667626"):
             extract_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / "store", splits=["train"])
     assert open_split(tmp_path / "store", "val").image_ids() == ["36979.jpg", "667626_18933d713e.jpg"]
+
+
+def test_lines_are_found_in_any_unicode_form(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
+    images = [
+        {"filename": f"{name}.jpg", "split": split, "sentences": [{"raw": "summer"}]}
+        for split, name in [("train", composed), ("val", apart)]
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+    for number, name in enumerate((composed, apart)):
+        with TsvFiles([write_tsv(tmp_path / f"{number}.tsv", [make_row(name, number)])], tmp_path) as tsv:
+            reports = extract_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / f"store{number}")
+        assert [(report.split, report.num_done) for report in reports] == [("train", 1), ("val", 1)]
 
 
 @pytest.mark.parametrize("ending", ["tsv", "tsv.gz"])

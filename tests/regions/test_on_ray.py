@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 from shy import Shy, contents, vsrn_extract
 
-from vsrn.regions.batches import SettledBatch
-from vsrn.regions.on_ray import _pack, _unpack
+from vsrn.errors import PhotoError
+from vsrn.regions.batches import SettledBatch, prepare_or_refuse
+from vsrn.regions.on_ray import _pack, _pack_photos, _unpack, _unpack_photos
+from vsrn.regions.photos import PhotoFile
 from vsrn.regions.writer import SkippedPhoto
 
 needs_ray = pytest.mark.skipif(
@@ -128,13 +130,29 @@ def test_without_ray_one_sentence_says_how_to_get_it(
     assert not (tmp_path / "store").exists()
 
 
+def test_a_list_of_photos_survives_the_journey_as_bytes() -> None:
+    """Needs no Ray: names that are no UTF-8 and reasons not to open a file reach the actor."""
+    sent = [
+        PhotoFile("caf\\xe9.jpg", Path(os.fsdecode(b"photos/caf\xe9.jpg"))),
+        PhotoFile("out.jpg", Path("photos/out.jpg"), PhotoError("out.jpg is a link that leads out.", "link")),
+    ]
+    got = _unpack_photos(_pack_photos(sent))
+    assert [(photo.id, photo.path) for photo in got] == [(photo.id, photo.path) for photo in sent]
+    assert got[0].refusal is None
+    assert got[1].refusal is not None
+    assert (str(got[1].refusal), got[1].refusal.kind) == ("out.jpg is a link that leads out.", "link")
+    refused = prepare_or_refuse(Shy(), got[1])
+    assert isinstance(refused, PhotoError)
+    assert refused.kind == "link"
+
+
 @pytest.mark.parametrize("num_photos", [0, 1, 5])
 def test_a_settled_batch_survives_the_journey_as_bytes(num_photos: int) -> None:
     """Needs no Ray: what an actor sends is what the writer gets, photos of one and of two regions alike."""
     shy = Shy()
     photos = [np.full(3, number, np.float32) for number in range(num_photos)]
     ids = [f"{number}.png" for number in range(num_photos)]
-    sent = SettledBatch(ids, shy(photos), [SkippedPhoto("x.png", "it is no photo")])
+    sent = SettledBatch(ids, shy(photos), [SkippedPhoto("x.png", "it is no photo", "no-photo")])
     got = _unpack(_pack(sent), shy)
     assert (got.ids, got.skipped) == (sent.ids, sent.skipped)
     for one, other in zip(sent.regions, got.regions, strict=True):

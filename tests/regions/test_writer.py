@@ -306,3 +306,28 @@ def test_a_file_in_the_way_of_the_store_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path / "store", tmp_path / "store" / "below"):
         with pytest.raises(DataError, match="a file in its way"):
             RegionWriter(folder, "train", header())
+
+
+@pytest.mark.parametrize(
+    "name", ["train_journal.jsonl.partial", "train_ims.npy.partial", "train_ids.txt.partial", "train.json.partial"]
+)
+def test_a_link_in_somebody_elses_store_is_not_written_through(tmp_path: Path, name: str) -> None:
+    precious, store = tmp_path / "precious", tmp_path / "store"
+    precious.write_bytes(b"precious")
+    store.mkdir()
+    (store / name).symlink_to(precious)
+    with pytest.raises(DataError, match=f"{name} is a link"):
+        write_on(store)
+    assert precious.read_bytes() == b"precious"
+
+
+def test_a_journal_that_renames_files_of_other_folders_is_refused(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_on(store, stop=8, finish=False)
+    (store / "train").mkdir()
+    (tmp_path / "other.partial").write_bytes(b"other")
+    with (store / "train_journal.jsonl.partial").open("ab") as journal:
+        journal.write(b'{"publish":["/../../other"]}\n')
+    with pytest.raises(DataError, match=r"train_journal\.jsonl\.partial cannot be read"):
+        write_on(store)
+    assert (tmp_path / "other.partial").read_bytes() == b"other"

@@ -31,8 +31,12 @@ COMMANDS = {
 }
 USAGE_ERROR = 2
 INTERRUPTED = 130
-# A path that may not be used, or is a file where a folder is wanted or the other way round.
-IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+# A path that may not be used, is a file where a folder is wanted or the other way round, is not there, leads round
+# in a circle, or lies on a disk that fails or is gone.
+IN_THE_WAY = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.ENOENT, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTCONN),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,7 +74,7 @@ def run_command(command: str, arguments: list[str]) -> int:
                 "no space left on the disk; free some and run the same command again (`vsrn train` with --resume)."
             )
         if error.errno in IN_THE_WAY:
-            return complain(f"{error.filename} cannot be written or read ({error.strerror}).")
+            return complain(f"{error.filename or 'a file'} cannot be written or read ({error.strerror}).")
         raise
 
 

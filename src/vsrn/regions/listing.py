@@ -126,9 +126,9 @@ class _Walk:
         while self.links:
             # Folders first: what lies in them is listed there, and not by further links to it.
             folders = [link for link in self.links if _leads_to_folder(link)]
-            links = sorted(folders or self.links)
-            self.links = [link for link in self.links if link not in set(links)]
-            for link in links:
+            links = set(folders or self.links)
+            self.links = [link for link in self.links if link not in links]
+            for link in sorted(links):
                 self._look_behind(link)
         return self.found
 
@@ -241,15 +241,17 @@ def _order(photo: PhotoFile) -> tuple[str, bytes]:
 
 
 def _with_own_ids(found: list[PhotoFile]) -> list[PhotoFile]:
-    """Sorted by id. Where names differ only in their Unicode form, the later ones get another id and a refusal."""
+    """Sorted by id. Of files with one id, the later ones get another id and a refusal.
+
+    Their names differ in their Unicode form, or one holds what stands for a control character in an id.
+    """
     taken: dict[str, PhotoFile] = {}
     later: list[PhotoFile] = []
     for photo in sorted(found, key=_order):
         if taken.setdefault(photo.id, photo) is not photo:
             later.append(photo)
     for photo in later:
-        first = printable(taken[photo.id].path)
-        reason = f"{printable(photo.path)} has the same name as {first} in another Unicode form; rename one of the two."
+        reason = f"two files read as {printable(photo.id)}; rename one of them."
         free = next(name for name in _numbered(photo.id) if name not in taken)
         taken[free] = PhotoFile(free, photo.path, PhotoError(reason, "unreadable"))
     return sorted(taken.values(), key=_order)

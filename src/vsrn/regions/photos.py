@@ -380,7 +380,8 @@ def _as_date(written: object) -> datetime | None:
     if found is None or not _FIRST_YEAR <= int(found[1]) <= _LAST_YEAR:
         return None
     try:
-        return datetime(*(int(number or 0) for number in found.groups()))
+        year, month, day, hour, minute, second = (int(number or 0) for number in found.groups())
+        return datetime(year, month, day, hour, minute, second)
     except ValueError:
         return None
 

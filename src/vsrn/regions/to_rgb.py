@@ -36,6 +36,10 @@ def to_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
     Transparency is laid on white; greys of 16 bits, of floating point and of 32 bits are scaled to 8.
     Beside the two pictures, it takes memory for a band of about a million pixels.
     """
+    if factor == 1 and image.mode == "RGB" and "transparency" not in image.info:
+        rgb = image.copy()
+        rgb.info.clear()  # what it says of orientation is for who reads the file
+        return rgb
     width, height = image.size
     levels = _levels(image) if _is_wide_grey(image) else None
     rows = max(1, _BAND_PIXELS // (width * factor)) * factor
