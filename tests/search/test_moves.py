@@ -9,6 +9,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from colours import COLOURS_BY_NAME, Colours, export_colours, save_photo
@@ -222,13 +223,14 @@ def test_what_is_no_photo_is_opened_once(photos: Path, model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_names_compare_in_one_form(form: str, model: Path, tmp_path: Path) -> None:
+def test_names_compare_in_one_form(form: Literal["NFC", "NFD"], model: Path, tmp_path: Path) -> None:
     """macOS writes é as two characters, other systems as one; a person types either."""
     name, folder = unicodedata.normalize(form, "café.png"), unicodedata.normalize(form, "Été")
     save_photo(tmp_path / "photos" / folder / name, 1)
     save_photo(tmp_path / "photos" / "a.png", 2)
     update_index(tmp_path / "photos", tmp_path / "idx", model)
     with vsrn.open_index(tmp_path / "idx") as index:
+        typed: Literal["NFC", "NFD"]
         for typed in ("NFC", "NFD"):
             typed_id = unicodedata.normalize(typed, "Été/café.png")
             assert index.photo(typed_id).id == "Été/café.png"

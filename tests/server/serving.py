@@ -12,14 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import pytest
 from colours import COLOURS_BY_NAME, export_colours, save_photo
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from vsrn.inference.exported import ExportedEncoder
 from vsrn.regions import extractor as extractors
 from vsrn.search.build import update_index
 from vsrn.search.index import Index, open_index
@@ -80,7 +78,7 @@ def colours_known() -> Iterator[None]:
 def client_of(place: Place, limits: Limits = SMALL) -> Iterator[TestClient]:
     """A client of the app itself, once."""
     index = place.open()
-    app = create_app(index, index.encoder, Access(), limits)  # type: ignore[arg-type]
+    app = create_app(index, index.encoder, Access(), limits)
     with colours_known(), TestClient(app, base_url=HOME, raise_server_exceptions=False) as client:
         yield client
 
@@ -90,7 +88,7 @@ def serving(place: Place, access: Access | None = None, limits: Limits | None = 
     """The address of a service that runs for the block."""
     index = place.open()
     limits = limits or Limits()
-    app = create_app(index, cast("ExportedEncoder", index.encoder), access or Access(), limits)
+    app = create_app(index, index.encoder, access or Access(), limits)
     listening = listen("127.0.0.1", 0)
     server = server_of(app, listening, limits)
     server.config.timeout_graceful_shutdown = 1

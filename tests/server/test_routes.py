@@ -268,7 +268,7 @@ def test_uploads_touch_no_disk(place: Place, tmp_path: Path, monkeypatch: pytest
 
 def test_a_photo_that_never_arrives_is_not_waited_for(place: Place) -> None:
     index = place.open()
-    app = create_app(index, index.encoder, Access(), Limits(upload_seconds=0.05))  # type: ignore[arg-type]
+    app = create_app(index, index.encoder, Access(), Limits(upload_seconds=0.05))
     scope: dict[str, Any] = {
         "type": "http",
         "method": "POST",

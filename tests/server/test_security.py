@@ -46,7 +46,7 @@ def guarded(place: Place) -> Iterator[TestClient]:
 
 def client_of(place: Place, access: Access) -> Iterator[TestClient]:
     index = place.open()
-    with colours_known(), TestClient(create_app(index, index.encoder, access), base_url=HOME) as client:  # type: ignore[arg-type]
+    with colours_known(), TestClient(create_app(index, index.encoder, access), base_url=HOME) as client:
         yield client
 
 
