@@ -1,4 +1,4 @@
-"""Whether a child process opens a connection: a proxy that it would use, and a hook that sees the calls it makes itself.
+"""Whether a child process opens a connection: a proxy that it would use, and a hook that sees its own calls.
 
 The proxy catches native code, which takes its proxy from the environment as Python does. The hook, which Python runs
 as `sitecustomize`, catches connections and look-ups of names that go past any proxy.

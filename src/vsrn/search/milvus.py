@@ -167,9 +167,10 @@ def _keep_lite_off_the_proxy() -> None:
 
     gRPC reads `no_grpc_proxy` in place of `no_proxy`, so what the user has excluded is kept.
     """
-    excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""
+    # gRPC knows the lower case alone.
+    excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112
     if "127.0.0.1" not in excluded.split(","):
-        os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, "127.0.0.1"]))
+        os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, "127.0.0.1"]))  # noqa: SIM112
 
 
 @contextlib.contextmanager
