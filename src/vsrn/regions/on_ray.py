@@ -170,7 +170,9 @@ class _Actor:
         try:
             _go_where_photos_are(folder, sample)
             torch.set_num_threads(threads)
-            self.extractor = make_extractor(name, files.weights, classes=files.classes, attributes=files.attributes)
+            self.extractor = make_extractor(
+                name, files.weights, classes=files.classes, attributes=files.attributes, download=files.download
+            )
             if self.extractor.fingerprint != fingerprint:
                 raise DataError(f"{platform.node()} has other weights of '{name}'; install the same vsrn everywhere.")
         except VsrnError as error:
