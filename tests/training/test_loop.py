@@ -269,6 +269,20 @@ def test_a_truncated_checkpoint_is_refused_in_one_sentence(config: Config, tmp_p
         train(config, tmp_path / "run", resume=True)
 
 
+def test_a_checkpoint_of_hostile_shapes_is_refused_in_one_sentence(config: Config, tmp_path: Path) -> None:
+    train(config, tmp_path / "run", stop_after=3)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [0, 2**63 + 5], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "run" / STATE_FILE).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="is not a readable safetensors file"):
+        train(config, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"step": ' + "9" * 100_000 + "}", '{"step": "\xff"}'])
+def test_a_log_is_read_up_to_what_is_no_row(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line.encode("latin-1") + b'\n{"step": 2}\n')
+    assert read_log(tmp_path) == [{"step": 1}]
+
+
 def test_the_log_is_json_lines_with_losses_and_validations(config: Config, tmp_path: Path) -> None:
     train(config, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -84,8 +84,10 @@ def _read_part(path: Path, subfolder: str) -> _Sentences:
 def _listed(path: Path, sentences: _Sentences) -> _Sentences:
     """The captions that a list of annotation ids names, in its order."""
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        # Mapped, so that a header cannot ask for more memory than the file is long.
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:
+        # A hostile header makes numpy's parser stumble over anything.
         raise DataError(f"{path} is not a readable .npy array ({error}); it may be truncated.") from error
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
         raise DataError(f"{path} must hold one row of annotation ids, whole numbers.")
