@@ -88,7 +88,8 @@ def _listed(path: Path, sentences: _Sentences) -> _Sentences:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
         # A hostile header makes numpy's parser stumble over anything.
-        raise DataError(f"{path} is not a readable .npy array ({error}); it may be truncated.") from error
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is not a readable .npy array ({reason}); it may be truncated.") from error
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
         raise DataError(f"{path} must hold one row of annotation ids, whole numbers.")
     unknown = [number for number in ids.tolist() if number not in sentences]
