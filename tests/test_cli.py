@@ -185,7 +185,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_written_file(workplace: 
         subprocess.run(["umount", str(disk)], check=True)
 
 
-REFUSED = {
+REFUSED: dict[str, Callable[[Workplace, str], list[str]]] = {
     "extract": lambda work, out: ["extract", str(work.folder), "-o", out],
     "index": lambda work, out: ["index", str(work.folder), "-o", out],
     "vocab": lambda work, out: ["vocab", str(work.store), "-o", out],

@@ -170,6 +170,7 @@ def _report(explanation: Explanation, photo: Path, sentence: str, k: int, output
         print(f"  {region.share:4.0%}  {region.weight:+.4f}  box {box}{name}")
     if not explanation.top(1):
         print("  no region adds to it")
+    assert output is not None, "only JSON goes without a picture"
     print(f"The picture is {printable(output)}.")
 
 

@@ -128,8 +128,8 @@ def make_extractor(
     module, _, factory = _EXTRACTORS[family].partition(":")
     # Imported by name so that listing the extractors does not load torch.
     make: Any = getattr(importlib.import_module(module), factory)
-    paths = (None if path is None else Path(path) for path in (weights, classes, attributes))
-    files = ExtractorFiles(*paths, download=download)
+    paths = [None if path is None else Path(path) for path in (weights, classes, attributes)]
+    files = ExtractorFiles(paths[0], paths[1], paths[2], download)
     return cast("RegionExtractor", make(argument, files))
 
 

@@ -85,7 +85,7 @@ def _downloaded_before(argument: str) -> Path | None:
             found = try_to_load_from_cache(repository, name, revision=revision or None)
             if isinstance(found, str):
                 return Path(found)
-    return downloaded_before(published.url) if published.url else None
+    return downloaded_before(published.url) if isinstance(published.url, str) else None
 
 
 def _refuse_unknown(argument: str) -> None:
