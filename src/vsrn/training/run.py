@@ -99,13 +99,15 @@ def open_training_splits(config: Config) -> tuple[CaptionedImages, CaptionedImag
     """The split to learn from and the one that chooses the best model."""
     data = config.data
     train = open_split_for(config, data.train)
-    if isinstance(train, Split):
-        train = dataclasses.replace(train, zeros_divide=zeros_divide(config.model))
     if data.held_out:
-        return hold_out(train, Path(data.held_out))
-    validation = open_split_for(config, data.validation)
-    if isinstance(train, Split) and isinstance(validation, Split):
-        _refuse_two_extractors(train.regions, validation.regions)
+        train, validation = hold_out(train, Path(data.held_out))
+    else:
+        validation = open_split_for(config, data.validation)
+    if isinstance(train, Split):
+        if isinstance(validation, Split):
+            _refuse_two_extractors(train.regions, validation.regions)
+        # By the first validation the model has learned a bias, and reads an image of zeros as it is read afterwards.
+        train = dataclasses.replace(train, zeros_divide=zeros_divide(config.model))
     return train, validation
 
 
