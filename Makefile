@@ -2,7 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# What is installed beside vsrn itself. Without Ray, which is large, its tests are skipped: EXTRAS=dev,tensorboard,ray
+EXTRAS ?= dev,tensorboard
+comma := ,
+# One stamp for each choice of extras, so that another choice installs what it lacks.
+READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: setup demo test check lint types docs bench clean
 
@@ -13,7 +17,7 @@ $(READY): pyproject.toml
 		{ echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing vsrn and its dependencies into $(VENV) (a few minutes the first time)..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,tensorboard]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
 	@touch $(READY)
 
 demo: setup

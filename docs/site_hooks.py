@@ -16,6 +16,7 @@ BROUGHT = (
     "configs/**/*",
     "experiments/*.py",
     "src/vsrn/model/*.py",
+    "src/vsrn/models/*/LICENSE",
 )
 
 

@@ -186,6 +186,37 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_written_file(workplace: 
         subprocess.run(["umount", str(disk)], check=True)
 
 
+REFUSED: dict[str, Callable[[Workplace, str], list[str]]] = {
+    "extract": lambda work, out: ["extract", str(work.folder), "-o", out],
+    "index": lambda work, out: ["index", str(work.folder), "-o", out],
+    "vocab": lambda work, out: ["vocab", str(work.store), "-o", out],
+    "train": lambda work, out: work.train("-o", out),
+    "export": lambda work, out: ["export", str(work.model), "-o", out],
+    "search": lambda _, out: ["search", out, "dog"],
+    "read a config": lambda _, out: ["train", out],
+    "convert": lambda _, out: ["convert", out, "--vocab", out, "-o", out],
+    "demo": lambda _, out: ["demo", "-o", out],
+}
+
+
+@pytest.mark.parametrize("place", ["/proc/idx", "loop/x"])
+@pytest.mark.parametrize("command", REFUSED)
+def test_what_the_operating_system_refuses_is_one_sentence(
+    command: str, place: str, workplace: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No folder can be made in /proc, nor behind a link to itself."""
+    if place.startswith("/proc") and not Path("/proc/self").exists():
+        pytest.skip("this system has no /proc")
+    monkeypatch.chdir(workplace.folder)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(SystemExit) as ended:
+        main(REFUSED[command](workplace, place))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert ended.value.code == 2
+    assert len(said) == 1
+    assert place.split("/")[-2] in said[0]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -323,3 +323,30 @@ def tiny_config(folder: Path) -> Path:
     )
     path.write_text(config_to_toml(config))
     return path
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[train]\nepochs = " + "9" * 100_000, "cannot be read as TOML: a number in it has thousands of digits"),
+        ("[train]\nepochs = 0x" + "f" * 5_000, "train.epochs is beyond the 64 bits that TOML allows"),
+        ("[train]\nseed = " + "9" * 20, "train.seed is beyond the 64 bits that TOML allows"),
+        ("[train]\nlearning_rate_drop = [0x" + "f" * 5_000 + "]", "train.learning_rate_drop is beyond the 64 bits"),
+        ("[train]\nlearning_rate = 0x" + "f" * 5_000, "train.learning_rate is beyond the 64 bits"),
+        ("[train]\nseed = -1", "train.seed must be 0 or more"),
+        ("[model]\njoint_dim = 1000000000000", "model sizes must be at least 1 and at most 1,048,576"),
+        ("[model]\ncaption_layers = 1000000000", "model.caption_layers must be from 1 to 100"),
+        ("x = " + "[" * 100_000, "cannot be read as TOML"),
+    ],
+    ids=["digits", "hex", "seed", "list", "float", "negative seed", "size", "layers", "nesting"],
+)
+def test_a_hostile_config_is_one_sentence(
+    text: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    assert run_command("train", [str(tmp_path / "config.toml")]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+    assert len(said) < 300 + len(str(tmp_path))

@@ -20,6 +20,8 @@ from vsrn.errors import ConfigError
 
 RegionOrder = Literal["stored", "reversed", "shuffled"]
 EFFICIENTNET = "efficientnet-lite0"
+# Of a vector and of a number of layers, far beyond every published model: a stranger's config may ask for terabytes.
+LARGEST_SIZE, MOST_LAYERS = 2**20, 100
 
 
 @dataclass(frozen=True)
@@ -205,8 +207,10 @@ def read_config(path: Path | str) -> Config:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no config {path}; `configs/` has examples to start from.") from error
-    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as TOML: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        # tomllib leaves it to Python to refuse a number of more than 4,300 digits.
+        reason = "a number in it has thousands of digits" if type(error) is ValueError else error
+        raise ConfigError(f"{path} cannot be read as TOML: {reason}.") from error
     config = config_from_table(table, where=str(path))
     check_config(config, where=str(path))
     return config
@@ -236,10 +240,11 @@ def check_config(config: Config, where: str = "the config") -> None:
         *_rules_of_kind(model),
         (0 < scan.inverse_temperature < math.inf, "model.scan.inverse_temperature must be above 0"),
         (0 < scan.logsumexp_factor < math.inf, "model.scan.logsumexp_factor must be above 0"),
-        (_positive(model.joint_dim, model.word_dim, model.caption_layers), "model sizes must be at least 1"),
-        (model.feature_dim is None or model.feature_dim > 0, "model.feature_dim must be at least 1"),
-        (model.reasoning_layers >= 0, "model.reasoning_layers must be 0 or more"),
-        (_positive(captioner.hidden_dim, captioner.word_dim), "model.captioner sizes must be at least 1"),
+        (_sizes(model.joint_dim, model.word_dim), f"model sizes must be at least 1 and at most {LARGEST_SIZE:,}"),
+        (1 <= model.caption_layers <= MOST_LAYERS, f"model.caption_layers must be from 1 to {MOST_LAYERS}"),
+        (model.feature_dim is None or _sizes(model.feature_dim), f"model.feature_dim must be 1 to {LARGEST_SIZE:,}"),
+        (0 <= model.reasoning_layers <= MOST_LAYERS, f"model.reasoning_layers must be from 0 to {MOST_LAYERS}"),
+        (_sizes(captioner.hidden_dim, captioner.word_dim), "model.captioner sizes must be as model sizes are"),
         (0 <= captioner.dropout < 1, "model.captioner.dropout must be at least 0 and below 1"),
         (captioner.max_tokens >= 3, "model.captioner.max_tokens must be 3 or more: <start>, a word, <end>"),
         (0 <= config.loss.margin < math.inf, "loss.margin must be 0 or more"),
@@ -265,9 +270,10 @@ def check_config(config: Config, where: str = "the config") -> None:
         (train.gradient_clip >= 0, "train.gradient_clip must be 0 or more"),
         (0 <= train.drop_regions <= 1, "train.drop_regions must be a share between 0 and 1"),
         (train.validate_every >= 0, "train.validate_every must be 0 or more"),
+        (0 <= train.seed < 2**63, "train.seed must be 0 or more, and below 2^63"),
         (config.data.min_count >= 1, "data.min_count must be 1 or more"),
         (
-            train.learning_rate_drop == sorted(set(train.learning_rate_drop)) and _positive(*train.learning_rate_drop),
+            train.learning_rate_drop == sorted(set(train.learning_rate_drop)) and _sizes(*train.learning_rate_drop),
             "train.learning_rate_drop must be rising epochs from 1, such as [10, 20]",
         ),
         (
@@ -332,8 +338,8 @@ def _network_rules(config: Config) -> list[tuple[bool, str]]:
     ]
 
 
-def _positive(*numbers: int) -> bool:
-    return all(number >= 1 for number in numbers)
+def _sizes(*numbers: int) -> bool:
+    return all(1 <= number <= LARGEST_SIZE for number in numbers)
 
 
 def _refuse_unknown_fields(table: dict[str, Any], kind: type, where: str, prefix: str) -> None:
@@ -343,6 +349,9 @@ def _refuse_unknown_fields(table: dict[str, Any], kind: type, where: str, prefix
             near = _nearest_field(name, prefix, list(fields))
             hint = f" Did you mean '{near}'?" if near else f" It has {', '.join(prefix + known for known in fields)}."
             raise ConfigError(f"{where}: there is no field {prefix}{name}.{hint}")
+        numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
+        if not all(-(2**63) <= number < 2**63 for number in numbers):
+            raise ConfigError(f"{where}: {prefix}{name} is beyond the 64 bits that TOML allows.")
         nested = _SECTIONS.get(str(fields[name].type))
         if nested is not None and isinstance(value, dict):
             _refuse_unknown_fields(value, nested, where, prefix=f"{prefix}{name}.")

@@ -65,6 +65,7 @@ class Split:
     captions          one string per caption
     image_of_caption  (num_captions,) which of this split's images a caption belongs to
     region_order      order in which an image's regions are read
+    zeros_divide      whether an image of zeros is refused when it is read, for a model that would make 0 / 0 of it
     """
 
     regions: RegionStore
@@ -72,6 +73,7 @@ class Split:
     captions: list[str]
     image_of_caption: IntArray
     region_order: RegionOrder = "stored"
+    zeros_divide: bool = False
 
     @property
     def name(self) -> str:
@@ -101,10 +103,15 @@ class Split:
         return grouped
 
     def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
-        """(B,) images of this split -> (B, N, F) features, and (B,) real regions of each or None."""
+        """(B,) images of this split -> (B, N, F) features, and (B,) real regions of each or None.
+
+        Raises `DataError` where a feature is no number, or an image is refused for its zeros, naming the row.
+        """
         rows = self.rows[images]
-        counts = self.regions.read_counts(rows)
-        return in_order(self.regions.read(rows), counts, self.region_order), counts
+        features, counts = self.regions.read(rows), self.regions.read_counts(rows)
+        if self.zeros_divide:
+            self.regions.refuse_zeros(rows, features, counts)
+        return in_order(features, counts, self.region_order), counts
 
     def in_order(self, order: RegionOrder) -> Split:
         """The split with the regions of its images read in this order, whatever order they were read in before."""

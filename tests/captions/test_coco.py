@@ -125,3 +125,12 @@ def test_a_list_of_captions_that_are_elsewhere_names_one(folder: Path) -> None:
 def test_an_empty_folder_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no file is named like captions_train2014\.json"):
         read_annotations(tmp_path)
+
+
+@pytest.mark.parametrize("shape", ["(-1,)", "(99999999999999999999,)", "(9000000000000000,)", "(" * 1000])
+def test_a_list_of_a_hostile_shape_is_one_sentence(shape: str, folder: Path) -> None:
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}".ljust(2000).encode()
+    length = len(header).to_bytes(2, "little")
+    (folder / "coco_train_ids.npy").write_bytes(b"\x93NUMPY\x01\x00" + length + header + b"\0" * 64)
+    with pytest.raises(DataError, match=r"coco_train_ids\.npy (is not a readable|must hold)"):
+        read_annotations(folder)

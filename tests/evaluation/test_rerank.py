@@ -136,7 +136,8 @@ def test_the_command_says_what_a_second_stage_gains_and_costs(
         assert second["before"]["text_to_image"]["recall_at_1"] == pytest.approx(before, abs=0.01)
         # Re-ordering the best three moves nothing across that border, in neither direction.
         assert content["text_to_image"]["recall_at_5"] == second["before"]["text_to_image"]["recall_at_5"]
-        assert all(seconds > 0 for seconds in second["seconds"].values())
+        # Times are rounded to hundredths, which so small a search need not take.
+        assert set(second["seconds"]) == {"first_stage", "second_stage"}
     else:
         sentence = "best 3 of every query were re-ordered by"
         assert sentence in " ".join(printed.split())

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import random
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from killing import killed_in_a_batch
 from shy import (
     BATCH,
     UNREADABLE,
@@ -201,16 +199,17 @@ def test_a_shard_is_never_whole_in_memory(
     assert contents(tmp_path) == whole
 
 
+# As in test_writer.py, each piece waits for a line.
 MERGE_SLOWLY = """
-import sys, time
+import sys
 from pathlib import Path
 from vsrn.regions import merge
 from vsrn.regions.writer import RegionWriter
 append = RegionWriter.append
 def slowly(*arguments):
+    sys.stdin.readline()
     append(*arguments)
     print("piece", flush=True)
-    time.sleep(0.002)
 RegionWriter.append = slowly
 merge._BYTES_AT_ONCE = 1
 print("ready", flush=True)
@@ -224,15 +223,8 @@ def test_a_merge_killed_at_random_moments_ends_as_if_unbroken(
     extract_shards(photos, tmp_path, 4)
     dice, kills = random.Random(0), 0
     for _ in range(20):
-        with subprocess.Popen(
-            [sys.executable, "-c", MERGE_SLOWLY, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            for _ in range(dice.randrange(2, 6)):
-                process.stdout.readline()
-            time.sleep(dice.random() * 0.004)
-            process.kill()
-            kills += process.wait() == -signal.SIGKILL
+        program = [sys.executable, "-c", MERGE_SLOWLY, str(tmp_path)]
+        kills += killed_in_a_batch(program, dice.randrange(1, 5), dice.random() * 0.004)
         if not (tmp_path / "shards").exists():
             break
         for number in range(1, 5):

@@ -6,17 +6,16 @@ import itertools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import killed_in_a_batch
 
 from vsrn.errors import DataError
 from vsrn.regions.store import Regions, open_region_store
@@ -177,16 +176,17 @@ def test_a_kill_between_two_renamings_is_made_good(tmp_path: Path, unbroken: dic
     assert contents(tmp_path) == unbroken
 
 
+# Each batch waits for a line, so that however slow the machine, only what was asked for can be written before the kill.
 WRITE_SLOWLY = """
-import sys, time
+import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_writer
 append = test_writer.RegionWriter.append
 def slowly(*arguments):
+    sys.stdin.readline()
     append(*arguments)
     print("batch", flush=True)
-    time.sleep(0.002)
 test_writer.RegionWriter.append = slowly
 print("ready", flush=True)
 test_writer.write_on(Path(sys.argv[1]), batch=2)
@@ -200,13 +200,7 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(tmp_path: Path) -> None
     write_on(whole, batch=2)
     program = [sys.executable, "-c", WRITE_SLOWLY.format(tests=str(Path(__file__).parent)), str(broken)]
     for _ in range(40):
-        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for _ in range(dice.randrange(1, 8)):
-                process.stdout.readline()
-            time.sleep(dice.random() * 0.004)
-            process.kill()
-            kills += process.wait() == -signal.SIGKILL
+        kills += killed_in_a_batch(program, dice.randrange(7), dice.random() * 0.004)
         if (broken / "train_ims.npy").exists():
             break
     if not (broken / "train_ims.npy").exists():

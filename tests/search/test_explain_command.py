@@ -72,6 +72,47 @@ def test_the_picture_has_a_name_of_its_own_where_none_is_given(place: Path) -> N
     assert (place / "photos" / "0.png").read_bytes() == before
 
 
+def test_a_picture_that_is_there_is_replaced_only_by_force(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the default name too, which two photos of one stem share; a link is as good as a file."""
+    explain = ["photos/0.png", SENTENCE, "--model", "exported"]
+    assert run_command("explain", explain) == 0
+    first = (place / "0-explained.png").read_bytes()
+    save_photo(place / "photos" / "other" / "0.png", 77)
+    (place / "link.png").symlink_to(place / "elsewhere.png")
+    other = ["photos/other/0.png", *explain[1:]]
+    for arguments, name in (
+        (other, "0-explained.png"),
+        ([*other, "-o", "0-explained.png"], "0-explained.png"),
+        (["--index", "idx", "--id", "0.png", SENTENCE], "0-explained.png"),
+        ([*other, "-o", "link.png"], "link.png"),
+    ):
+        capsys.readouterr()
+        assert run_command("explain", arguments) == 2
+        said = capsys.readouterr().err
+        assert f"{name} is already there; name another file with -o, or add --force to replace it." in said
+    assert (place / "0-explained.png").read_bytes() == first
+    assert not (place / "elsewhere.png").exists()
+    assert run_command("explain", [*other, "--force"]) == 0
+    assert (place / "0-explained.png").read_bytes() != first
+
+
+def test_force_does_not_overwrite_the_photo_itself(place: Path) -> None:
+    before = (place / "photos" / "1.png").read_bytes()
+    for photo in (["photos/1.png", SENTENCE, "--model", "exported"], ["--index", "idx", "--id", "1.png", SENTENCE]):
+        assert run_command("explain", [*photo, "-o", "photos/1.png", "--force"]) == 2
+    assert (place / "photos" / "1.png").read_bytes() == before
+
+
+@pytest.mark.usefixtures("place")
+def test_names_reach_the_terminal_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    explain = ["photos/0.png", SENTENCE, "--model", "exported"]
+    for output, code in (("a\x1b[2Jb.png", 0), ("a\x1b[2Jb.png", 2), ("a\x1b[2Jb.pdf", 2)):
+        assert run_command("explain", [*explain, "-o", output]) == code
+        said = "".join(capsys.readouterr())
+        assert "a\\x1b[2Jb" in said
+        assert "\x1b" not in said
+
+
 @pytest.mark.parametrize("change", ["gone", "changed"])
 def test_a_photo_that_is_not_as_it_was_is_drawn_from_its_thumbnail(
     change: str, place: Path, capsys: pytest.CaptureFixture[str]

@@ -31,12 +31,6 @@ COMMANDS = {
 }
 USAGE_ERROR = 2
 INTERRUPTED = 130
-# A path that may not be used, is a file where a folder is wanted or the other way round, is not there, leads round
-# in a circle, or lies on a disk that fails or is gone.
-IN_THE_WAY = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
-    *(errno.ENOENT, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTCONN),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,13 +63,20 @@ def run_command(command: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return complain(
-                "no space left on the disk; free some and run the same command again (`vsrn train` with --resume)."
-            )
-        if error.errno in IN_THE_WAY:
-            return complain(f"{error.filename or 'a file'} cannot be written or read ({error.strerror}).")
-        raise
+        return complain(_about(error))
+    except MemoryError:
+        return complain("the memory is used up; free some, or ask for less at a time (a smaller --batch-size).")
+
+
+def _about(error: OSError) -> str:
+    """One sentence for what the operating system refused, which no part of vsrn has put into words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the disk; free some and run the same command again (`vsrn train` with --resume)."
+    what = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    if not what:
+        return f"the operating system refused something ({reason})."
+    return f"{what} cannot be written or read ({reason})."
 
 
 def complain(message: str) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json
+from vsrn.cli.options import Json, call, print_json, printable
 from vsrn.errors import ConfigError
 from vsrn.packaged import DEFAULT_MODEL
 
@@ -32,6 +32,7 @@ def main(
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None,
     view: Literal["sentence", "image"] = "sentence",
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 3,
+    force: bool = False,
     json: Json = False,
 ) -> int:
     """Draw which regions of a photo earned its match with a sentence: a heat map, and boxes around the best.
@@ -50,6 +51,7 @@ def main(
         output: Picture to write: .png, .jpg or .webp [default: PHOTO-explained.png here; none with --json].
         view: What the similarity loses without a region, or the paper's view, which looks at the image alone.
         k: How many boxes to draw.
+        force: Replace the picture if it is there.
         json: Print boxes and weights of all regions as JSON.
     """
     if k < 0:
@@ -60,7 +62,8 @@ def main(
     if output is None and not json:
         output = Path(f"{photo.stem}-explained.png")
     if output is not None:
-        _refuse_output(output, photo if index is None else None)
+        # Where an index's photo lies is known when it is open.
+        _refuse_output(output, photo if index is None else None, force=force or index is not None)
     picture: Image | None = None
     if index is None:
         import vsrn
@@ -74,7 +77,7 @@ def main(
         with open_index(index) as opened:
             explanation = opened.explain(str(photo_id), sentence, view)
             if output is not None:
-                _refuse_output(output, opened.path(str(photo_id)))
+                _refuse_output(output, opened.path(str(photo_id)), force=force)
                 picture = _photo_of(opened, str(photo_id))
     if output is not None and picture is not None:
         _draw(output, picture, explanation, sentence, k)
@@ -100,11 +103,19 @@ def _question(words: Sequence[str], index: Path | None, photo_id: str | None, mo
     return Path(photo_id if photo_id is not None else words[0]), sentence
 
 
-def _refuse_output(output: Path, photo: Path | None) -> None:
+def _refuse_output(output: Path, photo: Path | None, *, force: bool) -> None:
+    """Raise `ConfigError` where a picture may not be written: an ending, the photo itself, or a file that is there."""
     if output.suffix.lower() not in FORMATS:
-        raise ConfigError(f"-o {output} is no picture that vsrn writes; end its name in {', '.join(FORMATS)}.")
+        raise ConfigError(
+            f"-o {printable(output)} is no picture that vsrn writes; end its name in {', '.join(FORMATS)}."
+        )
     if photo is not None and output.exists() and photo.exists() and output.samefile(photo):
-        raise ConfigError(f"-o {output} is the photo itself; choose another name.")
+        raise ConfigError(f"-o {printable(output)} is the photo itself; choose another name.")
+    # A link counts as there, wherever it leads.
+    if not force and (output.exists() or output.is_symlink()):
+        raise ConfigError(
+            f"{printable(output)} is already there; name another file with -o, or add --force to replace it."
+        )
 
 
 def _decode(photo: Path) -> Image:
@@ -129,7 +140,7 @@ def _photo_of(index: Index, photo_id: str) -> Image:
             return _decode(path)
     except (OSError, PhotoError):
         pass
-    print(f"{path} is not as it was indexed; its thumbnail is drawn on instead.", file=sys.stderr)
+    print(f"{printable(path)} is not as it was indexed; its thumbnail is drawn on instead.", file=sys.stderr)
     return Image.open(io.BytesIO(index.thumbnail(photo_id)))
 
 
@@ -155,11 +166,12 @@ def _report(explanation: Explanation, photo: Path, sentence: str, k: int, output
     print(f"similarity {explanation.score:.3f}")
     for region in explanation.top(k):
         box = ", ".join(f"{edge:.2f}" for edge in region.box)
-        name = "" if region.label is None else f"  {region.label}"
+        name = "" if region.label is None else f"  {printable(region.label)}"
         print(f"  {region.share:4.0%}  {region.weight:+.4f}  box {box}{name}")
     if not explanation.top(1):
         print("  no region adds to it")
-    print(f"The picture is {output}.")
+    assert output is not None, "only JSON goes without a picture"
+    print(f"The picture is {printable(output)}.")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -156,7 +156,8 @@ class _Extractor:
         say(f"Loading the extractor '{self.name}'...")
         from vsrn.regions.extractor import make_extractor
 
-        return make_extractor(self.name, self.weights, classes=self.classes, attributes=self.attributes)
+        # A person typed the name, so what it stands for may be downloaded.
+        return make_extractor(self.name, self.weights, classes=self.classes, attributes=self.attributes, download=True)
 
 
 @dataclass(frozen=True)

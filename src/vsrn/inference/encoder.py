@@ -154,10 +154,16 @@ class Encoder(WritesCaptions):
 
 @torch.inference_mode()
 def encode_images(encoder: nn.Module, split: CaptionedImages, advance: Advance = lambda _: None) -> FloatArray:
-    """(num_images, D) float32 embeddings of a split's images, read from disk batch by batch."""
+    """(num_images, D) float32 embeddings of a split's images, read from disk batch by batch.
+
+    Raises `DataError` where the model makes no number of an image because it is all zeros, naming the row.
+    """
     parts = []
     for images in _batches(np.arange(split.num_images), IMAGES_PER_BATCH):
-        parts.append(_encode_regions(encoder, *split.read_images(images)))
+        features, counts = split.read_images(images)
+        parts.append(_encode_regions(encoder, features, counts))
+        if isinstance(split, Split) and not np.isfinite(parts[-1]).all():
+            split.regions.refuse_zeros(split.rows[images], features, counts)
         advance(len(images))
     return np.concatenate(parts)
 

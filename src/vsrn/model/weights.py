@@ -206,5 +206,6 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safetensors.safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
             return tensors, dict(opened.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError, RuntimeError) as error:
+        # torch refuses shapes that the format allows, with errors of its own.
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error

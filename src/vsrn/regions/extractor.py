@@ -30,11 +30,13 @@ class ExtractorFiles:
     weights     its weights: a file, or a folder as a hub gives it
     classes     names of a detector's classes, one a line
     attributes  names of its attributes, one a line
+    download    whether weights that are not on this machine may be fetched from the extractor's hub
     """
 
     weights: Path | None = None
     classes: Path | None = None
     attributes: Path | None = None
+    download: bool = False
 
 
 class RegionExtractor(Protocol):
@@ -107,6 +109,7 @@ def make_extractor(
     *,
     classes: Path | str | None = None,
     attributes: Path | str | None = None,
+    download: bool = False,
 ) -> RegionExtractor:
     """Load an extractor and its weights.
 
@@ -114,6 +117,8 @@ def make_extractor(
     weights     file or folder of its weights; None for those that come with it
     classes     file that names bottom-up attention's classes, so that regions keep what they are called
     attributes  file that names its attributes
+    download    whether weights that are not on this machine may be fetched from the extractor's hub; only where a
+                person typed the extractor's name, never because a model, an index or a region store names it
 
     Raises `ConfigError` where the name is unknown or weights are lacking, `CheckpointError` where they do not fit.
     """
@@ -124,7 +129,8 @@ def make_extractor(
     module, _, factory = _EXTRACTORS[family].partition(":")
     # Imported by name so that listing the extractors does not load torch.
     make: Any = getattr(importlib.import_module(module), factory)
-    files = ExtractorFiles(*(None if path is None else Path(path) for path in (weights, classes, attributes)))
+    paths = [None if path is None else Path(path) for path in (weights, classes, attributes)]
+    files = ExtractorFiles(paths[0], paths[1], paths[2], download)
     return cast("RegionExtractor", make(argument, files))
 
 

@@ -1,10 +1,14 @@
-"""Weights that people have: a file of tensors, read without running anything, or one sentence where a hub fails."""
+"""Weights that people have: a file of tensors, read without running anything, or what a hub gave before or gives now.
+
+A hub is asked only where `ExtractorFiles.download` says that a person wants it; else its cache on this machine is read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 from safetensors.torch import load_file
@@ -20,6 +24,8 @@ def from_hub(name: str, load: Callable[[], _Network]) -> _Network:
     """What `load` downloads, or finds where it was downloaded before. Raises `ConfigError` where it cannot."""
     try:
         return load()
+    except ConfigError:
+        raise
     except Exception as error:
         # Hubs fail in as many ways as networks do.
         reason = " ".join(str(error).split())[:200]
@@ -27,6 +33,25 @@ def from_hub(name: str, load: Callable[[], _Network]) -> _Network:
             f"the weights of '{name}' cannot be had from the hub ({type(error).__name__}: {reason}); name a copy of"
             " them with --weights."
         ) from error
+
+
+def not_here(name: str) -> ConfigError:
+    """The error where an extractor's weights are not on this machine and may not be downloaded.
+
+    name  as `vsrn extract --extractor` takes it; it may be a stranger's, so it is escaped
+    """
+    shown = repr(name[:200])[1:-1]
+    return ConfigError(
+        f"the weights of '{shown}' are not on this machine, and nothing is downloaded because a model or an index names"
+        f" it; name a copy of them with --weights, or type `vsrn extract PHOTOS -o STORE --extractor {shown}` to"
+        " download them."
+    )
+
+
+def downloaded_before(url: str) -> Path | None:
+    """Where torch keeps what it downloaded from an address, or None where it never did; asks nobody."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+    return path if path.is_file() else None
 
 
 def load_tensors(network: nn.Module, path: Path, ignored: tuple[str, ...] = ()) -> None:

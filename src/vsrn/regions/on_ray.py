@@ -88,8 +88,6 @@ def _connect(ray: Any, address: str) -> None:
     # It warns, as of an error, that an actor could not be begun again if this process died; nor could the run.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address == LOCAL:
-        # Whoever extracts offline does not expect to be counted online.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet["include_dashboard"] = False
     try:
         _knock(address)
@@ -172,7 +170,9 @@ class _Actor:
         try:
             _go_where_photos_are(folder, sample)
             torch.set_num_threads(threads)
-            self.extractor = make_extractor(name, files.weights, classes=files.classes, attributes=files.attributes)
+            self.extractor = make_extractor(
+                name, files.weights, classes=files.classes, attributes=files.attributes, download=files.download
+            )
             if self.extractor.fingerprint != fingerprint:
                 raise DataError(f"{platform.node()} has other weights of '{name}'; install the same vsrn everywhere.")
         except VsrnError as error:

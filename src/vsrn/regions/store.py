@@ -159,12 +159,27 @@ class RegionStore:
             finite = np.isfinite(batch).all(axis=(1, 2))
             if not finite.all():
                 row = int(np.asarray(rows)[~finite][0])
-                name = f" ({self.ids[row]})" if self.ids else ""
-                raise DataError(
-                    f"{self.folder / f'{self.split}_ims.npy'}: row {row}{name} holds NaN or infinite features;"
-                    " extract that image again."
-                )
+                raise DataError(f"{self.where(row)} holds NaN or infinite features; extract that image again.")
         return batch
+
+    def where(self, row: int) -> str:
+        """What messages call a row: its file, its number, and its id where there is one."""
+        name = f" ({self.ids[row]})" if self.ids else ""
+        return f"{self.folder / f'{self.split}_ims.npy'}: row {row}{name}"
+
+    def refuse_zeros(self, rows: Sequence[int] | IntArray, batch: FloatArray, counts: IntArray | None = None) -> None:
+        """Raise `DataError` where an image is all zeros, as a detector that failed leaves it, naming the row.
+
+        rows    (B,) rows that were read
+        batch   (B, N, F) their features
+        counts  (B,) real regions of each, the first ones; None where all are
+        """
+        place = first_of_zeros(batch, counts)
+        if place is not None:
+            raise DataError(
+                f"{self.where(int(np.asarray(rows)[place]))} is an image of zeros, which the model would divide by"
+                " their length of 0; extract that image again, or take its row and its captions out."
+            )
 
     def read_counts(self, rows: Sequence[int] | IntArray) -> IntArray | None:
         """(B,) real regions of each of these rows, or None where every region is real."""
@@ -186,6 +201,15 @@ class RegionStore:
                 f"{self.folder / self.split}_classes.npy or _attributes.npy: row {row} has a number that"
                 f" {self.split}_names.json does not name; extract this split again."
             ) from error
+
+
+def first_of_zeros(batch: FloatArray, counts: IntArray | None = None) -> int | None:
+    """(B, N, F) features, (B,) real regions of each or None -> place of the first image of zeros alone, or None."""
+    # Only an image whose first region is zeros can be one: one region in N is looked at.
+    for place in np.flatnonzero(~batch[:, 0].any(axis=1)):
+        if not batch[place, : None if counts is None else counts[place]].any():
+            return int(place)
+    return None
 
 
 def pad_regions(regions: Sequence[Regions]) -> tuple[FloatArray, IntArray | None]:

@@ -5,16 +5,18 @@ Convolutional maps are pooled to 6 x 6 windows; a transformer's patches are regi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from timm.data.config import resolve_data_config
 
 from vsrn.errors import ConfigError, did_you_mean
 from vsrn.regions.extractor import ExtractorFiles
-from vsrn.regions.hub import from_hub, load_tensors
+from vsrn.regions.hub import downloaded_before, from_hub, load_tensors, not_here
 from vsrn.regions.whole_photo import Grid, PixelRules, WholePhotoExtractor, patch_grid
 
 FAMILY = "timm"
@@ -23,12 +25,24 @@ FAMILY = "timm"
 def make(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
     """What `--extractor timm:NAME [--weights FILE]` asks for.
 
-    Without a file, the weights come from the hub. Raises `ConfigError` where timm has no such network or the hub
-    does not answer, and `CheckpointError` where a file does not fit.
+    Without a file, the weights come from the caches of timm's hubs, or where `files.download` allows it from the hubs.
+    Raises `ConfigError` where timm has no such network, the weights are not here or the hub does not answer, and
+    `CheckpointError` where a file does not fit.
     """
     name = f"{FAMILY}:{argument}"
     _refuse_unknown(argument)
-    network = from_hub(name, lambda: timm.create_model(argument, pretrained=files.weights is None, num_classes=0))
+    fetched = files.weights is None
+    # What timm is told of a file that was downloaded before, it reads in place of asking the hub.
+    overlay = None
+    if fetched and not files.download:
+        cached = _downloaded_before(argument)
+        if cached is None:
+            raise not_here(name)
+        overlay = {"file": str(cached)}
+    network = from_hub(
+        name,
+        lambda: timm.create_model(argument, pretrained=fetched, num_classes=0, pretrained_cfg_overlay=overlay),
+    )
     if files.weights is not None:
         load_tensors(network, files.weights, ignored=_classifier_of(network))
     return WholePhotoExtractor(name, files, network, lambda pixels: grid_of(network, pixels), pixel_rules(network))
@@ -57,6 +71,21 @@ def _classifier_of(network: Any) -> tuple[str, ...]:
     """What the names of a network's classifier begin with; regions are read before it."""
     names = network.pretrained_cfg.get("classifier") or ()
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
+def _downloaded_before(argument: str) -> Path | None:
+    """The file of a network's published weights in the caches of the hubs that timm asks, or None; asks nobody."""
+    published = timm.get_pretrained_cfg(argument, allow_unregistered=True)
+    if published is None:
+        return None
+    if published.hf_hub_id:
+        names = [published.hf_hub_filename] if published.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+        repository, _, revision = published.hf_hub_id.partition("@")
+        for name in names:
+            found = try_to_load_from_cache(repository, name, revision=revision or None)
+            if isinstance(found, str):
+                return Path(found)
+    return downloaded_before(published.url) if isinstance(published.url, str) else None
 
 
 def _refuse_unknown(argument: str) -> None:

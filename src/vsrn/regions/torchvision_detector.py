@@ -23,7 +23,7 @@ from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.regions.bottom_up.selection import SelectionRules, select
 from vsrn.regions.extractor import ExtractorFiles, Prepared, refuse_names
 from vsrn.regions.fingerprints import fingerprint_of
-from vsrn.regions.hub import from_hub, load_tensors
+from vsrn.regions.hub import downloaded_before, from_hub, load_tensors, not_here
 from vsrn.regions.store import RegionNames, Regions
 
 FAMILY = "torchvision"
@@ -102,20 +102,23 @@ class DetectorExtractor:
 def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
     """What `--extractor torchvision:NAME [--weights FILE]` asks for.
 
-    Without a file, the weights come from the hub. Raises `ConfigError` where torchvision has no such two-stage
-    detector or the hub does not answer, and `CheckpointError` where a file does not fit.
+    Without a file, the weights come from torch's cache, or where `files.download` allows it from the hub. Raises
+    `ConfigError` where torchvision has no such two-stage detector, the weights are not here or the hub does not answer,
+    and `CheckpointError` where a file does not fit.
     """
     name = f"{FAMILY}:{argument}"
     _refuse_unknown(argument)
     refuse_names(name, files)
+    weights = get_model_weights(argument).DEFAULT
     if files.weights is None:
+        if not files.download and downloaded_before(weights.url) is None:
+            raise not_here(name)
         network = from_hub(name, lambda: get_model(argument, weights="DEFAULT"))
     else:
         network = get_model(argument, weights=None, weights_backbone=None)
         load_tensors(network, files.weights)
     # Its published weights say what its classes are called, and a copy of them has the same.
-    categories = get_model_weights(argument).DEFAULT.meta["categories"]
-    return DetectorExtractor(name, files, network, RegionNames(classes=categories[1:]))
+    return DetectorExtractor(name, files, network, RegionNames(classes=weights.meta["categories"][1:]))
 
 
 def _refuse_unknown(argument: str) -> None:

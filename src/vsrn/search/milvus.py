@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -155,8 +156,21 @@ def _connect(uri: str) -> Any:
     # What goes wrong is raised, and said again by us in one sentence.
     for logger in ("pymilvus", "milvus_lite"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
+    if "://" not in uri:
+        _keep_lite_off_the_proxy()
     with _told(uri):
         return MilvusClient(uri=uri, timeout=SECONDS_TO_CONNECT)
+
+
+def _keep_lite_off_the_proxy() -> None:
+    """Have gRPC reach Milvus Lite, a process on 127.0.0.1, directly: it sends even loopback through a user's proxy.
+
+    gRPC reads `no_grpc_proxy` in place of `no_proxy`, so what the user has excluded is kept.
+    """
+    # gRPC knows the lower case alone.
+    excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112
+    if "127.0.0.1" not in excluded.split(","):
+        os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, "127.0.0.1"]))  # noqa: SIM112
 
 
 @contextlib.contextmanager

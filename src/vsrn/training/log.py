@@ -54,7 +54,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         try:
             rows.append(msgspec.json.decode(line, type=dict[str, Any]))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             break
     return rows
 

@@ -28,6 +28,7 @@ from vsrn.splits import CaptionedImages, Split
 from vsrn.training import distributed
 from vsrn.training.batching import Batch, TrainingBatches
 from vsrn.training.checkpoint import Progress, read_state, write_state
+from vsrn.training.diagnosis import first_that_is_none, no_number, refuse_zeros_of_step
 from vsrn.training.interrupt import StopRequest
 from vsrn.training.log import RunLog
 from vsrn.training.run import PreparedRun
@@ -55,10 +56,10 @@ class TrainingResult:
 
 @dataclass
 class _Recent:
-    """Losses since the last logged row, kept on the device so that no step waits for them."""
+    """Losses and gradients' norms since the last logged row, kept on the device so that no step waits for them."""
 
     losses: list[Losses] = field(default_factory=list)
-    gradient_norm: torch.Tensor | None = None
+    gradient_norms: list[torch.Tensor] = field(default_factory=list)
 
 
 class Trainer:
@@ -103,7 +104,8 @@ class Trainer:
     def run(self, *, resume: bool) -> TrainingResult:
         """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards.
 
-        Raises `TrainingError` where the loss is no longer a number.
+        Raises `TrainingError` where a loss, a gradient or a weight is no longer a number, and `DataError` where an
+        image is the reason; what is on disk is then the state that was saved before.
         """
         if resume:
             self.progress = read_state(
@@ -157,10 +159,9 @@ class Trainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         losses.joint.backward()  # type: ignore[no-untyped-call]
-        self.recent.gradient_norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.train.gradient_clip or math.inf
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.gradient_clip or math.inf)
         self.optimizer.step()
+        self.recent.gradient_norms.append(norm)
         self.recent.losses.append(Losses(losses.matching.detach(), losses.generation.detach()))
 
     def _count_step(self) -> None:
@@ -169,16 +170,9 @@ class Trainer:
         self.progress = Progress(step // per_epoch, step % per_epoch, step, before.best_rsum, before.best_step)
 
     def _log_row(self, log: RunLog | None) -> dict[str, Any]:
-        """Log the mean losses since the last row. Raises `TrainingError` where one is not a number."""
-        recent = torch.stack([torch.stack(losses) for losses in self.recent.losses]).mean(dim=0)
-        matching, generation = distributed.mean_over_processes(recent).tolist()
-        gradient_norm = float(self.recent.gradient_norm) if self.recent.gradient_norm is not None else 0.0
+        """Log the mean losses since the last row. Raises what `_mean_of_recent` raises."""
+        matching, generation, gradient_norm = self._mean_of_recent()
         self.recent = _Recent()
-        if not math.isfinite(matching + generation):
-            raise TrainingError(
-                f"the loss is {matching + generation} at step {self.progress.step}; lower train.learning_rate"
-                ' or set train.precision to "fp32". The last checkpoint is whole: --resume goes on from there.'
-            )
         row = {
             "step": self.progress.step,
             "epoch": self.progress.epoch,
@@ -191,6 +185,27 @@ class Trainer:
         if log is not None:
             log.write(row)
         return row
+
+    def _mean_of_recent(self) -> tuple[float, float, float]:
+        """Mean matching and generation loss since the last row, and the last gradient's norm.
+
+        Raises `TrainingError` where one is not a number, and `DataError` where an image is the reason.
+        """
+        each = torch.stack([torch.stack(losses) for losses in self.recent.losses])
+        matching, generation = distributed.mean_over_processes(each.mean(dim=0)).tolist()
+        gradient_norm = float(self.recent.gradient_norms[-1])
+        if not math.isfinite(matching + generation + gradient_norm):
+            raise self._no_number(each.sum(dim=1).tolist())
+        return matching, generation, gradient_norm
+
+    def _no_number(self, losses: list[float]) -> TrainingError:
+        """The error that says why, of the losses since the last row. Raises `DataError` where an image is why."""
+        first_step = self.progress.step - len(losses) + 1
+        at = first_that_is_none(losses)
+        if at is not None:
+            refuse_zeros_of_step(self.batches, first_step + at)
+        norms = [float(norm) for norm in self.recent.gradient_norms]
+        return no_number(first_step, losses, norms, self.config.train)
 
     def _validate(self, log: RunLog | None) -> None:
         """Recall@K on the validation images; the best model is written, then the checkpoint."""
@@ -218,6 +233,13 @@ class Trainer:
         return retrieval_metrics(ranks)
 
     def _save(self) -> None:
+        """Write where the run stands. Raises `TrainingError` where it holds a loss or a weight that is no number."""
+        if self.recent.losses:
+            self._mean_of_recent()
+        # A step's gradient may spoil the weights though its loss is a number; all processes have the same weights.
+        weights = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in weights]).all()):
+            raise no_number(self.progress.step + 1, [], [], self.config.train)
         random_states = distributed.random_states()
         if self.writes:
             folder = self.prepared.folder

@@ -11,7 +11,7 @@ import torch
 
 from vsrn.captions.vocabulary import Vocabulary, build_vocabulary, read_vocabulary
 from vsrn.captions.word_vectors import read_word_vectors
-from vsrn.config import Config, check_config, config_to_toml, read_config
+from vsrn.config import Config, ModelConfig, check_config, config_to_toml, read_config
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.files import write_atomically
 from vsrn.inference.photos import weights_behind
@@ -100,11 +100,28 @@ def open_training_splits(config: Config) -> tuple[CaptionedImages, CaptionedImag
     data = config.data
     train = open_split_for(config, data.train)
     if data.held_out:
-        return hold_out(train, Path(data.held_out))
-    validation = open_split_for(config, data.validation)
-    if isinstance(train, Split) and isinstance(validation, Split):
-        _refuse_two_extractors(train.regions, validation.regions)
+        train, validation = hold_out(train, Path(data.held_out))
+    else:
+        validation = open_split_for(config, data.validation)
+    if isinstance(train, Split):
+        if isinstance(validation, Split):
+            _refuse_two_extractors(train.regions, validation.regions)
+        # By the first validation the model has learned a bias, and reads an image of zeros as it is read afterwards.
+        train = dataclasses.replace(train, zeros_divide=zeros_divide(config.model))
     return train, validation
+
+
+def zeros_divide(model: ModelConfig) -> bool:
+    """Whether a fresh model makes 0 / 0 of an image of zeros, as the 2019 code does.
+
+    Its projection has no bias yet, so zeros stay zeros until a length is divided by: over the regions of each channel,
+    or of the pooled image. Only the GRU that pools has a bias from the start; SCAN divides by nothing below an epsilon.
+    """
+    if model.kind == "scan":
+        return False
+    over_regions = model.kind == "vsrn" and model.normalisation != "none"
+    pooled_zeros = model.kind == "vsepp" or model.aggregator != "gru"
+    return over_regions or (pooled_zeros and model.image_norm)
 
 
 def _refuse_two_extractors(train: RegionStore, validation: RegionStore) -> None:
