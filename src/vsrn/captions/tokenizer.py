@@ -47,7 +47,9 @@ _JOINED_WORDS = [
     (r"\b(got)(ta)\b", r" \1 \2 "),
     (r"\b(more)('n)\b", r" \1 \2 "),
     (r"\b(wan)(na)(?=\s)", r" \1 \2 "),
-    (r" ('t)(is|was)\b", r" \1 \2 "),
+    # One after the other: the first puts the space behind itself that the second begins with.
+    (r" ('t)(is)\b", r" \1 \2 "),
+    (r" ('t)(was)\b", r" \1 \2 "),
 ]
 
 
