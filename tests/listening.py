@@ -45,6 +45,10 @@ def is_address(host):
 
 sys.addaudithook(note)
 """
+SILENCED_OR_CACHED = (
+    *("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED", "DO_NOT_TRACK"),
+    *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TORCH_HOME"),
+)
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "GRPC_PROXY")
 
 
@@ -66,8 +70,8 @@ class Ear:
         """The environment of a child: this process's, with the proxy, the hook and a HOME of its own."""
         proxy = f"http://127.0.0.1:{self.port}"
         ours = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        # What this process has set by importing vsrn must not silence the child.
-        for name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED", "HF_HOME"):
+        # What this process has set by importing vsrn must not silence the child, nor its caches serve it.
+        for name in SILENCED_OR_CACHED:
             ours.pop(name, None)
         return (
             ours

@@ -35,6 +35,7 @@ EXAMPLES = {
     "the girls' team": "the girls ' team",
     "'tis a U.S. flag": "' tis a u.s. flag",
     "'twas more'n I cannot": "' twas more 'n i can not",
+    "cannot'tis'twas": "can not 't is 't was",
     "gonna gimme, wanna see": "gon na gim me , wan na see",
     "I wanna": "i wan na",
     "at 10:30, 1,000 people": "at 10:30 , 1,000 people",

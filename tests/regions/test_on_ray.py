@@ -66,7 +66,7 @@ with ray_batches("local") as batches:
     try:
         extract(photos, grid, "foreign", "photos", batches=batches)
     except DataError as error:
-        print(error)
+        print("refused", error)
 """
 
 
@@ -87,7 +87,8 @@ def test_ray_writes_the_store_that_one_process_writes_and_goes_on_where_it_was(t
         assert contents(tmp_path / f"ray-{threads}") == alone
     assert len((tmp_path / "ray-1" / "photos_ids.txt").read_text().splitlines()) == 6
     assert contents(tmp_path / "broken") == contents(tmp_path / "alone-2")
-    resumed, foreign = run.stdout.splitlines()
+    # On a loaded machine Ray's own warnings come between.
+    resumed, foreign = [line for line in run.stdout.splitlines() if line.startswith(("resumed", "refused"))]
     assert resumed == "resumed 6"
     assert "has other weights of 'grid'; install the same vsrn everywhere" in foreign
 
