@@ -98,12 +98,12 @@ def test_an_index_names_what_it_explains(exported_first: bool, photos: Path, run
 
 
 def test_names_survive_changes_and_compaction(photos: Path, run: Path, tmp_path: Path) -> None:
-    update_index(photos, tmp_path / "idx", run, prune=True)
+    update_index(photos, tmp_path / "idx", run)
     for number in (0, 2, 3):
         (photos / f"{number}.png").unlink()
     save_photo(photos / "5.png", 50)
     save_photo(photos / "new.png", 60)
-    update_index(photos, tmp_path / "idx")
+    update_index(photos, tmp_path / "idx", prune=True)
     assert (tmp_path / "idx" / "regions-2.bin").exists()
     with vsrn.open_index(tmp_path / "idx") as index:
         for photo in photos.iterdir():
@@ -116,7 +116,7 @@ def test_names_survive_changes_and_compaction(photos: Path, run: Path, tmp_path:
 def test_the_command_tells_and_draws_them(
     photos: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    update_index(photos, tmp_path / "idx", run, prune=True)
+    update_index(photos, tmp_path / "idx", run)
     expected = expected_labels(photos / "1.png")
     for asked in (["--index", tmp_path / "idx", "--id", "1.png"], ["--model", run, photos / "1.png"]):
         with pytest.raises(SystemExit) as left:
@@ -134,13 +134,13 @@ def test_the_command_tells_and_draws_them(
 def test_an_index_without_names_is_as_before(photos: Path, run: Path, tmp_path: Path) -> None:
     """One made before names were kept says nothing of them in its page, and is read and added to."""
     (run / NAMES_FILE).unlink()
-    update_index(photos, tmp_path / "idx", run, prune=True)
+    update_index(photos, tmp_path / "idx", run)
     page = json.loads((tmp_path / "idx" / INFO_FILE).read_text())
     assert page.pop("names") == {"classes": [], "attributes": []}
     (tmp_path / "idx" / INFO_FILE).write_text(json.dumps(page))
     save_photo(photos / "new.png", 60)
     carry_names(NAMES, run)
-    update_index(photos, tmp_path / "idx", run, prune=True)
+    update_index(photos, tmp_path / "idx", run)
     with vsrn.open_index(tmp_path / "idx") as index:
         assert index.labels("new.png") is None
         assert index.explain("0.png", SENTENCE).labels is None
@@ -149,7 +149,7 @@ def test_an_index_without_names_is_as_before(photos: Path, run: Path, tmp_path: 
 def test_names_that_are_not_the_extractors_are_refused(photos: Path, run: Path, tmp_path: Path) -> None:
     carry_names(RegionNames(["dog"]), run)
     with pytest.raises(DataError, match=r"a region is of class [12], but only 0 to 0 have names"):
-        update_index(photos, tmp_path / "idx", run, prune=True)
+        update_index(photos, tmp_path / "idx", run)
     other = next(photo for photo in photos.iterdir() if set(expected_labels(photo)) != {"dog"})
     with pytest.raises(DataError, match=r"a region is of class [12]"):
         vsrn.load(run).explain(other, SENTENCE)
