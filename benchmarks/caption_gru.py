@@ -15,7 +15,7 @@ from problem import BATCH, JOINT_DIM, make_captions
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vsrn.model.recurrence import read_sequences
+from vsrn.model.gru import read_sequences
 
 WORD_DIM, LONGEST, ROUNDS = 300, 35, 9
 

@@ -24,10 +24,10 @@ from torch import nn
 from torch.nn import functional
 
 from vsrn.config import CaptionerConfig, ModelConfig
-from vsrn.inference.encoder import encode_tokens
-from vsrn.inference.folding import fold
+from vsrn.encoders.folding import fold
+from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.metrics import IntArray, RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
-from vsrn.model.numerics import l2_normalise
+from vsrn.model.gru import l2_normalise
 from vsrn.model.vsrn import VSRN
 
 IMAGES, FEATURE_DIM, JOINT_DIM, SCORED, BATCH, ROUNDS = 1_000, 2048, 1024, 250, 128, 3

@@ -14,9 +14,9 @@ from harness import interleave, record
 from problem import BATCH, FEATURE_DIM, REGIONS, WORDS, make_batch, make_captions, make_model
 from training_step import our_step
 
-from vsrn.captions.vocabulary import SPECIAL_WORDS, Vocabulary
-from vsrn.splits import open_split
-from vsrn.training.batching import Batch, TrainingBatches
+from vsrn.data.splits import open_split
+from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
+from vsrn.training.batches import Batch, TrainingBatches
 
 IMAGES = 2000
 

@@ -22,8 +22,8 @@ from problem import WORDS
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig
 from vsrn.metrics import RetrievalMetrics
 from vsrn.training.checkpoint import Progress
-from vsrn.training.loop import Trainer
 from vsrn.training.run import prepare_run
+from vsrn.training.trainer import Trainer
 
 IMAGES, REGIONS, FEATURE_DIM, CAPTIONS_PER_IMAGE = 113_287, 36, 2048, 5
 VALIDATION_IMAGES = 50

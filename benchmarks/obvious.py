@@ -18,14 +18,14 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vsrn.captions.vocabulary import END
+from vsrn.data.vocabulary import END
 from vsrn.metrics import FloatArray, IntArray, Ranks
-from vsrn.model.caption_encoder import CaptionEncoder, pad_tokens
 from vsrn.model.captioner import Captioner
+from vsrn.model.gru import l2_normalise, widen
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.losses import matching_loss
-from vsrn.model.numerics import l2_normalise, widen
 from vsrn.model.reasoning import GlobalSemanticReasoning, RegionRelationshipReasoning, normalise_channels
+from vsrn.model.text_encoder import CaptionEncoder, pad_tokens
 from vsrn.model.vsrn import VSRN
 
 

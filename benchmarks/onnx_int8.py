@@ -19,13 +19,13 @@ import torch
 from harness import record
 
 from vsrn.config import read_config
-from vsrn.inference.encoder import Encoder
-from vsrn.inference.export import export_onnx
-from vsrn.inference.onnx import CAPTION_FILE, CONFIG_FILE, IMAGE_FILE, OnnxEncoder, StoredPrecision
+from vsrn.data.region_store import FloatArray, IntArray
+from vsrn.data.splits import Split, open_split
+from vsrn.encoders.export import export_onnx
+from vsrn.encoders.onnx_backend import CAPTION_FILE, CONFIG_FILE, IMAGE_FILE, OnnxEncoder, StoredPrecision
+from vsrn.encoders.torch_backend import Encoder
 from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
-from vsrn.model.weights import WEIGHTS_FILE, read_model
-from vsrn.regions.store import FloatArray, IntArray
-from vsrn.splits import Split, open_split
+from vsrn.model.saved import WEIGHTS_FILE, read_model
 
 BATCH = 128
 # Sentences asked one at a time, as a search does.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vsrn.captions.vocabulary import END, START
 from vsrn.config import CaptionerConfig, ModelConfig
+from vsrn.data.vocabulary import END, START
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.model.caption_encoder import pad_tokens
+from vsrn.model.text_encoder import pad_tokens
 from vsrn.model.vsrn import VSRN
 
 REGIONS, FEATURE_DIM, JOINT_DIM, BATCH, WORDS, MAX_TOKENS = 36, 1280, 512, 128, 2900, 40

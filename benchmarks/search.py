@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from harness import record
 
-from vsrn.captions.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.config import CaptionerConfig, Config, ModelConfig
-from vsrn.inference.export import export_onnx
-from vsrn.model.weights import StoredModel, build_model
-from vsrn.regions.extractor import make_extractor
-from vsrn.regions.store import FloatArray, IntArray, Regions, StoreInfo
+from vsrn.data.region_store import FloatArray, IntArray, Regions, StoreInfo
+from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
+from vsrn.encoders.export import export_onnx
+from vsrn.extractors.base import make_extractor
+from vsrn.model.saved import StoredModel, build_model
 from vsrn.search.create import create_index
 from vsrn.search.faiss import GRAPH_FROM, Base, FaissEngine, build_graph
 from vsrn.search.writer import IndexWriter, NewPhoto, Settled

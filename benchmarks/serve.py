@@ -31,7 +31,7 @@ import numpy as np
 from harness import record
 
 from search import make_index
-from vsrn.captions.vocabulary import read_vocabulary
+from vsrn.data.vocabulary import read_vocabulary
 
 HITS, WORDS_PER_SENTENCE = 24, 8
 FLAT = 1.05

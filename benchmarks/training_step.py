@@ -14,7 +14,7 @@ from harness import interleave, record_ratio
 from problem import make_batch, make_model
 
 from vsrn.config import LossConfig
-from vsrn.training.loop import autocast
+from vsrn.training.trainer import autocast
 
 CPU = torch.device("cpu")
 LOSS = LossConfig()
@@ -43,7 +43,7 @@ def check(batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> str:
 
 
 def our_step(model: torch.nn.Module, batch: tuple[torch.Tensor, ...], precision: str) -> Callable[[], None]:
-    """The step of training/loop.py."""
+    """The step of training/trainer.py."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
     features, tokens, lengths = batch
 

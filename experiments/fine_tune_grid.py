@@ -27,20 +27,20 @@ from torch import nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from vsrn.captions.vocabulary import UNK, Vocabulary
 from vsrn.config import LossConfig
-from vsrn.inference.encoder import encode_captions
+from vsrn.data.photos import decode_photo
+from vsrn.data.region_store import StoreInfo
+from vsrn.data.splits import Split
+from vsrn.data.vocabulary import UNK, Vocabulary
+from vsrn.encoders.torch_backend import encode_captions
+from vsrn.extractors.base import make_extractor
+from vsrn.extractors.grid import POOLED_SIDE, load_network, weights_path
 from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
-from vsrn.model.caption_encoder import pad_tokens
 from vsrn.model.losses import cosine_similarities, loss_of
+from vsrn.model.saved import StoredModel, read_model, write_model
+from vsrn.model.text_encoder import pad_tokens
 from vsrn.model.vsrn import VSRN
-from vsrn.model.weights import StoredModel, read_model, write_model
-from vsrn.regions.extractor import make_extractor
-from vsrn.regions.grid import POOLED_SIDE, load_network, weights_path
-from vsrn.regions.photos import decode_photo
-from vsrn.regions.store import StoreInfo
-from vsrn.splits import Split
-from vsrn.training.dropping import draw_margins, drop_regions
+from vsrn.training.batches import draw_margins, drop_regions
 from vsrn.training.run import open_training_splits
 
 FIRST_STAGE = 5

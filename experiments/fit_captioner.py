@@ -19,11 +19,11 @@ import torch
 import tyro
 
 from vsrn.config import CaptionerConfig
+from vsrn.extractors.provenance import kept_weights
 from vsrn.model.captioner import Captioner
+from vsrn.model.saved import StoredModel, build_model, read_model, write_model
 from vsrn.model.vsrn import VSRN
-from vsrn.model.weights import StoredModel, build_model, read_model, write_model
-from vsrn.regions.kept import kept_weights
-from vsrn.training.batching import Batch, TrainingBatches
+from vsrn.training.batches import Batch, TrainingBatches
 from vsrn.training.run import open_training_splits
 
 

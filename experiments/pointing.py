@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from vsrn.inference.encoder import Encoder
-from vsrn.inference.explanation import Explanation, explain_regions
-from vsrn.regions.store import FloatArray, Regions, open_region_store
+from vsrn.data.region_store import FloatArray, Regions, open_region_store
+from vsrn.encoders.explain import Explanation, explain_regions
+from vsrn.encoders.torch_backend import Encoder
 
 Box = tuple[float, float, float, float]
 

@@ -20,9 +20,9 @@ import tyro
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from vsrn.captions.tokenizer import tokenize
+from vsrn.data.splits import read_captions
+from vsrn.data.tokenizer import tokenize
 from vsrn.files import write_atomically
-from vsrn.splits import read_captions
 
 SPREAD = 0.1
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vsrn.cli import run_command
-from vsrn.packaged import MODELS, PACKAGED_MODELS
+from vsrn.pretrained import MODELS, PACKAGED_MODELS
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +40,7 @@ def test_the_text_of_each_licence_is_listed_and_says_what_it_is(project: dict[st
 def test_the_pages_that_offer_the_weights_say_what_they_are_for(page: str) -> None:
     text = (ROOT / page).read_text()
     assert "research and education only" in text
-    assert "src/vsrn/models/flickr8k-small/LICENSE" in text
+    assert "src/vsrn/pretrained/flickr8k-small/LICENSE" in text
 
 
 def test_an_index_carries_the_licence_of_the_model_that_it_holds(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import vsrn.packaged
+import vsrn.pretrained
 from vsrn.errors import CheckpointError
-from vsrn.packaged import DEFAULT_MODEL, find_model
+from vsrn.pretrained import DEFAULT_MODEL, find_model
 
 
 def test_a_name_is_a_folder_or_a_packaged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vsrn.packaged, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(vsrn.pretrained, "MODELS", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=f"'{DEFAULT_MODEL}' is not part of this installation"):
         find_model()

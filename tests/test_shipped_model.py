@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import vsrn
-from vsrn.captions.karpathy import read_karpathy
+from vsrn.data.annotations import read_karpathy
 from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
-from vsrn.packaged import find_model
+from vsrn.pretrained import find_model
 
 MOST_BYTES = 20_000_000
 PHOTOS = 200

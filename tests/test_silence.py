@@ -133,7 +133,7 @@ def test_no_command_opens_a_connection(ear: Ear, place: Path) -> None:
     assert reports_in(ear.home) == []
 
 
-@pytest.mark.parametrize("program", ["from vsrn.inference.onnx import OnnxEncoder", "import vsrn, onnxruntime"])
+@pytest.mark.parametrize("program", ["from vsrn.encoders.onnx_backend import OnnxEncoder", "import vsrn, onnxruntime"])
 def test_the_library_is_as_silent(program: str, ear: Ear, place: Path) -> None:
     photo = repr(str(place / "photos/00.png"))
     run(ear, place, "-c", f"{program}\nimport vsrn\nvsrn.load('flickr8k-small').encode_images([{photo}])")

@@ -24,8 +24,8 @@ for _variable, _value in SWITCHED_OFF.items():
     os.environ.setdefault(_variable, _value)
 
 if TYPE_CHECKING:
-    from vsrn.inference.encoder import Encoder
-    from vsrn.inference.exported import ExportedEncoder
+    from vsrn.encoders.exported import ExportedEncoder
+    from vsrn.encoders.torch_backend import Encoder
     from vsrn.search.index import Hit, Index
     from vsrn.search.records import Where
 
@@ -41,14 +41,14 @@ def load(folder: Path | str, device: str = "auto") -> Encoder | ExportedEncoder:
     Raises `CheckpointError` where the folder cannot be used.
     """
     # torch takes seconds to import, and most of the package does without it.
-    from vsrn.packaged import find_model  # noqa: PLC0415
+    from vsrn.pretrained import find_model  # noqa: PLC0415
 
     folder = find_model(folder)
     if (folder / "export.json").is_file():
-        from vsrn.inference.exported import ExportedEncoder  # noqa: PLC0415
+        from vsrn.encoders.exported import ExportedEncoder  # noqa: PLC0415
 
         return ExportedEncoder.load(folder)
-    from vsrn.inference.encoder import Encoder  # noqa: PLC0415
+    from vsrn.encoders.torch_backend import Encoder  # noqa: PLC0415
 
     return Encoder.load(folder, device)
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vsrn.packaged import MODELS
-from vsrn.training.toy import draw_toy_world
+from vsrn.pretrained import MODELS
+from vsrn.toy import draw_toy_world
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r'^```(sh|python|toml title="([^"]+)")\n(.*?)^```$', re.MULTILINE | re.DOTALL)

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsrn.cli import main
+from vsrn.data.splits import open_split
 from vsrn.errors import DataError, SimilarityError
 from vsrn.evaluation.eccv import best_matches, coco_ids, extended_evaluation
 from vsrn.metrics import Block, Blocks
-from vsrn.splits import open_split
 from worlds import make_model, make_store
 
 NUM_IMAGES = 5000

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from vsrn.cli import run_command
+from vsrn.data.splits import Split, open_split
+from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import ConfigError, DataError
 from vsrn.evaluation.evaluate import Judgement, evaluate
-from vsrn.inference.encoder import Encoder
-from vsrn.splits import Split, open_split
 from worlds import make_model, make_store
 
 

@@ -12,16 +12,15 @@ import torch
 
 from vsrn.cli import run_command
 from vsrn.config import ScanConfig
+from vsrn.data.splits import Split, open_split
+from vsrn.encoders import scan_encoder as set_encoder
+from vsrn.encoders.encoded import SplitEncoder
+from vsrn.encoders.kinds import load_encoder
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.evaluation.evaluate import Judgement, evaluate
-from vsrn.inference import set_encoder
-from vsrn.inference.encoded import SplitEncoder
-from vsrn.inference.kinds import load_encoder
 from vsrn.metrics import FloatArray, image_to_text_ranks, text_to_image_ranks
-from vsrn.model.cross_attention import similarities
-from vsrn.model.scan import SCAN
-from vsrn.model.weights import read_model
-from vsrn.splits import Split, open_split
+from vsrn.model.saved import read_model
+from vsrn.model.scan import SCAN, similarities
 from worlds import make_model, make_scan, make_store
 
 

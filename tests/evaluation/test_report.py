@@ -18,8 +18,8 @@ from PIL import Image
 from rich.console import Console
 
 from vsrn.errors import DataError
+from vsrn.evaluation.evaluate import DIRECTIONS, Evaluation, Example, Match
 from vsrn.evaluation.report import evaluation_table, write_html_report
-from vsrn.evaluation.result import DIRECTIONS, Evaluation, Example, Match
 from vsrn.metrics import DirectionMetrics, Interval, RetrievalMetrics
 
 VOID = {"meta", "img", "rect", "line", "circle", "polyline"}

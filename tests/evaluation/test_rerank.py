@@ -12,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsrn.cli import run_command
+from vsrn.data.splits import open_split
+from vsrn.encoders.encoded import EncodedVectors
+from vsrn.encoders.kinds import load_encoder
 from vsrn.errors import ConfigError
 from vsrn.evaluation.evaluate import Judgement, evaluate
 from vsrn.evaluation.rerank import (
@@ -21,10 +24,7 @@ from vsrn.evaluation.rerank import (
     rerank,
     text_candidates,
 )
-from vsrn.inference.encoded import EncodedVectors
-from vsrn.inference.kinds import load_encoder
 from vsrn.metrics import FloatArray, IntArray, image_to_text_ranks, text_to_image_ranks
-from vsrn.splits import open_split
 from worlds import make_model, make_scan, make_store
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from vsrn.config import LossConfig
-from vsrn.inference.folding import fold
-from vsrn.legacy import CAPTION_KEYS, IMAGE_KEYS, LegacyModel, read_checkpoint
+from vsrn.convert.legacy import CAPTION_KEYS, IMAGE_KEYS, LegacyModel, read_checkpoint
+from vsrn.encoders.folding import fold
 from vsrn.model import reasoning
 from vsrn.model.losses import SIMILARITIES, matching_loss
 from vsrn.model.vsrn import VSRN

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import ModelConfig
-from vsrn.inference.encoder import encode_tokens
-from vsrn.model.caption_encoder import CaptionEncoder, pad_tokens
+from vsrn.encoders.torch_backend import encode_tokens
+from vsrn.model.aggregators import POSITION_DIM, GeneralisedPooling, position_encodings
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.pooling import POSITION_DIM, GeneralisedPooling, position_encodings
+from vsrn.model.text_encoder import CaptionEncoder, pad_tokens
 
 D, V = 6, 9
 CAPTION_ENCODERS: list[dict[str, Any]] = [

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vsrn.captions.vocabulary import END, PAD, START
 from vsrn.config import CaptionerConfig, LossConfig, ModelConfig
+from vsrn.data.vocabulary import END, PAD, START
 from vsrn.model import captioner as captioner_module
-from vsrn.model.caption_encoder import CaptionEncoder, pad_tokens
 from vsrn.model.captioner import Captioner
+from vsrn.model.gru import l2_normalise, widen
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.losses import contrastive_loss, cosine_similarities, matching_loss, order_similarities
-from vsrn.model.numerics import l2_normalise, widen
 from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
+from vsrn.model.text_encoder import CaptionEncoder, pad_tokens
 from vsrn.model.vsrn import VSRN
 
 B, N, F, D, V = 4, 6, 5, 7, 23

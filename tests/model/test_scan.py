@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from vsrn.config import LossConfig, ModelConfig, ScanConfig
-from vsrn.model.cross_attention import similarities
-from vsrn.model.scan import SCAN
+from vsrn.model.scan import SCAN, similarities
 
 F, D, N, V = 7, 6, 5, 20
 COUNTS = torch.tensor([5, 2, 4, 1])

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from vsrn.config import ModelConfig, ScanConfig
-from vsrn.model.cross_attention import similarities
 from vsrn.model.losses import matching_loss
-from vsrn.model.scan import SCAN
+from vsrn.model.scan import SCAN, similarities
 
 DIRECTIONS = {"t2i": ("text_to_image", 9.0, 6.0), "i2t": ("image_to_text", 4.0, 5.0)}
 AGGREGATIONS = {"LogSumExp": "logsumexp", "Mean": "mean", "Max": "max", "Sum": "sum"}

@@ -17,7 +17,7 @@ from colours import COLOURS_BY_NAME, export_colours, save_photo
 import vsrn
 from vsrn.cli import run_command
 from vsrn.errors import CheckpointError, SearchError, VsrnError
-from vsrn.regions import extractor as extractors
+from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
 from vsrn.search.damage import check_index
 

@@ -19,9 +19,9 @@ from colours import COLOURS_BY_NAME, colour_model, export_colours, save_photo
 
 import vsrn
 from vsrn.cli import run_command
+from vsrn.encoders.export import export_onnx
 from vsrn.errors import SearchError, VsrnError
-from vsrn.inference.export import export_onnx
-from vsrn.regions import extractor as extractors
+from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
 from vsrn.search.faiss import Base, build_graph
 

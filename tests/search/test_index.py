@@ -18,13 +18,13 @@ from colours import COLOURS_BY_NAME, JOINT_DIM, Colours, colour_model, export_co
 from PIL import Image
 
 import vsrn
+from vsrn.data.photos import find_photos
+from vsrn.data.region_store import FloatArray, open_region_store
+from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import SearchError
-from vsrn.inference.encoder import Encoder
-from vsrn.model.weights import write_model
-from vsrn.regions import extractor as extractors
-from vsrn.regions.extract import extract
-from vsrn.regions.photos import find_photos
-from vsrn.regions.store import FloatArray, open_region_store
+from vsrn.extractors import base as extractors
+from vsrn.extractors.extract import extract
+from vsrn.model.saved import write_model
 from vsrn.search.build import IndexReport, update_index
 
 

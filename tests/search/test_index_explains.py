@@ -15,13 +15,13 @@ import pytest
 from colours import COLOURS_BY_NAME, Colours, colour_model, export_colours, save_photo
 
 import vsrn
+from vsrn.data.region_store import RegionNames, Regions
+from vsrn.encoders.explain import ExplainView
+from vsrn.encoders.photos import explain_photo
+from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import SearchError
-from vsrn.inference.encoder import Encoder
-from vsrn.inference.explanation import ExplainView
-from vsrn.inference.photos import explain_photo
-from vsrn.regions import extractor as extractors
-from vsrn.regions.extractor import Prepared
-from vsrn.regions.store import RegionNames, Regions
+from vsrn.extractors import base as extractors
+from vsrn.extractors.base import Prepared
 from vsrn.search.build import update_index
 
 SENTENCE = "dark red"

@@ -15,15 +15,15 @@ from colours import Colours, colour_model, save_photo
 
 import vsrn
 from vsrn.cli import main
+from vsrn.data.photos import find_photos
+from vsrn.data.region_store import FloatArray, RegionNames, Regions
+from vsrn.encoders.export import export_model, export_onnx
 from vsrn.errors import CheckpointError, DataError
-from vsrn.inference.export import export_model, export_onnx
-from vsrn.model.weights import read_model
-from vsrn.regions import extractor as extractors
-from vsrn.regions.extract import extract
-from vsrn.regions.extractor import ExtractorFiles, Prepared, prepare_photo
-from vsrn.regions.kept import NAMES_FILE, carry_names
-from vsrn.regions.photos import find_photos
-from vsrn.regions.store import FloatArray, RegionNames, Regions
+from vsrn.extractors import base as extractors
+from vsrn.extractors.base import ExtractorFiles, Prepared, prepare_photo
+from vsrn.extractors.extract import extract
+from vsrn.extractors.provenance import NAMES_FILE, carry_names
+from vsrn.model.saved import read_model
 from vsrn.search.build import update_index
 from vsrn.search.layout import INFO_FILE
 

@@ -17,11 +17,11 @@ from colours import COLOURS_BY_NAME, JOINT_DIM, colour_model, export_colours, sa
 
 import vsrn
 from vsrn.config import EFFICIENTNET, Config, DataConfig, ModelConfig, NetworkConfig
+from vsrn.data.region_store import StoreInfo
+from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import CheckpointError, ConfigError, DataError, SearchError
-from vsrn.inference.encoder import Encoder
-from vsrn.model.weights import StoredModel, build_model, write_model
-from vsrn.regions import extractor as extractors
-from vsrn.regions.store import StoreInfo
+from vsrn.extractors import base as extractors
+from vsrn.model.saved import StoredModel, build_model, write_model
 from vsrn.search.build import update_index
 from vsrn.search.writer import IndexWriter
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from colours import export_colours
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.mark.parametrize(("way", "least"), [("begin", 50), ("change", 50), ("moments", 15)])

@@ -18,7 +18,7 @@ from PIL import Image
 import vsrn
 from vsrn.cli import run_command
 from vsrn.errors import UnknownPhotoError
-from vsrn.regions import extractor as extractors
+from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
 
 
@@ -210,7 +210,7 @@ def test_what_is_no_photo_is_opened_once(photos: Path, model: Path, tmp_path: Pa
         "opened = []\n"
         "sys.addaudithook(lambda event, arguments: event == 'open' and opened.append(str(arguments[0])))\n"
         "from colours import COLOURS_BY_NAME\n"
-        "from vsrn.regions import extractor\n"
+        "from vsrn.extractors import base as extractor\n"
         "extractor._EXTRACTORS.update(COLOURS_BY_NAME)\n"
         "from vsrn.search.build import update_index\n"
         "report = update_index(*sys.argv[1:])\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from colours import COLOURS_BY_NAME, export_colours, save_photo
 
-from vsrn.regions import extractor as extractors
+from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
 
 OTHER = 65534
@@ -21,7 +21,7 @@ SETPRIV = shutil.which("setpriv")
 BEGIN = """
 import sys
 from colours import COLOURS_BY_NAME
-from vsrn.regions import extractor
+from vsrn.extractors import base as extractor
 extractor._EXTRACTORS.update(COLOURS_BY_NAME)
 import vsrn
 """

@@ -16,12 +16,11 @@ from PIL import Image
 import vsrn
 from vsrn.cli import run_command
 from vsrn.config import Config, ModelConfig
+from vsrn.data.region_store import StoreInfo
 from vsrn.errors import SearchError, VsrnError
-from vsrn.model.cross_attention import similarities
-from vsrn.model.scan import SCAN
-from vsrn.model.weights import StoredModel, build_any_model, write_model
-from vsrn.regions import extractor as extractors
-from vsrn.regions.store import StoreInfo
+from vsrn.extractors import base as extractors
+from vsrn.model.saved import StoredModel, build_any_model, write_model
+from vsrn.model.scan import SCAN, similarities
 from vsrn.search.build import update_index
 from vsrn.search.rerank import Reranker
 

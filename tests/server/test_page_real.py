@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 from serving import Place, serving
 
-from vsrn.packaged import find_model
+from vsrn.pretrained import find_model
 from vsrn.search.build import update_index
 
 pytestmark = NEEDS_CHROMIUM

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from worlds import make_store
 
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig, config_to_toml
+from vsrn.data.splits import open_split
 from vsrn.errors import ConfigError
-from vsrn.splits import open_split
-from vsrn.training.batching import TrainingBatches
+from vsrn.training.batches import TrainingBatches
 from vsrn.training.checkpoint import STATE_FILE
 from vsrn.training.log import read_log
 from vsrn.training.run import prepare_run
-from worlds import make_store
 
 STEPS = 4
 
@@ -47,7 +47,7 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def take_steps(config: Config, folder: Path, processes: int) -> dict[str, Any]:
     (folder / "config.toml").write_text(config_to_toml(config))
-    script = Path(__file__).with_name("two_processes.py")
+    script = Path(__file__).parents[1].joinpath("helpers", "two_processes.py")
     out = folder / f"{processes}.pt"
     done = launch(
         processes, str(script), str(folder / "config.toml"), str(folder / f"run{processes}"), str(out), str(STEPS)
@@ -104,7 +104,7 @@ def test_a_run_of_two_processes_validates_writes_once_and_resumes_bit_for_bit(co
     assert whole.stderr.count("Best rsum") == 1
     assert [row["step"] for row in read_log(tmp_path / "whole") if "validation" in row] == [3, 6, 9, 10]
 
-    script = Path(__file__).with_name("stop_after.py")
+    script = Path(__file__).parents[1].joinpath("helpers", "stop_after.py")
     cut = launch(2, str(script), "4", "train", str(path), "-o", str(tmp_path / "cut"))
     assert "Stopped at step 4" in cut.stderr, cut.stderr
     resumed = launch(2, "-m", "vsrn", "train", str(path), "-o", str(tmp_path / "cut"), "--resume")

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsrn.captions.vocabulary import build_vocabulary
-from vsrn.splits import Split, open_split
-from vsrn.training.batching import Batch, TrainingBatches
-from vsrn.training.dropping import draw_margins, drop_regions
+from vsrn.data.splits import Split, open_split
+from vsrn.data.vocabulary import build_vocabulary
+from vsrn.training.batches import Batch, TrainingBatches, draw_margins, drop_regions
 from worlds import make_store
 
 MARGINS = st.floats(-1, 1, width=32)

@@ -19,16 +19,16 @@ from safetensors.torch import load_file
 
 from training_runs import Silent, assert_same_run, train
 from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, TrainConfig, config_to_toml
+from vsrn.data.splits import open_split
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.metrics import RetrievalMetrics
 from vsrn.model.losses import cosine_similarities, matching_loss
 from vsrn.model.vsrn import VSRN
-from vsrn.splits import open_split
-from vsrn.training.batching import TrainingBatches
+from vsrn.training.batches import TrainingBatches
 from vsrn.training.checkpoint import STATE_FILE, Progress
 from vsrn.training.log import read_log
-from vsrn.training.loop import Trainer, learning_rate_at
 from vsrn.training.run import prepare_run
+from vsrn.training.trainer import Trainer, learning_rate_at
 
 WORDS = ["red", "blue", "green", "tall", "small", "dog", "cat", "bird", "boat", "tree", "runs", "sleeps", "sings"]
 
@@ -221,7 +221,7 @@ def captions_of(split: Any) -> list[tuple[str, int]]:
 
 
 def prepare_vocabulary(store: Path) -> Any:
-    from vsrn.captions.vocabulary import build_vocabulary
+    from vsrn.data.vocabulary import build_vocabulary
 
     return build_vocabulary(open_split(store, "train").captions, min_count=1)
 

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from training_runs import Silent, train
 from vsrn.cli import run_command
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig, config_to_toml
+from vsrn.data.region_store import open_region_store
 from vsrn.errors import ConfigError, DataError, TrainingError
-from vsrn.model.weights import build_any_model
-from vsrn.regions.store import open_region_store
-from vsrn.training.batching import TrainingBatches
+from vsrn.model.saved import build_any_model
+from vsrn.training.batches import TrainingBatches
 from vsrn.training.checkpoint import STATE_FILE, Progress
-from vsrn.training.loop import Trainer
 from vsrn.training.run import prepare_run, zeros_divide
+from vsrn.training.trainer import Trainer
 from worlds import make_model, make_store
 
 BLANK = 7

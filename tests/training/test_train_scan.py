@@ -13,9 +13,9 @@ from test_distributed import take_steps
 
 from training_runs import assert_same_run, train
 from vsrn.config import Config, DataConfig, ModelConfig, ScanConfig, TrainConfig
-from vsrn.inference.kinds import load_encoder
+from vsrn.data.splits import open_split
+from vsrn.encoders.kinds import load_encoder
 from vsrn.metrics import rank_blocks, retrieval_metrics
-from vsrn.splits import open_split
 from vsrn.training.checkpoint import STATE_FILE
 from vsrn.training.log import read_log
 from worlds import make_store

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 import vsrn
 from training_runs import assert_same_run, train
 from vsrn.config import EFFICIENTNET, Config, DataConfig, LossConfig, ModelConfig, NetworkConfig, TrainConfig
+from vsrn.data.datasets import open_split_for
+from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import DataError
 from vsrn.evaluation.evaluate import Judgement, evaluate
-from vsrn.inference.encoder import Encoder
-from vsrn.inference.splits import open_split_for
-from vsrn.model.photo_encoder import PhotoEncoder
+from vsrn.model.vsepp import PhotoEncoder
 from vsrn.training.log import read_log
 from vsrn.training.photo_batches import PhotoBatches
 from vsrn.training.run import prepare_run

@@ -11,10 +11,10 @@ import tyro
 from vsrn.cli.options import Json, call, print_json, printable
 from vsrn.cli.progress import ProgressBar, progress_bar
 from vsrn.errors import ConfigError
-from vsrn.packaged import DEFAULT_MODEL
+from vsrn.pretrained import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from vsrn.inference.captions import WrittenCaption
+    from vsrn.encoders.captions import WrittenCaption
 
 Captioned = tuple[str, "WrittenCaption"]
 
@@ -65,8 +65,8 @@ def _of_photos(photos: Sequence[Path], model: str, beam: int) -> Iterator[Captio
 
 def _of_index(folder: Path, ids: Sequence[str], beam: int) -> Iterator[Captioned]:
     import vsrn
-    from vsrn.inference.photos import PHOTOS_PER_BATCH
-    from vsrn.regions.store import pad_regions
+    from vsrn.data.region_store import pad_regions
+    from vsrn.encoders.photos import PHOTOS_PER_BATCH
 
     with vsrn.open_index(folder) as index:
         for first in range(0, len(ids), PHOTOS_PER_BATCH):

@@ -13,10 +13,10 @@ from vsrn.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vsrn.captions.karpathy import CaptionedPhoto
-    from vsrn.regions.compare import Comparison
-    from vsrn.regions.extractor import RegionExtractor
-    from vsrn.regions.photos import PhotoFile
+    from vsrn.data.annotations import CaptionedPhoto
+    from vsrn.data.photos import PhotoFile
+    from vsrn.extractors.base import RegionExtractor
+    from vsrn.extractors.compare import Comparison
 
 DIFFERENT = 1
 
@@ -36,7 +36,7 @@ def compare_with(
     """Extract the first photos that the file has a row for, compare, and print; 0 where they are the same, else 1."""
     from rich.console import Console
 
-    from vsrn.regions.compare import compare, find_rows, open_existing
+    from vsrn.extractors.compare import compare, find_rows, open_existing
 
     store = open_existing(existing)
     files, captioned = _photos(photos, captions, splits, restval=restval, follow_links=follow_links)
@@ -71,9 +71,9 @@ def verdict(comparison: Comparison, existing: Path, extractor: str) -> str:
 def _photos(
     photos: Path, captions: Path | None, splits: tuple[str, ...], *, restval: bool, follow_links: bool
 ) -> tuple[list[PhotoFile], list[CaptionedPhoto]]:
-    from vsrn.captions.karpathy import read_karpathy
-    from vsrn.regions.extract import choose_splits
-    from vsrn.regions.photos import PhotoFile, PhotoNames, find_photos
+    from vsrn.data.annotations import read_karpathy
+    from vsrn.data.photos import PhotoFile, PhotoNames, find_photos
+    from vsrn.extractors.extract import choose_splits
 
     if captions is None:
         return [photo for photo in find_photos(photos, follow_links=follow_links) if photo.refusal is None], []

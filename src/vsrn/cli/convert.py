@@ -33,12 +33,12 @@ def main(
         json: Print what was converted as JSON.
     """
     from vsrn.errors import CheckpointError, VocabularyError
-    from vsrn.model.weights import WEIGHTS_FILE, StoredModel, build_any_model, load_weights, write_model
+    from vsrn.model.saved import WEIGHTS_FILE, StoredModel, build_any_model, load_weights, write_model
 
     if any((output / part).exists() for part in (WEIGHTS_FILE, "state")):
         raise CheckpointError(f"{output} already holds a model or a run; choose another folder with -o.")
-    from vsrn.captions.vocabulary import read_vocabulary
-    from vsrn.legacy import read_checkpoint, read_pickled_vocabulary
+    from vsrn.convert.legacy import read_checkpoint, read_pickled_vocabulary
+    from vsrn.data.vocabulary import read_vocabulary
 
     vocabulary = read_vocabulary(vocab) if vocab.suffix == ".json" else read_pickled_vocabulary(vocab)
     legacy = read_checkpoint(checkpoint, captioner)

@@ -13,8 +13,8 @@ from vsrn.cli.progress import say
 from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from vsrn.encoders.torch_backend import Encoder
     from vsrn.evaluation.evaluate import Judgement
-    from vsrn.inference.encoder import Encoder
 
 SENTENCES = (
     "a small yellow flower that sits inside something round and red",
@@ -57,7 +57,7 @@ def main(
 
 def draw(output: Path, train: int, val: int) -> None:
     """Step 1: the world, unless an earlier demo drew it."""
-    from vsrn.training.toy import draw_toy_world
+    from vsrn.toy import draw_toy_world
 
     say(f"1. Drawing {train + val} scenes of coloured things, five captions each -> {output / 'world'}")
     if not (output / "world" / "dataset.json").exists():
@@ -91,10 +91,10 @@ def evaluate(output: Path) -> tuple[Encoder, Judgement]:
     """Step 4: what `vsrn evaluate` does."""
     from rich.console import Console
 
+    from vsrn.data.splits import open_split
+    from vsrn.encoders.torch_backend import Encoder
     from vsrn.evaluation.evaluate import Judgement, evaluate
     from vsrn.evaluation.report import evaluation_table, write_html_report
-    from vsrn.inference.encoder import Encoder
-    from vsrn.splits import open_split
     from vsrn.training.log import read_log
 
     run, photos, report = output / "run", output / "world" / "images", output / "report.html"
@@ -109,7 +109,7 @@ def evaluate(output: Path) -> tuple[Encoder, Judgement]:
 
 def search(encoder: Encoder, judgement: Judgement) -> None:
     """Step 5: three sentences of our own, and what the pictures they find were captioned."""
-    from vsrn.inference.encoded import EncodedVectors
+    from vsrn.encoders.encoded import EncodedVectors
 
     say("\n5. Sentences that nobody wrote for these pictures:")
     split, encoded = judgement.split, judgement.encoded[0]

@@ -113,10 +113,10 @@ def main(
 
 def score_captions(model: Path, data: Path | None, split: str, beam: int, device: str) -> CaptionScores:
     """Write a caption for each image of a split and score them, drawing the progress."""
+    from vsrn.data.splits import open_split
+    from vsrn.encoders.torch_backend import Encoder
     from vsrn.evaluation.caption_scores import caption_scores
     from vsrn.evaluation.evaluate import write_captions
-    from vsrn.inference.encoder import Encoder
-    from vsrn.splits import open_split
 
     encoder = Encoder.load(model, device)
     opened = open_split(data or encoder.stored.config.data.path, split)
@@ -144,11 +144,11 @@ def judge(
     eccv: bool = False,
 ) -> Judgement:
     """Encode a split by every model, drawing the progress; with `eccv`, only one that it is about."""
+    from vsrn.data.datasets import open_split_for
+    from vsrn.encoders.kinds import load_encoder
     from vsrn.evaluation.eccv import refuse_other_split
     from vsrn.evaluation.evaluate import Judgement
     from vsrn.evaluation.rerank import TwoStageJudgement
-    from vsrn.inference.kinds import load_encoder
-    from vsrn.inference.splits import open_split_for
 
     encoders = [load_encoder(model, device) for model in models]
     second = None if rerank is None else load_encoder(rerank, device)

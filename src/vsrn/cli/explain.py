@@ -11,12 +11,12 @@ import tyro
 
 from vsrn.cli.options import Json, call, print_json, printable
 from vsrn.errors import ConfigError
-from vsrn.packaged import DEFAULT_MODEL
+from vsrn.pretrained import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vsrn.inference.explanation import Explanation
+    from vsrn.encoders.explain import Explanation
     from vsrn.search.index import Index
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -119,8 +119,8 @@ def _refuse_output(output: Path, photo: Path | None, *, force: bool) -> None:
 
 
 def _decode(photo: Path) -> Image:
-    from vsrn.inference.picture import MOST_SIDE
-    from vsrn.regions.photos import decode_photo
+    from vsrn.data.photos import decode_photo
+    from vsrn.encoders.draw import MOST_SIDE
 
     return decode_photo(photo, target_size=MOST_SIDE)
 
@@ -149,8 +149,8 @@ def _draw(output: Path, picture: Image, explanation: Explanation, sentence: str,
 
     from PIL import Image
 
+    from vsrn.encoders.draw import draw_explanation
     from vsrn.files import write_atomically
-    from vsrn.inference.picture import draw_explanation
 
     buffer = io.BytesIO()
     drawn = draw_explanation(picture, explanation, sentence, k)

@@ -47,8 +47,8 @@ def main(
         raise ConfigError(f"--{'half' if half else 'int8'} is for ONNX encoders; add --onnx FOLDER.")
     if half and int8:
         raise ConfigError("--half and --int8 are two ways of storing the same weights; choose one.")
-    from vsrn.inference.export import export_model, export_onnx, refuse_taken
-    from vsrn.model.weights import read_model
+    from vsrn.encoders.export import export_model, export_onnx, refuse_taken
+    from vsrn.model.saved import read_model
 
     for folder in filter(None, (output, onnx)):
         refuse_taken(folder)

@@ -12,12 +12,12 @@ import tyro
 
 from vsrn.cli.options import SKIPPED_SHOWN, Json, call, print_json, printable, skipped_lines
 from vsrn.cli.progress import ProgressBar, progress_bar, say
+from vsrn.data.shards import parse_shard, shard_folder
 from vsrn.errors import ConfigError
-from vsrn.regions.shards import parse_shard, shard_folder
 
 if TYPE_CHECKING:
-    from vsrn.regions.extract import ExtractionReport
-    from vsrn.regions.extractor import RegionExtractor
+    from vsrn.extractors.base import RegionExtractor
+    from vsrn.extractors.extract import ExtractionReport
 
 Store = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
 Photos = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PHOTOS]")]
@@ -154,7 +154,7 @@ class _Extractor:
     def load(self) -> RegionExtractor:
         """The extractor itself."""
         say(f"Loading the extractor '{self.name}'...")
-        from vsrn.regions.extractor import make_extractor
+        from vsrn.extractors.base import make_extractor
 
         # A person typed the name, so what it stands for may be downloaded.
         return make_extractor(self.name, self.weights, classes=self.classes, attributes=self.attributes, download=True)
@@ -176,13 +176,13 @@ def _extract(
 ) -> list[ExtractionReport]:
     assert source.photos is not None
     extractor = made_by.load()
-    from vsrn.regions.extract import extract, extract_karpathy
-    from vsrn.regions.photos import find_photos
+    from vsrn.data.photos import find_photos
+    from vsrn.extractors.extract import extract, extract_karpathy
 
     settings |= {"shard": way.shard, "progress": bars.at}
     with contextlib.ExitStack() as cluster:
         if way.ray is not None:
-            from vsrn.regions.on_ray import ray_batches
+            from vsrn.extractors.ray import ray_batches
 
             say(f"Connecting to Ray ({way.ray})...")
             settings["batches"] = cluster.enter_context(ray_batches(way.ray))
@@ -217,14 +217,13 @@ def _compare(
 
 
 def _merge(output: Path, way: _Way, bars: _Bars) -> list[ExtractionReport]:
-    from vsrn.regions.merge import merge_shards
+    from vsrn.extractors.merge import merge_shards
 
     return merge_shards(output, delete_shards=way.delete_shards, progress=bars.at)
 
 
 def _convert(source: _Source, output: Path, way: _Way, bars: _Bars, settings: dict[str, Any]) -> list[ExtractionReport]:
-    from vsrn.regions.from_tsv import extract_tsv, extract_tsv_karpathy
-    from vsrn.regions.tsv import TsvFiles
+    from vsrn.extractors.published_tsv import TsvFiles, extract_tsv, extract_tsv_karpathy
 
     with TsvFiles(way.from_tsv, output, bars.looked_through) as tsv:
         settings |= {"progress": bars.at}

@@ -67,8 +67,8 @@ def train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
 
 def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
     from vsrn.training import distributed
-    from vsrn.training.loop import Trainer
     from vsrn.training.run import prepare_run
+    from vsrn.training.trainer import Trainer
 
     prepared = prepare_run(config, folder, resume=resume, process=distributed.rank())
     data = prepared.config.data

@@ -35,11 +35,11 @@ def main(
         force: Replace the file if it is there.
         json: Print what was built as JSON.
     """
-    from vsrn.captions.vocabulary import build_vocabulary
+    from vsrn.data.region_store import resolve_split
+    from vsrn.data.splits import read_captions
+    from vsrn.data.vocabulary import build_vocabulary
     from vsrn.errors import ConfigError, VocabularyError
     from vsrn.files import write_atomically
-    from vsrn.regions.store import resolve_split
-    from vsrn.splits import read_captions
 
     if min_count < 1:
         raise ConfigError("--min-count must be 1 or more.")

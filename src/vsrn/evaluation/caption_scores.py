@@ -13,7 +13,7 @@ CIDEr-D (Vedantam et al. 2015), the mean over images, references and n = 1 to 4 
                                                                     references have it)
                                                               c, r  their lengths in words
 
-Words are those of `vsrn.captions.tokenizer`, without punctuation.
+Words are those of `vsrn.data.tokenizer`, without punctuation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vsrn.captions.tokenizer import tokenize
+from vsrn.data.tokenizer import tokenize
 from vsrn.metrics import FloatArray, Interval, draw_images, percentile_interval
 
 LONGEST_GRAM = 4

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.data.photo_names import coco_number
+from vsrn.data.splits import CaptionedImages
 from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import Block, Blocks, FloatArray, IntArray, refuse_nan
-from vsrn.regions.names import coco_number
-from vsrn.splits import CaptionedImages
 
 CAPTIONS_JUDGED = 5
 CAVEAT = "VSRN was one of the five models that proposed ECCV Caption's positives, so it favours VSRN and its likes."

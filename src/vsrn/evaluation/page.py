@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vsrn import __version__
 from vsrn.evaluation.charts import History, interval_bar, line_chart, training_curves
-from vsrn.evaluation.result import DIRECTIONS, Evaluation, Example, Match
+from vsrn.evaluation.evaluate import DIRECTIONS, Evaluation, Example, Match
 from vsrn.evaluation.style import STYLE
 from vsrn.evaluation.thumbnails import Thumbnails
 from vsrn.evaluation.wording import (

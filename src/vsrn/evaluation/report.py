@@ -16,8 +16,8 @@ from rich.text import Text
 from vsrn.errors import DataError
 from vsrn.evaluation.charts import History
 from vsrn.evaluation.eccv import CAVEAT, ExtendedEvaluation
+from vsrn.evaluation.evaluate import DIRECTIONS, Evaluation
 from vsrn.evaluation.page import report_page
-from vsrn.evaluation.result import DIRECTIONS, Evaluation
 from vsrn.evaluation.thumbnails import Thumbnails
 from vsrn.evaluation.wording import (
     DIRECTION_WORDS,

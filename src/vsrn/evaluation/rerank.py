@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.data.splits import CaptionedImages
+from vsrn.encoders.encoded import Advance, EncodedSplit, SplitEncoder, encoded_blocks
 from vsrn.errors import ConfigError
-from vsrn.evaluation.evaluate import Judgement
-from vsrn.evaluation.result import Reranking
-from vsrn.inference.encoded import Advance, EncodedSplit, SplitEncoder, encoded_blocks
+from vsrn.evaluation.evaluate import Judgement, Reranking
 from vsrn.metrics import (
     FloatArray,
     IntArray,
@@ -27,7 +27,6 @@ from vsrn.metrics import (
     retrieval_metrics,
     rows_of_block,
 )
-from vsrn.splits import CaptionedImages
 
 BoolArray = npt.NDArray[np.bool_]
 

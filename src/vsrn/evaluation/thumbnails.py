@@ -6,9 +6,9 @@ import base64
 import io
 from pathlib import Path
 
+from vsrn.data.photos import PhotoNames, decode_photo
 from vsrn.errors import PhotoError
 from vsrn.evaluation.wording import escaped
-from vsrn.regions.photos import PhotoNames, decode_photo
 
 THUMBNAIL_SIZE = 256
 JPEG_QUALITY = 82

@@ -6,7 +6,7 @@ import html
 import re
 
 from vsrn.evaluation.caption_scores import CaptionScores
-from vsrn.evaluation.result import Evaluation
+from vsrn.evaluation.evaluate import Evaluation
 from vsrn.metrics import FIVE_FOLD_IMAGES, Interval
 
 DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image"}

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vsrn.captions.vocabulary import END, START
 from vsrn.config import CaptionerConfig
-from vsrn.model.numerics import widen
+from vsrn.data.vocabulary import END, START
+from vsrn.model.gru import widen
 
 State = tuple[torch.Tensor, torch.Tensor | None]
 

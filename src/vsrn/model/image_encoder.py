@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from vsrn.config import ModelConfig
-from vsrn.model.numerics import l2_normalise, widen
-from vsrn.model.pooling import GeneralisedPooling
+from vsrn.model.aggregators import GeneralisedPooling
+from vsrn.model.gru import l2_normalise, widen
 from vsrn.model.reasoning import (
     GlobalSemanticReasoning,
     MeanPooling,

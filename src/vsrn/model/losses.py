@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from vsrn.config import LossConfig
-from vsrn.model.numerics import widen
+from vsrn.model.gru import widen
 
 
 def cosine_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:

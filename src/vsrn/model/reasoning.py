@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vsrn.model.numerics import l2_normalise
+from vsrn.model.gru import l2_normalise
 
 # Folding costs a product of D x D weights and saves products over B x N regions: it pays from here on.
 FOLD_AT = 2

@@ -1,25 +1,143 @@
-"""SCAN (Lee et al., *Stacked Cross Attention for Image-Text Matching*, ECCV 2018), the paper's strongest rival.
+"""Stacked cross attention (section 3.1 of Lee et al., *Stacked Cross Attention for Image-Text Matching*, ECCV 2018).
 
-Its two encoders are plain; what it adds is in `cross_attention`: a similarity is made of every region and every word,
-so there is no vector of an image that could be kept and searched.
+One side asks, the other is attended to: in text-to-image every word asks the regions of an image, in image-to-text
+every region the words of a caption. How well what was attended to answers is a cosine; the cosines of all askers make
+the similarity.
+
+Nothing here is as large as the vectors themselves: with attention a over contexts c, the attended vector v = sum a c
+has q.v = sum a (q.c) and |v|^2 = a G a with the contexts' inner products G, so all comes from affinities.
+
+Shapes: I images of N regions, C captions of equal length T, D joint size. Affinities are (C, T, I, N): cosines of
+every word with every region, 0 where a region is padding. `mask` (I, N) is True where a region is real, None where
+all are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from vsrn.config import LossConfig, ModelConfig
-from vsrn.model.cross_attention import similarities
+from vsrn.config import LossConfig, ModelConfig, ScanConfig
+from vsrn.model.base import Losses, MatchingModel
+from vsrn.model.gru import read_sequences, widen
 from vsrn.model.losses import loss_of
-from vsrn.model.matching import Losses, MatchingModel
-from vsrn.model.numerics import widen
-from vsrn.model.recurrence import read_sequences
+
+EPSILON = 1e-8
+WORDS, REGIONS = 1, 3
+
+
+def similarities(
+    regions: torch.Tensor,
+    words: torch.Tensor,
+    lengths: torch.Tensor,
+    mask: torch.Tensor | None,
+    config: ScanConfig,
+) -> torch.Tensor:
+    """Similarity of every image with every caption: (I, C) float32 or wider.
+
+    regions  (I, N, D) unit vectors, 0 where padded
+    words    (C, T, D) unit vectors, whatever behind a caption's last word
+    lengths  (C,) words of each caption, on the CPU
+    """
+    groups = [(words[rows, :length], rows) for length, rows in equally_long(lengths)]
+    # One product for all captions, in the precision that is asked for; everything after it is wide.
+    sizes = [group.shape[0] * group.shape[1] for group, _ in groups]
+    flat = torch.cat([group.flatten(0, 1) for group, _ in groups])
+    affinities = widen(flat @ regions.flatten(0, 1).mT)
+    with torch.autocast(regions.device.type, enabled=False):
+        own = _inner_products(regions) if config.direction == "text_to_image" else None
+        scores = [
+            caption_similarities(
+                affinity.view(*group.shape[:2], *regions.shape[:2]),
+                own if own is not None else _inner_products(group),
+                mask,
+                config,
+            )
+            for affinity, (group, _) in zip(torch.split(affinities, sizes), groups, strict=True)
+        ]
+    back = torch.cat([rows for _, rows in groups]).argsort()
+    return torch.cat(scores, dim=1)[:, back.to(regions.device)]
+
+
+def equally_long(lengths: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """(C,) lengths -> each different one with the places that have it, which need no padding among themselves.
+
+    >>> [(length, rows.tolist()) for length, rows in equally_long(torch.tensor([4, 3, 4]))]
+    [(3, [1]), (4, [0, 2])]
+    """
+    for length in torch.unique(lengths).tolist():
+        yield length, (lengths == length).nonzero()[:, 0]
+
+
+def caption_similarities(
+    affinity: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None, config: ScanConfig
+) -> torch.Tensor:
+    """(C, T, I, N) affinities -> (I, C).
+
+    context  inner products of what is attended to: regions (I, N, N), or words (C, T, T)
+    """
+    asks, attended = (WORDS, REGIONS) if config.direction == "text_to_image" else (REGIONS, WORDS)
+    logits = config.inverse_temperature * _first_norm(affinity, asks, mask, config.first_norm)
+    if mask is not None and attended == REGIONS:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    attention = logits.softmax(dim=attended)
+    answer = (attention * affinity).sum(dim=attended)
+    squared_length = _squared_lengths(attention, context, attended)
+    # Askers are unit vectors, so their own length is left out of the cosine.
+    relevance = answer / squared_length.clamp(min=EPSILON**2).sqrt()
+    if asks == WORDS:
+        return _aggregate(relevance, 1, None, config).mT  # of (C, T, I)
+    return _aggregate(relevance, 2, mask, config).mT  # of (C, I, N)
+
+
+def _first_norm(affinity: torch.Tensor, asks: int, mask: torch.Tensor | None, name: str) -> torch.Tensor:
+    """Affinities made comparable among those who ask (section 3.1, and the variants of the published code)."""
+    if name == "softmax":
+        if mask is not None and asks == REGIONS:
+            affinity = affinity.masked_fill(~mask, -torch.inf)
+        return affinity.softmax(dim=asks)
+    if name in ("clipped", "clipped_l2norm"):
+        affinity = functional.leaky_relu(affinity, 0.1)
+    if name in ("l2norm", "clipped_l2norm"):
+        # The smallest sum keeps the slope at 0 finite, where padding has nothing but zeros.
+        norm = affinity.square().sum(dim=asks, keepdim=True).clamp(min=EPSILON**4).sqrt()
+        affinity = affinity / (norm + EPSILON)
+    return affinity
+
+
+def _squared_lengths(attention: torch.Tensor, context: torch.Tensor, attended: int) -> torch.Tensor:
+    """a G a of every asker: (C, T, I) or (C, I, N)."""
+    if attended == REGIONS:
+        captions, words, images, regions = attention.shape
+        by_image = attention.view(captions * words, images, regions).transpose(0, 1)
+        return ((by_image @ context) * by_image).sum(dim=2).mT.reshape(captions, words, images)
+    by_caption = attention.flatten(2)
+    return ((context @ by_caption) * by_caption).sum(dim=1).view(len(attention), *attention.shape[2:])
+
+
+def _aggregate(relevance: torch.Tensor, dim: int, mask: torch.Tensor | None, config: ScanConfig) -> torch.Tensor:
+    """Relevances of all who ask, along `dim`, as one number (section 3.1); masked ones do not count."""
+    if config.aggregation in ("sum", "mean"):
+        total = (relevance if mask is None else relevance * mask).sum(dim=dim)
+        if config.aggregation == "sum":
+            return total
+        return total / (relevance.shape[dim] if mask is None else mask.sum(dim=-1))
+    if mask is not None:
+        relevance = relevance.masked_fill(~mask, -torch.inf)
+    if config.aggregation == "max":
+        return relevance.amax(dim=dim)
+    return (config.logsumexp_factor * relevance).logsumexp(dim=dim) / config.logsumexp_factor
+
+
+def _inner_products(vectors: torch.Tensor) -> torch.Tensor:
+    """(B, N, D) -> (B, N, N)."""
+    wide = widen(vectors)
+    return wide @ wide.mT
 
 
 class EncodedRegions(NamedTuple):

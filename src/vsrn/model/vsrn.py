@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from vsrn.config import LossConfig, ModelConfig
-from vsrn.model.caption_encoder import CaptionEncoder
+from vsrn.model.base import Losses, MatchingModel
 from vsrn.model.captioner import Captioner
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.losses import SIMILARITIES, loss_of
-from vsrn.model.matching import Losses, MatchingModel
+from vsrn.model.text_encoder import CaptionEncoder
 
 if TYPE_CHECKING:
-    from vsrn.model.photo_encoder import PhotoEncoder
+    from vsrn.model.vsepp import PhotoEncoder
 
 
 class VSRN(MatchingModel):

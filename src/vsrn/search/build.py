@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vsrn.data.photos import DecodedPhoto, FileContent, PhotoFile, find_photos, read_file, read_photo
+from vsrn.data.region_store import FloatArray, Regions, pad_regions
+from vsrn.encoders.exported import ExportedEncoder
+from vsrn.encoders.photos import learned_extractor
 from vsrn.errors import ConfigError, PhotoError, SearchError
+from vsrn.extractors.base import Prepared, RegionExtractor, prepare_pixels
+from vsrn.extractors.extract import made_ready
 from vsrn.files import printable
-from vsrn.inference.exported import ExportedEncoder
-from vsrn.inference.photos import learned_extractor
-from vsrn.regions.batches import made_ready
-from vsrn.regions.extractor import Prepared, RegionExtractor, prepare_pixels
-from vsrn.regions.photos import DecodedPhoto, FileContent, PhotoFile, find_photos, read_file, read_photo
-from vsrn.regions.store import FloatArray, Regions, pad_regions
 from vsrn.search.create import Model, create_index
 from vsrn.search.layout import EngineName
 from vsrn.search.mend import mend_index

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import safetensors
 
-from vsrn.errors import SearchError
-from vsrn.files import new_folder, read_plain
-from vsrn.inference.captions import CAPTIONER_FILE
-from vsrn.inference.encoder import Encoder
-from vsrn.inference.export import export_onnx, model_fingerprint
-from vsrn.inference.onnx import (
+from vsrn.data.growing import sync_folder, write_synced
+from vsrn.data.region_store import RegionNames
+from vsrn.encoders.captions import CAPTIONER_FILE
+from vsrn.encoders.export import export_onnx, model_fingerprint
+from vsrn.encoders.onnx_backend import (
     CAPTION_FILE,
     CONFIG_FILE,
     IMAGE_FILE,
@@ -28,12 +27,13 @@ from vsrn.inference.onnx import (
     OnnxEncoder,
     files_of,
 )
-from vsrn.inference.onnx import INFO_FILE as EXPORT_FILE
-from vsrn.inference.photos import learned_extractor, names_of
-from vsrn.packaged import DEFAULT_MODEL, find_model
-from vsrn.regions.growing import sync_folder, write_synced
-from vsrn.regions.kept import NAME, NAMES_FILE, kept_weights
-from vsrn.regions.store import RegionNames
+from vsrn.encoders.onnx_backend import INFO_FILE as EXPORT_FILE
+from vsrn.encoders.photos import learned_extractor, names_of
+from vsrn.encoders.torch_backend import Encoder
+from vsrn.errors import SearchError
+from vsrn.extractors.provenance import NAME, NAMES_FILE, kept_weights
+from vsrn.files import new_folder, read_plain
+from vsrn.pretrained import DEFAULT_MODEL, find_model
 from vsrn.search.database import Records
 from vsrn.search.layout import (
     INFO_FILE,

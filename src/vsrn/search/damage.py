@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vsrn.data.region_store import FloatArray
 from vsrn.errors import VsrnError
 from vsrn.files import open_plain
-from vsrn.regions.store import FloatArray
 from vsrn.search.database import Records
 from vsrn.search.growing import not_ours
 from vsrn.search.layout import GROWING, RECORDS_FILE, IndexInfo, growing_path, read_info, regions_size

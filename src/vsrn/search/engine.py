@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from vsrn.regions.store import FloatArray, IntArray
+from vsrn.data.region_store import FloatArray, IntArray
 
 
 class Found(NamedTuple):

@@ -20,11 +20,11 @@ from typing import Self, TypeVar
 
 import numpy as np
 
+from vsrn.data.region_store import FloatArray, IntArray, Regions
+from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
+from vsrn.encoders.exported import ExportedEncoder
 from vsrn.errors import SearchError, UnknownPhotoError
 from vsrn.files import normal_name, printable
-from vsrn.inference.explanation import ExplainView, Explanation, explain_regions
-from vsrn.inference.exported import ExportedEncoder
-from vsrn.regions.store import FloatArray, IntArray, Regions
 from vsrn.search.damage import JPEG_START, lengths_are_wrong
 from vsrn.search.database import Records
 from vsrn.search.engine import Engine

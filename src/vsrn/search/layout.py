@@ -29,9 +29,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.data.region_store import FloatArray, RegionNames, Regions
 from vsrn.errors import SearchError
 from vsrn.files import open_plain, read_plain, write_atomically
-from vsrn.regions.store import FloatArray, RegionNames, Regions
 from vsrn.search.growing import not_ours
 from vsrn.search.records import PhotoRecord, State
 

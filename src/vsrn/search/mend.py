@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
+from vsrn.data.growing import sync_folder
+from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError, VsrnError
-from vsrn.inference.onnx import OnnxEncoder
-from vsrn.packaged import PACKAGED_MODELS
-from vsrn.regions.growing import sync_folder
+from vsrn.pretrained import PACKAGED_MODELS
 from vsrn.search.create import Model, checksums, fingerprint_of, new_info, open_source, write_model
 from vsrn.search.database import Records
 from vsrn.search.layout import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vsrn.encoders.exported import ExportedEncoder
 from vsrn.errors import SearchError
-from vsrn.inference.exported import ExportedEncoder
 from vsrn.search.layout import INFO_FILE, MODEL_FOLDER, IndexInfo
 
 

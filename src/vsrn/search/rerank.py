@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vsrn.data.region_store import pad_regions
+from vsrn.encoders.kinds import load_encoder
+from vsrn.encoders.scan_encoder import SetEncoder
 from vsrn.errors import CheckpointError, SearchError
-from vsrn.inference.kinds import load_encoder
-from vsrn.inference.set_encoder import SetEncoder
-from vsrn.regions.store import pad_regions
 from vsrn.search.index import EVERYWHERE, Hit, Index
 from vsrn.search.records import Where
 

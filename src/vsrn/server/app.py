@@ -13,8 +13,8 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 import vsrn
+from vsrn.encoders.exported import ExportedEncoder
 from vsrn.errors import did_you_mean
-from vsrn.inference.exported import ExportedEncoder
 from vsrn.search.index import Index
 from vsrn.search.records import PhotoRecord, Where
 from vsrn.server.metrics import Metrics

@@ -24,7 +24,7 @@ def draw_photo(path: Path, record: PhotoRecord, side: int) -> bytes:
     Raises `PhotoError` where the file is not what was indexed, or cannot be read any more.
     """
     # Pillow takes a tenth of a second to load, and searches do without it.
-    from vsrn.regions.photos import decode_photo  # noqa: PLC0415
+    from vsrn.data.photos import decode_photo  # noqa: PLC0415
 
     photo = decode_photo(read_unchanged(path, record), target_size=side)
     photo.thumbnail((side, side))

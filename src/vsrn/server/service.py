@@ -13,12 +13,12 @@ import anyio.to_thread
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from vsrn.captions.tokenizer import tokenize
+from vsrn.data.region_store import FloatArray, Regions, pad_regions
+from vsrn.data.tokenizer import tokenize
+from vsrn.encoders.captions import CAPTIONER_FILE
+from vsrn.encoders.explain import Explanation
+from vsrn.encoders.exported import ExportedEncoder
 from vsrn.errors import SearchError
-from vsrn.inference.captions import CAPTIONER_FILE
-from vsrn.inference.explanation import Explanation
-from vsrn.inference.exported import ExportedEncoder
-from vsrn.regions.store import FloatArray, Regions, pad_regions
 from vsrn.search.index import Hit, Index
 from vsrn.search.records import PhotoRecord, Where
 from vsrn.server.batching import Batcher
@@ -27,7 +27,7 @@ from vsrn.server.originals import draw_photo
 from vsrn.server.settings import Limits
 
 if TYPE_CHECKING:
-    from vsrn.regions.extractor import Prepared, RegionExtractor
+    from vsrn.extractors.base import Prepared, RegionExtractor
 
 INPUTS = ("sentence", "photo", "caption")
 SENTENCES_AT_ONCE, PHOTOS_AT_ONCE = 64, 8
@@ -168,7 +168,7 @@ class Service:
     @property
     def _extractor(self) -> RegionExtractor:
         # torch comes with it, so it is loaded when the first photo is.
-        from vsrn.inference.photos import learned_extractor  # noqa: PLC0415
+        from vsrn.encoders.photos import learned_extractor  # noqa: PLC0415
 
         with self._loading:
             if self._loaded is None:
@@ -176,8 +176,8 @@ class Service:
             return self._loaded
 
     def _prepare(self, content: bytes) -> Prepared:
-        from vsrn.regions.extractor import prepare_pixels  # noqa: PLC0415
-        from vsrn.regions.photos import decode_photo  # noqa: PLC0415
+        from vsrn.data.photos import decode_photo  # noqa: PLC0415
+        from vsrn.extractors.base import prepare_pixels  # noqa: PLC0415
 
         side = self._extractor.photo_size
         picture = decode_photo(content, max_pixels=self.limits.upload_pixels, target_size=side)

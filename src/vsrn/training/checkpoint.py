@@ -12,8 +12,8 @@ import msgspec
 import torch
 
 from vsrn.errors import CheckpointError, DataError
-from vsrn.model.matching import MatchingModel
-from vsrn.model.weights import load_weights, read_tensors, write_tensors
+from vsrn.model.base import MatchingModel
+from vsrn.model.saved import load_weights, read_tensors, write_tensors
 
 STATE_FILE = Path("state") / "latest.safetensors"
 EXTRACTOR_KEY = "extractor_fingerprint"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from vsrn.config import TrainConfig
+from vsrn.data.region_store import first_of_zeros
+from vsrn.data.splits import Split
 from vsrn.errors import DataError, TrainingError
-from vsrn.regions.store import first_of_zeros
-from vsrn.splits import Split
-from vsrn.training.batching import TrainingBatches
+from vsrn.training.batches import TrainingBatches
 
 AGAIN = "The state that was saved last is whole, but going on from it comes to the same; start another run with -o"
 

@@ -21,8 +21,8 @@ from torch import nn
 from torch.distributed.nn import functional as collectives
 from torch.nn.parallel import DistributedDataParallel
 
-from vsrn.inference.encoder import pick_device
-from vsrn.model.numerics import widen
+from vsrn.encoders.torch_backend import pick_device
+from vsrn.model.gru import widen
 
 
 def world_size() -> int:

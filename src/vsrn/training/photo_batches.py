@@ -9,10 +9,9 @@ from concurrent.futures import Future
 import numpy as np
 import torch
 
-from vsrn.photo_splits import PhotoSplit, decoding_threads
-from vsrn.regions.pixels import Pixels
-from vsrn.regions.store import IntArray
-from vsrn.training.batching import Batch, TrainingBatches
+from vsrn.data.photo_splits import PhotoSplit, Pixels, decoding_threads
+from vsrn.data.region_store import IntArray
+from vsrn.training.batches import Batch, TrainingBatches
 
 BATCHES_AHEAD = 2
 

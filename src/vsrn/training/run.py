@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from vsrn.captions.vocabulary import Vocabulary, build_vocabulary, read_vocabulary
-from vsrn.captions.word_vectors import read_word_vectors
 from vsrn.config import Config, ModelConfig, check_config, config_to_toml, read_config
+from vsrn.data.datasets import open_split_for
+from vsrn.data.region_store import RegionStore, StoreInfo
+from vsrn.data.splits import CaptionedImages, Split, hold_out
+from vsrn.data.vocabulary import Vocabulary, build_vocabulary, read_vocabulary
+from vsrn.data.word_vectors import read_word_vectors
+from vsrn.encoders.photos import weights_behind
 from vsrn.errors import CheckpointError, ConfigError, DataError
+from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights
 from vsrn.files import write_atomically
-from vsrn.inference.photos import weights_behind
-from vsrn.inference.splits import open_split_for
-from vsrn.model.matching import MatchingModel
-from vsrn.model.weights import CONFIG_FILE, VOCABULARY_FILE, StoredModel, build_any_model
-from vsrn.regions.kept import carry_names, carry_weights, kept_names, kept_weights
-from vsrn.regions.store import RegionStore, StoreInfo
-from vsrn.splits import CaptionedImages, Split, hold_out
+from vsrn.model.base import MatchingModel
+from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel, build_any_model
 from vsrn.training.checkpoint import STATE_FILE
 
 
@@ -147,7 +147,7 @@ def _feature_dim_of(config: Config, train: CaptionedImages) -> int:
     """Numbers that describe a region, or a photo where the model's own network does."""
     if isinstance(train, Split):
         return train.regions.feature_dim
-    from vsrn.model.network import feature_dim_of  # noqa: PLC0415 - packages of image networks take long to import
+    from vsrn.model.image_network import feature_dim_of  # noqa: PLC0415 - packages of image networks take long to import
 
     return feature_dim_of(config.model.network.name)
 

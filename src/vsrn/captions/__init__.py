@@ -1,1 +1,0 @@
-"""From a sentence to token ids."""

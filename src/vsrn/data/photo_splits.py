@@ -1,0 +1,180 @@
+"""A split whose images are photos: for models that read pixels, without a region store."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vsrn.config import NetworkConfig
+from vsrn.data.annotations import CaptionedPhoto, read_annotations
+from vsrn.data.listing import PhotoNames
+from vsrn.data.photos import decode_photo
+from vsrn.data.region_store import SPLIT_ALIASES, IntArray
+from vsrn.data.splits import captions_of
+from vsrn.errors import DataError, did_you_mean
+
+Pixels = npt.NDArray[np.uint8]
+
+# Shape of a random crop, width to height, and tries to find one that fits: torchvision's, which VSE++ used.
+NARROWEST, WIDEST = 3 / 4, 4 / 3
+TRIES = 10
+
+
+@dataclass(frozen=True)
+class View:
+    """How a photo becomes a square.
+
+    photo_size     shorter side, in pixels, before the middle is cut out
+    crop_size      side of the square, S
+    smallest_crop  least share of the photo's area that a random crop covers; 1 takes the middle in training too
+    """
+
+    photo_size: int = 256
+    crop_size: int = 224
+    smallest_crop: float = 0.08
+
+    @classmethod
+    def of(cls, network: NetworkConfig) -> View:
+        """The view that a network's config asks for."""
+        return cls(network.photo_size, network.crop_size, network.smallest_crop)
+
+    def middle(self, photo: Image.Image) -> Pixels:
+        """An RGB photo -> (S, S, 3): brought to size, and its middle."""
+        from torchvision.transforms.v2 import functional  # noqa: PLC0415 - takes torch along
+
+        resized = functional.resize(photo, [self.photo_size])
+        return np.array(functional.center_crop(resized, [self.crop_size]))
+
+    def random_part(self, photo: Image.Image, generator: np.random.Generator) -> Pixels:
+        """An RGB photo -> (S, S, 3): a random part of random shape, brought to size, and half of them mirrored."""
+        from torchvision.transforms.v2 import functional  # noqa: PLC0415 - takes torch along
+
+        if self.smallest_crop == 1:
+            return self.middle(photo)
+        top, left, height, width = random_box(photo.height, photo.width, self.smallest_crop, generator)
+        part = functional.resized_crop(photo, top, left, height, width, [self.crop_size, self.crop_size])
+        return np.array(functional.horizontal_flip(part) if generator.random() < 0.5 else part)
+
+    def read_middle(self, path: Path) -> Pixels:
+        """`middle` of a photo file. Raises `PhotoError` where it cannot be read."""
+        return self.middle(decode_photo(path, target_size=self.photo_size))
+
+    def read_random_part(self, path: Path, *seeds: int) -> Pixels:
+        """`random_part` of a photo file, the same for the same seeds. Raises `PhotoError`."""
+        photo = decode_photo(path, target_size=self.photo_size)
+        return self.random_part(photo, np.random.default_rng(seeds))
+
+
+def random_box(height: int, width: int, smallest: float, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of a photo, as torchvision's `RandomResizedCrop` draws them.
+
+    Its own draws come from one generator for the whole process, which threads would race for.
+    """
+    for _ in range(TRIES):
+        area = height * width * generator.uniform(smallest, 1)
+        shape = math.exp(generator.uniform(math.log(NARROWEST), math.log(WIDEST)))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            return int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1)), h, w
+    # The photo is too long or too tall: the largest middle part of a permitted shape.
+    w, h = min(width, round(height * WIDEST)), min(height, round(width / NARROWEST))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@dataclass(frozen=True)
+class PhotoSplit:
+    """Photos with their captions, decoded when they are asked for; what `Split` is for regions.
+
+    ids               path of each photo below the folder, in Unicode's NFC form
+    captions          one string per caption
+    image_of_caption  (num_captions,) which of this split's photos a caption belongs to
+    view              how a photo becomes a square
+    names             finds the photos' files
+    """
+
+    folder: Path
+    name: str
+    ids: list[str]
+    captions: list[str]
+    image_of_caption: IntArray
+    view: View
+    names: PhotoNames
+
+    @property
+    def num_images(self) -> int:
+        """How many photos there are."""
+        return len(self.ids)
+
+    def image_ids(self) -> list[str]:
+        """One id per photo."""
+        return self.ids
+
+    def path(self, image: int) -> Path:
+        """The file of a photo."""
+        return self.names.path(self.ids[image])
+
+    def read_images(self, images: IntArray) -> tuple[Pixels, None]:
+        """(B,) photos -> (B, S, S, 3) uint8, the middle of each. Raises `PhotoError` where one cannot be read."""
+        with decoding_threads() as pool:
+            return np.stack(list(pool.map(self.view.read_middle, [self.path(image) for image in images]))), None
+
+    def only(self, images: IntArray) -> PhotoSplit:
+        """The split reduced to these photos, in this order, with their captions."""
+        captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
+        ids = [self.ids[image] for image in images]
+        return PhotoSplit(self.folder, self.name, ids, captions, image_of_caption, self.view, self.names)
+
+
+def open_photo_split(
+    photos: Path | str, annotations: Path | str, split: str, view: View, *, restval: bool = False
+) -> PhotoSplit:
+    """Open a split of captioned photos; `val` and `dev` stand for each other.
+
+    Raises `DataError` where the captions are malformed, have no such split, or name a photo that is not there.
+    """
+    folder, splits = Path(photos), read_annotations(annotations, restval=restval)
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; name the folder that holds the photos.")
+    name = next((known for known in (split, SPLIT_ALIASES.get(split, split)) if known in splits), None)
+    if name is None:
+        raise DataError(
+            f"{annotations} has no split '{split}'; it has {', '.join(sorted(splits))}.{did_you_mean(split, splits)}"
+        )
+    names = PhotoNames(folder)
+    _refuse_missing(names, splits[name], annotations)
+    return PhotoSplit(
+        folder,
+        name,
+        ids=[photo.id for photo in splits[name]],
+        captions=[caption for photo in splits[name] for caption in photo.captions],
+        image_of_caption=np.repeat(np.arange(len(splits[name])), [len(photo.captions) for photo in splits[name]]),
+        view=view,
+        names=names,
+    )
+
+
+def decoding_threads() -> ThreadPoolExecutor:
+    """Threads that decode photos: one for each processor that this process may use."""
+    return ThreadPoolExecutor(_processors(), thread_name_prefix="decode")
+
+
+def _processors() -> int:
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def _refuse_missing(names: PhotoNames, photos: list[CaptionedPhoto], annotations: Path | str) -> None:
+    missing = [photo.id for photo in photos if not names.path(photo.id).is_file()]
+    if missing:
+        raise DataError(
+            f"{annotations} names {len(missing):,} photos that {names.folder} does not have, such as {missing[0]};"
+            " check the folder."
+        )

@@ -1,0 +1,391 @@
+"""Photos from a stranger's disk: found, read, and decoded without trusting a byte of them.
+
+find_photos("photos/")       every file under the folder, as (id, path)
+decode_photo("beach.jpg")    one RGB picture, upright, or a `PhotoError` that says why not
+read_photo("beach.jpg")      the same with the photo's size and date
+read_file("beach.jpg")       the bytes of a file and its status, as they were at one moment
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import stat
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePath
+
+from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from vsrn.data.listing import PhotoFile, PhotoNames, find_photos, photo_id
+from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
+from vsrn.errors import PhotoError, SkipKind
+from vsrn.files import printable
+
+__all__ = [
+    "DecodedPhoto",
+    "FileContent",
+    "PhotoFile",
+    "PhotoNames",
+    "decode_photo",
+    "find_photos",
+    "photo_id",
+    "read_file",
+    "read_photo",
+]
+
+# Formats that Pillow decodes by itself: EPS and the like start other programs, so they stay out.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# A file of such a name, or that begins like this, ought to be a photo; where it cannot be read it is damaged.
+_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
+
+MAX_PIXELS = 100_000_000
+# Side to side. Such a strip shows nothing that a network could see, and its thin side cannot be shrunk.
+MAX_RATIO = 200
+# An uncompressed RGB TIFF of 100 megapixels, and a little more.
+MAX_BYTES = 320_000_000
+# Memory for one photo, for each pixel of the limit: 4 bytes as decoded and 4 as RGB where it does not shrink.
+# 800 MB for 100 megapixels; and never less than 300 MB, what a WebP of 18 megapixels takes.
+BYTES_PER_PIXEL = 8
+LEAST_MEMORY = 300_000_000
+# A JPEG is decoded at down to an eighth of its sides, so that its pixels are not what takes the memory; but each is
+# unpacked, at about 100 megapixels a second. So many times the limit are.
+JPEG_EXCESS = 10
+READ_TRIES = 3
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Orientations in which width and height change places.
+_LYING = (5, 6, 7, 8)
+_ORIENTATION = 0x0112
+_EXIF_IFD, _DATE_TAKEN, _DATE_DIGITIZED, _DATE_CHANGED = 0x8769, 0x9003, 0x9004, 0x0132
+_TIFF_BITS, _TIFF_SAMPLES, _TIFF_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 277, 278, 322, 323
+# As EXIF says it, 2024:05:17 14:03:00, and as programs do; what follows the time is a fraction or a zone.
+_DATE = re.compile(
+    r"\s*(\d{4})[:/.-]\s?(\d{1,2})[:/.-]\s?(\d{1,2})"
+    r"(?:[T\s]\s*(\d{1,2}):\s?(\d{1,2})(?::\s?(\d{1,2})(?:[.,]\d*)?)?\s*(?:Z|[+-]\d{1,2}:?\d{2})?)?\s*"
+)
+# Left, top and steps of the seven passes of an interlaced PNG.
+_ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+_PIECE = 1 << 20
+_FIRST_YEAR, _LAST_YEAR = 1800, 2200
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """A file as it was at one moment: its bytes, and the status that was the same before and after reading them.
+
+    modified_ns, changed_ns  times of the last change of its bytes, and of its bytes or status, in ns since 1970
+    inode                    its number on its disk
+    """
+
+    content: bytes
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class DecodedPhoto:
+    """A photo's picture, and what its file says of it.
+
+    pixels         8 bits a channel, RGB, upright; may be smaller than the photo
+    width, height  of the photo itself, upright, in pixels
+    taken          when, by the clock of the camera that says so in EXIF; None where nobody says
+    """
+
+    pixels: Image.Image
+    width: int
+    height: int
+    taken: datetime | None
+
+
+def decode_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None) -> Image.Image:
+    """The picture of `read_photo` alone."""
+    return read_photo(source, max_pixels=max_pixels, target_size=target_size).pixels
+
+
+def read_file(path: Path) -> FileContent:
+    """Read a whole file, again where it changes meanwhile.
+
+    Opening it cannot hang: a pipe is refused like everything else that is no regular file. Raises `PhotoError`
+    where the file cannot be read, has more than `MAX_BYTES` bytes, or changed during each of `READ_TRIES` readings.
+    """
+    name = printable(path)
+    try:
+        for _ in range(READ_TRIES):
+            content = _read_once(path, name)
+            if content is not None:
+                return content
+    except PhotoError:  # a ValueError too
+        raise
+    except (OSError, ValueError) as error:
+        raise _cannot_read(path, name, error) from error
+    raise PhotoError(f"{name} keeps changing while it is read; run the command again later.", "unreadable")
+
+
+def read_photo(
+    source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None, name: str | None = None
+) -> DecodedPhoto:
+    """Decode one photo into an RGB picture of 8 bits a channel, turned upright as its EXIF says.
+
+    source       a path, or the bytes of the file
+    max_pixels   photos of which more would be decoded are refused before any pixel is
+    target_size  the side, in pixels, that the caller is going to shrink to: the photo is then decoded at, or brought
+                 to, a fraction of its size, though never below twice this side
+    name         what messages call it; None for the path, or "this photo"
+
+    Transparency is laid on white, 16-bit and floating-point greys are scaled to 8 bits, an animation gives its
+    first frame. What the header claims is checked before decoding: sides of more than 1 to `MAX_RATIO`, pixels, and
+    the memory that decoding will take, at most `BYTES_PER_PIXEL` times `max_pixels` or `LEAST_MEMORY`. A JPEG may have
+    `JPEG_EXCESS` times as many pixels; it is then decoded at a fraction that has no more than `max_pixels`.
+
+    Raises `PhotoError`, and nothing else, whatever the bytes are.
+
+    Pillow's own warnings about odd files are switched off for the whole process: they name no file.
+    """
+    ending = "" if isinstance(source, bytes) else source.suffix
+    if name is not None:
+        name = printable(name)
+        ending = ending or PurePath(name).suffix
+    else:
+        name = "this photo" if isinstance(source, bytes) else printable(source)
+    content = source if isinstance(source, bytes) else read_file(source).content
+    expected: SkipKind = "damaged" if ending.lower() in _ENDINGS or content.startswith(_BEGINNINGS) else "no-photo"
+    if not content:
+        raise PhotoError(f"{name} is empty (0 bytes); replace the file.", expected)
+    if len(content) > MAX_BYTES:
+        raise PhotoError(f"{name} has {len(content):,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large")
+    _silence_pillow()
+    try:
+        picture, (width, height), orientation, taken = _decode(content, name, max_pixels, target_size)
+        turn = _UPRIGHT.get(orientation)
+        upright = picture if turn is None else picture.transpose(turn)
+        return DecodedPhoto(upright, *((height, width) if orientation in _LYING else (width, height)), taken)
+    except PhotoError:
+        raise
+    except UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise PhotoError(f"{name} is not an image in a format vsrn reads ({known}); convert it.", expected) from error
+    except Image.DecompressionBombError as error:
+        raise PhotoError(f"{name} claims far more than {max_pixels:,} pixels; shrink it first.", "too-large") from error
+    except MemoryError as error:
+        raise PhotoError(f"{name} does not fit into this machine's memory; shrink it first.", "too-large") from error
+    except Exception as error:
+        # Decoders of damaged files raise whatever their parsing stumbles over. Raw formats of cameras begin like a
+        # TIFF, and are no damaged one.
+        is_tiff = content[:4] in (b"II*\0", b"MM\0*")
+        kind: SkipKind = expected if is_tiff else "damaged"
+        raise PhotoError(f"{name} is damaged or cut short ({_one_line(error)}); replace the file.", kind) from error
+
+
+def _read_once(path: Path, name: str) -> FileContent | None:
+    """Read a file; None where it changed meanwhile."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise PhotoError(f"{name} is not a regular file; name an image file.", "unreadable")
+        if before.st_size > MAX_BYTES:
+            raise PhotoError(f"{name} has {before.st_size:,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large")
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(before.st_size + 1)
+        after = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if _moment(before) != _moment(after) or len(content) != before.st_size:
+        return None
+    return FileContent(content, before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino)
+
+
+def _moment(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _cannot_read(path: Path, name: str, error: OSError | ValueError) -> PhotoError:
+    """What to say of a file that cannot be opened or read."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if path.is_symlink():
+            return PhotoError(f"{name} is a link that leads nowhere; delete it or mend it.", "link")
+        return PhotoError(f"{name} does not exist; check the path.", "unreadable")
+    if number == errno.ENXIO:  # what opening a socket gives
+        return PhotoError(f"{name} is not a regular file; name an image file.", "unreadable")
+    return PhotoError(f"{name} cannot be read ({_one_line(error)}); check its permissions.", "unreadable")
+
+
+def _silence_pillow() -> None:
+    # catch_warnings is not safe among threads, so one lasting filter on one module's warnings it is.
+    quiet = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+    if quiet not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _decode(
+    content: bytes, name: str, max_pixels: int, target_size: int | None
+) -> tuple[Image.Image, tuple[int, int], int, datetime | None]:
+    """The picture in RGB as it is stored, the photo's width and height, its orientation, and when it was taken."""
+    stream = io.BytesIO(content)
+    # Image.open refuses 179 megapixels and more; the class itself leaves that to us.
+    is_jpeg = content.startswith(b"\xff\xd8\xff")
+    with JpegImageFile(stream) if is_jpeg else Image.open(stream, formats=FORMATS) as image:
+        size = image.size
+        _refuse_size(size, name, max_pixels * (JPEG_EXCESS if is_jpeg else 1), max_pixels)
+        coefficients = _coefficient_bytes(image, content, stream.tell())
+        image.draft(None, _draft_size(size, max_pixels, target_size))
+        _refuse_size(image.size, name, max_pixels, max_pixels)
+        _refuse_memory(image, name, coefficients, max_pixels, target_size)
+        image.load()
+        # Pillow opens some files with a header that their pixels then outgrow (a frame of a GIF).
+        _refuse_size(image.size, name, max_pixels, max_pixels)
+        if image.format == "PNG" and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
+            _refuse_short_png(content, name)
+        picture = to_rgb(image, shrink_factor(image.size, target_size))
+        return picture, size, _orientation_of(image), _date_of(image)
+
+
+def _draft_size(size: tuple[int, int], max_pixels: int, target_size: int | None) -> tuple[int, int]:
+    """The least size to ask a JPEG's decoder for: it gives 1, 1/2, 1/4 or 1/8 of the sides, and at least this."""
+    scale = 1
+    while size[0] * size[1] > max_pixels * scale * scale:
+        scale *= 2
+    width, height = size[0] // scale, size[1] // scale
+    return (width, height) if target_size is None else (min(width, 2 * target_size), min(height, 2 * target_size))
+
+
+def _refuse_size(size: tuple[int, int], name: str, most: int, max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise PhotoError(f"{name} is {width} x {height} pixels; replace the file.")
+    if width * height > most:
+        raise PhotoError(
+            f"{name} claims {width} x {height} pixels, more than the {max_pixels:,} allowed; shrink it first.",
+            "too-large",
+        )
+    if max(size) > MAX_RATIO * min(size):
+        raise PhotoError(
+            f"{name} is {width} x {height} pixels, a strip of more than {MAX_RATIO} to 1; crop it.", "too-large"
+        )
+
+
+def _refuse_memory(image: Image.Image, name: str, coefficients: int, max_pixels: int, target_size: int | None) -> None:
+    """Raise `PhotoError` where decoding would take too much memory: the picture as stored, as RGB, and buffers."""
+    width, height = image.size
+    shrunk = shrunk_size(image.size, shrink_factor(image.size, target_size))
+    decoded = width * height * stored_bytes(image.mode) + 4 * shrunk[0] * shrunk[1]
+    needed = decoded + coefficients + _buffer_bytes(image)
+    most = max(BYTES_PER_PIXEL * max_pixels, LEAST_MEMORY)
+    if needed > most:
+        raise PhotoError(
+            f"{name} ({width} x {height} pixels) would take {needed / 1e6:,.0f} MB to decode, more than the"
+            f" {most / 1e6:,.0f} allowed; shrink it first.",
+            "too-large",
+        )
+
+
+def _coefficient_bytes(image: Image.Image, content: bytes, header_end: int) -> int:
+    """What libjpeg keeps in memory of a JPEG that comes in several scans, at whatever fraction it is decoded.
+
+    A progressive one, or one whose first scan lacks a component, is kept whole as coefficients of 2 bytes: 6 for
+    each pixel, or 3 where colours have half the resolution. Others are decoded as they are read.
+    """
+    if not isinstance(image, JpegImageFile):
+        return 0
+    scan = content.rfind(b"\xff\xda", max(0, header_end - 16), header_end)
+    if scan >= 0 and "progressive" not in image.info and content[scan + 4] == len(image.layer):
+        return 0
+    samples = [across * down for _, across, down, _ in image.layer]
+    most = max(across for _, across, _, _ in image.layer) * max(down for _, _, down, _ in image.layer)
+    return 2 * image.width * image.height * sum(samples) // max(1, most)
+
+
+def _buffer_bytes(image: Image.Image) -> int:
+    """What the decoder takes beside the picture itself."""
+    width, height = image.size
+    if image.format == "WEBP":
+        return 12 * width * height  # two canvases of libwebp and a copy in bytes, 4 bytes a pixel each
+    if image.format == "TIFF" and any(tile[0] == "libtiff" for tile in getattr(image, "tile", ())):
+        tags = getattr(image, "tag_v2", {})
+        block_width = int(tags.get(_TIFF_TILE_WIDTH, width))
+        block_height = int(tags.get(_TIFF_TILE_HEIGHT, min(int(tags.get(_TIFF_ROWS, height)), height)))
+        bits = tags.get(_TIFF_BITS, (1,))
+        bits_per_pixel = max(bits) * int(tags.get(_TIFF_SAMPLES, 1))
+        return block_width * block_height * bits_per_pixel // 8
+    return 0
+
+
+def _refuse_short_png(content: bytes, name: str) -> None:
+    """Raise `PhotoError` where a PNG's pixels end before its last row.
+
+    Pillow leaves such rows zero and says nothing. Counting them takes as long as decoding, so only a picture whose
+    last row is zero is worth it.
+    """
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
+    bits = depth * {2: 3, 4: 2, 6: 4}.get(colour, 1)
+    expected = 0
+    for left, top, across, down in _ADAM7 if interlaced else [(0, 0, 1, 1)]:
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        expected += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+    unpacked, stream, place = 0, zlib.decompressobj(), 8
+    while unpacked < expected and place + 8 <= len(content) and not stream.eof:
+        length, kind = struct.unpack(">I4s", content[place : place + 8])
+        packed = content[place + 8 : place + 8 + length] if kind == b"IDAT" else b""
+        while packed:
+            unpacked += len(stream.decompress(packed, _PIECE))
+            packed = stream.unconsumed_tail
+        place += length + 12
+    if unpacked < expected:
+        raise PhotoError(f"{name} is cut short ({unpacked:,} of {expected:,} bytes of pixels); replace the file.")
+
+
+def _orientation_of(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        # Damaged EXIF is no reason to lose the photo: its pixels have been read.
+        return 1
+
+
+def _date_of(image: Image.Image) -> datetime | None:
+    """When the photo was taken, digitized, or else changed, by its EXIF: the first of them that is a real date."""
+    try:
+        exif = image.getexif()
+        camera = exif.get_ifd(_EXIF_IFD)
+        written = [camera.get(_DATE_TAKEN), camera.get(_DATE_DIGITIZED), exif.get(_DATE_CHANGED)]
+        return next((date for date in map(_as_date, written) if date is not None), None)
+    except Exception:
+        # As above.
+        return None
+
+
+def _as_date(written: object) -> datetime | None:
+    """A date of EXIF, by the clock that it was written by. Cameras whose clock was never set write zeros."""
+    text = written.decode("ascii", "replace") if isinstance(written, bytes) else str(written)
+    found = _DATE.fullmatch(text.partition("\0")[0])
+    if found is None or not _FIRST_YEAR <= int(found[1]) <= _LAST_YEAR:
+        return None
+    try:
+        year, month, day, hour, minute, second = (int(number or 0) for number in found.groups())
+        return datetime(year, month, day, hour, minute, second)
+    except ValueError:
+        return None
+
+
+def _one_line(error: BaseException) -> str:
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(" ".join(said.split())[:200].rstrip(".")) or type(error).__name__

@@ -1,0 +1,263 @@
+"""A split: the regions of some images, their captions, and which caption belongs to which image.
+
+The precomputed layout of the field (docs/data-formats.md): beside a region store's arrays lies
+`{split}_caps.txt`, one caption per line, in the order of the images. Torch-free.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from vsrn.config import RegionOrder
+from vsrn.data.region_store import FloatArray, IntArray, RegionStore, open_region_store, read_lines
+from vsrn.errors import DataError
+from vsrn.files import normal_name
+
+
+def reading_places(features: FloatArray, counts: IntArray | None, order: RegionOrder) -> IntArray:
+    """(B, N, F) regions, (B,) real ones of each or None for all -> (B, N) places in the order they are read.
+
+    Padded regions stay where they are, last. A shuffled order is that of checksums of the regions' own features,
+    rounded to float16: random, and yet the same in whatever batch, split or file an image is met, and of the regions
+    that stay when one is taken out.
+
+    >>> reading_places(np.ones((1, 4, 2)), np.array([3]), "reversed")
+    array([[2, 1, 0, 3]])
+    """
+    places = np.tile(np.arange(features.shape[1]), (len(features), 1))
+    if order == "stored":
+        return places
+    for image, row in enumerate(places):
+        real = features.shape[1] if counts is None else int(counts[image])
+        row[:real] = row[:real][::-1] if order == "reversed" else np.argsort(_checksums(features[image, :real]))
+    return places
+
+
+def in_order(features: FloatArray, counts: IntArray | None, order: RegionOrder) -> FloatArray:
+    """(B, N, F) regions as stored, (B,) real ones of each or None for all -> the same, in the order they are read."""
+    return features if order == "stored" else at_places(features, reading_places(features, counts, order))
+
+
+def at_places(regions: FloatArray, places: IntArray) -> FloatArray:
+    """(B, N, D) features or what a model says of regions, as stored; (B, N) `reading_places` -> the same, as read."""
+    return np.asarray(np.take_along_axis(regions, places[..., None], axis=1))
+
+
+def back_in_place(regions: FloatArray, places: IntArray) -> FloatArray:
+    """The inverse of `at_places`: (B, N, D) as read, (B, N) `reading_places` -> the same, as stored."""
+    stored = np.empty_like(regions)
+    np.put_along_axis(stored, places[..., None], regions, axis=1)
+    return stored
+
+
+def _checksums(regions: FloatArray) -> list[int]:
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(regions, dtype=np.float16)
+    return [zlib.crc32(region.data) for region in rounded]
+
+
+class CaptionedImages(Protocol):
+    """What training and evaluation ask of a split, whether its images are regions (`Split`) or photos."""
+
+    @property
+    def name(self) -> str:
+        """Name of the split on disk."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its images are."""
+
+    @property
+    def num_images(self) -> int:
+        """How many different images there are."""
+
+    @property
+    def captions(self) -> list[str]:
+        """One string per caption."""
+
+    @property
+    def image_of_caption(self) -> IntArray:
+        """(num_captions,) which of this split's images a caption belongs to."""
+
+    def image_ids(self) -> list[str]:
+        """One id per image."""
+
+    def read_images(self, images: IntArray) -> tuple[npt.NDArray[Any], IntArray | None]:
+        """(B,) images -> what an image encoder reads of them, and (B,) real regions of each or None."""
+
+    def only(self, images: IntArray) -> Self:
+        """The split reduced to these images, in this order, with their captions."""
+
+
+AnySplit = TypeVar("AnySplit", bound=CaptionedImages)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with their captions; each image appears once, whatever the layout on disk.
+
+    rows              (num_images,) row of each image in the region store
+    captions          one string per caption
+    image_of_caption  (num_captions,) which of this split's images a caption belongs to
+    region_order      order in which an image's regions are read
+    zeros_divide      whether an image of zeros is refused when it is read, for a model that would make 0 / 0 of it
+    """
+
+    regions: RegionStore
+    rows: IntArray
+    captions: list[str]
+    image_of_caption: IntArray
+    region_order: RegionOrder = "stored"
+    zeros_divide: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the split on disk."""
+        return self.regions.split
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the region store."""
+        return self.regions.folder
+
+    @property
+    def num_images(self) -> int:
+        """How many different images there are."""
+        return len(self.rows)
+
+    def image_ids(self) -> list[str]:
+        """One id per image: those on disk, or the row number where there are none."""
+        ids = self.regions.ids
+        return [ids[row] if ids else str(row) for row in self.rows]
+
+    def captions_by_image(self) -> list[list[str]]:
+        """The captions of each image, in their order."""
+        grouped: list[list[str]] = [[] for _ in range(self.num_images)]
+        for image, caption in zip(self.image_of_caption, self.captions, strict=True):
+            grouped[image].append(caption)
+        return grouped
+
+    def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
+        """(B,) images of this split -> (B, N, F) features, and (B,) real regions of each or None.
+
+        Raises `DataError` where a feature is no number, or an image is refused for its zeros, naming the row.
+        """
+        rows = self.rows[images]
+        features, counts = self.regions.read(rows), self.regions.read_counts(rows)
+        if self.zeros_divide:
+            self.regions.refuse_zeros(rows, features, counts)
+        return in_order(features, counts, self.region_order), counts
+
+    def in_order(self, order: RegionOrder) -> Split:
+        """The split with the regions of its images read in this order, whatever order they were read in before."""
+        return replace(self, region_order=order)
+
+    def only(self, images: IntArray) -> Split:
+        """The split reduced to these images, in this order, with their captions."""
+        captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
+        return replace(self, rows=self.rows[images], captions=captions, image_of_caption=image_of_caption)
+
+
+def captions_of(images: IntArray, captions: list[str], image_of_caption: IntArray) -> tuple[list[str], IntArray]:
+    """The captions of some images, and which of *these* images each belongs to."""
+    place = np.full(max(image_of_caption.max(initial=-1), images.max(initial=-1)) + 1, -1)
+    place[images] = np.arange(len(images))
+    kept = np.flatnonzero(place[image_of_caption] >= 0)
+    return [captions[caption] for caption in kept], place[image_of_caption[kept]]
+
+
+def open_split(folder: Path | str, split: str) -> Split:
+    """Open a split with its captions; features stay on disk.
+
+    Raises `DataError` where a file is missing or malformed, a caption is empty or not UTF-8, or the
+    numbers of images and captions do not fit.
+    """
+    regions = open_region_store(folder, split)
+    captions_path = regions.folder / f"{regions.split}_caps.txt"
+    captions = read_captions(captions_path)
+    rows, captions_per_image = _images_of(regions, captions_path, len(captions))
+    return Split(regions, rows, captions, np.repeat(np.arange(len(rows)), captions_per_image))
+
+
+def read_captions(path: Path) -> list[str]:
+    """One caption per line. Raises `DataError` where the file is missing or a caption is empty."""
+    if not path.exists():
+        raise DataError(
+            f"there is no {path}: this split has regions but no captions;"
+            " extract the photos with `vsrn extract --captions dataset.json`."
+        )
+    captions = read_lines(path)
+    for number, caption in enumerate(captions, start=1):
+        if not caption:
+            raise DataError(f"{path}, line {number}: the caption is empty; write one or remove its image.")
+    if not captions:
+        raise DataError(f"{path} holds no captions; it needs one per line.")
+    return captions
+
+
+def hold_out(split: AnySplit, list_path: Path) -> tuple[AnySplit, AnySplit]:
+    """The split without, and with only, the images whose ids the file lists, one per line, in any Unicode form.
+
+    Raises `DataError` where the file is missing, a listed id is not in the split, or all are.
+    """
+    if not list_path.exists():
+        raise DataError(f"there is no list of held-out images {list_path}.")
+    listed = {normal_name(name) for name in read_lines(list_path)}
+    ids = [normal_name(name) for name in split.image_ids()]
+    unknown = sorted(listed - set(ids))
+    if unknown:
+        raise DataError(
+            f"{list_path} lists {len(unknown)} images that split '{split.name}' of {split.folder}"
+            f" does not have, such as {unknown[0]}."
+        )
+    chosen = _places(ids, listed)
+    rest = np.setdiff1d(np.arange(split.num_images), chosen)
+    if not len(chosen) or not len(rest):
+        raise DataError(f"{list_path} must list some of the images of split '{split.name}', not none or all.")
+    return split.only(rest), split.only(chosen)
+
+
+def _places(ids: list[str], listed: Collection[str]) -> IntArray:
+    return np.array([place for place, name in enumerate(ids) if name in listed], dtype=np.int64)
+
+
+def _images_of(regions: RegionStore, captions_path: Path, num_captions: int) -> tuple[IntArray, IntArray]:
+    """Rows of the different images, and how many captions each has."""
+    rows, stated = len(regions), regions.info.captions_per_image
+    if stated is not None:
+        per_image = np.full(rows, stated) if isinstance(stated, int) else np.array(stated, dtype=np.int64)
+        if len(per_image) != rows or per_image.min(initial=1) < 1 or per_image.sum() != num_captions:
+            raise DataError(
+                f"{regions.folder / f'{regions.split}.json'} speaks of {per_image.sum():,} captions for"
+                f" {len(per_image):,} images, but there are {num_captions:,} lines in {captions_path.name} and"
+                f" {rows:,} images in {regions.split}_ims.npy."
+            )
+        return np.arange(rows), per_image
+    if rows == 0 or num_captions % rows:
+        raise DataError(
+            f"{captions_path} has {num_captions:,} captions and {regions.split}_ims.npy {rows:,} images, which do"
+            f" not divide; one of them is cut short, or {regions.split}.json must say how many captions each has."
+        )
+    if num_captions > rows:
+        return np.arange(rows), np.full(rows, num_captions // rows)
+    # One row per caption: the field repeats an image for each of its captions, one after another.
+    firsts = np.flatnonzero(~_repeats_previous(regions))
+    return firsts, np.diff(firsts, append=rows)
+
+
+def _repeats_previous(regions: RegionStore) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """(num_rows,) True where a row holds the same regions as the row before it."""
+    features = regions.features
+    repeats = np.zeros(len(features), dtype=bool)
+    # A few numbers of the first region settle nearly every pair without reading the rest of the file.
+    glimpses = features[:, 0, :16]
+    for row in np.flatnonzero((glimpses[1:] == glimpses[:-1]).all(axis=1)) + 1:
+        repeats[row] = np.array_equal(features[row], features[row - 1])
+    return repeats

@@ -1,0 +1,131 @@
+"""Words to ids and back. Ours is JSON; SCAN's JSON vocabularies load as they are.
+
+Ids: <pad> 0, <start> 1, <end> 2, <unk> 3, words after. A caption is <start> w1 ... wn <end>.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vsrn.data.tokenizer import tokenize
+from vsrn.errors import VocabularyError
+
+PAD, START, END, UNK = range(4)
+SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Words in the order of their ids; the first four are `SPECIAL_WORDS`.
+
+    >>> vocabulary = Vocabulary([*SPECIAL_WORDS, "dog"])
+    >>> vocabulary.encode("dog dgo")
+    [1, 4, 3, 2]
+    """
+
+    words: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if tuple(self.words[:4]) != SPECIAL_WORDS:
+            raise VocabularyError(f"a vocabulary must begin with {', '.join(SPECIAL_WORDS)}; this one does not.")
+        if len(set(self.words)) != len(self.words):
+            twice = next(word for word, count in Counter(self.words).items() if count > 1)
+            raise VocabularyError(f"the vocabulary lists the word '{twice}' twice; ids must be unambiguous.")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Word -> id."""
+        return {word: number for number, word in enumerate(self.words)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the words in order: two vocabularies are equal where this is."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+
+    def encode(self, caption: str) -> list[int]:
+        """The caption's token ids, from <start> to <end>."""
+        return [START, *(self.ids.get(word, UNK) for word in tokenize(caption)), END]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Words up to <end>, joined by spaces; <start> and <pad> are left out."""
+        words = []
+        for token in tokens:
+            if token == END:
+                break
+            if token not in (PAD, START):
+                words.append(self.words[token])
+        return " ".join(words)
+
+    def unknown_share(self, captions: Iterable[str]) -> float:
+        """Share, 0 to 1, of the captions' words that the vocabulary does not have."""
+        words = [word for caption in captions for word in tokenize(caption)]
+        return sum(word not in self.ids for word in words) / max(1, len(words))
+
+    def to_json(self) -> bytes:
+        """The vocabulary file's content."""
+        return msgspec.json.format(msgspec.json.encode({"format": 1, "words": list(self.words)}), indent=1)
+
+
+def build_vocabulary(captions: Iterable[str], min_count: int = 4) -> Vocabulary:
+    """Words seen at least `min_count` times, the most frequent first, ties in alphabetical order."""
+    counts = Counter(word for caption in captions for word in tokenize(caption))
+    kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL_WORDS]
+    return Vocabulary([*SPECIAL_WORDS, *sorted(kept, key=lambda word: (-counts[word], word))])
+
+
+def read_vocabulary(path: Path | str) -> Vocabulary:
+    """Read our JSON, or the JSON that SCAN's data comes with.
+
+    Raises `VocabularyError` naming the file where it is missing, not JSON, or neither layout.
+    """
+    path = Path(path)
+    try:
+        content = msgspec.json.decode(path.read_bytes())
+    except FileNotFoundError as error:
+        raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.") from error
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise VocabularyError(
+            f"{path} is not a JSON vocabulary ({error}); a .pkl vocabulary from 2019 is read by `vsrn convert --vocab`."
+        ) from error
+    try:
+        return Vocabulary(_words_of(content))
+    except VocabularyError as error:
+        raise VocabularyError(f"{path}: {error}") from error
+
+
+def words_by_id(word_of_id: dict[Any, Any]) -> list[str]:
+    """{0: "<pad>", ...} with whole-number keys (or their digits) -> words in the order of their ids.
+
+    Raises `VocabularyError` where ids have gaps or are not numbers, or a word is not text.
+    """
+    try:
+        words = {int(number): word for number, word in word_of_id.items()}
+    except (TypeError, ValueError) as error:
+        raise VocabularyError("the vocabulary's ids are not whole numbers.") from error
+    if sorted(words) != list(range(len(word_of_id))):
+        raise VocabularyError("the vocabulary's ids have gaps.")
+    ordered = [words[number] for number in range(len(words))]
+    try:
+        "".join(ordered).encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise VocabularyError("the vocabulary holds a word that is not text.") from error
+    return ordered
+
+
+def _words_of(content: object) -> list[str]:
+    if isinstance(content, dict) and isinstance(content.get("words"), list):
+        return words_by_id(dict(enumerate(content["words"])))
+    if isinstance(content, dict) and isinstance(content.get("idx2word"), dict):
+        return words_by_id(content["idx2word"])
+    raise VocabularyError('this is no vocabulary: it has neither "words" nor "idx2word".')

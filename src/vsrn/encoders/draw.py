@@ -1,0 +1,163 @@
+"""An explanation as a picture: heat over the photo, boxes of the best regions with their share, the sentence below.
+
+draw_explanation(photo, explanation, "two dogs").save("why.png")
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+from vsrn.data.region_store import FloatArray
+from vsrn.encoders.explain import Explanation, WeighedRegion
+
+# The photo's longer side is brought between these, so that letters and lines fit it.
+LEAST_SIDE, MOST_SIDE = 640, 1024
+MARGIN = 12
+TITLE_SIZE, TAG_SIZE, NOTE_SIZE = 22, 17, 15
+MOST_LINES, MOST_LETTERS_OF_A_LABEL = 4, 24
+INK, PAPER, GREY = (24, 24, 28), (255, 255, 255), (96, 96, 104)
+# From cold to hot, ever brighter, so that it is seen without colours too.
+RAMP = np.array([(48, 18, 92), (170, 38, 102), (240, 96, 48), (255, 226, 110)], dtype=np.float32)
+HEAT_OPACITY = 0.72
+# Fonts of common systems that have more letters than Pillow's own.
+WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf", "Helvetica.ttc")
+NOTES = {
+    "sentence": "similarity {score:.3f}; a box has its share of what regions add to it",
+    "image": "similarity {score:.3f}; a box has its share of the photo's own heat, whatever the sentence",
+}
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Rectangle = tuple[float, float, float, float]
+
+
+def draw_explanation(photo: Image.Image, explanation: Explanation, sentence: str, k: int = 3) -> Image.Image:
+    """The photo, RGB of any size, with its explanation drawn over it and the sentence below; k boxes at most."""
+    scaled = _scaled(photo)
+    picture = _with_heat(scaled, explanation.heat)
+    _draw_boxes(picture, explanation.top(k))
+    return _with_caption(picture, sentence, NOTES[explanation.view].format(score=explanation.score))
+
+
+def _scaled(photo: Image.Image) -> Image.Image:
+    longer = max(photo.size)
+    scale = min(max(longer, LEAST_SIDE), MOST_SIDE) / longer
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    return photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _with_heat(photo: Image.Image, heat: FloatArray) -> Image.Image:
+    """The photo with little colour of its own where it is cold, and under the ramp's where it is hot."""
+    muted = ImageEnhance.Brightness(ImageEnhance.Color(photo).enhance(0.4)).enhance(0.85)
+    smooth = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32)).resize(photo.size, Image.Resampling.BILINEAR)
+    levels = np.asarray(smooth)
+    stops = np.linspace(0, 1, len(RAMP))
+    colours = np.stack([np.interp(levels, stops, RAMP[:, channel]) for channel in range(3)], axis=-1)
+    opacity = Image.fromarray(np.rint(255 * HEAT_OPACITY * levels).astype(np.uint8))
+    return Image.composite(Image.fromarray(colours.astype(np.uint8)), muted, opacity)
+
+
+def _draw_boxes(picture: Image.Image, regions: list[WeighedRegion]) -> None:
+    """Frames first, so that no frame crosses a tag."""
+    draw = ImageDraw.Draw(picture)
+    frames = [_pixels(region, picture.size) for region in regions]
+    for frame in reversed(frames):
+        # White between two black lines is seen on any photo.
+        for inset, width, colour in ((-1, 5, INK), (0, 3, PAPER)):
+            x0, y0, x1, y1 = frame
+            draw.rectangle((x0 + inset, y0 + inset, x1 - inset, y1 - inset), outline=colour, width=width)
+    taken: list[Rectangle] = []
+    for region, frame in zip(regions, frames, strict=True):
+        taken.append(_draw_tag(draw, _tag(region), frame, taken, picture.size))
+
+
+def _tag(region: WeighedRegion) -> str:
+    name = "" if region.label is None else f"{_one_line(region.label)[:MOST_LETTERS_OF_A_LABEL]} "
+    return f"{name}{region.share:.0%}"
+
+
+def _draw_tag(
+    draw: ImageDraw.ImageDraw, text: str, frame: Rectangle, taken: list[Rectangle], size: tuple[int, int]
+) -> Rectangle:
+    """Write into a corner of the frame where no other tag is; where it was written."""
+    font, text = _font(text, TAG_SIZE)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    width, height = right - left + 12, bottom - top + 12
+    x0, y0, x1, y1 = frame
+    corners = [(x0, y0), (x1 - width, y0), (x0, y1 - height), (x1 - width, y1 - height)]
+    places = [(min(max(x, 0), size[0] - width), min(max(y, 0), size[1] - height)) for x, y in corners]
+    tags = [(x, y, x + width, y + height) for x, y in places]
+    tag = next((one for one in tags if not any(_overlap(one, other) for other in taken)), tags[0])
+    draw.rectangle(tag, fill=INK, outline=PAPER)
+    draw.text((tag[0] + 6 - left, tag[1] + 6 - top), text, PAPER, font)
+    return tag
+
+
+def _with_caption(picture: Image.Image, sentence: str, note: str) -> Image.Image:
+    title_font, title = _font(f'"{_one_line(sentence)}"', TITLE_SIZE)
+    note_font, _ = _font(note, NOTE_SIZE)
+    width = picture.width - 2 * MARGIN
+    lines = [(line, title_font, TITLE_SIZE, INK) for line in _wrapped(title, title_font, width)]
+    lines += [(line, note_font, NOTE_SIZE, GREY) for line in _wrapped(note, note_font, width)]
+    height = sum(round(size * 1.4) for *_, size, _ in lines) + 2 * MARGIN
+    page = Image.new("RGB", (picture.width, picture.height + height), PAPER)
+    page.paste(picture)
+    draw, y = ImageDraw.Draw(page), picture.height + MARGIN
+    for line, font, size, colour in lines:
+        draw.text((MARGIN, y), line, colour, font)
+        y += round(size * 1.4)
+    return page
+
+
+def _wrapped(text: str, font: Font, width: float) -> list[str]:
+    """Lines that fit; a word that fills more than a line is broken, and what is too long ends in dots."""
+    lines, line = [], ""
+    for word in text.split(" "):
+        joined = f"{line} {word}" if line else word
+        if font.getlength(joined) <= width:
+            line = joined
+            continue
+        if line:
+            lines.append(line)
+        line = word
+        while font.getlength(line) > width and len(line) > 1:
+            fits = next(end for end in range(len(line) - 1, 0, -1) if end == 1 or font.getlength(line[:end]) <= width)
+            lines.append(line[:fits])
+            line = line[fits:]
+        if len(lines) >= MOST_LINES:
+            break
+    lines.append(line)
+    if len(lines) > MOST_LINES:
+        last = lines[MOST_LINES - 1]
+        while last and font.getlength(f"{last}...") > width:
+            last = last[:-1]
+        return [*lines[: MOST_LINES - 1], f"{last}..."]
+    return lines
+
+
+def _font(text: str, size: int) -> tuple[Font, str]:
+    """A font for the text, and the text in letters that the font has."""
+    if not text.isascii():
+        for name in WIDE_FONTS:
+            try:
+                return ImageFont.truetype(name, size), text
+            except OSError:
+                continue
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return ImageFont.load_default(size), plain
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _pixels(region: WeighedRegion, size: tuple[int, int]) -> Rectangle:
+    """A region's box in pixels, inside the picture and a pixel wide at least."""
+    x0, y0, x1, y1 = (float(edge) for edge in np.clip(region.box, 0, 1) * np.array([*size, *size]))
+    return x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,0 +1,304 @@
+"""A model -> a folder that answers queries without torch: `vsrn.encoders.onnx_backend` reads it.
+
+torch's newer exporter (`dynamo=True`) freezes the time axis of the caption encoder's GRU at the length of the
+example, without a word; the older one, which traces, keeps it free. This file asks for the older one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import importlib.util
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from vsrn.config import Config, config_to_toml
+from vsrn.data.splits import at_places, back_in_place, reading_places
+from vsrn.data.vocabulary import START
+from vsrn.encoders.captioning import write_captioner
+from vsrn.encoders.exportable import ExportableCaptions, ExportableImages
+from vsrn.encoders.half import halve_extractor
+from vsrn.encoders.onnx_backend import (
+    CAPTION_FILE,
+    CONFIG_FILE,
+    EMBEDDINGS,
+    IMAGE_FILE,
+    INFO_FILE,
+    MODEL_KEY,
+    REGIONS,
+    VOCABULARY_FILE,
+    ExportInfo,
+    OnnxEncoder,
+    StoredPrecision,
+)
+from vsrn.errors import CheckpointError, ConfigError
+from vsrn.extractors.grid import GridExtractor
+from vsrn.extractors.provenance import carry_names, carry_weights
+from vsrn.files import new_folder, write_atomically
+from vsrn.model.image_encoder import ImageEncoder
+from vsrn.model.saved import StoredModel, write_model
+from vsrn.model.text_encoder import CaptionEncoder
+
+OPSET = 17
+# Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
+TOLERANCE = 1e-4
+# Least cosine of an export's embeddings with the model's. What int8 really costs, benchmarks/onnx_int8.py says.
+LEAST_COSINE = {"fp16": 0.9999, "int8": 0.9}
+# An ONNX file is one protocol buffer, which cannot be larger; a little is left for the graph.
+MOST_BYTES = 2**31 - 2**24
+
+
+def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = "fp32") -> ExportInfo:
+    """Write a model's encoders, vocabulary and config to a new folder that `OnnxEncoder.load` opens.
+
+    precision  how weights are stored: "fp16" takes half the size, computing in float32 all the same; "int8" takes a
+               quarter, and multiplies bytes where onnxruntime can
+
+    The folder appears whole or not at all, and only after the encoders in it repeated what the model says. Raises
+    `CheckpointError` where the folder is taken or the model cannot be exported, and `ConfigError` where the package
+    `onnx` is missing.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise ConfigError("exporting needs the package onnx, which is not installed; run `pip install 'vsrn[onnx]'`.")
+    refuse_taken(folder)
+    _refuse_what_cannot_be_exported(stored)
+    info = _info_of(stored, precision)
+    assert isinstance(stored.model.image_encoder, ImageEncoder)
+    images, captions = _own(stored.model.image_encoder), _own(stored.model.caption_encoder)
+    with new_folder(folder) as temporary, torch.no_grad():
+        regions = _example_regions(info.feature_dim)
+        _write_encoder(temporary / IMAGE_FILE, ExportableImages(images), regions, [EMBEDDINGS, REGIONS], info)
+        tokens = _example_tokens(len(stored.vocabulary))
+        _write_encoder(temporary / CAPTION_FILE, ExportableCaptions(captions), tokens, [EMBEDDINGS], info)
+        write_atomically(temporary / CONFIG_FILE, config_to_toml(stored.config).encode())
+        write_atomically(temporary / VOCABULARY_FILE, stored.vocabulary.to_json())
+        if stored.model.captioner is not None:
+            dtype = torch.float32 if precision == "fp32" else torch.float16
+            write_captioner(temporary, stored.model.captioner, info.model, dtype)
+        if stored.extractor_weights is not None:
+            info = _carry_extractor(stored.extractor_weights, temporary, info)
+        carry_names(stored.region_names, temporary)
+        write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
+        _refuse_differences(OnnxEncoder.load(temporary, threads=1), images, captions)
+    return info
+
+
+def export_model(stored: StoredModel, folder: Path) -> None:
+    """Write the portable part of a run to a new folder, whole or not at all; `read_model` reads it anywhere.
+
+    Raises `CheckpointError` where the folder is taken.
+    """
+    refuse_taken(folder)
+    with new_folder(folder) as temporary:
+        write_model(temporary, stored)
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise `CheckpointError` where something is in the place of a folder to be written."""
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        raise CheckpointError(f"{folder} already exists; choose another folder.")
+
+
+def model_fingerprint(stored: StoredModel) -> str:
+    """SHA-256 (hex) of everything that decides an embedding: the encoders' weights, as float32, by name, and settings.
+
+    Settings count where no weight shows them and they are not the defaults, so that one more setting changes no
+    fingerprint. The captioner is left out: a model and its export, or its copy without a captioner, have the same.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(stored.model.state_dict().items()):
+        if name.startswith(("image_encoder.", "caption_encoder.")) and tensor.is_floating_point():
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").data)
+    digest.update("".join(_settings_without_weights(stored.config)).encode())
+    return digest.hexdigest()
+
+
+def _settings_without_weights(config: Config) -> list[str]:
+    """Settings unlike the defaults that decide an embedding and show in no weight."""
+    model, order = config.model, config.data.region_order
+    settings = {
+        f"model.kind = {model.kind}\n": model.kind != "vsrn",
+        # The other two differ by a BatchNorm.
+        "model.normalisation = none\n": model.normalisation == "none",
+        "model.image_norm = false\n": not model.image_norm,
+        "model.absolute = true\n": model.absolute,
+        f"data.region_order = {order}\n": order != "stored",
+    }
+    return [setting for setting, holds in settings.items() if holds]
+
+
+def _refuse_what_cannot_be_exported(stored: StoredModel) -> None:
+    images, captions = (getattr(stored.model, f"{side}_encoder", None) for side in ("image", "caption"))
+    if type(images) is not ImageEncoder or type(captions) is not CaptionEncoder:
+        raise CheckpointError(
+            f"a model of kind '{stored.config.model.kind}' with other encoders than VSRN's cannot be exported;"
+            " use it through torch."
+        )
+    for side, encoder in (("image", images), ("caption", captions)):
+        tensors = encoder.state_dict()
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(
+                    f"the model cannot be exported: {side}_encoder.{name} holds NaN or infinity; train it again."
+                )
+        if sum(4 * tensor.numel() for tensor in tensors.values()) > MOST_BYTES:
+            raise CheckpointError(
+                f"the model cannot be exported: its {side} encoder is above the 2 GB of an ONNX file;"
+                " use it through torch."
+            )
+
+
+Encoder = TypeVar("Encoder", ImageEncoder, CaptionEncoder)
+
+
+def _own(encoder: Encoder) -> Encoder:
+    """A copy to work on: the model stays on its device and in its mode."""
+    return copy.deepcopy(encoder).cpu().float().eval()
+
+
+def _info_of(stored: StoredModel, precision: StoredPrecision) -> ExportInfo:
+    feature_dim = stored.config.model.feature_dim
+    assert feature_dim is not None, "a model that was built knows its feature size"
+    return ExportInfo(
+        model=model_fingerprint(stored),
+        precision=precision,
+        joint_dim=stored.config.model.joint_dim,
+        feature_dim=feature_dim,
+        vocabulary=stored.vocabulary.fingerprint,
+        extractor=stored.regions.extractor,
+        extractor_fingerprint=stored.regions.fingerprint,
+    )
+
+
+def _carry_extractor(weights: Path, folder: Path, info: ExportInfo) -> ExportInfo:
+    """Give the folder its extractor's weights; as halves they are those of another, which is then named."""
+    if info.precision == "fp16" and info.extractor == GridExtractor.name:
+        return msgspec.structs.replace(info, extractor_fingerprint=halve_extractor(weights, folder))
+    carry_weights(weights, folder)
+    return info
+
+
+Example = dict[str, torch.Tensor]
+
+
+def _example_regions(feature_dim: int, images: int = 2, regions: int = 3, fewest: int = 1) -> Example:
+    """Random regions; the first image has the fewest real ones, the last has all."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(images, regions, feature_dim, generator=generator)
+    return {"features": features, "counts": torch.linspace(fewest, regions, images).long()}
+
+
+def _example_tokens(vocabulary_size: int, captions: int = 2, tokens: int = 4) -> Example:
+    """Random tokens; the first caption has one, the last has all."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(START, vocabulary_size, (captions, tokens), generator=generator)
+    return {"tokens": ids, "lengths": torch.linspace(1, tokens, captions).long()}
+
+
+def _write_encoder(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequence[str], info: ExportInfo) -> None:
+    """Write an encoder as an ONNX graph that says which model it is from, in the precision asked for."""
+    import onnx  # noqa: PLC0415 - an extra
+
+    _trace(path, encoder, inputs, outputs)
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, {MODEL_KEY: info.model})
+    # Tracing leaves the embedding's size open.
+    for output in graph.graph.output:
+        output.type.tensor_type.shape.dim[-1].dim_value = info.joint_dim
+    write_atomically(path, graph.SerializeToString())
+    if info.precision == "int8":
+        from vsrn.encoders.quantise import quantise  # noqa: PLC0415 - needs the extra
+
+        quantise(path)
+    elif info.precision == "fp16":
+        from vsrn.encoders.half import halve  # noqa: PLC0415 - needs the extra
+
+        halve(path)
+
+
+def _trace(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequence[str]) -> None:
+    """Write an encoder as an ONNX graph in which the number of rows and of regions or tokens is free."""
+    axes = {name: {axis: f"{name}_{axis}" for axis in range(min(2, tensor.dim()))} for name, tensor in inputs.items()}
+    axes |= {EMBEDDINGS: {0: "rows"}, REGIONS: {0: "rows", 1: "regions"}}
+    with _exporter_noise_silenced(), _transposes_known():
+        try:
+            torch.onnx.export(
+                encoder,
+                tuple(inputs.values()),
+                path,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_axes={name: axes[name] for name in (*inputs, *outputs)},
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise CheckpointError(
+                f"the model cannot be exported by torch {torch.__version__}: {error}; use it through torch."
+            ) from error
+
+
+@contextlib.contextmanager
+def _transposes_known() -> Iterator[None]:
+    """Teach the exporter `tensor.mT`, the one operation of the encoders that it does not know."""
+
+    def swap_last_two(graph: Any, tensor: Any) -> Any:
+        axes = list(range(tensor.type().dim()))
+        return graph.op("Transpose", tensor, perm_i=[*axes[:-2], axes[-1], axes[-2]])
+
+    torch.onnx.register_custom_op_symbolic("aten::mT", swap_last_two, OPSET)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.onnx.unregister_custom_op_symbolic("aten::mT", OPSET)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _exporter_noise_silenced() -> Iterator[None]:
+    """Ignore what the exporter says of itself and of torch's own GRU; what it says of our code stays."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are using the legacy TorchScript", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
+        # The GRU compares sizes in Python; they are the model's, the same for every input.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
+        # The first state is made of zeros for as many rows as there are; tests run other numbers of rows.
+        warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
+        yield
+
+
+def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: CaptionEncoder) -> None:
+    """Raise `CheckpointError` unless the export says what the model says, at sizes it was not traced with."""
+    least = LEAST_COSINE.get(exported.info.precision)
+    # Of a single region, channels normalised over the regions keep their sign alone, which rounding may turn.
+    regions = _example_regions(exported.info.feature_dim, images=5, regions=20, fewest=1 if least is None else 10)
+    tokens = _example_tokens(len(exported.vocabulary), captions=5, tokens=23)
+    features, counts = regions["features"].numpy(), regions["counts"].numpy()
+    places = reading_places(features, counts, exported.region_order)
+    encoded = images(torch.from_numpy(at_places(features, places)), regions["counts"])
+    reasoned = back_in_place(encoded.reasoned_regions.numpy(), places)
+    by_torch = encoded.embeddings.numpy(), reasoned, captions(**tokens).numpy()
+    by_onnx = (
+        *exported.reasoned_regions(features, counts),
+        exported.encode_tokens(tokens["tokens"].numpy(), tokens["lengths"].numpy()),
+    )
+    for ours, models in zip(by_onnx, by_torch, strict=True):
+        if least is not None:
+            rows, wanted = ours.reshape(len(ours), -1), models.reshape(len(models), -1)
+            lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted, axis=1)
+            same = bool(((rows * wanted).sum(axis=1) >= least * lengths).all())
+        else:
+            same = np.allclose(ours, models, rtol=0, atol=TOLERANCE * np.abs(models).max())
+        if not same:
+            raise CheckpointError(
+                f"the model cannot be exported in {exported.info.precision}: its encoders and the exported ones differ"
+                f" by up to {np.abs(ours - models).max():.1g}; use it through torch."
+            )

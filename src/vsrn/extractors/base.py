@@ -1,0 +1,178 @@
+"""What an extractor of regions must offer, and where to find one by name.
+
+A further extractor is one file beside `grid.py` and one line in `_EXTRACTORS` (docs/extractors.md).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vsrn.data.photos import decode_photo
+from vsrn.data.region_store import RegionNames, Regions
+from vsrn.errors import ConfigError, PhotoError, did_you_mean
+from vsrn.files import printable
+
+Prepared = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class ExtractorFiles:
+    """What a user names for an extractor; None where it has its own or needs none.
+
+    weights     its weights: a file, or a folder as a hub gives it
+    classes     names of a detector's classes, one a line
+    attributes  names of its attributes, one a line
+    download    whether weights that are not on this machine may be fetched from the extractor's hub
+    """
+
+    weights: Path | None = None
+    classes: Path | None = None
+    attributes: Path | None = None
+    download: bool = False
+
+
+class RegionExtractor(Protocol):
+    """Turns photos into regions, in two steps so that the second never waits for the first.
+
+    `prepare` is the cheap half (resize, crop); it runs in worker threads and must not touch shared state.
+    Calling the extractor is the dear half (the network); it runs on batches, in one thread.
+    """
+
+    @property
+    def name(self) -> str:
+        """What `vsrn extract --extractor` calls it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of its weights and settings: equal fingerprints give comparable regions."""
+
+    @property
+    def files(self) -> ExtractorFiles:
+        """What it was made from: `make_extractor` makes it again from its name and these."""
+
+    @property
+    def num_regions(self) -> int:
+        """Regions of every photo, N, or the most that a photo may have."""
+
+    @property
+    def feature_dim(self) -> int:
+        """Numbers that describe one region, F."""
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether regions are detections and come with a confidence."""
+
+    @property
+    def names(self) -> RegionNames:
+        """What its numbers of classes and attributes mean; those without names are not stored."""
+
+    @property
+    def photo_size(self) -> int | None:
+        """The side, in pixels, that `prepare` brings photos to; decoders may shrink towards it, unless it is None."""
+
+    def prepare(self, photo: Image.Image) -> Prepared:
+        """An RGB photo of any size -> the array the network reads.
+
+        Raises `PhotoError` where it cannot do with a photo of this shape, with a sentence that lacks the photo's name.
+        """
+
+    def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
+        """What `prepare` gave for each photo of a batch -> the regions of each, in the same order."""
+
+
+# What makes each, called with what follows the colon of its name, and the files that the user names for it.
+_EXTRACTORS = {
+    "bottom-up": "vsrn.extractors.bottom_up.extractor:make",
+    "grid": "vsrn.extractors.grid:make",
+    "hf": "vsrn.extractors.hugging_face:make",
+    "timm": "vsrn.extractors.timm_backbone:make",
+    "torchvision": "vsrn.extractors.torchvision_detector:make",
+}
+
+
+def extractor_names() -> list[str]:
+    """Every name that `make_extractor` takes, up to its colon."""
+    return sorted(_EXTRACTORS)
+
+
+def make_extractor(
+    name: str,
+    weights: Path | str | None = None,
+    *,
+    classes: Path | str | None = None,
+    attributes: Path | str | None = None,
+    download: bool = False,
+) -> RegionExtractor:
+    """Load an extractor and its weights.
+
+    name        as `vsrn extract --extractor` takes it: `grid`, or with settings of its own `bottom-up:10-100`
+    weights     file or folder of its weights; None for those that come with it
+    classes     file that names bottom-up attention's classes, so that regions keep what they are called
+    attributes  file that names its attributes
+    download    whether weights that are not on this machine may be fetched from the extractor's hub; only where a
+                person typed the extractor's name, never because a model, an index or a region store names it
+
+    Raises `ConfigError` where the name is unknown or weights are lacking, `CheckpointError` where they do not fit.
+    """
+    family, _, argument = name.partition(":")
+    if family not in _EXTRACTORS:
+        known = ", ".join(extractor_names())
+        raise ConfigError(f"there is no extractor '{name}'; there is {known}.{did_you_mean(family, _EXTRACTORS)}")
+    module, _, factory = _EXTRACTORS[family].partition(":")
+    # Imported by name so that listing the extractors does not load torch.
+    make: Any = getattr(importlib.import_module(module), factory)
+    paths = [None if path is None else Path(path) for path in (weights, classes, attributes)]
+    files = ExtractorFiles(paths[0], paths[1], paths[2], download)
+    return cast("RegionExtractor", make(argument, files))
+
+
+def refuse_argument(name: str, argument: str) -> None:
+    """Raise `ConfigError` where an extractor that has no settings is given some behind a colon."""
+    if argument:
+        raise ConfigError(f"the extractor '{name}' has no settings; write '{name}', without ':{argument}'.")
+
+
+def refuse_names(name: str, files: ExtractorFiles) -> None:
+    """Raise `ConfigError` where classes or attributes are named for an extractor that has none to be named."""
+    for option, path in (("--classes", files.classes), ("--attributes", files.attributes)):
+        if path is not None:
+            raise ConfigError(f"{option} names what bottom-up attention finds, not '{name}'; leave it out.")
+
+
+def prepare_photo(extractor: RegionExtractor, source: Path | bytes) -> Prepared:
+    """Decode one photo and prepare it for the extractor: the one way from pixels to regions.
+
+    Raises `PhotoError` where the photo cannot be read.
+    """
+    name = "this photo" if isinstance(source, bytes) else str(source)
+    return prepare_pixels(extractor, decode_photo(source, target_size=extractor.photo_size), name)
+
+
+def prepare_pixels(extractor: RegionExtractor, photo: Image.Image, name: str) -> Prepared:
+    """Prepare a decoded photo.
+
+    name  what messages call it
+
+    Raises `PhotoError`, and nothing else, where the extractor cannot do with it: one odd photo must not stop a folder.
+    """
+    name = printable(name)
+    try:
+        return extractor.prepare(photo)
+    except PhotoError as error:
+        raise PhotoError(f"{name} {error}", "too-large") from error
+    except MemoryError as error:
+        raise PhotoError(f"{name} does not fit into this machine's memory; shrink it first.", "too-large") from error
+    except Exception as error:
+        said = printable(str(error))[:200].rstrip(".") or type(error).__name__
+        size = f"{photo.width} x {photo.height} pixels"
+        raise PhotoError(
+            f"{name} ({size}) cannot be prepared for '{extractor.name}' ({said}); replace the file."
+        ) from error

@@ -1,0 +1,150 @@
+"""Regions of bottom-up attention: `vsrn extract --extractor bottom-up --weights FILE`.
+
+`bottom-up` keeps the 36 most confident regions of every photo, as the paper does; `bottom-up:10-100` keeps those
+above a confidence of 0.2, from 10 to 100.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vsrn.data.region_store import IntArray, RegionNames, Regions
+from vsrn.errors import ConfigError
+from vsrn.extractors.base import ExtractorFiles, Prepared
+from vsrn.extractors.bottom_up.names import read_region_names
+from vsrn.extractors.bottom_up.network import FEATURE_DIM, NUM_ATTRIBUTES, NUM_CLASSES
+from vsrn.extractors.bottom_up.pixels import ScaleRules, to_pixels
+from vsrn.extractors.bottom_up.proposals import ProposalRules, propose
+from vsrn.extractors.bottom_up.selection import SelectionRules, select
+from vsrn.extractors.bottom_up.weights import load_network, read_weights
+
+NAME = "bottom-up"
+_COUNTS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a photo's regions but the weights."""
+
+    scale: ScaleRules = field(default_factory=ScaleRules)
+    proposals: ProposalRules = field(default_factory=ProposalRules)
+    selection: SelectionRules = field(default_factory=SelectionRules)
+
+
+class BottomUpExtractor:
+    """Detections of Faster R-CNN trained on Visual Genome, most confident first, as regions of 2,048 numbers."""
+
+    feature_dim: ClassVar[int] = FEATURE_DIM
+    has_scores: ClassVar[bool] = True
+    photo_size: ClassVar[None] = None
+    num_classes: ClassVar[int] = NUM_CLASSES
+    num_attributes: ClassVar[int] = NUM_ATTRIBUTES
+
+    def __init__(self, weights: Path | str, recipe: Recipe | None = None, names: RegionNames | None = None) -> None:
+        """Load the weights. Raises `CheckpointError` where the file is missing or foreign.
+
+        names  of its 1,600 classes and 400 attributes (`bottom_up/names.py` reads them)
+        """
+        self.files = ExtractorFiles(Path(weights))
+        self.names = names or RegionNames()
+        read = read_weights(Path(weights))
+        recipe = recipe or Recipe()
+        self.recipe = replace(recipe, proposals=replace(recipe.proposals, edge=read.edge))
+        self.fingerprint = hashlib.sha256(f"{read.fingerprint} {self.recipe} v1".encode()).hexdigest()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = load_network(read).to(self.device)
+
+    @property
+    def name(self) -> str:
+        """`bottom-up`, and how many regions where that is not 36."""
+        return name_of(self.recipe.selection)
+
+    @property
+    def num_regions(self) -> int:
+        """Regions of a photo at most."""
+        return self.recipe.selection.most
+
+    def prepare(self, photo: Image.Image) -> Prepared:
+        """An RGB photo of any size -> (H, W, 3) float32, BGR minus the mean, as large as the network wants it.
+
+        Raises `PhotoError` where a photo is too narrow for any region.
+        """
+        return to_pixels(np.asarray(photo), self.recipe.scale, self.recipe.proposals.min_side)
+
+    def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
+        """(H, W, 3) float32 arrays -> `Regions` of each, one photo at a time: hardly two have the same size."""
+        with torch.inference_mode():
+            return [self._regions_of(torch.from_numpy(photo).to(self.device)) for photo in prepared]
+
+    def _regions_of(self, photo: torch.Tensor) -> Regions:
+        height, width = photo.shape[:2]
+        feature_map = self.network.feature_map(photo.permute(2, 0, 1)[None])
+        objectness, deltas = self.network.rpn(feature_map)
+        boxes = propose(objectness[0], deltas[0], self.network.cell_anchors, (height, width), self.recipe.proposals)
+        features = self.network.describe(feature_map, boxes)
+        logits = self.network.class_score(features)
+        rows, scores = select(boxes, logits.softmax(dim=1)[:, :-1], self.recipe.selection)
+        rows = rows.to(self.device)
+        size = boxes.new_tensor([width, height, width, height])
+        return Regions(
+            features=features[rows].cpu().numpy(),
+            boxes=(boxes[rows] / size).cpu().numpy(),
+            scores=scores.numpy(),
+            **self._kinds(features[rows], logits[rows]),
+        )
+
+    def _kinds(self, features: torch.Tensor, logits: torch.Tensor) -> dict[str, IntArray]:
+        """Class and attribute of each region: the likeliest, and of attributes none where that is likelier still."""
+        # The attributes are asked of whatever is likeliest, be it the background, as in training.
+        attributes = self.network.attribute_logits(features, logits.argmax(dim=1)).argmax(dim=1)
+        attributes[attributes == self.num_attributes] = -1
+        return {
+            "classes": logits[:, :-1].argmax(dim=1).cpu().numpy(),
+            "attributes": attributes.cpu().numpy(),
+        }
+
+
+def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
+    """What `--extractor bottom-up[:COUNTS] --weights FILE` asks for. Raises `ConfigError` without weights."""
+    rules = parse_counts(argument) if argument else SelectionRules()
+    if files.weights is None:
+        raise ConfigError(
+            f"'{NAME}' needs the detector's published weights; name their file with --weights"
+            " (docs/bottom-up.md says where they are)."
+        )
+    names = read_region_names(files.classes, files.attributes)
+    extractor = BottomUpExtractor(files.weights, Recipe(selection=rules), names)
+    extractor.files = files
+    return extractor
+
+
+def name_of(rules: SelectionRules) -> str:
+    """The extractor's name for so many regions, as `vsrn extract --extractor` takes it."""
+    if (rules.fewest, rules.most) == (36, 36):
+        return NAME
+    return f"{NAME}:{rules.most}" if rules.fewest == rules.most else f"{NAME}:{rules.fewest}-{rules.most}"
+
+
+def parse_counts(text: str) -> SelectionRules:
+    """How many regions `bottom-up:COUNTS` asks for. Raises `ConfigError` where that is no number or range.
+
+    >>> parse_counts("10-100")
+    SelectionRules(fewest=10, most=100, threshold=0.2, nms_overlap=0.3)
+    """
+    match = _COUNTS.fullmatch(text)
+    fewest, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= fewest <= most <= ProposalRules().after_nms:
+        raise ConfigError(
+            f"'{NAME}:{text}' does not say how many regions; write {NAME}:10-100 or {NAME}:36, at most"
+            f" {ProposalRules().after_nms}."
+        )
+    return SelectionRules(fewest, most)

@@ -1,0 +1,380 @@
+"""From a folder of photos to one split of a region store: decoded in threads, written as it goes, resumable.
+
+extract(find_photos("photos/"), make_extractor("grid"), "store/", "train")
+extract_karpathy("dataset.json", "photos/", make_extractor("grid"), "store/")
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from vsrn.data.annotations import read_karpathy
+from vsrn.data.photos import PhotoFile, PhotoNames
+from vsrn.data.region_store import RegionNames, Regions, StoreInfo, read_lines, read_store_info
+from vsrn.data.region_writer import (
+    RegionWriter,
+    SkippedPhoto,
+    SplitHeader,
+    digest_of,
+    finish_interrupted,
+    read_header,
+    refuse_split_name,
+)
+from vsrn.data.shards import SHARD_FILE, Shard, refuse_shard, shard_folder
+from vsrn.errors import ConfigError, DataError, PhotoError, did_you_mean
+from vsrn.extractors.base import Prepared, RegionExtractor, prepare_photo
+from vsrn.extractors.provenance import keep_weights, refuse_other_weights
+from vsrn.files import normal_name
+
+_BATCHES_AHEAD = 2
+
+_Item = TypeVar("_Item")
+_Ready = TypeVar("_Ready")
+
+
+@dataclass(frozen=True)
+class SettledBatch:
+    """What became of neighbouring photos: each has its regions or its reason.
+
+    ids      photos that could be read
+    regions  of each of them
+    skipped  the others
+    """
+
+    ids: list[str]
+    regions: list[Regions]
+    skipped: list[SkippedPhoto]
+
+
+# Called as batches(photos, extractor, batch_size, workers): settled batches of that size, in order.
+BatchMaker = Callable[[Sequence[PhotoFile], RegionExtractor, int, int], Iterator[SettledBatch]]
+
+
+def prepare_or_refuse(extractor: RegionExtractor, photo: PhotoFile) -> Prepared | PhotoError:
+    """The cheap half: what the extractor reads of this photo, or why it cannot."""
+    if photo.refusal is not None:
+        return photo.refusal
+    try:
+        return prepare_photo(extractor, photo.path)
+    except PhotoError as error:
+        return error
+
+
+def settle(
+    extractor: RegionExtractor, photos: Sequence[PhotoFile], prepared: Sequence[Prepared | PhotoError]
+) -> SettledBatch:
+    """The dear half: the network, on those photos of a batch that could be read."""
+    pairs = list(zip(photos, prepared, strict=True))
+    readable = [(photo, got) for photo, got in pairs if not isinstance(got, PhotoError)]
+    return SettledBatch(
+        ids=[photo.id for photo, _ in readable],
+        regions=extractor([got for _, got in readable]),
+        skipped=[SkippedPhoto(photo.id, str(got), got.kind) for photo, got in pairs if isinstance(got, PhotoError)],
+    )
+
+
+def cut(items: Sequence[_Item], batch_size: int) -> Iterator[Sequence[_Item]]:
+    """Batches by place in the list, so that a resumed run cuts the same ones."""
+    for start in range(0, len(items), batch_size):
+        yield items[start : start + batch_size]
+
+
+def made_ready(
+    items: Sequence[_Item], make: Callable[[_Item], _Ready], batch_size: int, workers: int
+) -> Iterator[tuple[Sequence[_Item], list[_Ready]]]:
+    """Batches in order, with what `make` made of each item; `workers` threads work a few batches ahead."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    ahead: deque[tuple[Sequence[_Item], list[Future[_Ready]]]] = deque()
+
+    def take() -> tuple[Sequence[_Item], list[_Ready]]:
+        batch, futures = ahead.popleft()
+        return batch, [future.result() for future in futures]
+
+    try:
+        for batch in cut(items, batch_size):
+            ahead.append((batch, [pool.submit(make, item) for item in batch]))
+            if len(ahead) > _BATCHES_AHEAD:
+                yield take()
+        while ahead:
+            yield take()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def local_batches(
+    photos: Sequence[PhotoFile], extractor: RegionExtractor, batch_size: int, workers: int
+) -> Iterator[SettledBatch]:
+    """Settle batches one after the other, with `workers` threads preparing a few of them ahead."""
+    for batch, prepared in made_ready(photos, partial(prepare_or_refuse, extractor), batch_size, workers):
+        yield settle(extractor, batch, prepared)
+
+
+# Called as progress(split, settled, total): once before the first batch and again after each.
+ProgressCallback = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """What became of a split.
+
+    num_done      photos that have a row
+    skipped       photos that have none, and why; also in `{split}_skipped.json`
+    num_resumed   photos that an earlier, interrupted run had settled
+    already_done  whether the split was found finished
+    """
+
+    split: str
+    num_done: int
+    skipped: list[SkippedPhoto]
+    num_resumed: int = 0
+    already_done: bool = False
+
+
+def extract(
+    photos: Sequence[PhotoFile],
+    extractor: RegionExtractor,
+    folder: Path | str,
+    split: str,
+    *,
+    captions: Mapping[str, Sequence[str]] | None = None,
+    shard: tuple[int, int] | None = None,
+    batch_size: int = 32,
+    workers: int = 2,
+    batches: BatchMaker = local_batches,
+    progress: ProgressCallback | None = None,
+) -> ExtractionReport:
+    """Extract the regions of `photos` into one split of the region store `folder`.
+
+    captions    by photo id, each on one line; those of the extracted photos are written beside the regions
+    shard       (i, n): only the i-th of n blocks of `photos`, into `shard_folder(folder, i, n)`; the list,
+                its captions and `batch_size` must be the same for all n. Such a block may come out empty.
+    batch_size  photos settled at a time; what a kill costs at most
+    workers     threads that decode ahead of the extractor
+    batches     who settles them: this process, or a Ray cluster (`vsrn.extractors.ray`)
+
+    A photo that cannot be read is skipped and reported. Killed at any moment and called again, it goes on
+    behind the last batch it had settled. Small weights that the user named are copied into the store. Raises
+    `DataError` where the split was made from other photos or by another extractor, where the store keeps other
+    weights, where no photo could be read, or where the disk is full; `ConfigError` where `batch_size` or `workers`
+    is below 1, or `shard` not within 1..n.
+    """
+    refuse_settings(batch_size, workers)
+    refuse_split_name(split)
+    folder, ids = Path(folder), [photo.id for photo in photos]
+    if captions is not None and not captions.keys() >= set(ids):
+        bare = next(photo_id for photo_id in ids if photo_id not in captions)
+        raise DataError(f"photo {bare} of split '{split}' has no captions; write one or leave it out.")
+    header = _header(ids, extractor)
+    if shard is not None:
+        header, photos, folder = _block_of(header, photos, folder, shard, batch_size)
+
+    weights = extractor.files.weights
+    if weights is not None:
+        refuse_other_weights(folder, weights)
+
+    def settle_from(start: int) -> Iterator[SettledBatch]:
+        return batches(photos[start:], extractor, batch_size, workers)
+
+    ids = [photo.id for photo in photos]
+    report = write_split(
+        folder, split, header, ids, settle_from, captions=captions, names=extractor.names, progress=progress
+    )
+    if weights is not None:
+        keep_weights(weights, folder)
+    return report
+
+
+def write_split(
+    folder: Path,
+    split: str,
+    header: SplitHeader,
+    ids: Sequence[str],
+    settle_from: Callable[[int], Iterator[SettledBatch]],
+    *,
+    captions: Mapping[str, Sequence[str]] | None,
+    names: RegionNames | None = None,
+    progress: ProgressCallback | None,
+) -> ExtractionReport:
+    """Write a split, or what is left of it, from settled batches, wherever they come from.
+
+    ids          of the photos, or of the shard's
+    settle_from  called with the number of photos settled before: batches of the others, in order
+    captions     by photo id
+    names        of the regions' classes and attributes
+
+    Raises `DataError` where the split is another one, where no photo could be read, or where the disk is full.
+    """
+    finish_interrupted(folder, split)
+    if (folder / f"{split}_ims.npy").exists():
+        return finished_report(folder, split, ids, header, captions)
+    with RegionWriter(folder, split, header) as writer:
+        num_resumed = writer.num_seen
+        seen = partial(progress or _no_progress, split)
+        seen(num_resumed, len(ids))
+        for batch in settle_from(num_resumed):
+            writer.append(batch.ids, batch.regions, batch.skipped)
+            seen(writer.num_seen, len(ids))
+        if not writer.ids and header.shard is None:
+            writer.discard()
+            refuse_empty(split, writer.skipped)
+        writer.finish(None if captions is None else [captions[photo_id] for photo_id in writer.ids], names)
+        return ExtractionReport(split, len(writer.ids), writer.skipped, num_resumed)
+
+
+def extract_karpathy(
+    dataset: Path | str,
+    photo_root: Path | str,
+    extractor: RegionExtractor,
+    folder: Path | str,
+    *,
+    splits: Sequence[str] = (),
+    restval: bool = False,
+    shard: tuple[int, int] | None = None,
+    batch_size: int = 32,
+    workers: int = 2,
+    batches: BatchMaker = local_batches,
+    progress: ProgressCallback | None = None,
+) -> list[ExtractionReport]:
+    """Extract the splits of a Karpathy JSON, or those named in `splits`, with their captions.
+
+    photo_root  the folder that the JSON's file names start from; it may have them in another Unicode form
+    restval     whether `restval` images count as `train`
+    shard       (i, n): of every split only the i-th of n blocks; this and the rest as in `extract`
+
+    Raises what `extract` and `read_karpathy` raise, and `DataError` for a split that the JSON does not have.
+    """
+    found = read_karpathy(dataset, restval=restval)
+    wanted = choose_splits(dataset, found, splits)
+    root, names = Path(photo_root), PhotoNames(photo_root)
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}; name the folder that holds the photos of {dataset}.")
+    return [
+        extract(
+            [PhotoFile(photo.id, names.path(photo.id)) for photo in found[split]],
+            extractor,
+            folder,
+            split,
+            captions={photo.id: photo.captions for photo in found[split]},
+            shard=shard,
+            batch_size=batch_size,
+            workers=workers,
+            batches=batches,
+            progress=progress,
+        )
+        for split in wanted
+    ]
+
+
+def choose_splits(dataset: Path | str, found: Iterable[str], splits: Sequence[str]) -> list[str]:
+    """Those of a data set's splits that are asked for, or all. Raises `DataError` where it does not have one."""
+    present = list(found)
+    for split in [*splits, *present]:
+        if split not in present:
+            listed = ", ".join(present)
+            raise DataError(f"{dataset} has no split '{split}'; it has {listed}.{did_you_mean(split, present)}")
+        refuse_split_name(split)
+    return list(dict.fromkeys(splits or present))
+
+
+def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:
+    return SplitHeader(
+        extractor=extractor.name,
+        fingerprint=extractor.fingerprint,
+        photos=digest_of(ids),
+        num_regions=extractor.num_regions,
+        feature_dim=extractor.feature_dim,
+        has_scores=extractor.has_scores,
+        has_classes=bool(extractor.names.classes),
+        has_attributes=bool(extractor.names.attributes),
+    )
+
+
+def _block_of(
+    header: SplitHeader, photos: Sequence[PhotoFile], folder: Path, shard: tuple[int, int], batch_size: int
+) -> tuple[SplitHeader, Sequence[PhotoFile], Path]:
+    """Header, photos and folder of one shard of a split."""
+    refuse_shard(*shard)
+    part = Shard(*shard, batch_size=batch_size, num_photos=len(photos))
+    return msgspec.structs.replace(header, shard=part), photos[part.block()], shard_folder(folder, *shard)
+
+
+def finished_report(
+    folder: Path,
+    split: str,
+    ids: Sequence[str],
+    header: SplitHeader,
+    captions: Mapping[str, Sequence[str]] | None,
+) -> ExtractionReport:
+    """The report of a split that is there already.
+
+    ids       of all photos asked for; only the order of those that have a row is looked at
+    captions  of these photos, by id
+
+    Raises `DataError` where it is not the one asked for.
+    """
+    done = read_lines(folder / f"{split}_ids.txt") if (folder / f"{split}_ids.txt").exists() else []
+    skipped = read_skipped(folder / f"{split}_skipped.json")
+    # Earlier versions kept ids in the Unicode form that the disk had.
+    done, without = [normal_name(name) for name in done], {normal_name(photo.id) for photo in skipped}
+    info = read_store_info(folder / f"{split}.json")
+    other = None
+    if (info.extractor, info.fingerprint) != (header.extractor, header.fingerprint):
+        other = "with another extractor or other weights"
+    elif header.shard is not None and read_header(folder / f"{split}{SHARD_FILE}") != header:
+        other = "from another list of photos or with another --batch-size"
+    elif [photo_id for photo_id in ids if photo_id not in without] != done or not without <= set(ids):
+        other = "from another list of photos"
+    elif captions is not None and not _same_captions(folder / f"{split}_caps.txt", info, done, captions):
+        other = "with other captions"
+    if other is not None:
+        raise DataError(
+            f"{folder} already holds a split '{split}', made {other};"
+            f" choose another -o, or delete {folder / split}_* and {folder / split}.json."
+        )
+    return ExtractionReport(split, len(done), skipped, num_resumed=len(ids), already_done=True)
+
+
+def refuse_empty(split: str, skipped: Sequence[SkippedPhoto]) -> None:
+    """Raise `DataError`: every photo of a split was skipped."""
+    first = f", the first because {skipped[0].reason}" if skipped else "."
+    raise DataError(f"none of the {len(skipped)} photos of split '{split}' could be read{first}")
+
+
+def _same_captions(path: Path, info: StoreInfo, ids: Sequence[str], captions: Mapping[str, Sequence[str]]) -> bool:
+    if not path.exists():
+        return False
+    per_image = info.captions_per_image
+    counts = [per_image] * len(ids) if isinstance(per_image, int) else per_image
+    wanted = [captions[photo_id] for photo_id in ids]
+    return counts == [len(of_photo) for of_photo in wanted] and read_lines(path) == [
+        caption for of_photo in wanted for caption in of_photo
+    ]
+
+
+def read_skipped(path: Path) -> list[SkippedPhoto]:
+    """Read `{split}_skipped.json`; without one, nothing was skipped. Raises `DataError` where it is malformed."""
+    if not path.exists():
+        return []
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[SkippedPhoto])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}); extract this split again.") from error
+
+
+def refuse_settings(batch_size: int, workers: int) -> None:
+    """Raise `ConfigError` where one of them is below 1."""
+    for name, value in (("batch-size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise ConfigError(f"--{name} is {value}; it must be 1 or more.")
+
+
+def _no_progress(split: str, settled: int, total: int) -> None:
+    """Nobody is watching."""

@@ -1,0 +1,76 @@
+"""What an extractor was made of, kept beside the regions that it made and the models that learned from them.
+
+extractor.safetensors   its weights; the suffix is that of the file it is a copy of
+extractor_names.json    beside a model: what its classes and attributes are called, as {split}_names.json in a store
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from vsrn.data.region_store import RegionNames
+from vsrn.errors import CheckpointError, DataError
+from vsrn.files import write_atomically
+
+NAME = "extractor"
+NAMES_FILE = "extractor_names.json"
+# The grid's network as float32 takes 14 MB, a detector's 250.
+MOST_BYTES = 16_000_000
+
+
+def kept_weights(folder: Path) -> Path | None:
+    """The weights in a store's or a model's folder: a file, a folder or a link to one; None where there are none."""
+    # A split may be called like that too; its page is JSON, weights never are.
+    found = [path for path in sorted(folder.glob(f"{NAME}*")) if path.stem == NAME and path.suffix != ".json"]
+    return found[0] if found else None
+
+
+def refuse_other_weights(folder: Path, weights: Path) -> None:
+    """Raise `DataError` where a store keeps other weights than these."""
+    kept = kept_weights(folder)
+    if kept is not None and _is_small(weights) and (not kept.is_file() or kept.read_bytes() != weights.read_bytes()):
+        raise DataError(f"{folder} holds regions made with other weights, {kept}; choose another -o.")
+
+
+def keep_weights(weights: Path, folder: Path) -> None:
+    """Copy weights beside regions that they made; large ones are left where they are.
+
+    Raises `DataError` where the store keeps others.
+    """
+    refuse_other_weights(folder, weights)
+    if kept_weights(folder) is None and _is_small(weights):
+        write_atomically(folder / f"{NAME}{weights.suffix}", weights.read_bytes())
+
+
+def carry_weights(weights: Path, folder: Path) -> None:
+    """Give a model's folder its extractor's weights: small ones as a copy, large ones as a link."""
+    place = folder / f"{NAME}{weights.suffix}"
+    if _is_small(weights):
+        write_atomically(place, weights.read_bytes())
+    else:
+        place.symlink_to(weights.resolve())
+
+
+def kept_names(folder: Path) -> RegionNames:
+    """What a model's folder says its regions are called. Raises `CheckpointError` where that cannot be read."""
+    path = folder / NAMES_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RegionNames)
+    except FileNotFoundError:
+        return RegionNames()
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; copy the {{split}}_names.json of the model's region store there."
+        ) from error
+
+
+def carry_names(names: RegionNames, folder: Path) -> None:
+    """Give a model's folder the names of its regions, where they have any."""
+    if names.classes or names.attributes:
+        write_atomically(folder / NAMES_FILE, msgspec.json.format(msgspec.json.encode(names)) + b"\n")
+
+
+def _is_small(weights: Path) -> bool:
+    return weights.is_file() and weights.stat().st_size <= MOST_BYTES

@@ -1,0 +1,130 @@
+"""Regions of torchvision's two-stage detectors: `torchvision:fasterrcnn_resnet50_fpn_v2`, `torchvision:maskrcnn_...`.
+
+As bottom-up attention does it (Anderson et al., CVPR 2018): the detector's proposals are described and classified, and
+the 36 that it is surest of are the regions, each with the numbers of exactly its box.
+
+P proposals, C classes without the background; boxes are xyxy in pixels of the resized photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.models import get_model, get_model_weights, list_models
+from torchvision.models.detection.faster_rcnn import FasterRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.transforms.functional import pil_to_tensor
+
+from vsrn.data.region_store import RegionNames, Regions
+from vsrn.errors import ConfigError, PhotoError, did_you_mean
+from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_names
+from vsrn.extractors.bottom_up.selection import SelectionRules, select
+from vsrn.tensors import downloaded_before, fingerprint_of, from_hub, load_tensors, not_here
+
+FAMILY = "torchvision"
+
+
+class DetectorExtractor:
+    """The 36 surest proposals of a Faster or Mask R-CNN, falling; fewer only where a photo has fewer."""
+
+    has_scores: ClassVar[bool] = True
+    photo_size: ClassVar[None] = None
+
+    def __init__(
+        self,
+        name: str,
+        files: ExtractorFiles,
+        network: FasterRCNN,
+        names: RegionNames | None = None,
+        selection: SelectionRules | None = None,
+    ) -> None:
+        """Wrap a detector.
+
+        name   as `vsrn extract --extractor` takes it
+        names  of its classes without the background
+        """
+        self.names = names or RegionNames()
+        self.name, self.files, self.selection = name, files, selection or SelectionRules()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network: Any = network.eval().requires_grad_(False).to(self.device)
+        self.fingerprint = fingerprint_of(f"{name}, {self.selection}, v1", network.state_dict())
+        self.feature_dim = int(self.network.roi_heads.box_predictor.cls_score.in_features)
+
+    @property
+    def num_regions(self) -> int:
+        """Regions of a photo at most."""
+        return self.selection.most
+
+    def prepare(self, photo: Image.Image) -> Prepared:
+        """An RGB photo of any size -> (3, H, W) float32, scaled and as large as the detector wants it.
+
+        Raises `PhotoError` where a photo is so narrow that nothing is left of a side.
+        """
+        transform = self.network.transform
+        pixels = transform.normalize((pil_to_tensor(photo).float() / 255).to(self.device))
+        short, long = sorted(pixels.shape[1:])
+        scale = min(transform.min_size[-1] / short, transform.max_size / long)
+        if int(short * scale) < 1:
+            raise PhotoError(f"is {photo.width} x {photo.height} pixels, too narrow for a detector; crop it.")
+        resized, _ = transform.resize(pixels, None)
+        return np.asarray(resized.cpu().numpy())
+
+    def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
+        """(3, H, W) float32 arrays -> `Regions` of each, one photo at a time."""
+        with torch.inference_mode():
+            return [self._regions_of(torch.from_numpy(photo).to(self.device)) for photo in prepared]
+
+    def _regions_of(self, photo: torch.Tensor) -> Regions:
+        height, width = photo.shape[1:]
+        network, size = self.network, [(height, width)]
+        images = ImageList(network.transform.batch_images([photo]), size)
+        maps = network.backbone(images.tensors)
+        proposals, _ = network.rpn(images, maps if isinstance(maps, dict) else {"0": maps})
+        heads = network.roi_heads
+        described = heads.box_head(heads.box_roi_pool(maps, proposals, size))  # (P, F)
+        logits, _ = heads.box_predictor(described)  # (P, 1 + C), the background first
+        rows, scores = select(proposals[0], logits.softmax(dim=1)[:, 1:], self.selection)
+        rows = rows.to(self.device)
+        sides = photo.new_tensor([width, height, width, height])
+        return Regions(
+            features=described[rows].cpu().numpy(),
+            boxes=(proposals[0][rows] / sides).cpu().numpy(),
+            scores=scores.numpy(),
+            classes=logits[rows, 1:].argmax(dim=1).cpu().numpy(),
+        )
+
+
+def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
+    """What `--extractor torchvision:NAME [--weights FILE]` asks for.
+
+    Without a file, the weights come from torch's cache, or where `files.download` allows it from the hub. Raises
+    `ConfigError` where torchvision has no such two-stage detector, the weights are not here or the hub does not answer,
+    and `CheckpointError` where a file does not fit.
+    """
+    name = f"{FAMILY}:{argument}"
+    _refuse_unknown(argument)
+    refuse_names(name, files)
+    weights = get_model_weights(argument).DEFAULT
+    if files.weights is None:
+        if not files.download and downloaded_before(weights.url) is None:
+            raise not_here(name)
+        network = from_hub(name, lambda: get_model(argument, weights="DEFAULT"))
+    else:
+        network = get_model(argument, weights=None, weights_backbone=None)
+        load_tensors(network, files.weights)
+    # Its published weights say what its classes are called, and a copy of them has the same.
+    return DetectorExtractor(name, files, network, RegionNames(classes=weights.meta["categories"][1:]))
+
+
+def _refuse_unknown(argument: str) -> None:
+    # One-stage detectors (RetinaNet, SSD, FCOS) have nothing that describes a box.
+    known = list_models(include=["fasterrcnn*", "maskrcnn*", "keypointrcnn*"])
+    if argument not in known:
+        raise ConfigError(
+            f"torchvision has no two-stage detector '{argument}'; write '{FAMILY}:' and one of {', '.join(known)}."
+            f"{did_you_mean(argument, known)}"
+        )

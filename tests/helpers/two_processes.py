@@ -1,0 +1,49 @@
+"""Takes a few training steps in float64 and saves what came out; run by torchrun, or alone.
+
+python two_processes.py CONFIG RUN OUT STEPS
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vsrn.config import read_config
+from vsrn.training import distributed
+from vsrn.training.batches import Batch
+from vsrn.training.run import prepare_run
+from vsrn.training.trainer import Trainer
+
+
+class Silent:
+    def stepped(self, *_: Any) -> None: ...
+
+    def validated(self, *_: Any) -> None: ...
+
+
+class DoubleTrainer(Trainer):
+    def _step(self, batch: Batch) -> None:
+        super()._step(replace(batch, features=batch.features.double()))
+
+
+def main(config: str, run: str, out: str, steps: str) -> None:
+    with distributed.process_group(torch.device("cpu")):
+        prepared = prepare_run(read_config(config), Path(run), resume=False, process=distributed.rank())
+        prepared.model.double()
+        trainer = DoubleTrainer(prepared, Silent())
+        seen: list[dict[str, Any]] = []
+        for batch, _ in zip(trainer.batches.epoch(0), range(int(steps)), strict=False):
+            trainer._step(batch)
+            losses = distributed.mean_over_processes(torch.stack(trainer.recent.losses[-1]))
+            gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+            seen.append({"losses": losses, "gradients": gradients})
+        if distributed.rank() == 0:
+            torch.save({"steps": seen, "weights": trainer.model.state_dict()}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
