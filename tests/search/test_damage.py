@@ -243,6 +243,7 @@ def test_a_lost_page_of_the_index_is_made_again(content: bytes | None, photos: P
 BROKEN_RECORDS: list[tuple[str, Damage, int]] = [
     ("no records", lambda idx: (idx / "records.sqlite").unlink(), NUM_PHOTOS),
     ("no database", lambda idx: (idx / "records.sqlite").write_bytes(b"no database" * 999), NUM_PHOTOS),
+    ("an empty file", lambda idx: (idx / "records.sqlite").write_bytes(b""), NUM_PHOTOS),
     ("half", lambda idx: os.truncate(idx / "records.sqlite", 6000), NUM_PHOTOS),
     ("a page", scramble_page, NUM_PHOTOS),
     ("no state", lambda idx: records_of(idx, "DELETE FROM state"), 0),

@@ -262,7 +262,8 @@ def _place_of(path: Path) -> tuple[int, int, int, int]:
 def _connect(path: Path, how: str) -> sqlite3.Connection:
     """A connection that trusts nothing in the file.
 
-    Raises `SearchError` where its tables are not ours, and `sqlite3.DatabaseError` where it cannot be read.
+    Raises `DamagedRecordsError` where it has no tables, `SearchError` where its tables are not ours, and
+    `sqlite3.DatabaseError` where it cannot be read.
     """
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{how}",
@@ -276,7 +277,10 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
         connection.set_progress_handler(_StepLimit(), STEPS_AT_ONCE)
-        if _schema_of(connection) not in (_OLD_SCHEMA, _SCHEMA):
+        schema = _schema_of(connection)
+        if not schema:
+            raise DamagedRecordsError(f"{path} is empty; {REMEDY}")
+        if schema not in (_OLD_SCHEMA, _SCHEMA):
             raise SearchError(f"{path} is not what `vsrn index` makes: its tables are others; do not use this index.")
     except BaseException:
         connection.close()
@@ -334,6 +338,8 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except DamagedRecordsError as error:
+        if REMEDY in str(error):
+            raise
         raise DamagedRecordsError(f"{path}: {error}; {REMEDY}") from error
     except sqlite3.DatabaseError as error:
         if "full" in str(error):
