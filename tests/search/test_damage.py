@@ -101,6 +101,17 @@ def scramble_page(idx: Path) -> None:
     change(path, (page - 1) * size, b"\xff" * 200)
 
 
+def rename_in_the_table(idx: Path) -> None:
+    """One letter of an id in the table, where its index still has the old one: what a flipped bit looks like."""
+    path = idx / "records.sqlite"
+    content = path.read_bytes()
+    size = int.from_bytes(content[16:18], "big")
+    with contextlib.closing(sqlite3.connect(path)) as records:
+        (page,) = records.execute("SELECT rootpage FROM sqlite_master WHERE name = 'photos'").fetchone()
+    place = content.index(b"3.png", (page - 1) * size)
+    change(path, place, b"7")
+
+
 Damage = Callable[[Path], object]
 # What is done, which photos are concerned, and what searches say of it; None where a search does not meet it.
 OF_PHOTOS: list[tuple[str, Damage, set[str], str | None]] = [
@@ -229,6 +240,17 @@ def test_sizes_that_do_not_fit_the_model_cut_nothing(old: str, new: str, photos:
     assert contents(idx).items() >= before.items()
 
 
+def test_what_the_page_of_an_index_says_may_not_change(photos: Path, idx: Path) -> None:
+    """An index that is told that it keeps no regions would add photos without them."""
+    before = contents(idx)
+    edit(idx / "index.json", '"explain": true', '"explain": false')
+    with pytest.raises(SearchError, match="index.json was changed: it says explain False, and the records True"):
+        update_index(photos, idx)
+    (idx / "index.json").unlink()
+    update_index(photos, idx)
+    assert contents(idx) == before
+
+
 @pytest.mark.parametrize("content", [None, b"", b"[1, 2"])
 def test_a_lost_page_of_the_index_is_made_again(content: bytes | None, photos: Path, idx: Path) -> None:
     before, page = contents(idx), (idx / "index.json").read_bytes()
@@ -246,6 +268,7 @@ BROKEN_RECORDS: list[tuple[str, Damage, int]] = [
     ("an empty file", lambda idx: (idx / "records.sqlite").write_bytes(b""), NUM_PHOTOS),
     ("half", lambda idx: os.truncate(idx / "records.sqlite", 6000), NUM_PHOTOS),
     ("a page", scramble_page, NUM_PHOTOS),
+    ("a letter", rename_in_the_table, 0),
     ("no state", lambda idx: records_of(idx, "DELETE FROM state"), 0),
     ("a negative place", lambda idx: records_of(idx, "UPDATE photos SET thumbnail_at = -5 WHERE row = 3"), 1),
     ("a text for a number", lambda idx: records_of(idx, "UPDATE photos SET num_regions = 'x' WHERE row = 3"), 1),
@@ -259,7 +282,7 @@ def test_damaged_records_are_said_and_mended(damage: Damage, read_again: int, ph
     before = contents(idx)
     damage(idx)
     assert check_index(idx)
-    with pytest.raises(VsrnError, match="vsrn index"):
+    with pytest.raises(VsrnError, match="vsrn index|holds no photo"):
         ask_everything(idx)
     report = update_index(photos, idx)
     assert report.num_added + report.num_changed == read_again

@@ -142,7 +142,7 @@ class Records:
         """What is wrong with the file, by SQLite's own check and by a look at every row; nothing where it is whole."""
         try:
             with self._connection() as connection:
-                found = [str(line) for (line,) in connection.execute("PRAGMA quick_check(5)")]
+                found = [str(line) for (line,) in connection.execute("PRAGMA integrity_check(5)")]
             with self.read() as view:
                 view.state()
                 deque(view.photos(), maxlen=0)

@@ -72,19 +72,23 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal[1] = 1
 
 
+class UnreadableInfoError(SearchError):
+    """The index.json of a folder is missing, or not what `vsrn index` writes."""
+
+
 def read_info(folder: Path) -> IndexInfo:
-    """Read `index.json`. Raises `SearchError` where the folder is no index, or not one of ours."""
+    """Read `index.json`. Raises `UnreadableInfoError` where the folder is no index, or not one of ours."""
     path = folder / INFO_FILE
     try:
         return parse_info(read_plain(path))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise SearchError(
+        raise UnreadableInfoError(
             f"{folder} is not an index: it has no {INFO_FILE}; make one with `vsrn index PHOTOS -o {folder}`."
         ) from error
     except OSError as error:
-        raise not_ours(path, error) from error
+        raise UnreadableInfoError(str(not_ours(path, error))) from error
     except ValueError as error:
-        raise SearchError(
+        raise UnreadableInfoError(
             f"{path} is not what `vsrn index` writes ({error}); put a copy back, or delete this one file, and"
             f" `vsrn index PHOTOS -o {folder}` makes it again from the rest of the index."
         ) from error

@@ -24,6 +24,7 @@ from vsrn.search.layout import (
     MODEL_FOLDER,
     RECORDS_FILE,
     IndexInfo,
+    UnreadableInfoError,
     growing_path,
     parse_info,
     read_info,
@@ -62,10 +63,15 @@ def is_index(folder: Path) -> bool:
 
 
 def _info_of(folder: Path) -> IndexInfo:
-    """The index.json of an index; a lost or damaged one is made again from its copy in the records, or the model."""
+    """The index.json of an index; a lost or damaged one is made again from its copy in the records, or the model.
+
+    Raises `SearchError` where it contradicts its copy.
+    """
     try:
-        return read_info(folder)
-    except SearchError:
+        info = read_info(folder)
+        _check_copy(folder, info)
+        return info
+    except UnreadableInfoError:
         with contextlib.closing(Records(folder / RECORDS_FILE)) as records, records.read() as view:
             copy = view.info()
             explain = all(photo.regions_at is not None for photo in view.latest(1))
@@ -77,6 +83,22 @@ def _info_of(folder: Path) -> IndexInfo:
             info = new_info(encoder, explain=explain, engine="faiss", uri="")
         write_info(folder, info)
         return info
+
+
+def _check_copy(folder: Path, info: IndexInfo) -> None:
+    """Raise `SearchError` where index.json says otherwise than its copy in the records; where Milvus is may change."""
+    try:
+        with contextlib.closing(Records(folder / RECORDS_FILE)) as records, records.read() as view:
+            copy = parse_info(view.info() or b"")
+    except (DamagedRecordsError, ValueError):
+        return
+    for name in ("joint_dim", "feature_dim", "explain", "names"):
+        said, was = getattr(info, name), getattr(copy, name)
+        if said != was:
+            raise SearchError(
+                f"{folder / INFO_FILE} was changed: it says {name} {said}, and the records {was}; put it back, or"
+                f" delete this one file, and `vsrn index PHOTOS -o {folder}` makes it again."
+            )
 
 
 def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
