@@ -79,8 +79,8 @@ def main(
 
     from vsrn.evaluation.eccv import extended_evaluation
     from vsrn.evaluation.evaluate import evaluate
-    from vsrn.evaluation.report import evaluation_table, extended_table, write_html_report
-    from vsrn.evaluation.wording import caption_words
+    from vsrn.evaluation.report import caption_words, evaluation_table, extended_table, write_html_report
+    
     from vsrn.training.log import read_log
 
     names = [str(model) for model in models]
