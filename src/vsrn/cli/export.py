@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json
+from vsrn.cli.options import Json, print_json
 from vsrn.cli.progress import say
 
 
@@ -70,8 +69,3 @@ def main(
 def size_of(folder: Path) -> int:
     """Bytes of the files of a folder."""
     return sum(file.stat().st_size for file in folder.iterdir())
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "export", arguments)
