@@ -27,7 +27,7 @@ def main(
     $ vsrn export runs/flickr8k --onnx flickr8k-onnx
 
     The first copies the weights, the vocabulary and the config. The second writes both encoders as ONNX files, which
-    run without torch, and compares them with the model before it keeps them; it needs `pip install 'vsrn[onnx]'`. The
+    run without torch, and compares them with the model before it keeps them; it needs `pip install '.[onnx]'`. The
     captioner comes along, where the model has one, and runs in torch.
 
     Args:

@@ -46,8 +46,7 @@ def main(
         from vsrn.server.running import serve
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"vsrn serve needs the package {error.name}, which is not installed; run `pip install '.[serve]'` in the"
-            " checkout of vsrn."
+            f"vsrn serve needs the package {error.name}; run `pip install '.[serve]'` in the checkout."
         ) from error
     from vsrn.server.settings import Access, names_of
 

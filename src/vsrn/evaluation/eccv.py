@@ -161,7 +161,7 @@ def _load_judge() -> Any:
             from eccv_caption import Metrics  # noqa: PLC0415 - an optional extra
     except ImportError as error:
         raise ConfigError(
-            "CxC and ECCV Caption need the package eccv-caption; run `pip install '.[eval]'` in the checkout of vsrn."
+            "CxC and ECCV Caption need the package eccv-caption; run `pip install '.[eval]'` in the checkout."
         ) from error
     return Metrics()
 
