@@ -1,26 +1,35 @@
-# Everything a newcomer needs: `make demo` and `make test`. Both set the machine up first.
+# Everything a newcomer needs: `make demo` and `make test`. Each first installs what it needs, into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What is installed beside vsrn itself. Without Ray, which is large, its tests are skipped: EXTRAS=dev,tensorboard,ray
+# What tests need beside vsrn itself. Ray, which is large, is left out and its tests are skipped: EXTRAS=dev,tensorboard,ray
 EXTRAS ?= dev,tensorboard
 comma := ,
-# One stamp for each choice of extras, so that another choice installs what it lacks.
-READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
+# A stamp says what is installed: one for the demo, and one for each choice of extras.
+DEMO_READY := $(VENV)/.ready-demo
+TEST_READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: setup demo test check lint types docs bench clean
 
-setup: $(READY)
-
-$(READY): pyproject.toml
+# $(call install,WHAT): WHAT, editable, into a virtual environment that is made where there is none.
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing vsrn and its dependencies into $(VENV) (a few minutes the first time)..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
-	@touch $(READY)
+	@echo "Installing vsrn and what it needs into $(VENV) (a few minutes the first time)..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable "$(1)"
+	@touch $@
+endef
 
-demo: setup
+$(DEMO_READY): pyproject.toml
+	$(call install,.)
+
+$(TEST_READY): pyproject.toml
+	$(call install,.[$(EXTRAS)])
+
+setup: $(TEST_READY)
+
+demo: $(DEMO_READY)
 	$(BIN)/vsrn demo
 
 # One thread a worker: torch's thread pools fight each other otherwise.
@@ -37,7 +46,6 @@ types: setup
 check: lint types test
 
 docs: setup
-	$(BIN)/python docs/make_cli.py
 	$(BIN)/mkdocs build --strict
 
 bench: setup

@@ -1,4 +1,4 @@
-"""Write what `results/` holds into the tables of both READMEs, between their markers.
+"""Write what `results/` holds into the table of README.md, between its markers.
 
 python benchmarks/table.py
 """
@@ -22,10 +22,10 @@ def main() -> None:
         rows.append(
             f"| {result['claim']} | {result['target']} | {result['measured']}{missed} | `{result['command']}` |"
         )
-    for readme in (HERE / "README.md", HERE.parent / "README.md"):
-        before, _, rest = readme.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        readme.write_text(f"{before}{BEGIN}\n" + "\n".join(rows) + f"\n{END}{after}")
+    page = HERE / "README.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n" + "\n".join(rows) + f"\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ HEADER = (
 
 
 def write_tables(results: Path, page: Path) -> None:
-    """Write the rows, the paired differences and the commands into the page."""
+    """Write the rows and the paired differences into the page; each row's JSON keeps its command."""
     found = {name: seeds for name in ORDER_SHOWN if (seeds := read_seeds(results, name))}
     lines = [HEADER, *(table_row(name, seeds) for name, seeds in found.items()), ""]
     lines += ["| difference in rsum | | 95 % over images |", "|---|---|---|", *differences(results, found), ""]
-    lines += ["Commands:", "", *(f"    {row['command']}" for seeds in found.values() for row in seeds), ""]
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     write_atomically(page, f"{before}{BEGIN}\n{chr(10).join(lines)}{END}{after}".encode())

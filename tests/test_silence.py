@@ -147,7 +147,7 @@ def test_milvus_lite_is_as_silent(ear: Ear, place: Path) -> None:
     assert ear.heard == []
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (pip install 'vsrn[ray]')")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (pip install '.[ray]')")
 def test_rays_workers_report_nothing(tmp_path: Path, place: Path) -> None:
     with listening(tmp_path) as ear:
         vsrn_does(ear, place, "extract", "photos", "-o", "by-ray", "--ray", "local")

@@ -131,7 +131,7 @@ def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
     for first, block in blocks():
         own = own.astype(block.dtype, copy=False)
         for image, row in enumerate(block, start=first):
-            refuse_nan(row)
+            check_no_nan(row)
             captions = captions_of(image)
             if not len(captions):
                 raise SimilarityError(f"image {image} has no caption, so no caption of its own can be ranked for it.")
@@ -302,7 +302,7 @@ def rsum_difference(
     return float(difference[0]), percentile_interval(rsums(ours, draws) - rsums(theirs, draws))
 
 
-def refuse_nan(similarities: FloatArray) -> None:
+def check_no_nan(similarities: FloatArray) -> None:
     """Raise `SimilarityError` where a similarity is NaN: it would compare false and flatter the model."""
     # The smallest number is NaN where any is, and finding it takes no second array.
     if np.isnan(similarities.min(initial=np.inf)):

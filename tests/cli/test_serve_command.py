@@ -239,4 +239,4 @@ def test_a_missing_extra_is_one_sentence(place: Place, missing: str) -> None:
     assert run.returncode == 2
     (error,) = run.stderr.splitlines()
     assert error.startswith(f"error: vsrn serve needs the package {missing}")
-    assert "pip install 'vsrn[serve]'" in error
+    assert "pip install '.[serve]'" in error

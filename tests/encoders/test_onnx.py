@@ -576,7 +576,7 @@ def test_an_export_that_is_cut_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ConfigError, match=r"pip install 'vsrn\[onnx\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[onnx\]'"):
         export_onnx(small_model(), tmp_path / "exported")
 
 

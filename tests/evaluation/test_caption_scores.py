@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from worlds import make_model, make_store
 
 from vsrn.cli import run_command
 from vsrn.config import CaptionerConfig
 from vsrn.data.splits import open_split
 from vsrn.encoders.torch_backend import Encoder
 from vsrn.evaluation.caption_scores import bleu_4, bleu_counts, caption_scores, cider_d, words_of
-from worlds import make_model, make_store
 
 People = list[list[list[str]]]
 

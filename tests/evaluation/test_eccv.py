@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from worlds import make_model, make_store
 
 from vsrn.cli import main
 from vsrn.data.splits import open_split
 from vsrn.errors import DataError, SimilarityError
-from vsrn.evaluation.eccv import best_matches, coco_ids, extended_evaluation
+from vsrn.evaluation.eccv import coco_ids, extended_evaluation
 from vsrn.metrics import Block, Blocks
-from worlds import make_model, make_store
 
 NUM_IMAGES = 5000
 
@@ -106,25 +104,6 @@ def _places(counts: list[int]) -> list[tuple[int, int]]:
     return [(image, place) for image, number in enumerate(counts) for place in range(number)]
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 40), st.integers(1, 12), st.integers(1, 50), st.data()
-)
-def test_the_best_are_the_head_of_a_whole_sort(seed: int, n: int, m: int, k: int, j: int, data: st.DataObject) -> None:
-    # Few different numbers, so that there are ties; among equals the earlier place comes first.
-    table = np.random.default_rng(seed).integers(0, 6, (n, m)).astype(np.float32)
-    rows = data.draw(st.integers(1, n))
-    of_images, of_captions = best_matches(
-        lambda: [(first, table[first : first + rows]) for first in range(0, n, rows)], k, j
-    )
-    for image in range(n):
-        assert table[image, of_images[image]].tolist() == sorted(table[image].tolist(), reverse=True)[:k]
-        assert len(set(of_images[image].tolist())) == min(k, m)
-    for caption in range(m):
-        assert table[of_captions[caption], caption].tolist() == sorted(table[:, caption].tolist(), reverse=True)[:j]
-        assert len(set(of_captions[caption].tolist())) == min(j, n)
-
-
 def test_images_are_told_by_number_or_by_the_fields_order(judge: Any, tmp_path: Path) -> None:
     of_image = captions_by_image(judge)
     numbers, five = list(of_image), [5] * NUM_IMAGES
@@ -156,9 +135,13 @@ def test_other_splits_are_refused(judge: Any, tmp_path: Path) -> None:
             coco_ids(open_split(store, "testall"), test, judge.coco_gts["t2i"])
 
 
-def test_nan_is_refused() -> None:
+def test_nan_is_refused(judge: Any, tmp_path: Path) -> None:
+    assert judge is not None
+    split = open_split(write_store(tmp_path / "store", None, [5] * NUM_IMAGES), "testall")
+    images, captions = embeddings(1, split.image_of_caption)
+    captions[-1, 3] = np.nan
     with pytest.raises(SimilarityError, match="NaN"):
-        best_matches(lambda: [(0, np.array([[0.1, np.nan]], np.float32))], 1, 1)
+        extended_evaluation(split, blocks_of(images, captions))
 
 
 def test_the_command_judges_a_model(judge: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import make_model, make_store
 
 from vsrn.cli import run_command
 from vsrn.data.splits import Split, open_split
 from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import ConfigError, DataError
-from vsrn.evaluation.evaluate import Judgement, evaluate
-from worlds import make_model, make_store
+from vsrn.evaluation.evaluate import Judgement, best_matches, evaluate
 
 
 @pytest.fixture
@@ -129,3 +131,16 @@ def test_the_command_prints_json_and_saves_the_ranks_behind_it(
         assert low <= printed[direction]["recall_at_5"] <= high
     assert printed["num_captions"] == 75
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 40), st.data())
+def test_the_best_matches_are_the_head_of_a_whole_sort(values: list[int], top: int, data: st.DataObject) -> None:
+    # Few different numbers, so that there are ties.
+    correct = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    similarities = np.array(values, np.float32)
+    expected = sorted(range(len(values)), key=lambda place: (-values[place], correct[place], place))
+    assert best_matches(similarities, top, np.array(correct)).tolist() == expected[:top]
+    assert (
+        best_matches(similarities, top).tolist() == sorted(range(len(values)), key=lambda place: -values[place])[:top]
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from worlds import make_model, make_scan, make_store
 
 from vsrn.cli import run_command
 from vsrn.config import ScanConfig
@@ -21,7 +22,6 @@ from vsrn.evaluation.evaluate import Judgement, evaluate
 from vsrn.metrics import FloatArray, image_to_text_ranks, text_to_image_ranks
 from vsrn.model.saved import read_model
 from vsrn.model.scan import SCAN, similarities
-from worlds import make_model, make_scan, make_store
 
 
 @pytest.fixture

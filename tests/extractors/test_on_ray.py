@@ -21,7 +21,7 @@ from vsrn.extractors.ray import _pack, _pack_photos, _unpack, _unpack_photos
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
-    reason="Ray is not installed (500 MB, so not among what the tests need): pip install 'vsrn[ray]'",
+    reason="Ray is not installed (500 MB, so not among what the tests need): pip install '.[ray]'",
 )
 
 
@@ -127,7 +127,7 @@ def test_without_ray_one_sentence_says_how_to_get_it(
     assert vsrn_extract(tmp_path / "photos", "-o", tmp_path / "store", "--ray", "local") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: --ray needs Ray")
-    assert said.endswith('pip install "vsrn[ray]".')
+    assert said.endswith("run `pip install '.[ray]'` in the checkout.")
     assert not (tmp_path / "store").exists()
 
 

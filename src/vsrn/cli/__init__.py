@@ -1,6 +1,7 @@
-"""The command line: one file a command. A command is a typed function; its docstring is its help.
+"""The command line: one file a command. A command is a typed function `main`; its docstring is its help.
 
-Only the command that is asked for is imported, so `vsrn --help` needs no torch.
+Only the command that is asked for is imported, so `vsrn --help` needs no torch. A command whose options depend on its
+arguments has a function `main_for(arguments)` instead, which returns `main`.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from vsrn.errors import VsrnError, did_you_mean
 from vsrn.files import printable
 
 COMMANDS = {
-    "demo": "draw a small world and go the whole way: regions, training, Recall@K, searches, a report",
+    "demo": "every step on a small drawn world: regions, training, Recall@K, searches, a report",
     "extract": "photos -> a region store",
     "vocab": "captions -> a vocabulary",
     "train": "a config -> a trained run",
-    "index": "a folder of photos -> an index of it, or an index brought in step with its folder",
+    "index": "a folder of photos -> an index of it; run again, it follows the folder",
     "search": "a sentence or a photo -> the photos of an index that fit it",
     "caption": "photos -> a sentence written for each",
     "explain": "a photo and a sentence -> a picture of the regions that earned the match",
     "serve": "an index -> a page in the browser, and HTTP for other programs",
     "evaluate": "runs -> Recall@K on a split",
-    "convert": "a checkpoint published in 2019 -> a model that `evaluate` reads",
-    "export": "a run -> the part of it that travels, or ONNX encoders that need no torch",
+    "convert": "a checkpoint published in 2019 -> a model of ours",
+    "export": "a run -> the files that a search needs, or ONNX encoders that need no torch",
 }
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -49,17 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_command(command: str, arguments: list[str]) -> int:
-    """Import and run one command; the errors that a user may cause become one line each."""
+    """Import and run one command, and return its exit code. An error that a user may cause becomes one line."""
     try:
+        from vsrn.cli.options import call
+
         module = importlib.import_module(f"vsrn.cli.{command}")
-        return int(module.run(arguments) or 0)
+        function = module.main_for(arguments) if hasattr(module, "main_for") else module.main
+        return call(function, command, arguments)
     except VsrnError as error:
         return complain(str(error))
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does; Python must not complain at exit either.
+        # Whoever read our output, such as `head`, has closed it. Without this, Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -69,7 +73,7 @@ def run_command(command: str, arguments: list[str]) -> int:
 
 
 def _about(error: OSError) -> str:
-    """One sentence for what the operating system refused, which no part of vsrn has put into words."""
+    """One sentence for an error of the operating system that no part of vsrn has translated."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no space left on the disk; free some and run the same command again (`vsrn train` with --resume)."
     what = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
@@ -80,9 +84,9 @@ def _about(error: OSError) -> str:
 
 
 def complain(message: str) -> int:
-    """Print a user's mistake, without what a terminal would act on, and return the exit code for it.
+    """Print a user's mistake as one line on standard error, and return the exit code for it.
 
-    Names of files, and what libraries say of their content, may hold line breaks and control characters.
+    Control characters are escaped: names of files, and messages of libraries, may hold them.
     """
     one_line = " ".join(line.strip() for line in message.splitlines())
     print(f"error: {printable(one_line)}", file=sys.stderr)
@@ -90,7 +94,7 @@ def complain(message: str) -> int:
 
 
 def fail(message: str) -> None:
-    """Print a user's mistake and exit."""
+    """Print a user's mistake as one line on standard error, and exit with code 2."""
     sys.exit(complain(message))
 
 
@@ -102,5 +106,5 @@ def usage() -> str:
         "usage: vsrn COMMAND [OPTIONS]\n\n"
         "Visual semantic reasoning for image-text matching (VSRN, ICCV 2019).\n\n"
         f"{listed}\n\n"
-        "`vsrn COMMAND --help` teaches one command. New here? Start with `vsrn demo`."
+        "`vsrn COMMAND --help` explains one command. New here? Start with `vsrn demo`."
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json, printable
+from vsrn.cli.options import Json, print_json, printable
 from vsrn.cli.progress import ProgressBar, progress_bar
 from vsrn.errors import ConfigError
 from vsrn.pretrained import DEFAULT_MODEL
@@ -78,8 +78,3 @@ def _of_index(folder: Path, ids: Sequence[str], beam: int) -> Iterator[Captioned
 def _as_json(name: str, written: WrittenCaption, bar: ProgressBar) -> dict[str, object]:
     bar.advance(1)
     return {"image": printable(name), "caption": written.text, "score": round(written.score, 6)}
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "caption", arguments)

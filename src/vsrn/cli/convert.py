@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
-from vsrn.cli.options import Json, Output, call, print_json
+from vsrn.cli.options import Json, Output, print_json
 from vsrn.cli.progress import say
 
 
@@ -56,8 +55,3 @@ def main(
     say(f"{output}: {parameters:,} parameters, {len(vocabulary):,} words.")
     say(f"Next: vsrn evaluate {output} --data FOLDER --split test")
     return 0
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "convert", arguments)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import call
 from vsrn.cli.progress import say
 from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 
@@ -145,8 +143,3 @@ def toy_config(store: Path, epochs: int) -> Config:
             validate_every=0,
         ),
     )
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "demo", arguments)

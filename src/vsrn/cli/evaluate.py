@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json
+from vsrn.cli.options import Json, print_json
 from vsrn.cli.progress import progress_bar, say
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def main(
         photos: Folder of the photos, for the pictures in the report and for a model that reads photos.
         ranks: Also save the rank of every query, from 0, to this .npz file.
         rerank: A second model, usually a SCAN, that re-orders the best matches of every query.
-        top: How many of them.
+        top: Number of matches of a query that the second model re-orders.
         captions: Also write a caption for each image, and print BLEU-4 and CIDEr-D against the split's.
         beam: Partial captions kept at every step, 1 to 100.
         eccv: Also judge COCO's 5,000 test images by CxC and ECCV Caption, which know more pairs that fit; VSRN
-            helped to find the latter's (extra `eval`).
+            helped to find those of ECCV Caption (extra `eval`).
         device: cpu, cuda, mps, or auto for the best one there is.
         json: Print the result as JSON.
     """
@@ -70,17 +70,16 @@ def main(
     if not models:
         raise CheckpointError("name at least one run to evaluate, such as runs/flickr8k.")
     if photos is not None and html is None and not any(map(reads_photos, models)):
-        raise ConfigError("--photos are for the report; add --html FILE.")
+        raise ConfigError("--photos is for the report; add --html FILE.")
     if captions and len(models) > 1:
         raise ConfigError("--captions are those of one model; name one run.")
     if eccv and rerank is not None:
-        raise ConfigError("--eccv judges whole rankings, and --rerank re-orders their heads alone; leave out one.")
+        raise ConfigError("--eccv judges whole rankings, and --rerank changes only their beginning; leave out one.")
     from rich.console import Console
 
     from vsrn.evaluation.eccv import extended_evaluation
     from vsrn.evaluation.evaluate import evaluate
-    from vsrn.evaluation.report import evaluation_table, extended_table, write_html_report
-    from vsrn.evaluation.wording import caption_words
+    from vsrn.evaluation.report import caption_words, evaluation_table, extended_table, write_html_report
     from vsrn.training.log import read_log
 
     names = [str(model) for model in models]
@@ -146,7 +145,7 @@ def judge(
     """Encode a split by every model, drawing the progress; with `eccv`, only one that it is about."""
     from vsrn.data.datasets import open_split_for
     from vsrn.encoders.kinds import load_encoder
-    from vsrn.evaluation.eccv import refuse_other_split
+    from vsrn.evaluation.eccv import check_split
     from vsrn.evaluation.evaluate import Judgement
     from vsrn.evaluation.rerank import TwoStageJudgement
 
@@ -154,7 +153,7 @@ def judge(
     second = None if rerank is None else load_encoder(rerank, device)
     opened = open_split_for(encoders[0].stored.config, split, data=data, photos=photos)
     if eccv:
-        refuse_other_split(opened)
+        check_split(opened)
     bar = progress_bar("encoding", unit="images and captions")
     with bar.of((len(encoders) + (second is not None)) * (opened.num_images + len(opened.captions))):
         if second is None:
@@ -171,8 +170,3 @@ def save_ranks(path: Path, ranks: Ranks) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **dataclasses.asdict(ranks))
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "evaluate", arguments)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json, printable
+from vsrn.cli.options import Json, print_json, printable
 from vsrn.errors import ConfigError
 from vsrn.pretrained import DEFAULT_MODEL
 
@@ -172,8 +172,3 @@ def _report(explanation: Explanation, photo: Path, sentence: str, k: int, output
         print("  no region adds to it")
     assert output is not None, "only JSON goes without a picture"
     print(f"The picture is {printable(output)}.")
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "explain", arguments)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json
+from vsrn.cli.options import Json, print_json
 from vsrn.cli.progress import say
 
 
@@ -28,7 +27,7 @@ def main(
     $ vsrn export runs/flickr8k --onnx flickr8k-onnx
 
     The first copies the weights, the vocabulary and the config. The second writes both encoders as ONNX files, which
-    run without torch, and compares them with the model before it keeps them; it needs `pip install 'vsrn[onnx]'`. The
+    run without torch, and compares them with the model before it keeps them; it needs `pip install '.[onnx]'`. The
     captioner comes along, where the model has one, and runs in torch.
 
     Args:
@@ -70,8 +69,3 @@ def main(
 def size_of(folder: Path) -> int:
     """Bytes of the files of a folder."""
     return sum(file.stat().st_size for file in folder.iterdir())
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "export", arguments)

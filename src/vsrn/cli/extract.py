@@ -66,7 +66,7 @@ def main(
     $ vsrn extract --merge -o data/mine
     $ vsrn extract photos/ -o data/mine --ray ADDRESS
 
-    Regions as the paper has them, by a detector whose published weights you name (docs/bottom-up.md):
+    Regions as the paper has them, by a detector whose published weights you name (docs/extractors.md):
 
     $ vsrn extract photos/ -o data/mine --extractor bottom-up --weights pytorch_model.bin
 

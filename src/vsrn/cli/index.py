@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json, printable, skipped_lines
-from vsrn.cli.progress import ProgressBar, progress_bar, say
+from vsrn.cli.options import Json, print_json, printable, skipped_lines
+from vsrn.cli.progress import progress_bar, say
 from vsrn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +67,7 @@ def main(
     from vsrn.search.build import update_index
 
     try:
-        with _Bar() as bar:
+        with progress_bar("indexing", unit="photos") as bar:
             report = update_index(
                 photos,
                 output,
@@ -93,26 +91,6 @@ def main(
         _say_missing(report)
         say(f'Next: vsrn search {printable(output)} "two dogs play on a beach"')
     return 0
-
-
-class _Bar:
-    """A bar that appears when it is known how long it is."""
-
-    def __init__(self) -> None:
-        self._open = contextlib.ExitStack()
-        self._bar: ProgressBar | None = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def at(self, settled: int, total: int) -> None:
-        """So many of the photos are settled."""
-        if self._bar is None:
-            self._bar = self._open.enter_context(progress_bar("indexing", unit="photos").of(total))
-        self._bar.at(settled)
 
 
 def _check(index: Path, *, json: bool) -> int:
@@ -173,8 +151,3 @@ def _as_json(report: IndexReport, index: Path) -> dict[str, object]:
         "missing": report.missing,
         "skipped": [{"id": file.id, "kind": file.kind, "reason": file.reason} for file in report.skipped],
     }
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "index", arguments)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from vsrn.files import printable
 
@@ -18,77 +16,102 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """One line for the person who watches; standard output stays free for results.
+    """Print one line on standard error; standard output holds results alone.
 
-    What a terminal would act on, in a name of a file for instance, is escaped; only empty lines before it are kept.
+    Control characters, which a name of a file may hold, are escaped; only empty lines before the message are kept.
     """
     line = message.lstrip("\n")
     _console.print("\n" * (len(message) - len(line)) + printable(line), markup=False)
 
 
 def mute() -> None:
-    """Say nothing more in this process: of several that work as one, the first speaks."""
+    """Print nothing more in this process: of several processes that work as one, the first prints."""
     _console.quiet = True
 
 
 class ProgressBar:
-    """How far a long job is: a count, a rate, the time left, and a few words."""
+    """How far a long job is: a count, a rate, the time left, and a few words.
+
+    It is a context. A terminal shows the bar inside of it; elsewhere `at` prints a line every 15 seconds.
+    The total may be given before (`of`), or with any step (`at`), once it is known.
+    """
 
     def __init__(self, what: str, unit: str) -> None:
-        self.what, self.unit = what, unit
-        self.done, self.total = 0, 0
-        self._start, self._start_done = time.monotonic(), 0
-        self._last_line = 0.0
+        self._last_line = -SECONDS_BETWEEN_LINES
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            _Rate(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[words]}"),
             console=_console,
             transient=True,
+            disable=not _console.is_terminal,
         )
-        self._task = self._progress.add_task(what, total=None, rate="", words="")
+        self._id = self._progress.add_task(what, total=None, unit=unit, words="")
 
-    @contextlib.contextmanager
-    def of(self, total: int) -> Iterator[ProgressBar]:
-        """Show the bar for a job of `total` units."""
-        self.total = total
-        self._progress.update(self._task, total=total)
-        if sys.stderr.isatty():
-            with self._progress:
-                yield self
-        else:
-            yield self
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
 
-    def at(self, done: int, words: str = "") -> None:
-        """The job has reached `done` units."""
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def of(self, total: int) -> ProgressBar:
+        """Set the number of units of the whole job, and return the bar."""
+        self._progress.update(self._id, total=total)
+        return self
+
+    def start(self, what: str, unit: str) -> None:
+        """Begin another job on the same bar, unless it is the one that is shown already."""
+        if self._task.description != what:
+            self._progress.reset(self._id, description=what, unit=unit, words="")
+            self._task.total = None
+
+    def at(self, done: int, total: int | None = None, words: str = "") -> None:
+        """Show that `done` units are finished, of `total` where it is known by now."""
+        self._progress.update(self._id, completed=done, total=total, words=words)
         now = time.monotonic()
-        if self.done == 0 and done > 0:
-            # A resumed job starts in the middle; its rate is that of what it did now.
-            self._start, self._start_done = now, done
-        self.done = done
-        rate = (done - self._start_done) / max(1e-9, now - self._start)
-        spoken = f"{rate:.1f} {self.unit}/s" if done > self._start_done else ""
-        self._progress.update(self._task, completed=done, rate=spoken, words=words)
-        if not sys.stderr.isatty() and now - self._last_line > SECONDS_BETWEEN_LINES:
+        if not _console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = f", {_duration((self.total - done) / rate)} left" if rate > 0 else ""
-            say(f"{self.what}: {done:,} of {self.total:,} {self.unit} {spoken}{left} {words}".rstrip())
+            say(_line(self._task))
 
     def advance(self, units: int) -> None:
-        """The job has gone `units` further."""
-        self.at(self.done + units)
+        """Show that `units` more are finished."""
+        self.at(int(self._task.completed) + units)
 
     def line(self, message: str) -> None:
-        """A line that stays on the screen above the bar."""
+        """Print a line that stays on the screen, above the bar."""
         say(message)
+
+    @property
+    def _task(self) -> Task:
+        return self._progress.tasks[0]
 
 
 def progress_bar(what: str, unit: str) -> ProgressBar:
-    """A bar for a job described by a verb, counted in `unit`."""
+    """A bar for a job described by a verb, such as "indexing", and counted in `unit`, such as "photos"."""
     return ProgressBar(what, unit)
+
+
+class _Rate(ProgressColumn):
+    """Units finished per second. Rich leaves out the first step, so a resumed job does not count what it found done."""
+
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task))
+
+
+def _rate(task: Task) -> str:
+    return f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else ""
+
+
+def _line(task: Task) -> str:
+    """The state of a job as one line: what, how far, how fast, time left, words."""
+    total = "?" if task.total is None else f"{task.total:,.0f}"
+    counted = f"{task.description}: {task.completed:,.0f} of {total} {task.fields['unit']}"
+    left = "" if task.time_remaining is None else f", {_duration(task.time_remaining)} left"
+    return f"{counted} {_rate(task)}{left} {task.fields['words']}".rstrip()
 
 
 def _duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json, printable
+from vsrn.cli.options import Json, print_json, printable
 from vsrn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -110,8 +110,3 @@ def _day(text: str | None, option: str) -> date | None:
         return date.fromisoformat(text)
     except ValueError as error:
         raise ConfigError(f"{option} {text} is no date; write it as 2024-05-17.") from error
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "search", arguments)

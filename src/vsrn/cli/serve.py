@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from vsrn.cli.options import call
 from vsrn.cli.progress import say
 from vsrn.errors import ConfigError
 
@@ -29,16 +27,16 @@ def main(
 
     $ vsrn serve idx --open
 
-    The page needs nothing from elsewhere; /docs lists the routes, /metrics counts for Prometheus. Ctrl-C ends it.
-    Beyond this machine it asks for a token, which the page takes behind a #:
+    The page loads nothing from elsewhere; /docs lists the routes, /metrics has counters for Prometheus. Ctrl-C stops
+    the service. An address that other machines can reach needs a token; the page takes it after a #:
 
     $ VSRN_TOKEN=$(openssl rand -hex 16) vsrn serve idx --host 0.0.0.0
 
     Args:
         index: Folder made by `vsrn index`.
-        host: Address to listen at. Any but this machine's own needs a token in the environment, as VSRN_TOKEN.
+        host: Address to listen at. Any but this machine's own needs a token, as VSRN_TOKEN in the environment.
         port: Port to listen at; 0 takes a free one.
-        allow_host: More names that the service is called by, for instance behind a proxy.
+        allow_host: Further host names that requests may carry, for instance those of a proxy.
         open: Open the page in the browser.
         uri: Server or file of an index made with --engine milvus --uri.
     """
@@ -48,14 +46,14 @@ def main(
         from vsrn.server.running import serve
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"vsrn serve needs the package {error.name}, which is not installed; run `pip install 'vsrn[serve]'`."
+            f"vsrn serve needs the package {error.name}; run `pip install '.[serve]'` in the checkout."
         ) from error
     from vsrn.server.settings import Access, names_of
 
     access = Access(_token(host), names_of(host, allow_host))
 
     def started(address: str, num_photos: int) -> None:
-        say(f"{index}: {num_photos:,} photos at {address} (Ctrl-C ends it)")
+        say(f"{index}: {num_photos:,} photos at {address} (Ctrl-C stops it)")
         if access.token is not None:
             say(f"In a browser: {address}#token=... with the token of {TOKEN}")
         if open:
@@ -80,8 +78,3 @@ def _token(host: str) -> str | None:
             " characters, or leave --host out."
         )
     return token or None
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "serve", arguments)

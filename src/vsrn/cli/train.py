@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json
+from vsrn.cli.options import Json, print_json
 from vsrn.cli.progress import mute, progress_bar, say
 from vsrn.config import Config, read_config
 from vsrn.errors import ConfigError
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from vsrn.training.checkpoint import Progress
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run; the config named first gives every other option its default."""
+def main_for(arguments: Sequence[str]) -> Callable[..., int]:
+    """The command as a function, whose defaults are those of the config that the arguments name first."""
     named = next((word for word in arguments[:1] if not word.startswith("-")), None)
     defaults = read_config(named) if named else Config()
 
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
             raise ConfigError(f"name the config first: vsrn train {config} [OPTIONS].")
         return train(settings, output or Path("runs") / config.stem, resume=resume, json=json)
 
-    return call(main, "train", arguments)
+    return main
 
 
 def train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
@@ -116,7 +116,7 @@ class TrainingReporter:
         """Move the bar; new losses appear when they are logged."""
         if row is not None:
             self.loss = f"epoch {progress.epoch + 1}, loss {row['loss']:.1f}"
-        self.bar.at(progress.step, self.loss)
+        self.bar.at(progress.step, words=self.loss)
 
     def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
         """One line: recalls and whether this is the best model so far."""

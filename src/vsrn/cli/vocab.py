@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, call, print_json
+from vsrn.cli.options import Json, print_json
 from vsrn.cli.progress import say
 
 
@@ -65,8 +64,3 @@ def main(
         f" {unknown:.2%} of their words are rarer and become <unk>."
     )
     return 0
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Parse and run."""
-    return call(main, "vocab", arguments)

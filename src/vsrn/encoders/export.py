@@ -67,7 +67,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
     `onnx` is missing.
     """
     if importlib.util.find_spec("onnx") is None:
-        raise ConfigError("exporting needs the package onnx, which is not installed; run `pip install 'vsrn[onnx]'`.")
+        raise ConfigError("exporting needs the package onnx; run `pip install '.[onnx]'` in the checkout.")
     refuse_taken(folder)
     _refuse_what_cannot_be_exported(stored)
     info = _info_of(stored, precision)

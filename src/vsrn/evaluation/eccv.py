@@ -5,7 +5,7 @@ et al., EACL 2021) adds pairs that people rated alike, ECCV Caption (Chun et al.
 and people confirmed, scored by mAP@R and R-precision.
 
 The five models that found them are PVSE, VSRN, PCME, ViLT and CLIP, so the pairs that VSRN ranks high had a better
-chance to be judged: ECCV Caption favours VSRN, and whoever ranks as it does.
+chance to be judged: ECCV Caption favours VSRN and models that rank as it does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,14 @@ import numpy.typing as npt
 from vsrn.data.photo_names import coco_number
 from vsrn.data.splits import CaptionedImages
 from vsrn.errors import ConfigError, DataError
-from vsrn.metrics import Block, Blocks, FloatArray, IntArray, refuse_nan
+from vsrn.evaluation.evaluate import best_matches
+from vsrn.metrics import Blocks, FloatArray, check_no_nan
 
 CAPTIONS_JUDGED = 5
-CAVEAT = "VSRN was one of the five models that proposed ECCV Caption's positives, so it favours VSRN and its likes."
+QUERIES_AT_ONCE = 256
+CAVEAT = (
+    "VSRN was one of the five models that proposed ECCV Caption's positives, so it favours VSRN and models like it."
+)
 _RECALL_AT = (1, 5, 10)
 _DIRECTIONS = {"i2t": "image_to_text", "t2i": "text_to_image"}
 _ECCV_METRICS = {"eccv_map_at_r": "map_at_r", "eccv_rprecision": "r_precision", "eccv_r1": "recall_at_1"}
@@ -60,16 +64,20 @@ def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> ExtendedEvalu
     """
     judge, images, captions = _judge_of(split)
     judged = np.flatnonzero(captions >= 0)
-    # No metric looks deeper than the longest list of positives.
+    ids = captions[judged]
+    # No metric looks further down a ranking than the longest list of positives.
     truths = (judge.cxc_gts, judge.eccv_gts)
     deepest = {way: max(len(positives) for truth in truths for positives in truth[way].values()) for way in _DIRECTIONS}
-    of_images, of_captions = best_matches(_columns(blocks, judged), deepest["i2t"], deepest["t2i"])
-    ids = captions[judged]
-    # The package draws a progress bar whether one wants it or not.
+    # 5,000 x 25,000 float32 similarities take 500 MB, as much as ranking keeps of them.
+    similarities = np.empty((len(images), len(judged)), dtype=np.float32)
+    for first, block in blocks():
+        check_no_nan(block)
+        similarities[first : first + len(block)] = block[:, judged]
+    # The package draws a progress bar in any case.
     with contextlib.redirect_stderr(io.StringIO()):
         found: dict[str, dict[str, float]] = judge.compute_all_metrics(
-            {int(image): ids[row].tolist() for image, row in zip(images, of_images, strict=True)},
-            {int(caption): images[row].tolist() for caption, row in zip(ids, of_captions, strict=True)},
+            _rankings(images, similarities, ids, deepest["i2t"]),
+            _rankings(ids, similarities.T, images, deepest["t2i"]),
             target_metrics=("cxc_recalls", *_ECCV_METRICS),
             Ks=_RECALL_AT,
             verbose=False,
@@ -80,8 +88,11 @@ def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> ExtendedEvalu
     )
 
 
-def refuse_other_split(split: CaptionedImages) -> None:
-    """Raise what `extended_evaluation` would raise of this split, before anything is encoded."""
+def check_split(split: CaptionedImages) -> None:
+    """Check, before anything is encoded, that `extended_evaluation` can judge this split.
+
+    Raises `ConfigError` where the package is not installed, and `DataError` where the split is another one.
+    """
     _judge_of(split)
 
 
@@ -98,9 +109,9 @@ def coco_ids(
     test_captions  COCO's numbers of the 25,000 test captions, in the field's order
     image_of       caption -> the one image it was written for
 
-    Images are told by their ids, as file names of COCO's or numbers; where the ids are neither, as in the field's
-    precomputed features, 5,000 images are taken for the field's `testall` in its order. Raises `DataError` where the
-    split is not those images, or one has fewer than five captions.
+    Images are recognised by their ids: file names of COCO or its numbers. Where the ids are neither, as in the field's
+    precomputed features, 5,000 images are taken to be the field's `testall` in its order. Raises `DataError` where the
+    split has other images, or one has fewer than five captions.
     """
     captions_of: dict[int, list[int]] = {}
     for caption in test_captions:
@@ -129,53 +140,28 @@ def coco_ids(
     return images, captions
 
 
-def best_matches(blocks: Blocks, num_captions: int, num_images: int) -> tuple[IntArray, IntArray]:
-    """(num_images, at most `num_captions`) and (num_captions, at most `num_images`) places of the best, best first."""
-    of_images: list[IntArray] = []
-    scores: FloatArray | None = None
-    places: IntArray | None = None
-    for first, block in blocks():
-        refuse_nan(block)
-        of_images.append(_best(block, num_captions)[1])
-        rows = np.broadcast_to(np.arange(first, first + len(block)), (block.shape[1], len(block)))
-        # The best so far stand in front: among equals the earlier image comes first.
-        so_far = block.T if scores is None else np.concatenate([scores, block.T], axis=1)
-        rows = rows if places is None else np.concatenate([places, rows], axis=1)
-        scores, chosen = _best(so_far, num_images)
-        places = np.take_along_axis(rows, chosen, axis=1)
-    assert places is not None
-    return np.concatenate(of_images), places
-
-
-def _best(scores: FloatArray, number: int) -> tuple[FloatArray, IntArray]:
-    """(Q, M) -> the `number` largest of each row and their places, largest first."""
-    places = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    if number < scores.shape[1]:
-        places = np.sort(np.argpartition(-scores, number - 1, axis=1)[:, :number], axis=1)
-    kept = np.take_along_axis(scores, places, axis=1)
-    order = np.argsort(-kept, axis=1, kind="stable")
-    return np.take_along_axis(kept, order, axis=1), np.take_along_axis(places, order, axis=1)
-
-
-def _columns(blocks: Blocks, columns: IntArray) -> Blocks:
-    """The blocks with these captions alone."""
-
-    def make() -> Iterator[Block]:
-        for first, block in blocks():
-            yield first, block if len(columns) == block.shape[1] else block[:, columns]
-
-    return make
+def _rankings(
+    queries: npt.NDArray[np.int64], similarities: FloatArray, matches: npt.NDArray[np.int64], top: int
+) -> dict[int, list[int]]:
+    """Query -> its `top` best matches, best first; `similarities` is (queries, matches)."""
+    found = {}
+    for first in range(0, len(queries), QUERIES_AT_ONCE):
+        # Columns of a table are far from each other in memory, so some hundred of them are copied at a time.
+        rows = np.ascontiguousarray(similarities[first : first + QUERIES_AT_ONCE])
+        for query, row in zip(queries[first : first + QUERIES_AT_ONCE].tolist(), rows, strict=True):
+            found[query] = matches[best_matches(row, top)].tolist()
+    return found
 
 
 def _load_judge() -> Any:
     try:
         with warnings.catch_warnings():
-            # It would rather have other packages than it needs.
+            # It warns of packages that it can do without.
             warnings.simplefilter("ignore")
             from eccv_caption import Metrics  # noqa: PLC0415 - an optional extra
     except ImportError as error:
         raise ConfigError(
-            "CxC and ECCV Caption need the package eccv-caption; install it with `pip install 'vsrn[eval]'`."
+            "CxC and ECCV Caption need the package eccv-caption; run `pip install '.[eval]'` in the checkout."
         ) from error
     return Metrics()
 

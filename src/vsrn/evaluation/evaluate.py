@@ -28,6 +28,8 @@ from vsrn.metrics import (
     retrieval_metrics,
 )
 
+BoolArray = npt.NDArray[np.bool_]
+
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
@@ -120,7 +122,8 @@ MATCHES_SHOWN = 5
 class Judgement:
     """Every image and caption of a split, encoded once by each model, ready to be ranked.
 
-    An ensemble averages *similarities*, as the paper does, so its models may differ in size.
+    An ensemble averages *similarities*, as the paper does, so its models may differ in size. Raises `ConfigError`
+    where they do not use one kind of similarity.
     """
 
     def __init__(
@@ -136,9 +139,9 @@ class Judgement:
         self.encoded: list[EncodedSplit] = [encoder.encode_split(split, advance) for encoder in encoders]
 
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
-        """Ranks among these images and their captions alone, and the correspondence they are by.
+        """Ranks among these images and their captions alone, and the image of each of these captions.
 
-        `advance` hears of the images whose similarities are made, block by block.
+        `advance` is called after each block with the number of its images.
         """
         part = self.split.only(images)
         captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
@@ -158,7 +161,7 @@ class Judgement:
         return self._similarities(slice(image, image + 1), EVERY)[0]
 
     def reranking(self) -> Reranking | None:
-        """What a second stage gained and cost; there is none here."""
+        """What a second stage gained and cost: None, as there is no second stage here."""
         return None
 
     def _similarities(self, images: slice, captions: slice) -> FloatArray:
@@ -174,11 +177,11 @@ def evaluate(
     num_examples: int = 0,
     advance: Advance = lambda _: None,
 ) -> tuple[Evaluation, Ranks]:
-    """Recall@K both ways with 95% intervals, a few examples, and the ranks behind it all.
+    """Recall@K both ways with 95% intervals, a few examples, and the ranks they were counted from.
 
     five_fold  average over consecutive blocks of 1,000 images (COCO 1K, read from `testall`);
                the ranks are then those within each block, one block after another
-    advance    hears of the images that were compared
+    advance    called with the number of images that were compared since the last call
 
     Raises `SimilarityError` where a similarity is NaN, or the images do not divide into folds.
     """
@@ -204,10 +207,25 @@ def evaluate(
     )
 
 
+def best_matches(similarities: FloatArray, top: int, correct: BoolArray | None = None) -> IntArray:
+    """(min(top, M),) places of the largest of (M,) similarities, largest first.
+
+    Among equals the wrong ones come first, where `correct` (M,) says which are right, and then the earlier ones.
+
+    >>> best_matches(np.array([0.5, 0.9, 0.5, 0.1]), 2, np.array([True, False, False, False]))
+    array([1, 2])
+    """
+    top = min(top, len(similarities))
+    worst = np.partition(similarities, -top)[-top]
+    places = np.flatnonzero(similarities >= worst)
+    ties = () if correct is None else (correct[places],)
+    return places[np.lexsort((*ties, -similarities[places]))[:top]]
+
+
 def write_captions(
     encoder: Encoder, split: Split, beam: int = DEFAULT_BEAM, advance: Advance = lambda _: None
 ) -> list[str]:
-    """A caption for each image of a split, in their order; `advance` hears of each finished batch.
+    """A caption for each image of a split, in their order; `advance` is called with the size of each finished batch.
 
     Raises `CheckpointError` where the model has no captioner, and `DataError` where the split's regions are not what
     it learned from.
@@ -236,13 +254,12 @@ def _examples(judgement: Judgement, number: int) -> list[Example]:
     return examples
 
 
-def _example(
-    direction: str, query: str, similarities: FloatArray, correct: npt.NDArray[np.bool_], texts: Sequence[str]
-) -> Example:
-    """The best matches of one query; among equals the wrong ones come first, as ties count against it."""
-    order = np.lexsort((correct, -similarities))
-    matches = [Match(texts[place], float(similarities[place]), bool(correct[place])) for place in order[:MATCHES_SHOWN]]
-    return Example(direction, query, rank=int(np.flatnonzero(correct[order])[0]), matches=matches)
+def _example(direction: str, query: str, similarities: FloatArray, correct: BoolArray, texts: Sequence[str]) -> Example:
+    """One query with its best matches; ties count against it."""
+    best = best_matches(similarities, MATCHES_SHOWN, correct)
+    matches = [Match(texts[place], float(similarities[place]), bool(correct[place])) for place in best]
+    rank = int((similarities[~correct] >= similarities[correct].max()).sum())
+    return Example(direction, query, rank, matches)
 
 
 def _spread(total: int, number: int) -> list[int]:

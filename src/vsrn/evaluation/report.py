@@ -6,40 +6,43 @@ write_html_report(Path("report.html"), evaluation, photos=Path("photos/"))
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vsrn.errors import DataError
-from vsrn.evaluation.charts import History
+from vsrn import __version__
+from vsrn.data.photos import PhotoNames, decode_photo
+from vsrn.errors import DataError, PhotoError
+from vsrn.evaluation.caption_scores import CaptionScores
+from vsrn.evaluation.charts import History, interval_bar, line_chart, training_curves
 from vsrn.evaluation.eccv import CAVEAT, ExtendedEvaluation
 from vsrn.evaluation.evaluate import DIRECTIONS, Evaluation
-from vsrn.evaluation.page import report_page
-from vsrn.evaluation.thumbnails import Thumbnails
-from vsrn.evaluation.wording import (
-    DIRECTION_WORDS,
-    count_words,
-    interval_words,
-    median_words,
-    metric_words,
-    model_words,
-    reranking_words,
-)
 from vsrn.files import write_atomically
-from vsrn.metrics import RECALL_AT, DirectionMetrics
+from vsrn.metrics import FIVE_FOLD_IMAGES, RECALL_AT, DirectionMetrics, Interval
+
+DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+THUMBNAIL_SIZE = 256
+JPEG_QUALITY = 82
+# Characters that HTML forbids, and lone surrogates, which UTF-8 cannot encode.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Both directions with their recalls in percent, 95% intervals in brackets, and ranks from 1."""
-    rsum = metric_words(evaluation.metrics.rsum, interval_words(evaluation, "rsum"))
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # with its intervals wrapped, the table fits 80 columns
         title=Text(f"{model_words(evaluation)} on {evaluation.data}, split {evaluation.split}"),
-        caption=Text(f"rsum {rsum} of 600; {count_words(evaluation)}\n{reranking_words(evaluation)}".rstrip()),
+        caption=Text(
+            f"rsum {rsum_words(evaluation)} of 600; {count_words(evaluation)}\n{reranking_words(evaluation)}".rstrip()
+        ),
     )
     table.add_column("")
     for k in RECALL_AT:
@@ -47,7 +50,13 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     for head in ("average", "median\nrank", "mean\nrank"):
         table.add_column(head, justify="right")
     for direction in DIRECTIONS:
-        table.add_row(*(Text(cell) for cell in _cells(evaluation, direction)))
+        metrics: DirectionMetrics = getattr(evaluation.metrics, direction)
+        recalls = [
+            _with_interval(recall, evaluation.intervals.get(f"{direction}.recall_at_{k}"))
+            for k, recall in zip(RECALL_AT, metrics.recalls, strict=True)
+        ]
+        others = [f"{metrics.average_recall:.1f}", median_words(metrics.median_rank), f"{metrics.mean_rank:,.1f}"]
+        table.add_row(*map(Text, [DIRECTION_WORDS[direction], *recalls, *others]))
     return table
 
 
@@ -74,7 +83,7 @@ def write_html_report(
 
     photos   folder that the image ids of the examples are paths in; nothing outside it is read, and
              a photo that is missing or damaged becomes a labelled placeholder. None: ids instead of photos
-    history  rows of a run's metrics.jsonl, for the training curve
+    history  rows of a run's metrics.jsonl, for the training curves
 
     The file appears whole or not at all. Raises `DataError` where it cannot be written, or where
     `photos` is not a folder.
@@ -82,22 +91,156 @@ def write_html_report(
     path, photos = Path(path), None if photos is None else Path(photos)
     if photos is not None and not photos.is_dir():
         raise DataError(f"there is no folder {photos}; name the folder that the evaluated photos are in.")
-    if isinstance(evaluations, Evaluation):
-        evaluations = [evaluations]
-    page = report_page(evaluations, Thumbnails(photos), history or [])
+    page = _template_environment().get_template("report.html.j2")
+    content = page.render(
+        evaluations=[evaluations] if isinstance(evaluations, Evaluation) else evaluations,
+        thumbnails=Thumbnails(photos),
+        curves=training_curves(history or []),
+        style=Path(__file__).with_name("report.css").read_text(encoding="utf-8"),
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page.encode("utf-8"))
+        write_atomically(path, f"{content}\n".encode())
     except OSError as error:
         fact = f"the report {path} cannot be written: {error.strerror}"
         raise DataError(f"{fact}; name another file.") from error
 
 
-def _cells(evaluation: Evaluation, direction: str) -> list[str]:
-    metrics: DirectionMetrics = getattr(evaluation.metrics, direction)
-    recalls = [
-        metric_words(recall, interval_words(evaluation, f"{direction}.recall_at_{k}"))
-        for k, recall in zip(RECALL_AT, metrics.recalls, strict=True)
-    ]
-    ranks = [median_words(metrics.median_rank), f"{metrics.mean_rank:,.1f}"]
-    return [DIRECTION_WORDS[direction], *recalls, f"{metrics.average_recall:.1f}", *ranks]
+class Thumbnails:
+    """Photos as small pictures for an HTML page.
+
+    photos  the folder that image ids are paths in; nothing outside it is read. None: there are no photos
+    """
+
+    def __init__(self, photos: Path | None) -> None:
+        self.folder = None if photos is None else photos.resolve()
+        self._names = PhotoNames(self.folder or Path())
+        self._sources: dict[str, str] = {}
+
+    def source(self, image_id: str) -> str:
+        """A `data:` address of the photo as a JPEG of at most 256 pixels a side.
+
+        It is empty where the photo is missing, damaged or not in the folder.
+        """
+        if image_id not in self._sources:
+            jpeg = self._jpeg(image_id)
+            self._sources[image_id] = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
+        return self._sources[image_id]
+
+    def _jpeg(self, image_id: str) -> bytes:
+        path = self._inside(image_id)
+        if path is None:
+            return b""
+        try:
+            photo = decode_photo(path, target_size=THUMBNAIL_SIZE)
+        except PhotoError:
+            return b""
+        photo.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+        # A report is passed on, so it must not hold the comments and positions that a camera wrote.
+        photo.info = {}
+        buffer = io.BytesIO()
+        photo.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        return buffer.getvalue()
+
+    def _inside(self, image_id: str) -> Path | None:
+        """The file that an id names, unless it leads out of the folder: absolute, by `..` or by a link."""
+        if self.folder is None:
+            return None
+        try:
+            path = self._names.path(image_id).resolve()
+        except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a circle of links
+            return None
+        return path if ".." not in Path(image_id).parts and path.is_relative_to(self.folder) else None
+
+
+def model_words(evaluation: Evaluation) -> str:
+    """The model's name, or the names of an ensemble."""
+    return " + ".join(evaluation.models)
+
+
+def count_words(evaluation: Evaluation) -> str:
+    """Numbers of images and captions, and the folds where there are several."""
+    folds = f", mean of {evaluation.num_folds} folds of {FIVE_FOLD_IMAGES:,} images"
+    return (
+        f"{evaluation.num_images:,} images, {evaluation.num_captions:,} captions"
+        f"{folds if evaluation.num_folds > 1 else ''}"
+    )
+
+
+def reranking_words(evaluation: Evaluation) -> str:
+    """What a second stage gained and cost in one sentence, or nothing where there was none."""
+    second = evaluation.reranking
+    if second is None:
+        return ""
+    gain = evaluation.metrics.rsum - second.alone.rsum
+    return (
+        f"The best {second.top} of every query were re-ordered by {second.model}: rsum {gain:+.1f} from"
+        f" {second.alone.rsum:.1f}, {second.second_seconds:,.0f} s on top of {second.first_seconds:,.0f} s."
+    )
+
+
+def rsum_words(evaluation: Evaluation) -> str:
+    """The sum of the six recalls with its 95% interval, as `493.2 [475.0–510.2]`."""
+    return _with_interval(evaluation.metrics.rsum, evaluation.intervals.get("rsum"))
+
+
+def caption_words(scores: CaptionScores) -> str:
+    """Both scores of written captions with their intervals.
+
+    >>> caption_words(CaptionScores(20.04, 101.6, {"bleu_4": Interval(18.9, 21.1), "cider_d": Interval(90.0, 112.5)}))
+    'BLEU-4 20.0 [18.9–21.1], CIDEr-D 101.6 [90.0–112.5]'
+    """
+    bleu_4 = _with_interval(scores.bleu_4, scores.intervals["bleu_4"])
+    return f"BLEU-4 {bleu_4}, CIDEr-D {_with_interval(scores.cider_d, scores.intervals['cider_d'])}"
+
+
+def median_words(rank: float) -> str:
+    """A median rank, without a decimal where it is whole, as it is unless folds are averaged.
+
+    >>> median_words(3.0), median_words(2.4)
+    ('3', '2.4')
+    """
+    return f"{rank:,.1f}".removesuffix(".0")
+
+
+def interval_words(evaluation: Evaluation, name: str) -> str:
+    """The 95% interval of a metric as `[31.5–37.1]`, or nothing where there is none."""
+    return _bounds(evaluation.intervals.get(name))
+
+
+def _with_interval(value: float, interval: Interval | None) -> str:
+    return f"{value:.1f} {_bounds(interval)}".rstrip()
+
+
+def _bounds(interval: Interval | None) -> str:
+    """Both bounds to one decimal, but a plain 100, so that all intervals are equally wide."""
+    if interval is None:
+        return ""
+    return f"[{interval.low:.1f}–{interval.high:.1f}]".replace("100.0", "100")
+
+
+def _template_environment() -> Environment:
+    """Jinja with escaping; a character that HTML forbids becomes U+FFFD."""
+    environment = Environment(
+        loader=PackageLoader("vsrn.evaluation", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: _UNPRINTABLE.sub("\ufffd", value) if type(value) is str else value,
+    )
+    environment.filters["model_words"] = model_words
+    environment.globals |= {
+        "count_words": count_words,
+        "direction_words": DIRECTION_WORDS,
+        "directions": DIRECTIONS,
+        "interval_bar": interval_bar,
+        "interval_words": interval_words,
+        "line_chart": line_chart,
+        "median_words": median_words,
+        "recall_at": RECALL_AT,
+        "reranking_words": reranking_words,
+        "rsum_words": rsum_words,
+        "version": __version__,
+    }
+    return environment

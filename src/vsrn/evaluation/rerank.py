@@ -1,8 +1,8 @@
-"""Two stages: one model finds, another that would be too slow for everything re-orders the best few.
+"""Two stages: one model finds, and a second one, too slow to compare everything, re-orders the best few.
 
 The first `top` matches of every query take the order that the second model gives them; all others keep their places
-behind these. Both directions have queries of their own, so a pair may be compared for its image, its caption or both,
-and is compared once.
+after these. Images and captions are both queries, so a pair may be needed for its image, its caption or both; it is
+compared once.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.encoded import Advance, EncodedSplit, SplitEncoder, encoded_blocks
 from vsrn.errors import ConfigError
-from vsrn.evaluation.evaluate import Judgement, Reranking
+from vsrn.evaluation.evaluate import BoolArray, Judgement, Reranking, best_matches
 from vsrn.metrics import (
     FloatArray,
     IntArray,
     Ranks,
+    check_no_nan,
     mean_metrics,
-    refuse_nan,
     retrieval_metrics,
     rows_of_block,
 )
-
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,12 @@ class Candidates:
 
 
 class TwoStageJudgement(Judgement):
-    """A split as `Judgement` has it, with a second model that re-orders what the first ones found."""
+    """A `Judgement` whose best `top` matches of every query are re-ordered by a second model.
+
+    name  of the second model, for the report
+
+    Raises `ConfigError` where `top` is below 1, and what `Judgement` raises.
+    """
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class TwoStageJudgement(Judgement):
         self.found: list[Ranks] = []
 
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
-        """Ranks after both stages; `advance` hears of every image twice."""
+        """Ranks after both stages, and the image of each caption; `advance` is told of each image twice."""
         started = time.perf_counter()
         found, owners = super().ranks(images, advance)
         self.found.append(found)
@@ -91,40 +93,28 @@ class TwoStageJudgement(Judgement):
     def of_caption(self, caption: int) -> FloatArray:
         """(num_images,) scores of every image for one caption, in the order after both stages."""
         found, correct = super().of_caption(caption), np.arange(self.split.num_images)
-        best = best_matches(found, correct == self.split.image_of_caption[caption], self.top)
-        return _behind(found, best, self.second.only(best, np.array([caption])).similarities()[:, 0])
+        best = best_matches(found, self.top, correct == self.split.image_of_caption[caption])
+        return _after(found, best, self.second.only(best, np.array([caption])).similarities()[:, 0])
 
     def of_image(self, image: int) -> FloatArray:
         """(num_captions,) scores of every caption for one image, in the order after both stages."""
         found = super().of_image(image)
-        best = best_matches(found, self.split.image_of_caption == image, self.top)
-        return _behind(found, best, self.second.only(np.array([image]), best).similarities()[0])
-
-
-def best_matches(similarities: FloatArray, correct: BoolArray, top: int) -> IntArray:
-    """(min(top, M),) places of the best of (M,) matches, best first; among equals the wrong ones come first.
-
-    >>> best_matches(np.array([0.5, 0.9, 0.5, 0.1]), np.array([True, False, False, False]), 2)
-    array([1, 2])
-    """
-    top = min(top, len(similarities))
-    worst = np.partition(similarities, -top)[-top]
-    places = np.flatnonzero(similarities >= worst)
-    return places[np.lexsort((correct[places], -similarities[places]))[:top]]
+        best = best_matches(found, self.top, self.split.image_of_caption == image)
+        return _after(found, best, self.second.only(np.array([image]), best).similarities()[0])
 
 
 def text_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
-    """The best captions of every image."""
+    """The best `top` captions of every image, by the first stage."""
     rows = []
     for start, block in encoded_blocks(first)():
         for image, row in enumerate(block, start=start):
-            rows.append(best_matches(row, owners == image, top))
+            rows.append(best_matches(row, top, owners == image))
     matches = np.stack(rows)
     return Candidates(matches, owners[matches] == np.arange(len(matches))[:, None])
 
 
 def image_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
-    """The best images of every caption."""
+    """The best `top` images of every caption, by the first stage."""
     num_images, rows = first[0].num_images, []
     at_once = rows_of_block(num_images)
     places = np.arange(num_images)
@@ -133,7 +123,7 @@ def image_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) 
         blocks = encoded_blocks([encoded.only(slice(None), captions) for encoded in first])
         columns = np.concatenate([block for _, block in blocks()]).T
         rows += [
-            best_matches(column, places == owner, top) for column, owner in zip(columns, owners[captions], strict=True)
+            best_matches(column, top, places == owner) for column, owner in zip(columns, owners[captions], strict=True)
         ]
     matches = np.stack(rows)
     return Candidates(matches, matches == owners[:, None])
@@ -144,7 +134,8 @@ def compare_candidates(
 ) -> tuple[FloatArray, FloatArray]:
     """The second model's similarities of the candidates: (num_images, K) and (num_captions, K).
 
-    Image by image, whose captions are those it found and those that found it.
+    It goes image by image; an image is compared with the captions that it found and those that found it. `advance` is
+    called with 1 after each.
     """
     text_scores = np.empty(to_text.matches.shape, dtype=np.float32)
     image_scores = np.empty(to_image.matches.shape, dtype=np.float32)
@@ -158,8 +149,8 @@ def compare_candidates(
         text_scores[image] = scores[: len(found)]
         image_scores.reshape(-1)[found_by] = scores[len(found) :]
         advance(1)
-    refuse_nan(text_scores)
-    refuse_nan(image_scores)
+    check_no_nan(text_scores)
+    check_no_nan(image_scores)
     return text_scores, image_scores
 
 
@@ -180,9 +171,9 @@ def rerank(ranks: IntArray, correct: BoolArray, scores: FloatArray) -> IntArray:
     return np.where(correct.any(axis=1), ahead, ranks)
 
 
-def _behind(found: FloatArray, best: IntArray, scores: FloatArray) -> FloatArray:
-    """One query's scores: the second model's for its candidates, and the rest behind them as they were found."""
+def _after(found: FloatArray, best: IntArray, scores: FloatArray) -> FloatArray:
+    """One query's scores: the second model's for its candidates, and the rest after them as they were found."""
     _, from_last = np.unique(found, return_inverse=True)
-    behind = scores.min() - 1.0 - (from_last.max() - from_last)
-    behind[best] = scores
-    return behind
+    after = scores.min() - 1.0 - (from_last.max() - from_last)
+    after[best] = scores
+    return after

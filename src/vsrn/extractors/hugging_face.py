@@ -1,6 +1,6 @@
 """Patches of any vision model in Hugging Face's layout as regions: `hf:openai/clip-vit-base-patch32`.
 
-CLIP, SigLIP, DINOv2 and whatever else `transformers.AutoModel` opens (`pip install "vsrn[hub]"`). Weights are read from
+CLIP, SigLIP, DINOv2 and whatever else `transformers.AutoModel` opens (`pip install '.[hub]'`). Weights are read from
 safetensors only. No code that comes with a model runs: transformers would ask a person at a terminal whether it may,
 and would fetch the kernels that a config names.
 """
@@ -120,5 +120,5 @@ def _import_transformers() -> Any:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise ConfigError(
-            f"'{FAMILY}:' needs the package transformers ({error}); pip install \"vsrn[hub]\"."
+            f"'{FAMILY}:' needs the package transformers ({error}); run `pip install '.[hub]'` in the checkout."
         ) from error

@@ -1,4 +1,4 @@
-"""The same extraction on the machines of a Ray cluster (`pip install "vsrn[ray]"`).
+"""The same extraction on the machines of a Ray cluster (`pip install '.[ray]'`).
 
     with ray_batches("local") as batches:              # or the address of a cluster
         extract(photos, extractor, "store/", "train", batches=batches)
@@ -80,7 +80,7 @@ def _import_ray() -> Any:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         return importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError(f'--ray needs Ray, which is not here ({error}); pip install "vsrn[ray]".') from error
+        raise ConfigError(f"--ray needs Ray ({error}); run `pip install '.[ray]'` in the checkout.") from error
 
 
 def _connect(ray: Any, address: str) -> None:

@@ -151,7 +151,7 @@ def _connect(uri: str) -> Any:
         from pymilvus import MilvusClient  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "the Milvus engine needs the package pymilvus, which is not installed; run `pip install 'vsrn[milvus]'`."
+            "the Milvus engine needs the package pymilvus; run `pip install '.[milvus]'` in the checkout."
         ) from error
     # What goes wrong is raised, and said again by us in one sentence.
     for logger in ("pymilvus", "milvus_lite"):

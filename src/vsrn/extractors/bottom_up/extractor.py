@@ -119,7 +119,7 @@ def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
     if files.weights is None:
         raise ConfigError(
             f"'{NAME}' needs the detector's published weights; name their file with --weights"
-            " (docs/bottom-up.md says where they are)."
+            " (docs/extractors.md says where they are)."
         )
     names = read_region_names(files.classes, files.attributes)
     extractor = BottomUpExtractor(files.weights, Recipe(selection=rules), names)

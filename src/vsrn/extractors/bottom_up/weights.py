@@ -176,7 +176,7 @@ def _naming_of(path: Path, theirs: Tensors) -> str:
     if faults:
         raise CheckpointError(
             f"{path} is not bottom-up attention's ResNet-101 in {nearest}'s naming: it {' and '.join(faults)};"
-            " docs/bottom-up.md says which files fit."
+            " docs/extractors.md says which files fit."
         )
     return nearest
 
