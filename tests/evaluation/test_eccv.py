@@ -16,13 +16,13 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import make_model, make_store
 
 from vsrn.cli import main
 from vsrn.data.splits import open_split
 from vsrn.errors import DataError, SimilarityError
 from vsrn.evaluation.eccv import best_matches, coco_ids, extended_evaluation
 from vsrn.metrics import Block, Blocks
-from worlds import make_model, make_store
 
 NUM_IMAGES = 5000
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import make_model, make_scan, make_store
 
 from vsrn.cli import run_command
 from vsrn.data.splits import open_split
+from vsrn.encoders import load_encoder
 from vsrn.encoders.encoded import EncodedVectors
-from vsrn.encoders.kinds import load_encoder
 from vsrn.errors import ConfigError
 from vsrn.evaluation.evaluate import Judgement, evaluate
 from vsrn.evaluation.rerank import (
@@ -25,7 +26,6 @@ from vsrn.evaluation.rerank import (
     text_candidates,
 )
 from vsrn.metrics import FloatArray, IntArray, image_to_text_ranks, text_to_image_ranks
-from worlds import make_model, make_scan, make_store
 
 
 def slow_rank(first: FloatArray, second: FloatArray, correct: IntArray, top: int) -> int:

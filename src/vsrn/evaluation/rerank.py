@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.data.splits import CaptionedImages
-from vsrn.encoders.encoded import Advance, EncodedSplit, SplitEncoder, encoded_blocks
+from vsrn.encoders.base import Encoder
+from vsrn.encoders.encoded import Advance, EncodedSplit, encoded_blocks
 from vsrn.errors import ConfigError
 from vsrn.evaluation.evaluate import Judgement, Reranking
 from vsrn.metrics import (
@@ -48,8 +49,8 @@ class TwoStageJudgement(Judgement):
 
     def __init__(
         self,
-        encoders: Sequence[SplitEncoder],
-        second: SplitEncoder,
+        encoders: Sequence[Encoder],
+        second: Encoder,
         split: CaptionedImages,
         *,
         name: str,
