@@ -32,7 +32,7 @@ from vsrn.data.photos import decode_photo
 from vsrn.data.region_store import StoreInfo
 from vsrn.data.splits import Split
 from vsrn.data.vocabulary import UNK, Vocabulary
-from vsrn.encoders.torch_backend import encode_captions
+from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.extractors.base import make_extractor
 from vsrn.extractors.grid import POOLED_SIDE, load_network, weights_path
 from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
@@ -224,7 +224,9 @@ def validate(averaged: nn.ModuleDict, vocabulary: Vocabulary, split: Split, maps
             hidden = stage(hidden)
         features = functional.adaptive_avg_pool2d(hidden, POOLED_SIDE).flatten(2).mT
         parts.append(model.image_encoder(features).embeddings.numpy())
-    captions = encode_captions(model.caption_encoder, vocabulary, split.captions)
+    captions = encode_tokens(
+        model.caption_encoder, [np.array(vocabulary.encode(caption)) for caption in split.captions]
+    )
     blocks = similarity_blocks([np.concatenate(parts)], [captions], "cosine")
     metrics = retrieval_metrics(rank_blocks(blocks, split.image_of_caption))
     to_text, to_image = metrics.image_to_text, metrics.text_to_image

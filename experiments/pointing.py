@@ -24,7 +24,7 @@ import tyro
 
 from vsrn.data.region_store import FloatArray, Regions, open_region_store
 from vsrn.encoders.explain import Explanation, explain_regions
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.torch_backend import TorchEncoder
 
 Box = tuple[float, float, float, float]
 
@@ -47,7 +47,7 @@ def measure(demo: Path, run: Path, split: str = "val") -> list[tuple[str, float]
     scenes = json.loads((demo / "world" / "dataset.json").read_text())["images"]
     objects = {scene["filename"]: scene["objects"] for scene in scenes}
     return play(
-        Encoder.load(run, "cpu"), [(regions_of(store, row), objects[name]) for row, name in enumerate(store.ids)]
+        TorchEncoder.load(run, "cpu"), [(regions_of(store, row), objects[name]) for row, name in enumerate(store.ids)]
     )
 
 
@@ -56,7 +56,7 @@ def regions_of(store: Any, row: int) -> Regions:
     return Regions(store.read([row])[0].astype(np.float32), np.asarray(store.boxes[row]))
 
 
-def play(encoder: Encoder, scenes: list[tuple[Regions, list[dict[str, Any]]]]) -> list[tuple[str, float]]:
+def play(encoder: TorchEncoder, scenes: list[tuple[Regions, list[dict[str, Any]]]]) -> list[tuple[str, float]]:
     """The game on scenes, each given by its regions and its two objects."""
     found: dict[str, list[float]] = {}
 
@@ -81,7 +81,7 @@ def sentence_of(thing: dict[str, Any]) -> str:
     return f"{'An' if thing['colour'].startswith('o') else 'A'} {thing['colour']} {thing['name']}."
 
 
-def of_image(encoder: Encoder, regions: Regions) -> Explanation:
+def of_image(encoder: TorchEncoder, regions: Regions) -> Explanation:
     """The view that knows no sentence."""
     return explain_regions(encoder, regions, "", "image")
 

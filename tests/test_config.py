@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import make_store
 
 from vsrn.cli import run_command
 from vsrn.config import (
@@ -25,7 +26,6 @@ from vsrn.config import (
     read_config,
 )
 from vsrn.errors import ConfigError
-from worlds import make_store
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))

@@ -12,6 +12,7 @@ index.search("two dogs play on a beach", k=5)       # [Hit(id, score, path), ...
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,36 +25,30 @@ for _variable, _value in SWITCHED_OFF.items():
     os.environ.setdefault(_variable, _value)
 
 if TYPE_CHECKING:
-    from vsrn.encoders.exported import ExportedEncoder
-    from vsrn.encoders.torch_backend import Encoder
+    from vsrn.encoders.base import Encoder
+    from vsrn.errors import VsrnError
     from vsrn.search.index import Hit, Index
     from vsrn.search.records import Where
 
 __version__ = "0.1.0"
-__all__ = ["Hit", "Index", "Where", "__version__", "build_index", "load", "open_index"]
+__all__ = ["Encoder", "Hit", "Index", "VsrnError", "Where", "__version__", "build_index", "load", "open_index"]
 
 
-def load(folder: Path | str, device: str = "auto") -> Encoder | ExportedEncoder:
-    """A run, a converted model, an exported folder or a packaged model's name, ready to encode.
+def load(folder: Path | str, device: str = "auto") -> Encoder:
+    """A run, a converted model, an exported folder or a packaged model's name, ready to use.
 
-    device  `cpu`, `cuda`, `mps` or `auto`; exported encoders run on the CPU, without torch until a photo is read
+    device  where torch computes: `cpu`, `cuda`, `mps` or `auto`, photos included; exported encoders themselves run on
+            the CPU, without torch until a photo is read or a caption written
 
-    Raises `CheckpointError` where the folder cannot be used.
+    Raises `CheckpointError` where the folder cannot be used, and `ConfigError` where the device is not there.
     """
-    # torch takes seconds to import, and most of the package does without it.
+    from vsrn.encoders import load_encoder  # noqa: PLC0415 - whoever imports vsrn waits for nothing
     from vsrn.pretrained import find_model  # noqa: PLC0415
 
-    folder = find_model(folder)
-    if (folder / "export.json").is_file():
-        from vsrn.encoders.exported import ExportedEncoder  # noqa: PLC0415
-
-        return ExportedEncoder.load(folder)
-    from vsrn.encoders.torch_backend import Encoder  # noqa: PLC0415
-
-    return Encoder.load(folder, device)
+    return load_encoder(find_model(folder), device)
 
 
-def build_index(model: Encoder | ExportedEncoder | Path | str, photos: Path | str, folder: Path | str) -> Index:
+def build_index(model: Encoder | Path | str, photos: Path | str, folder: Path | str) -> Index:
     """Index a folder of photos, or bring its index in step with it; resumable. The CLI's `vsrn index` has options.
 
     Raises what `vsrn.search.build.update_index` and `open_index` raise.
@@ -64,20 +59,30 @@ def build_index(model: Encoder | ExportedEncoder | Path | str, photos: Path | st
     return open_index(folder)
 
 
-def open_index(folder: Path | str) -> Index:
+def open_index(folder: Path | str, device: str = "auto") -> Index:
     """Open an index to search it; sentences need no torch.
+
+    device  where photos that are searched by are extracted: `cpu`, `cuda`, `mps` or `auto`
 
     Raises `SearchError` where the folder is no index or is broken.
     """
     from vsrn.search.index import open_index  # noqa: PLC0415
 
-    return open_index(folder)
+    return open_index(folder, device=device)
+
+
+_PLACES = {
+    "Encoder": "vsrn.encoders.base",
+    "Hit": "vsrn.search.index",
+    "Index": "vsrn.search.index",
+    "VsrnError": "vsrn.errors",
+    "Where": "vsrn.search.records",
+}
 
 
 def __getattr__(name: str) -> object:
-    # Whoever imports vsrn does not wait for the packages behind these.
-    if name in ("Hit", "Index", "Where"):
-        from vsrn.search import index  # noqa: PLC0415
-
-        return getattr(index, name)
+    # Whoever imports vsrn does not wait for the packages that these need.
+    place = _PLACES.get(name)
+    if place is not None:
+        return getattr(importlib.import_module(place), name)
     raise AttributeError(f"module 'vsrn' has no attribute '{name}'")

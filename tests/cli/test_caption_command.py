@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 import vsrn
 from vsrn.cli import run_command
 from vsrn.config import CaptionerConfig
-from vsrn.encoders.captions import CAPTIONER_FILE
 from vsrn.encoders.export import export_onnx
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.onnx_backend import CAPTIONER_FILE
+from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError
 from vsrn.extractors import base as extractors
 from vsrn.model.saved import StoredModel, write_model
@@ -123,7 +123,7 @@ def test_photos_of_an_index_are_captioned_from_the_regions_it_keeps(
 def test_an_export_captions_as_its_model(stored: StoredModel, models: dict[str, Path]) -> None:
     features = np.random.default_rng(0).normal(size=(140, 5, Colours.feature_dim)).astype(np.float32)
     counts = np.random.default_rng(1).integers(1, 6, size=140)
-    wanted = Encoder(stored, "cpu").write_captions(features, counts)
+    wanted = TorchEncoder(stored, "cpu").write_captions(features, counts)
     found = vsrn.load(models["exported"]).write_captions(features, counts)
     assert [caption.text for caption in found] == [caption.text for caption in wanted]
     np.testing.assert_allclose([c.score for c in found], [c.score for c in wanted], atol=1e-4)

@@ -14,10 +14,12 @@ from worlds import FEATURE_DIM, make_model, make_store
 
 from vsrn.config import CaptionerConfig, Config, RegionOrder
 from vsrn.data.region_store import FloatArray, IntArray
-from vsrn.data.splits import in_order, open_split
+from vsrn.data.splits import Split, in_order, open_split
+from vsrn.encoders.base import Encoder
+from vsrn.encoders.encoded import EncodedVectors
 from vsrn.encoders.export import export_onnx
-from vsrn.encoders.exported import ExportedEncoder
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.onnx_backend import OnnxEncoder
+from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.model.saved import StoredModel, read_model
 from vsrn.training.batches import TrainingBatches
 from vsrn.training.run import open_training_splits
@@ -105,31 +107,37 @@ def test_training_and_validation_read_what_a_store_in_that_order_holds(stores: d
     assert np.array_equal(part.read_images(np.arange(3))[0], wanted[1].read_images(images)[0])
 
 
+def embeddings(encoder: Encoder, split: Split) -> FloatArray:
+    encoded = encoder.encode_split(split)
+    assert isinstance(encoded, EncodedVectors)
+    return encoded.images
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_trained_model_reads_in_its_order_by_every_way(stores: dict[str, Path], tmp_path: Path, order: Any) -> None:
     captioner = CaptionerConfig(hidden_dim=8, word_dim=4, max_tokens=6)
     model = make_model(tmp_path / "model", stores["stored"], captioner=captioner)
     split, there = open_split(stores["stored"], "dev"), open_split(stores[order], "dev")
-    wanted = Encoder(reading(model, "stored"), "cpu").encode_split(there).images
+    wanted = embeddings(TorchEncoder(reading(model, "stored"), "cpu"), there)
     stored = reading(model, order)
-    encoder = Encoder(stored, "cpu")
-    assert np.abs(wanted - Encoder(reading(model, "stored"), "cpu").encode_split(split).images).max() > 1e-3
-    np.testing.assert_array_equal(encoder.encode_split(split).images, wanted)
+    encoder = TorchEncoder(stored, "cpu")
+    assert np.abs(wanted - embeddings(TorchEncoder(reading(model, "stored"), "cpu"), split)).max() > 1e-3
+    np.testing.assert_array_equal(embeddings(encoder, split), wanted)
     # A split that was already put in an order is not put in it twice.
-    np.testing.assert_array_equal(encoder.encode_split(split.in_order(order)).images, wanted)
+    np.testing.assert_array_equal(embeddings(encoder, split.in_order(order)), wanted)
     features, counts = split.read_images(np.arange(8))
     np.testing.assert_allclose(encoder.encode_regions(features, counts), wanted, atol=1e-6)
     export_onnx(stored, tmp_path / "onnx")
-    exported = ExportedEncoder.load(tmp_path / "onnx", threads=1)
+    exported = OnnxEncoder.load(tmp_path / "onnx", threads=1)
     np.testing.assert_allclose(exported.encode_regions(features, counts), wanted, atol=1e-5)
     # What is said of regions is said in the order they were given in: row r is of region r.
     as_read, _ = there.read_images(np.arange(8))
-    as_stored = Encoder(reading(model, "stored"), "cpu")
+    as_stored = TorchEncoder(reading(model, "stored"), "cpu")
     plain = as_stored.reasoned_regions(as_read, counts)[1]
     said = [caption.score for caption in as_stored.write_captions(as_read, counts)]
     for reader in (encoder, exported):
-        embeddings, reasoned = reader.reasoned_regions(features, counts)
-        np.testing.assert_allclose(embeddings, wanted, atol=1e-5)
+        pooled, reasoned = reader.reasoned_regions(features, counts)
+        np.testing.assert_allclose(pooled, wanted, atol=1e-5)
         assert [caption.score for caption in reader.write_captions(features, counts)] == pytest.approx(said, abs=1e-5)
         for image, count in enumerate(counts_of(8)):
             for place in range(count):

@@ -16,7 +16,7 @@ from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.convert.legacy import read_checkpoint
 from vsrn.data.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from vsrn.encoders.captioning import CaptionWriter
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.model.captioner import Captioner
 from vsrn.model.saved import StoredModel, build_model
@@ -165,11 +165,11 @@ def test_a_captioner_of_no_numbers_is_refused() -> None:
         writer.write(make_regions(0, images=2))
 
 
-def make_encoder(**model: Any) -> Encoder:
+def make_encoder(**model: Any) -> TorchEncoder:
     torch.manual_seed(1)
     config = Config(model=ModelConfig(feature_dim=7, joint_dim=DIM, word_dim=4, reasoning_layers=1, **model))
     vocabulary = Vocabulary([*SPECIAL_WORDS, "dog", "cat", "runs", "sleeps"])
-    return Encoder(StoredModel(config, vocabulary, build_model(config, vocabulary)), "cpu")
+    return TorchEncoder(StoredModel(config, vocabulary, build_model(config, vocabulary)), "cpu")
 
 
 def test_an_encoder_writes_from_its_reasoned_regions() -> None:

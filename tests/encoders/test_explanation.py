@@ -20,10 +20,11 @@ from torch import nn
 from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.data.region_store import FloatArray, Regions
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
+from vsrn.encoders.base import Encoder
 from vsrn.encoders.explain import LAMBDA, ExplainView, Explanation, explain_regions, heat_map, region_shares
 from vsrn.encoders.export import export_onnx
 from vsrn.encoders.onnx_backend import IMAGE_FILE, OnnxEncoder
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, DataError
 from vsrn.model.saved import StoredModel, build_model
 
@@ -64,10 +65,10 @@ def stored(request: pytest.FixtureRequest) -> StoredModel:
 
 
 @pytest.fixture(scope="module")
-def encoders(stored: StoredModel, tmp_path_factory: pytest.TempPathFactory) -> list[Encoder | OnnxEncoder]:
+def encoders(stored: StoredModel, tmp_path_factory: pytest.TempPathFactory) -> list[Encoder]:
     folder = tmp_path_factory.mktemp("exports") / "exported"
     export_onnx(stored, folder)
-    return [Encoder(stored, "cpu"), OnnxEncoder.load(folder, threads=1)]
+    return [TorchEncoder(stored, "cpu"), OnnxEncoder.load(folder, threads=1)]
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ def similarity_by_torch(stored: StoredModel, features: FloatArray) -> float:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 36, 130])
 def test_a_weight_is_what_the_similarity_loses_without_that_region(
-    count: int, stored: StoredModel, encoders: list[Encoder | OnnxEncoder]
+    count: int, stored: StoredModel, encoders: list[Encoder]
 ) -> None:
     regions = random_regions(count)
     score = similarity_by_torch(stored, regions.features)
@@ -99,7 +100,7 @@ def test_a_weight_is_what_the_similarity_loses_without_that_region(
 
 @pytest.mark.parametrize("count", [1, 5, 36])
 def test_the_images_own_view_is_the_product_of_each_reasoned_region_with_the_embedding(
-    count: int, stored: StoredModel, encoders: list[Encoder | OnnxEncoder]
+    count: int, stored: StoredModel, encoders: list[Encoder]
 ) -> None:
     regions = random_regions(count)
     with torch.no_grad():
@@ -111,7 +112,7 @@ def test_the_images_own_view_is_the_product_of_each_reasoned_region_with_the_emb
         assert explanation.score == pytest.approx(similarity_by_torch(stored, regions.features), abs=1e-5)
 
 
-def test_padding_changes_no_reasoned_region(stored: StoredModel, encoders: list[Encoder | OnnxEncoder]) -> None:
+def test_padding_changes_no_reasoned_region(stored: StoredModel, encoders: list[Encoder]) -> None:
     features = np.stack([random_regions(7).features] * 2)
     with torch.no_grad():
         alone = stored.model.image_encoder(torch.from_numpy(features[1:, :4])).reasoned_regions.numpy()

@@ -16,7 +16,7 @@ from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.data.region_store import StoreInfo
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders.export import export_onnx
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError
 from vsrn.extractors.grid import GridExtractor
 from vsrn.model.saved import StoredModel, build_model
@@ -54,7 +54,7 @@ def test_photos_come_out_as_before(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "half" / "export.json").read_text())["extractor_fingerprint"] == (
         GridExtractor(tmp_path / "half" / "extractor.safetensors").fingerprint
     )
-    before = Encoder(stored, "cpu").encode_images(photos)
+    before = TorchEncoder(stored, "cpu").encode_images(photos)
     after = vsrn.load(tmp_path / "half").encode_images(photos)
     assert (before * after).sum(axis=1).min() > 0.999
     assert len(np.unique(after.round(2), axis=0)) == len(photos)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsrn.config import ModelConfig
-from vsrn.encoders.prefixes import prefix_tree
+from vsrn.encoders.folding import prefix_tree
 from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.model.text_encoder import CaptionEncoder
 

@@ -14,7 +14,7 @@ from worlds import make_model, make_store
 
 from vsrn.cli import run_command
 from vsrn.data.splits import Split, open_split
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import ConfigError, DataError
 from vsrn.evaluation.evaluate import Judgement, best_matches, evaluate
 
@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Path:
     return make_store(tmp_path / "store", {"train": 30, "dev": 25}, captions_per_image=3)
 
 
-def slow_embeddings(encoder: Encoder, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+def slow_embeddings(encoder: TorchEncoder, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
     """One image and one caption at a time, straight through the modules."""
     with torch.no_grad():
         images = [
@@ -51,7 +51,7 @@ def test_recalls_of_one_model_and_of_ensembles_equal_the_slow_ones(store: Path, 
     folders = [
         make_model(tmp_path / f"model{seed}", store, seed=seed, joint_dim=8 + 8 * seed) for seed in range(models)
     ]
-    encoders, split = [Encoder.load(folder) for folder in folders], open_split(store, "dev")
+    encoders, split = [TorchEncoder.load(folder) for folder in folders], open_split(store, "dev")
     evaluation, _ = evaluate(Judgement(encoders, split), [str(folder) for folder in folders])
 
     slow = [slow_embeddings(encoder, split) for encoder in encoders]
@@ -63,7 +63,7 @@ def test_recalls_of_one_model_and_of_ensembles_equal_the_slow_ones(store: Path, 
 
 def test_five_folds_average_over_consecutive_blocks_of_1000_images(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", {"testall": 2000}, captions_per_image=2)
-    encoder, split = Encoder.load(make_model(tmp_path / "model", store)), open_split(store, "testall")
+    encoder, split = TorchEncoder.load(make_model(tmp_path / "model", store)), open_split(store, "testall")
     judgement = Judgement([encoder], split)
     folded, ranks = evaluate(judgement, ["model"], five_fold=True)
 
@@ -81,7 +81,7 @@ def test_five_folds_average_over_consecutive_blocks_of_1000_images(tmp_path: Pat
 
 
 def test_examples_show_the_best_matches_and_the_rank_that_was_counted(store: Path, tmp_path: Path) -> None:
-    encoder, split = Encoder.load(make_model(tmp_path / "model", store)), open_split(store, "dev")
+    encoder, split = TorchEncoder.load(make_model(tmp_path / "model", store)), open_split(store, "dev")
     judgement = Judgement([encoder], split)
     evaluation, ranks = evaluate(judgement, ["model"], num_examples=8)
     images, captions = slow_embeddings(encoder, split)
@@ -103,7 +103,7 @@ def test_models_that_compare_differently_are_no_ensemble(store: Path, tmp_path: 
     cosine = make_model(tmp_path / "cosine", store)
     order = make_model(tmp_path / "order", store, similarity="order", absolute=True)
     with pytest.raises(ConfigError, match="one kind of similarity"):
-        Judgement([Encoder.load(cosine), Encoder.load(order)], open_split(store, "dev"))
+        Judgement([TorchEncoder.load(cosine), TorchEncoder.load(order)], open_split(store, "dev"))
 
 
 def test_regions_of_another_width_are_refused(store: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_regions_of_another_width_are_refused(store: Path, tmp_path: Path) -> No
     wide.mkdir()
     np.save(wide / "dev_ims.npy", np.ones((2, 5, 99), dtype=np.float32))
     (wide / "dev_caps.txt").write_text("a\nb\n")
-    encoder = Encoder.load(make_model(tmp_path / "model", store))
+    encoder = TorchEncoder.load(make_model(tmp_path / "model", store))
     with pytest.raises(DataError, match="regions of 99 numbers, but this model reads 12"):
         Judgement([encoder], open_split(wide, "dev"))
 

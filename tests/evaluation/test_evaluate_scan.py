@@ -14,14 +14,15 @@ from worlds import make_model, make_scan, make_store
 from vsrn.cli import run_command
 from vsrn.config import ScanConfig
 from vsrn.data.splits import Split, open_split
+from vsrn.encoders import load_encoder
 from vsrn.encoders import scan_encoder as set_encoder
-from vsrn.encoders.encoded import SplitEncoder
-from vsrn.encoders.kinds import load_encoder
+from vsrn.encoders.base import Encoder
+from vsrn.encoders.scan_encoder import ScanEncoder
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.evaluation.evaluate import Judgement, evaluate
 from vsrn.metrics import FloatArray, image_to_text_ranks, text_to_image_ranks
 from vsrn.model.saved import read_model
-from vsrn.model.scan import SCAN, similarities
+from vsrn.model.scan import similarities
 
 
 @pytest.fixture
@@ -36,10 +37,10 @@ def padded(store: Path) -> Path:
     return store
 
 
-def slow_similarities(encoder: SplitEncoder, split: Split) -> FloatArray:
+def slow_similarities(encoder: Encoder, split: Split) -> FloatArray:
     """One image with one caption at a time, straight through the modules."""
-    model, vocabulary = encoder.stored.model, encoder.stored.vocabulary
-    assert isinstance(model, SCAN)
+    assert isinstance(encoder, ScanEncoder)
+    model, vocabulary = encoder.model, encoder.vocabulary
     rows = []
     with torch.no_grad():
         for image in range(split.num_images):
@@ -138,4 +139,4 @@ def test_where_vectors_are_needed_a_scan_is_refused_in_one_sentence(
 def test_the_config_on_disk_says_what_was_asked_for(store: Path, tmp_path: Path) -> None:
     asked = ScanConfig("image_to_text", "softmax", 4.0, "max", 5.0, bidirectional=False)
     scan = make_scan(tmp_path / "scan", store, **vars(asked))
-    assert load_encoder(scan).stored.config.model.scan == asked
+    assert load_encoder(scan).config.model.scan == asked

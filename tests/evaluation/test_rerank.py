@@ -14,8 +14,8 @@ from worlds import make_model, make_scan, make_store
 
 from vsrn.cli import run_command
 from vsrn.data.splits import open_split
+from vsrn.encoders import load_encoder
 from vsrn.encoders.encoded import EncodedVectors
-from vsrn.encoders.kinds import load_encoder
 from vsrn.errors import ConfigError
 from vsrn.evaluation.evaluate import Judgement, evaluate
 from vsrn.evaluation.rerank import (

@@ -15,11 +15,10 @@ from shy import vsrn_extract
 import vsrn
 from vsrn.cli import main
 from vsrn.data.region_store import StoreInfo, open_region_store
-from vsrn.encoders.photos import learned_extractor
 from vsrn.errors import ConfigError, DataError
 from vsrn.extractors import provenance as kept
 from vsrn.extractors.base import make_extractor, prepare_photo
-from vsrn.extractors.provenance import carry_weights, kept_weights
+from vsrn.extractors.provenance import carry_weights, kept_weights, learned_extractor
 
 SMALL_RUN = """
 [data]

@@ -20,7 +20,7 @@ from PIL import Image
 import vsrn
 from vsrn.data.photos import find_photos
 from vsrn.data.region_store import FloatArray, open_region_store
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import SearchError
 from vsrn.extractors import base as extractors
 from vsrn.extractors.extract import extract
@@ -54,7 +54,9 @@ def embeddings_without_an_index(photos: Path, folder: Path) -> dict[str, FloatAr
     """By torch, from a region store, as `vsrn extract` writes it."""
     extract(find_photos(photos), Colours(), folder, "all")
     store = open_region_store(folder, "all")
-    embeddings = Encoder(colour_model(), device="cpu").encode_regions(store.read(range(len(store))).astype(np.float32))
+    embeddings = TorchEncoder(colour_model(), device="cpu").encode_regions(
+        store.read(range(len(store))).astype(np.float32)
+    )
     return dict(zip(store.ids, embeddings, strict=True))
 
 
@@ -67,7 +69,7 @@ def assert_as_slow(index: vsrn.Index, embeddings: dict[str, FloatArray]) -> None
     """What the index finds is what a slow search finds; vectors are halves, so scores may differ by 2e-3."""
     assert len(index) == len(embeddings)
     for sentence in SENTENCES:
-        query = Encoder(colour_model(), device="cpu").encode_captions([sentence])[0]
+        query = TorchEncoder(colour_model(), device="cpu").encode_captions([sentence])[0]
         hits = index.search(sentence, k=len(embeddings) + 5)
         expected = slow_search(query, embeddings, len(embeddings))
         assert {hit.id for hit in hits} == set(embeddings)

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from colours import COLOURS_BY_NAME, Colours, colour_model, export_colours, save_photo
+from vsrn.encoders.photos import explain_photo
 
 import vsrn
 from vsrn.data.region_store import RegionNames, Regions
 from vsrn.encoders.explain import ExplainView
-from vsrn.encoders.photos import explain_photo
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import SearchError
 from vsrn.extractors import base as extractors
 from vsrn.extractors.base import Prepared
@@ -48,7 +48,7 @@ def exported(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("view", ["sentence", "image"])
 def test_an_index_explains_as_the_model_does(view: ExplainView, photos: Path, exported: Path, tmp_path: Path) -> None:
     update_index(photos, tmp_path / "idx", exported)
-    models = (Encoder(colour_model(), "cpu"), vsrn.load(exported))
+    models = (TorchEncoder(colour_model(), "cpu"), vsrn.load(exported))
     with vsrn.open_index(tmp_path / "idx") as index:
         for number in range(4):
             found = index.explain(f"{number}.png", SENTENCE, view)

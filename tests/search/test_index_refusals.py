@@ -18,7 +18,7 @@ from colours import COLOURS_BY_NAME, JOINT_DIM, colour_model, export_colours, sa
 import vsrn
 from vsrn.config import EFFICIENTNET, Config, DataConfig, ModelConfig, NetworkConfig
 from vsrn.data.region_store import StoreInfo
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError, SearchError
 from vsrn.extractors import base as extractors
 from vsrn.model.saved import StoredModel, build_model, write_model
@@ -77,20 +77,20 @@ def model_of_whole_photos(at: Place) -> None:
     network = NetworkConfig(EFFICIENTNET, fine_tune_after=0)
     config = Config(model=ModelConfig(kind="vsepp", feature_dim=1280, joint_dim=8, word_dim=4, network=network))
     stored = StoredModel(config, colour_model().vocabulary, build_model(config, colour_model().vocabulary))
-    update_index(at.photos, at.folder / "new", Encoder(stored, "cpu"))
+    update_index(at.photos, at.folder / "new", TorchEncoder(stored, "cpu"))
 
 
 def same_weights_in_another_order(at: Place) -> None:
     """All that tells this model from the index's own is the order in which it reads regions."""
     stored = colour_model()
     config = dataclasses.replace(stored.config, data=DataConfig(region_order="reversed"))
-    update_index(at.photos, at.idx, Encoder(stored, "cpu"))
-    update_index(at.photos, at.idx, Encoder(dataclasses.replace(stored, config=config), "cpu"))
+    update_index(at.photos, at.idx, TorchEncoder(stored, "cpu"))
+    update_index(at.photos, at.idx, TorchEncoder(dataclasses.replace(stored, config=config), "cpu"))
 
 
 def model_without_extractor(at: Place) -> None:
     stored = dataclasses.replace(colour_model(), regions=StoreInfo())
-    update_index(at.photos, at.folder / "new", Encoder(stored, "cpu"))
+    update_index(at.photos, at.folder / "new", TorchEncoder(stored, "cpu"))
 
 
 def two_writers(at: Place) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from training_runs import Silent, assert_same_run, train
+
 from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, TrainConfig, config_to_toml
 from vsrn.data.splits import open_split
 from vsrn.errors import CheckpointError, ConfigError, DataError

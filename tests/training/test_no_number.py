@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from training_runs import Silent, train
+from worlds import make_model, make_store
+
 from vsrn.cli import run_command
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig, config_to_toml
 from vsrn.data.region_store import open_region_store
@@ -23,7 +24,6 @@ from vsrn.training.batches import TrainingBatches
 from vsrn.training.checkpoint import STATE_FILE, Progress
 from vsrn.training.run import prepare_run, zeros_divide
 from vsrn.training.trainer import Trainer
-from worlds import make_model, make_store
 
 BLANK = 7
 

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_runs import assert_same_run, train
+from worlds import make_store
 
 import vsrn
-from training_runs import assert_same_run, train
 from vsrn.config import EFFICIENTNET, Config, DataConfig, LossConfig, ModelConfig, NetworkConfig, TrainConfig
 from vsrn.data.datasets import open_split_for
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.encoded import EncodedVectors
+from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import DataError
 from vsrn.evaluation.evaluate import Judgement, evaluate
 from vsrn.model.vsepp import PhotoEncoder
 from vsrn.training.log import read_log
 from vsrn.training.photo_batches import PhotoBatches
 from vsrn.training.run import prepare_run
-from worlds import make_store
 
 NUM_PHOTOS = 24
 
@@ -120,17 +121,18 @@ def test_a_photo_has_the_same_vector_from_the_library_and_in_evaluation(config: 
     run = tmp_path / "whole"
     train(replace(config, model=replace(config.model, network=replace(config.model.network, fine_tune_after=0))), run)
     model = vsrn.load(run, device="cpu")
-    assert isinstance(model, Encoder)
+    assert isinstance(model, TorchEncoder)
     assert isinstance(model.model.image_encoder, PhotoEncoder)
     split = open_split_for(model.stored.config, "val")
     files = [Path(config.data.photos) / name for name in split.image_ids()]
     encoded = model.encode_split(split)
+    assert isinstance(encoded, EncodedVectors)
     np.testing.assert_allclose(model.encode_images(files), encoded.images, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(encoded.images, axis=1), 1, atol=1e-5)
     evaluation, _ = evaluate(Judgement([model], split), ["run"])
     validated = [row["validation"]["rsum"] for row in read_log(run) if "validation" in row]
     assert evaluation.metrics.rsum == pytest.approx(max(validated), abs=0.05)
-    rounded = Encoder.load(run, device="cpu", precision="bf16").encode_images(files)
+    rounded = TorchEncoder.load(run, device="cpu", precision="bf16").encode_images(files)
     assert ((rounded * encoded.images).sum(axis=1) > 0.99).all()
 
 
@@ -149,7 +151,7 @@ def test_precomputed_vectors_train_as_they_are(tmp_path: Path) -> None:
     train(config, tmp_path / "run")
     losses = [row["loss"] for row in read_log(tmp_path / "run") if "loss" in row]
     assert losses[-1] < losses[0] / 2
-    model = Encoder.load(tmp_path / "run", device="cpu")
+    model = TorchEncoder.load(tmp_path / "run", device="cpu")
     vectors = np.load(store / "dev_ims.npy")
     weights = load_file(tmp_path / "run" / "model.safetensors")
     assert {name for name in weights if name.startswith("image_encoder.")} == {
@@ -170,6 +172,6 @@ def test_photos_for_a_model_of_regions_are_refused_and_the_other_way_round(confi
     still = replace(config.model, network=replace(config.model.network, fine_tune_after=None))
     train(replace(config, model=still, train=short), tmp_path / "photos")
     for one, other in (("regions", "photos"), ("photos", "regions")):
-        split = open_split_for(Encoder.load(tmp_path / one).stored.config, "dev")
+        split = open_split_for(TorchEncoder.load(tmp_path / one).stored.config, "dev")
         with pytest.raises(DataError, match=f"holds {one}, but this model reads {other}"):
-            Encoder.load(tmp_path / other).encode_split(split)
+            TorchEncoder.load(tmp_path / other).encode_split(split)

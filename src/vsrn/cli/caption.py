@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, print_json, printable
+from vsrn.cli.options import Device, Json, print_json, printable
 from vsrn.cli.progress import ProgressBar, progress_bar
 from vsrn.errors import ConfigError
 from vsrn.pretrained import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from vsrn.encoders.captions import WrittenCaption
+    from vsrn.encoders.base import WrittenCaption
 
 Captioned = tuple[str, "WrittenCaption"]
 
@@ -26,6 +26,7 @@ def main(
     beam: int = 5,
     index: Annotated[Path | None, tyro.conf.arg(metavar="INDEX")] = None,
     id: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID...")] = (),
+    device: Device = "auto",
     json: Json = False,
 ) -> int:
     """Write a sentence for each photo.
@@ -45,7 +46,9 @@ def main(
     """
     if bool(images) == bool(index) or bool(index) != bool(id) or (index and model):
         raise ConfigError("name photos, and --model if you like; or --index INDEX and --id ID for photos of an index.")
-    captioned = _of_index(index, id, beam) if index else _of_photos(images, model or DEFAULT_MODEL, beam)
+    captioned = (
+        _of_index(index, id, beam, device) if index else _of_photos(images, model or DEFAULT_MODEL, beam, device)
+    )
     if json:
         with progress_bar("captioning", unit="photos").of(len(images or id)) as bar:
             found = [_as_json(name, written, bar) for name, written in captioned]
@@ -57,20 +60,20 @@ def main(
     return 0
 
 
-def _of_photos(photos: Sequence[Path], model: str, beam: int) -> Iterator[Captioned]:
+def _of_photos(photos: Sequence[Path], model: str, beam: int, device: str) -> Iterator[Captioned]:
     import vsrn
 
-    yield from zip(map(str, photos), vsrn.load(model).write_photo_captions(photos, beam), strict=True)
+    yield from zip(map(str, photos), vsrn.load(model, device).write_photo_captions(photos, beam), strict=True)
 
 
-def _of_index(folder: Path, ids: Sequence[str], beam: int) -> Iterator[Captioned]:
+def _of_index(folder: Path, ids: Sequence[str], beam: int, device: str) -> Iterator[Captioned]:
     import vsrn
     from vsrn.data.region_store import pad_regions
-    from vsrn.encoders.photos import PHOTOS_PER_BATCH
+    from vsrn.encoders.base import PHOTOS_AT_ONCE, slices
 
-    with vsrn.open_index(folder) as index:
-        for first in range(0, len(ids), PHOTOS_PER_BATCH):
-            batch = ids[first : first + PHOTOS_PER_BATCH]
+    with vsrn.open_index(folder, device) as index:
+        for part in slices(len(ids), PHOTOS_AT_ONCE):
+            batch = ids[part]
             regions = pad_regions([index.regions(photo_id) for photo_id in batch])
             yield from zip(batch, index.encoder.write_captions(*regions, beam), strict=True)
 

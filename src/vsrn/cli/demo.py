@@ -11,7 +11,7 @@ from vsrn.cli.progress import say
 from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from vsrn.encoders.torch_backend import Encoder
+    from vsrn.encoders.base import Encoder
     from vsrn.evaluation.evaluate import Judgement
 
 SENTENCES = (
@@ -90,14 +90,14 @@ def evaluate(output: Path) -> tuple[Encoder, Judgement]:
     from rich.console import Console
 
     from vsrn.data.splits import open_split
-    from vsrn.encoders.torch_backend import Encoder
+    from vsrn.encoders import load_encoder
     from vsrn.evaluation.evaluate import Judgement, evaluate
     from vsrn.evaluation.report import evaluation_table, write_html_report
     from vsrn.training.log import read_log
 
     run, photos, report = output / "run", output / "world" / "images", output / "report.html"
     say(f"\n4. How good is it? vsrn evaluate {run} --split val --html {report} --photos {photos}")
-    encoder = Encoder.load(run)
+    encoder = load_encoder(run)
     judgement = Judgement([encoder], open_split(output / "regions", "val"))
     evaluation, _ = evaluate(judgement, [str(run)], num_examples=8)
     Console().print(evaluation_table(evaluation))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, print_json
+from vsrn.cli.options import Device, Json, print_json
 from vsrn.cli.progress import progress_bar, say
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(
     captions: bool = False,
     beam: int = 5,
     eccv: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
     json: Json = False,
 ) -> int:
     """Recall@1, 5 and 10 both ways, median and mean rank and rsum, with 95% intervals over images.
@@ -62,7 +62,6 @@ def main(
         beam: Partial captions kept at every step, 1 to 100.
         eccv: Also judge COCO's 5,000 test images by CxC and ECCV Caption, which know more pairs that fit; VSRN
             helped to find those of ECCV Caption (extra `eval`).
-        device: cpu, cuda, mps, or auto for the best one there is.
         json: Print the result as JSON.
     """
     from vsrn.errors import CheckpointError, ConfigError
@@ -113,12 +112,12 @@ def main(
 def score_captions(model: Path, data: Path | None, split: str, beam: int, device: str) -> CaptionScores:
     """Write a caption for each image of a split and score them, drawing the progress."""
     from vsrn.data.splits import open_split
-    from vsrn.encoders.torch_backend import Encoder
+    from vsrn.encoders import load_encoder
     from vsrn.evaluation.caption_scores import caption_scores
     from vsrn.evaluation.evaluate import write_captions
 
-    encoder = Encoder.load(model, device)
-    opened = open_split(data or encoder.stored.config.data.path, split)
+    encoder = load_encoder(model, device)
+    opened = open_split(data or encoder.config.data.path, split)
     with progress_bar("captioning", unit="images").of(opened.num_images) as bar:
         return caption_scores(write_captions(encoder, opened, beam, bar.advance), opened.captions_by_image())
 
@@ -144,14 +143,14 @@ def judge(
 ) -> Judgement:
     """Encode a split by every model, drawing the progress; with `eccv`, only one that it is about."""
     from vsrn.data.datasets import open_split_for
-    from vsrn.encoders.kinds import load_encoder
+    from vsrn.encoders import load_encoder
     from vsrn.evaluation.eccv import check_split
     from vsrn.evaluation.evaluate import Judgement
     from vsrn.evaluation.rerank import TwoStageJudgement
 
     encoders = [load_encoder(model, device) for model in models]
     second = None if rerank is None else load_encoder(rerank, device)
-    opened = open_split_for(encoders[0].stored.config, split, data=data, photos=photos)
+    opened = open_split_for(encoders[0].config, split, data=data, photos=photos)
     if eccv:
         check_split(opened)
     bar = progress_bar("encoding", unit="images and captions")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Json, print_json, printable
+from vsrn.cli.options import Device, Json, print_json, printable
 from vsrn.errors import ConfigError
 from vsrn.pretrained import DEFAULT_MODEL
 
@@ -33,6 +33,7 @@ def main(
     view: Literal["sentence", "image"] = "sentence",
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 3,
     force: bool = False,
+    device: Device = "auto",
     json: Json = False,
 ) -> int:
     """Draw which regions of a photo earned its match with a sentence: a heat map, and boxes around the best.
@@ -68,7 +69,7 @@ def main(
     if index is None:
         import vsrn
 
-        explanation = vsrn.load(model or DEFAULT_MODEL).explain(photo, sentence, view)
+        explanation = vsrn.load(model or DEFAULT_MODEL, device).explain(photo, sentence, view)
         if output is not None:
             picture = _decode(photo)
     else:

@@ -17,7 +17,6 @@ def main(
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")] = None,
     onnx: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     half: bool = False,
-    int8: bool = False,
     json: Json = False,
 ) -> int:
     """Write what is needed to use a trained model, and nothing of its training.
@@ -35,29 +34,26 @@ def main(
         output: Folder to write the model to; it must not exist yet.
         onnx: Folder to write the ONNX encoders to; it must not exist yet.
         half: Store all weights of the ONNX folder as float16: half the size, computed in float32 all the same.
-        int8: Store the ONNX weights as bytes: a quarter of the size, a little less accurate.
         json: Print what was written as JSON.
     """
     from vsrn.errors import ConfigError
 
     if output is None and onnx is None:
         raise ConfigError("say what to write: -o FOLDER for the model, --onnx FOLDER for encoders that need no torch.")
-    if (half or int8) and onnx is None:
-        raise ConfigError(f"--{'half' if half else 'int8'} is for ONNX encoders; add --onnx FOLDER.")
-    if half and int8:
-        raise ConfigError("--half and --int8 are two ways of storing the same weights; choose one.")
-    from vsrn.encoders.export import export_model, export_onnx, refuse_taken
+    if half and onnx is None:
+        raise ConfigError("--half is for ONNX encoders; add --onnx FOLDER.")
+    from vsrn.encoders.export import check_free, export_model, export_onnx
     from vsrn.model.saved import read_model
 
     for folder in filter(None, (output, onnx)):
-        refuse_taken(folder)
+        check_free(folder)
     stored = read_model(run)
     written: dict[str, int] = {}
     if output is not None:
         export_model(stored, output)
         written[str(output)] = size_of(output)
     if onnx is not None:
-        export_onnx(stored, onnx, "fp16" if half else "int8" if int8 else "fp32")
+        export_onnx(stored, onnx, "fp16" if half else "fp32")
         written[str(onnx)] = size_of(onnx)
     for name, size in written.items():
         say(f"{name}: {size / 1e6:,.1f} MB.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vsrn.cli.options import SKIPPED_SHOWN, Json, call, print_json, printable, skipped_lines
+from vsrn.cli.options import SKIPPED_SHOWN, Device, Json, call, print_json, printable, skipped_lines
 from vsrn.cli.progress import ProgressBar, progress_bar, say
 from vsrn.data.shards import parse_shard, shard_folder
 from vsrn.errors import ConfigError
@@ -50,6 +50,7 @@ def main(
     from_tsv: tuple[Path, ...] = (),
     compare: Path | None = None,
     first: int = 20,
+    device: Device = "auto",
     json: Json = False,
 ) -> int:
     """Turn a folder of photos into a region store: features, boxes and ids of each photo's regions.
@@ -106,7 +107,7 @@ def main(
         first: With --compare, how many photos.
         json: Print the result as JSON.
     """
-    made_by = _Extractor(extractor, weights, classes, attributes)
+    made_by = _Extractor(extractor, weights, classes, attributes, device)
     source = _Source(photos, captions, splits, split, restval=restval, follow_links=follow_links)
     way = _Way(None if shard is None else parse_shard(shard), ray, from_tsv, merge=merge, delete_shards=delete_shards)
     _refuse_contradictions(source, way, made_by)
@@ -150,6 +151,7 @@ class _Extractor:
     weights: Path | None
     classes: Path | None
     attributes: Path | None
+    device: str
 
     def load(self) -> RegionExtractor:
         """The extractor itself."""
@@ -157,7 +159,14 @@ class _Extractor:
         from vsrn.extractors.base import make_extractor
 
         # A person typed the name, so what it stands for may be downloaded.
-        return make_extractor(self.name, self.weights, classes=self.classes, attributes=self.attributes, download=True)
+        return make_extractor(
+            self.name,
+            self.weights,
+            classes=self.classes,
+            attributes=self.attributes,
+            download=True,
+            device=self.device,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Json, print_json, printable, skipped_lines
+from vsrn.cli.options import Device, Json, print_json, printable, skipped_lines
 from vsrn.cli.progress import progress_bar, say
 from vsrn.errors import ConfigError
 
@@ -31,6 +31,7 @@ def main(
     check: bool = False,
     batch_size: int = 32,
     workers: int = 2,
+    device: Device = "auto",
     json: Json = False,
 ) -> int:
     """Index a folder of photos, so that `vsrn search` finds them by a sentence.
@@ -79,6 +80,7 @@ def main(
                 prune=prune,
                 batch_size=batch_size,
                 workers=workers,
+                device=device,
                 progress=bar.at,
             )
     except KeyboardInterrupt:

@@ -13,7 +13,17 @@ import tyro
 
 from vsrn.files import printable
 
-__all__ = ["ENDINGS_SHOWN", "SKIPPED_SHOWN", "Json", "Output", "call", "print_json", "printable", "skipped_lines"]
+__all__ = [
+    "ENDINGS_SHOWN",
+    "SKIPPED_SHOWN",
+    "Device",
+    "Json",
+    "Output",
+    "call",
+    "print_json",
+    "printable",
+    "skipped_lines",
+]
 
 # Of each kind of skipped files, so many are listed with their reasons; and so many endings of other files.
 SKIPPED_SHOWN = 20
@@ -29,6 +39,9 @@ _HEADINGS = {
 
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
 Json = Annotated[bool, tyro.conf.arg(name="json")]
+Device = Annotated[
+    str, tyro.conf.arg(metavar="DEVICE", help="Where to compute: cpu, cuda, mps, or auto for the best one there is.")
+]
 
 
 def call(function: Callable[..., int | None], command: str, arguments: Sequence[str]) -> int:

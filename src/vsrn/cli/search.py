@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, print_json, printable
+from vsrn.cli.options import Device, Json, print_json, printable
 from vsrn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def main(
     until: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
     rerank: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     uri: str = "",
+    device: Device = "auto",
     json: Json = False,
 ) -> int:
     """Find photos by a sentence, or by a photo they should be like.
@@ -67,8 +68,8 @@ def main(
     from vsrn.search.records import Where
 
     where = Where(folder, _day(since, "--since"), _day(until, "--until"))
-    with open_index(index, uri) as opened:
-        hits = _search(opened, query, k, where, rerank)
+    with open_index(index, uri, device) as opened:
+        hits = _search(opened, query, k, where, rerank, device)
         if json:
             print_json({"index": str(index), "query": query, "hits": [_as_json(hit) for hit in hits]})
         else:
@@ -76,12 +77,12 @@ def main(
     return 0
 
 
-def _search(index: Index, query: dict[str, str], k: int, where: Where, rerank: Path | None) -> list[Hit]:
+def _search(index: Index, query: dict[str, str], k: int, where: Where, rerank: Path | None, device: str) -> list[Hit]:
     ((kind, value),) = query.items()
     if rerank is not None:
         from vsrn.search.rerank import Reranker
 
-        return Reranker(index, rerank).search(value, k, where)
+        return Reranker(index, rerank, device).search(value, k, where)
     if kind == "like":
         return index.search_like(index.id_of(value), k, where)
     return (index.search if kind == "sentence" else index.search_image)(value, k, where)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from vsrn.cli.options import Device
 from vsrn.cli.progress import say
 from vsrn.errors import ConfigError
 
@@ -22,6 +23,7 @@ def main(
     allow_host: tuple[str, ...] = (),
     open: bool = False,
     uri: str = "",
+    device: Device = "auto",
 ) -> int:
     """Search an index in the browser, and let other programs ask it over HTTP.
 
@@ -61,7 +63,7 @@ def main(
 
             webbrowser.open(f"{address}#token={access.token}" if access.token else address)
 
-    serve(index, host, port, access, started, uri)
+    serve(index, host, port, access, started, uri, device)
     return 0
 
 

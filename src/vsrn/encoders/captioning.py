@@ -19,8 +19,8 @@ from vsrn.config import Config
 from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.data.tokenizer import join_words
 from vsrn.data.vocabulary import END, PAD, START, UNK, Vocabulary
-from vsrn.encoders.captions import CAPTIONER_FILE, DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption
-from vsrn.encoders.onnx_backend import MODEL_KEY
+from vsrn.devices import pick_device
+from vsrn.encoders.base import DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.model.captioner import SHRINK_AT, Captioner, State
 from vsrn.model.gru import widen
@@ -71,8 +71,10 @@ class CaptionWriter:
         return [WrittenCaption(join_words(self.vocabulary.decode(ids).split()), score) for ids, score in pairs]
 
 
-def write_captioner(folder: Path, captioner: Captioner, model: str, dtype: torch.dtype = torch.float32) -> None:
-    """Write a captioner's weights to an exported folder, naming the model that its encoders are from.
+def write_captioner(
+    path: Path, captioner: Captioner, label: dict[str, str], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a captioner's weights to a safetensors file, with a label that says which model it is from.
 
     Raises `CheckpointError` where a weight is NaN, or infinite in this type.
     """
@@ -83,26 +85,30 @@ def write_captioner(folder: Path, captioner: Captioner, model: str, dtype: torch
                 f"the model cannot be exported: captioner.{name} holds NaN or what {str(dtype).removeprefix('torch.')}"
                 " cannot; train it again, or store its weights as float32."
             )
-    write_tensors(folder / CAPTIONER_FILE, tensors, {MODEL_KEY: model})
+    write_tensors(path, tensors, label)
 
 
-def read_captioner(folder: Path, config: Config, vocabulary: Vocabulary, model: str) -> CaptionWriter:
-    """Read the captioner of an exported folder; computation is in float32 however the weights are stored.
+def read_captioner(
+    path: Path, config: Config, vocabulary: Vocabulary, label: dict[str, str], device: str = "auto"
+) -> CaptionWriter:
+    """Read what `write_captioner` wrote onto a device; it computes in float32 however its weights are stored.
 
-    Raises `CheckpointError` where there is none, or it is broken or another model's.
+    label   what the file must say of its model
+    device  `cpu`, `cuda`, `mps` or `auto`
+
+    Raises `CheckpointError` where the model has no captioner, or the file is broken or another model's.
     """
-    path = folder / CAPTIONER_FILE
     if not config.model.captioner.enabled:
         raise CheckpointError(NO_CAPTIONER)
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {CAPTIONER_FILE}, so it cannot write captions; export the model again.")
+        raise CheckpointError(f"{path.parent} has no {path.name}, so it cannot write captions; export the model again.")
     weights, metadata = read_tensors(path)
-    if metadata.get(MODEL_KEY) != model:
+    if not metadata.items() >= label.items():
         raise CheckpointError(f"{path} is not from the model that the encoders are from; export it again.")
     with torch.device("meta"):
         captioner = Captioner(config.model.captioner, config.model.joint_dim, len(vocabulary))
     load_weights(captioner, {name: tensor.float() for name, tensor in weights.items()}, path)
-    return CaptionWriter(captioner, vocabulary)
+    return CaptionWriter(captioner.to(pick_device(device)), vocabulary)
 
 
 class _Search:

@@ -1,16 +1,15 @@
-"""A split as one model sees it, and what can encode a split: the seam between evaluation and the kinds of models."""
+"""A split as one model encodes it: what evaluation asks, whether a model embeds images or compares sets of regions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from vsrn.data.region_store import FloatArray, IntArray
-from vsrn.data.splits import CaptionedImages
 from vsrn.metrics import Blocks, mean_blocks, rows_of_block, vector_similarities
-from vsrn.model.saved import StoredModel
 
+# Called with how many were done since the last call.
 Advance = Callable[[int], None]
 EVERY = slice(None)
 
@@ -28,27 +27,13 @@ class EncodedSplit(Protocol):
 
     @property
     def images_at_once(self) -> int:
-        """How many images to ask for in one call."""
+        """How many images to ask for in one call of `similarities`."""
 
     def only(self, images: IntArray | slice, captions: IntArray | slice) -> EncodedSplit:
-        """The same of these images and these captions alone, in this order."""
+        """These images and these captions alone, in this order."""
 
     def similarities(self, images: slice = EVERY) -> FloatArray:
-        """(images, num_captions) similarities of neighbouring images."""
-
-
-class SplitEncoder(Protocol):
-    """A model at work on one device."""
-
-    @property
-    def stored(self) -> StoredModel[Any]:
-        """The model and what belongs to it."""
-
-    def encode_split(self, split: CaptionedImages, advance: Advance = ..., /) -> EncodedSplit:
-        """Encode each image and each caption of a split once; `advance` hears of each finished batch.
-
-        Raises `DataError` where the split's images are not what the model learned from.
-        """
+        """(images, num_captions) similarities of a range of images with all captions."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +60,19 @@ class EncodedVectors:
         return rows_of_block(self.num_captions)
 
     def only(self, images: IntArray | slice, captions: IntArray | slice) -> EncodedVectors:
-        """The same of these images and these captions alone, in this order."""
+        """These images and these captions alone, in this order."""
         return EncodedVectors(self.images[images], self.captions[captions], self.similarity)
 
     def similarities(self, images: slice = EVERY) -> FloatArray:
-        """(images, num_captions) similarities of neighbouring images."""
+        """(images, num_captions) similarities of a range of images with all captions."""
         return vector_similarities(self.images[images], self.captions, self.similarity)
 
 
 def encoded_blocks(encoded: Sequence[EncodedSplit], advance: Advance = lambda _: None) -> Blocks:
-    """Blocks of the mean similarity of one or more models; `advance` hears of the images of each block made."""
+    """Blocks of the mean similarity of one or more models.
+
+    advance  called with the number of images of each finished block
+    """
     first = encoded[0]
     at_once = min(each.images_at_once for each in encoded)
     return mean_blocks(

@@ -1,20 +1,22 @@
 """Why an image matches a sentence, region by region; the formulas are in docs/explain.md.
 
 explain_regions(encoder, regions, "two dogs")                 # what each region adds to the similarity
-explain_regions(encoder, regions, "two dogs", view="image")   # what each region adds to the image, whatever is asked
+explain_regions(encoder, regions, "two dogs", view="image")   # what each region adds to the image's own embedding
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from vsrn.data.region_store import FloatArray, IntArray, Regions
-from vsrn.metrics import similarity_blocks
+from vsrn.metrics import vector_similarities
+
+if TYPE_CHECKING:
+    from vsrn.encoders.base import Encoder
 
 ExplainView = Literal["sentence", "image"]
 
@@ -22,25 +24,6 @@ ExplainView = Literal["sentence", "image"]
 LAMBDA = 50
 # Pixels along each side of a heat map. Cells of the grid extractor, a seventh of the photo wide, fill 16 exactly.
 HEAT_SIDE = 112
-
-
-class RegionEncoder(Protocol):
-    """What an explanation asks of a model."""
-
-    @property
-    def similarity(self) -> str:
-        """How it compares an image and a caption embedding: "cosine" or "order"."""
-
-    def encode_captions(self, captions: Sequence[str], /) -> FloatArray:
-        """Sentences -> (B, D)."""
-
-    def encode_regions(self, features: FloatArray, counts: IntArray | None = None, /) -> FloatArray:
-        """(B, N, F) features, (B,) real regions of each -> (B, D)."""
-
-    def reasoned_regions(
-        self, features: FloatArray, counts: IntArray | None = None, /
-    ) -> tuple[FloatArray, FloatArray]:
-        """(B, N, F) features -> (B, D) embeddings and (B, N, D) what entered the aggregator."""
 
 
 class WeighedRegion(NamedTuple):
@@ -108,7 +91,7 @@ class Explanation:
 
 
 def explain_regions(
-    encoder: RegionEncoder,
+    encoder: Encoder,
     regions: Regions,
     sentence: str,
     view: ExplainView = "sentence",
@@ -123,13 +106,13 @@ def explain_regions(
     caption = encoder.encode_captions([sentence])
     if view == "sentence":
         images = encoder.encode_regions(*without_each(regions.features))
-        similarities = _similarities(images, caption, encoder.similarity)
-        # Of a single region nothing is left without it, and nothing is similar to nothing.
+        similarities = vector_similarities(images, caption, encoder.similarity)[:, 0]
+        # Without its only region an image has no embedding; its similarity then counts as 0.
         without = similarities[1:] if len(regions.features) > 1 else np.zeros(1, np.float32)
         score, weights = float(similarities[0]), similarities[0] - without
     else:
         images, reasoned = encoder.reasoned_regions(regions.features[None])
-        score = float(_similarities(images, caption, encoder.similarity)[0])
+        score = float(vector_similarities(images, caption, encoder.similarity)[0, 0])
         weights = reasoned[0] @ images[0]
     weights = weights.astype(np.float32)
     heat = heat_map(regions.boxes, region_shares(weights, view))
@@ -139,7 +122,7 @@ def explain_regions(
 def without_each(features: FloatArray) -> tuple[FloatArray, IntArray]:
     """(N, F) features of an image -> a batch of it whole and then without each of its regions in turn.
 
-    Returns (N + 1, N, F) features, the regions that stay in their order and padding behind them, and (N + 1,) counts.
+    Returns (N + 1, N, F) features, the remaining regions in their order and padding after them, and (N + 1,) counts.
     Of a single region there is only the whole.
 
     >>> features, counts = without_each(np.array([[1.0], [2.0], [3.0]]))
@@ -164,7 +147,7 @@ def without_each(features: FloatArray) -> tuple[FloatArray, IntArray]:
 def region_shares(weights: FloatArray, view: ExplainView) -> FloatArray:
     """(N,) weights -> (N,) float32 shares of the heat that sum to 1, or are all 0 where no region adds anything.
 
-    sentence  max(weight, 0), scaled: a region that speaks against the match has no share in it
+    sentence  max(weight, 0), scaled: a region with a negative weight has no share
     image     lambda (k - rank)^2, scaled; k regions, rank from 0 for the largest weight, as in the paper
     """
     if view == "sentence":
@@ -190,8 +173,3 @@ def heat_map(boxes: FloatArray, shares: FloatArray, side: int = HEAT_SIDE) -> Fl
         heat[y0:y1, x0:x1] += share
     hottest = heat.max()
     return (heat / hottest if hottest > 0 else heat).astype(np.float32)
-
-
-def _similarities(images: FloatArray, caption: FloatArray, similarity: str) -> FloatArray:
-    """(B, D) images, (1, D) caption -> (B,)."""
-    return np.concatenate([block[:, 0] for _, block in similarity_blocks([images], [caption], similarity)()])

@@ -1,33 +1,25 @@
-"""A model -> a folder that answers queries without torch: `vsrn.encoders.onnx_backend` reads it.
-
-torch's newer exporter (`dynamo=True`) freezes the time axis of the caption encoder's GRU at the length of the
-example, without a word; the older one, which traces, keeps it free. This file asks for the older one.
-"""
+"""A model -> a folder that answers queries without torch: `vsrn.encoders.onnx_backend` reads it."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import importlib.util
-import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 import torch
-from torch import nn
 
 from vsrn.config import Config, config_to_toml
+from vsrn.data.region_store import FloatArray
 from vsrn.data.splits import at_places, back_in_place, reading_places
 from vsrn.data.vocabulary import START
 from vsrn.encoders.captioning import write_captioner
-from vsrn.encoders.exportable import ExportableCaptions, ExportableImages
-from vsrn.encoders.half import halve_extractor
 from vsrn.encoders.onnx_backend import (
     CAPTION_FILE,
+    CAPTIONER_FILE,
     CONFIG_FILE,
     EMBEDDINGS,
     IMAGE_FILE,
@@ -40,18 +32,17 @@ from vsrn.encoders.onnx_backend import (
     StoredPrecision,
 )
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.extractors.grid import GridExtractor
 from vsrn.extractors.provenance import carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
+from vsrn.model.base import MatchingModel
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.model.text_encoder import CaptionEncoder
 
-OPSET = 17
 # Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
 TOLERANCE = 1e-4
-# Least cosine of an export's embeddings with the model's. What int8 really costs, benchmarks/onnx_int8.py says.
-LEAST_COSINE = {"fp16": 0.9999, "int8": 0.9}
+# Least cosine of an fp16 export's embeddings with the model's.
+LEAST_COSINE = 0.9999
 # An ONNX file is one protocol buffer, which cannot be larger; a little is left for the graph.
 MOST_BYTES = 2**31 - 2**24
 
@@ -59,35 +50,42 @@ MOST_BYTES = 2**31 - 2**24
 def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = "fp32") -> ExportInfo:
     """Write a model's encoders, vocabulary and config to a new folder that `OnnxEncoder.load` opens.
 
-    precision  how weights are stored: "fp16" takes half the size, computing in float32 all the same; "int8" takes a
-               quarter, and multiplies bytes where onnxruntime can
+    precision  how weights are stored: "fp16" takes half the size, computing in float32 all the same
 
-    The folder appears whole or not at all, and only after the encoders in it repeated what the model says. Raises
+    The folder appears whole or not at all, and only after its encoders gave the model's own embeddings. Raises
     `CheckpointError` where the folder is taken or the model cannot be exported, and `ConfigError` where the package
     `onnx` is missing.
     """
     if importlib.util.find_spec("onnx") is None:
         raise ConfigError("exporting needs the package onnx; run `pip install '.[onnx]'` in the checkout.")
-    refuse_taken(folder)
-    _refuse_what_cannot_be_exported(stored)
+    check_free(folder)
+    _check_exportable(stored)
+    # These take a second to import, and a missing package is reported before.
+    from vsrn.encoders.onnx_graph import ExportableCaptions, ExportableImages, halve_extractor, write_graph  # noqa: PLC0415
+
     info = _info_of(stored, precision)
     assert isinstance(stored.model.image_encoder, ImageEncoder)
     images, captions = _own(stored.model.image_encoder), _own(stored.model.caption_encoder)
     with new_folder(folder) as temporary, torch.no_grad():
         regions = _example_regions(info.feature_dim)
-        _write_encoder(temporary / IMAGE_FILE, ExportableImages(images), regions, [EMBEDDINGS, REGIONS], info)
+        write_graph(temporary / IMAGE_FILE, ExportableImages(images), regions, [EMBEDDINGS, REGIONS], info)
         tokens = _example_tokens(len(stored.vocabulary))
-        _write_encoder(temporary / CAPTION_FILE, ExportableCaptions(captions), tokens, [EMBEDDINGS], info)
+        write_graph(temporary / CAPTION_FILE, ExportableCaptions(captions), tokens, [EMBEDDINGS], info)
         write_atomically(temporary / CONFIG_FILE, config_to_toml(stored.config).encode())
         write_atomically(temporary / VOCABULARY_FILE, stored.vocabulary.to_json())
         if stored.model.captioner is not None:
             dtype = torch.float32 if precision == "fp32" else torch.float16
-            write_captioner(temporary, stored.model.captioner, info.model, dtype)
+            write_captioner(temporary / CAPTIONER_FILE, stored.model.captioner, {MODEL_KEY: info.model}, dtype)
         if stored.extractor_weights is not None:
-            info = _carry_extractor(stored.extractor_weights, temporary, info)
+            if precision == "fp16" and info.extractor == "grid":
+                # As halves they are the weights of another extractor.
+                made_of = halve_extractor(stored.extractor_weights, temporary)
+                info = msgspec.structs.replace(info, extractor_fingerprint=made_of)
+            else:
+                carry_weights(stored.extractor_weights, temporary)
         carry_names(stored.region_names, temporary)
         write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
-        _refuse_differences(OnnxEncoder.load(temporary, threads=1), images, captions)
+        _check_same(OnnxEncoder.load(temporary, threads=1), images, captions)
     return info
 
 
@@ -96,18 +94,18 @@ def export_model(stored: StoredModel, folder: Path) -> None:
 
     Raises `CheckpointError` where the folder is taken.
     """
-    refuse_taken(folder)
+    check_free(folder)
     with new_folder(folder) as temporary:
         write_model(temporary, stored)
 
 
-def refuse_taken(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     """Raise `CheckpointError` where something is in the place of a folder to be written."""
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise CheckpointError(f"{folder} already exists; choose another folder.")
 
 
-def model_fingerprint(stored: StoredModel) -> str:
+def model_fingerprint(stored: StoredModel[MatchingModel]) -> str:
     """SHA-256 (hex) of everything that decides an embedding: the encoders' weights, as float32, by name, and settings.
 
     Settings count where no weight shows them and they are not the defaults, so that one more setting changes no
@@ -115,10 +113,12 @@ def model_fingerprint(stored: StoredModel) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(stored.model.state_dict().items()):
-        if name.startswith(("image_encoder.", "caption_encoder.")) and tensor.is_floating_point():
+        if not name.startswith("captioner.") and tensor.is_floating_point():
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").data)
     digest.update("".join(_settings_without_weights(stored.config)).encode())
+    if stored.config.model.kind == "scan":
+        digest.update(repr(stored.config.model.scan).encode())
     return digest.hexdigest()
 
 
@@ -136,7 +136,7 @@ def _settings_without_weights(config: Config) -> list[str]:
     return [setting for setting, holds in settings.items() if holds]
 
 
-def _refuse_what_cannot_be_exported(stored: StoredModel) -> None:
+def _check_exportable(stored: StoredModel) -> None:
     images, captions = (getattr(stored.model, f"{side}_encoder", None) for side in ("image", "caption"))
     if type(images) is not ImageEncoder or type(captions) is not CaptionEncoder:
         raise CheckpointError(
@@ -157,11 +157,11 @@ def _refuse_what_cannot_be_exported(stored: StoredModel) -> None:
             )
 
 
-Encoder = TypeVar("Encoder", ImageEncoder, CaptionEncoder)
+Half = TypeVar("Half", ImageEncoder, CaptionEncoder)
 
 
-def _own(encoder: Encoder) -> Encoder:
-    """A copy to work on: the model stays on its device and in its mode."""
+def _own(encoder: Half) -> Half:
+    """A copy on the CPU in evaluation mode; the model's own encoder stays on its device and in its mode."""
     return copy.deepcopy(encoder).cpu().float().eval()
 
 
@@ -177,14 +177,6 @@ def _info_of(stored: StoredModel, precision: StoredPrecision) -> ExportInfo:
         extractor=stored.regions.extractor,
         extractor_fingerprint=stored.regions.fingerprint,
     )
-
-
-def _carry_extractor(weights: Path, folder: Path, info: ExportInfo) -> ExportInfo:
-    """Give the folder its extractor's weights; as halves they are those of another, which is then named."""
-    if info.precision == "fp16" and info.extractor == GridExtractor.name:
-        return msgspec.structs.replace(info, extractor_fingerprint=halve_extractor(weights, folder))
-    carry_weights(weights, folder)
-    return info
 
 
 Example = dict[str, torch.Tensor]
@@ -204,82 +196,11 @@ def _example_tokens(vocabulary_size: int, captions: int = 2, tokens: int = 4) ->
     return {"tokens": ids, "lengths": torch.linspace(1, tokens, captions).long()}
 
 
-def _write_encoder(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequence[str], info: ExportInfo) -> None:
-    """Write an encoder as an ONNX graph that says which model it is from, in the precision asked for."""
-    import onnx  # noqa: PLC0415 - an extra
-
-    _trace(path, encoder, inputs, outputs)
-    graph = onnx.load(path)
-    onnx.helper.set_model_props(graph, {MODEL_KEY: info.model})
-    # Tracing leaves the embedding's size open.
-    for output in graph.graph.output:
-        output.type.tensor_type.shape.dim[-1].dim_value = info.joint_dim
-    write_atomically(path, graph.SerializeToString())
-    if info.precision == "int8":
-        from vsrn.encoders.quantise import quantise  # noqa: PLC0415 - needs the extra
-
-        quantise(path)
-    elif info.precision == "fp16":
-        from vsrn.encoders.half import halve  # noqa: PLC0415 - needs the extra
-
-        halve(path)
-
-
-def _trace(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequence[str]) -> None:
-    """Write an encoder as an ONNX graph in which the number of rows and of regions or tokens is free."""
-    axes = {name: {axis: f"{name}_{axis}" for axis in range(min(2, tensor.dim()))} for name, tensor in inputs.items()}
-    axes |= {EMBEDDINGS: {0: "rows"}, REGIONS: {0: "rows", 1: "regions"}}
-    with _exporter_noise_silenced(), _transposes_known():
-        try:
-            torch.onnx.export(
-                encoder,
-                tuple(inputs.values()),
-                path,
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_axes={name: axes[name] for name in (*inputs, *outputs)},
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise CheckpointError(
-                f"the model cannot be exported by torch {torch.__version__}: {error}; use it through torch."
-            ) from error
-
-
-@contextlib.contextmanager
-def _transposes_known() -> Iterator[None]:
-    """Teach the exporter `tensor.mT`, the one operation of the encoders that it does not know."""
-
-    def swap_last_two(graph: Any, tensor: Any) -> Any:
-        axes = list(range(tensor.type().dim()))
-        return graph.op("Transpose", tensor, perm_i=[*axes[:-2], axes[-1], axes[-2]])
-
-    torch.onnx.register_custom_op_symbolic("aten::mT", swap_last_two, OPSET)  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.onnx.unregister_custom_op_symbolic("aten::mT", OPSET)  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _exporter_noise_silenced() -> Iterator[None]:
-    """Ignore what the exporter says of itself and of torch's own GRU; what it says of our code stays."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "You are using the legacy TorchScript", DeprecationWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
-        # The GRU compares sizes in Python; they are the model's, the same for every input.
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
-        # The first state is made of zeros for as many rows as there are; tests run other numbers of rows.
-        warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
-        yield
-
-
-def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: CaptionEncoder) -> None:
-    """Raise `CheckpointError` unless the export says what the model says, at sizes it was not traced with."""
-    least = LEAST_COSINE.get(exported.info.precision)
-    # Of a single region, channels normalised over the regions keep their sign alone, which rounding may turn.
-    regions = _example_regions(exported.info.feature_dim, images=5, regions=20, fewest=1 if least is None else 10)
+def _check_same(exported: OnnxEncoder, images: ImageEncoder, captions: CaptionEncoder) -> None:
+    """Raise `CheckpointError` unless the export gives what the model gives, at sizes it was not traced with."""
+    halves = exported.info.precision == "fp16"
+    # Of a single region, channels normalised over the regions keep their sign alone, which rounding may flip.
+    regions = _example_regions(exported.info.feature_dim, images=5, regions=20, fewest=10 if halves else 1)
     tokens = _example_tokens(len(exported.vocabulary), captions=5, tokens=23)
     features, counts = regions["features"].numpy(), regions["counts"].numpy()
     places = reading_places(features, counts, exported.region_order)
@@ -291,10 +212,8 @@ def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: C
         exported.encode_tokens(tokens["tokens"].numpy(), tokens["lengths"].numpy()),
     )
     for ours, models in zip(by_onnx, by_torch, strict=True):
-        if least is not None:
-            rows, wanted = ours.reshape(len(ours), -1), models.reshape(len(models), -1)
-            lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted, axis=1)
-            same = bool(((rows * wanted).sum(axis=1) >= least * lengths).all())
+        if halves:
+            same = bool((_cosines(ours, models) >= LEAST_COSINE).all())
         else:
             same = np.allclose(ours, models, rtol=0, atol=TOLERANCE * np.abs(models).max())
         if not same:
@@ -302,3 +221,10 @@ def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: C
                 f"the model cannot be exported in {exported.info.precision}: its encoders and the exported ones differ"
                 f" by up to {np.abs(ours - models).max():.1g}; use it through torch."
             )
+
+
+def _cosines(ours: FloatArray, wanted: FloatArray) -> FloatArray:
+    """(B, ...) and (B, ...) -> (B,) cosine of each pair of rows, NaN where one is not finite."""
+    ours, wanted = ours.reshape(len(ours), -1), wanted.reshape(len(wanted), -1)
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(wanted, axis=1)
+    return np.asarray((ours * wanted).sum(axis=1) / lengths)

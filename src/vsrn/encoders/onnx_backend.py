@@ -1,4 +1,4 @@
-"""Exported encoders at work, run by onnxruntime alone: captions or regions in, vectors out, no torch.
+"""An exported model at work: onnxruntime runs its encoders; torch is loaded only for a photo or a captioner.
 
 The folder comes from `vsrn export RUN --onnx FOLDER`:
 
@@ -14,26 +14,31 @@ The folder comes from `vsrn export RUN --onnx FOLDER`:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from vsrn.config import Config, RegionOrder, read_config
+from vsrn.config import Config, read_config
 from vsrn.data.region_store import FloatArray, IntArray, RegionNames, StoreInfo
-from vsrn.data.splits import at_places, back_in_place, in_order, reading_places
 from vsrn.data.vocabulary import PAD, Vocabulary, read_vocabulary
+from vsrn.encoders.base import Encoder, Features, check_counts, slices
+from vsrn.encoders.encoded import Advance
 from vsrn.errors import CheckpointError, ConfigError, DataError, VocabularyError
 from vsrn.extractors.provenance import NAMES_FILE, kept_names, kept_weights
 from vsrn.files import read_plain
 
+if TYPE_CHECKING:
+    from vsrn.encoders.captioning import CaptionWriter
+
 IMAGE_FILE = "image_encoder.onnx"
 CAPTION_FILE = "caption_encoder.onnx"
+CAPTIONER_FILE = "captioner.safetensors"
 CONFIG_FILE = "config.toml"
 VOCABULARY_FILE = "vocabulary.json"
 INFO_FILE = "export.json"
@@ -42,10 +47,9 @@ MODEL_KEY = "vsrn_model"
 # Names of the encoders' outputs.
 EMBEDDINGS, REGIONS = "embeddings", "regions"
 
-IMAGES_PER_BATCH = 128
 CAPTIONS_PER_BATCH = 256
 
-StoredPrecision = Literal["fp32", "fp16", "int8"]
+StoredPrecision = Literal["fp32", "fp16"]
 Inputs = dict[str, npt.NDArray[Any]]
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -55,7 +59,7 @@ class ExportInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model                  fingerprint of the model that the encoders were exported from: SHA-256 (hex) of its
                            weights, as float32, and of the settings that decide its embeddings beside them
-    precision              how weights are stored; fp16 and int8 encoders keep the fingerprint of their model
+    precision              how weights are stored; an fp16 export keeps the fingerprint of its model
     joint_dim              D, numbers per embedding
     feature_dim            F, numbers per region
     vocabulary             fingerprint of vocabulary.json
@@ -73,13 +77,10 @@ class ExportInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal[1] = 1
 
 
-class OnnxEncoder:
-    """Encodes captions and regions with an exported model, as `vsrn.encoders.torch_backend.Encoder` does with torch.
+class OnnxEncoder(Encoder):
+    """An `Encoder` that runs an exported folder with onnxruntime, on the CPU.
 
-    An int8 encoder scales its activations by the largest in a batch, so an image's embedding moves a little with the
-    images encoded beside it; a fp32 one's does not. With one or two regions an image, int8 is not to be trusted where
-    channels are normalised over the regions (COCO and Flickr30K paths): so few leave little but signs, and a rounding
-    that turns one shows.
+    Its extractor and its captioner run in torch, on `device`; neither is loaded before it is needed.
 
     >>> encoder = OnnxEncoder.load("exported/flickr8k")  # doctest: +SKIP
     >>> encoder.encode_captions(["two dogs play on a beach"]).shape  # doctest: +SKIP
@@ -92,24 +93,30 @@ class OnnxEncoder:
         info: ExportInfo,
         config: Config,
         vocabulary: Vocabulary,
-        threads: int,
+        threads: int = 0,
         checksums: Mapping[str, str] | None = None,
+        device: str = "auto",
     ) -> None:
-        self.folder = folder
-        self.checksums = checksums
-        self.info = info
-        self.config = config
-        self.vocabulary = vocabulary
+        """What `load` read; its arguments are described there."""
+        super().__init__(config, vocabulary, device)
+        self.folder, self.info, self.checksums = folder, info, checksums
         self._threads = threads
 
     @classmethod
-    def load(cls, folder: Path | str, threads: int = 0, checksums: Mapping[str, str] | None = None) -> Self:
+    def load(
+        cls,
+        folder: Path | str,
+        threads: int = 0,
+        checksums: Mapping[str, str] | None = None,
+        device: str = "auto",
+    ) -> Self:
         """Open an exported folder; each encoder itself is read when first used, so a text search reads one.
 
         threads    for each operation; 0 leaves it to onnxruntime
         checksums  of a folder inside an index: SHA-256 (hex) by file name, each compared before its file is used;
                    every file must then be a regular one. Where the mapping is empty no checksum is known. None for
                    any other folder.
+        device     where the extractor and the captioner compute: `cpu`, `cuda`, `mps` or `auto`
 
         Raises `CheckpointError` where the folder is no export, is broken, or mixes parts of several models; for
         an encoder that is broken itself, at its first use.
@@ -132,7 +139,7 @@ class OnnxEncoder:
         for name in (IMAGE_FILE, CAPTION_FILE):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} is not a whole export: it has no {name}; export it again.")
-        return cls(folder, info, config, vocabulary, threads, checksums)
+        return cls(folder, info, config, vocabulary, threads, checksums, device)
 
     def file(self, name: str) -> Path:
         """The path of one of its files. Raises `CheckpointError` where `checksums` says that it is another."""
@@ -145,14 +152,9 @@ class OnnxEncoder:
         assert self._image_session is not self._caption_session
 
     @property
-    def similarity(self) -> str:
-        """How an image and a caption embedding are compared: "cosine" or "order"."""
-        return self.config.model.similarity
-
-    @property
-    def region_order(self) -> RegionOrder:
-        """The order in which the model reads an image's regions."""
-        return self.config.data.region_order
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the weights and settings that decide an embedding; a model and its export have the same."""
+        return self.info.model
 
     @property
     def learned_from(self) -> StoreInfo:
@@ -172,20 +174,19 @@ class OnnxEncoder:
         return weights
 
     @property
-    def region_names(self) -> RegionNames:
-        """What the regions that it learned from are called. Raises `CheckpointError` where that cannot be read."""
-        if (self.folder / NAMES_FILE).is_symlink() or (self.folder / NAMES_FILE).exists():
-            self.file(NAMES_FILE)
-        return kept_names(self.folder)
+    def has_captioner(self) -> bool:
+        """Whether the model can write captions."""
+        return self.config.model.captioner.enabled and (self.folder / CAPTIONER_FILE).is_file()
 
-    def encode_captions(self, captions: Sequence[str]) -> FloatArray:
-        """Sentences -> (B, D) float32 embeddings; captions of like length are encoded together."""
-        tokens = [np.array(self.vocabulary.encode(caption), dtype=np.int64) for caption in captions]
-        by_length = np.argsort([-len(ids) for ids in tokens], kind="stable")
-        embeddings = np.empty((len(tokens), self.info.joint_dim), dtype=np.float32)
-        for places in _batches(by_length, CAPTIONS_PER_BATCH):
-            embeddings[places] = self.encode_tokens(*_pad([tokens[place] for place in places]))
-        return embeddings
+    @cached_property
+    def caption_writer(self) -> CaptionWriter:
+        """The captioner, in torch, loaded once. Raises `CheckpointError` where the model has none."""
+        from vsrn.encoders.captioning import read_captioner  # noqa: PLC0415 - sentences do without torch
+
+        if self.checksums is not None and self.config.model.captioner.enabled:
+            self.file(CAPTIONER_FILE)
+        label = {MODEL_KEY: self.info.model}
+        return read_captioner(self.folder / CAPTIONER_FILE, self.config, self.vocabulary, label, self.device)
 
     def encode_tokens(self, tokens: IntArray, lengths: IntArray) -> FloatArray:
         """(B, T) token ids, padded; (B,) real tokens of each, 1 to T -> (B, D) float32, in one batch.
@@ -193,54 +194,42 @@ class OnnxEncoder:
         Raises `DataError` where the shapes, an id or a length are out of range.
         """
         tokens, lengths = np.asarray(tokens), np.asarray(lengths)
-        _refuse_counts(lengths, tokens, "caption", "tokens", axes=2)
+        if tokens.ndim != 2:
+            raise DataError(f"tokens of shape {tokens.shape} do not fit; give (captions, tokens).")
+        check_counts(lengths, tokens, "caption", "tokens")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self.vocabulary):
             raise DataError(f"a token id is outside the vocabulary, whose ids are 0 to {len(self.vocabulary) - 1}.")
         inputs: Inputs = {"tokens": tokens.astype(np.int64), "lengths": lengths.astype(np.int64)}
         return self._run(self._caption_session, CAPTION_FILE, inputs)[0]
 
-    def encode_regions(self, features: FloatArray, counts: IntArray | None = None) -> FloatArray:
-        """(B, N, F) region features, (B,) real regions of each or None for all -> (B, D) float32.
+    @property
+    def _kept_names(self) -> RegionNames:
+        if (self.folder / NAMES_FILE).is_symlink() or (self.folder / NAMES_FILE).exists():
+            self.file(NAMES_FILE)
+        return kept_names(self.folder)
 
-        Raises `DataError` where the regions are not of the size that the model reads.
-        """
-        features, counts = self._fitting(features, counts)
-        features = in_order(features, counts, self.region_order)
-        embeddings = np.empty((len(features), self.info.joint_dim), dtype=np.float32)
-        for places in _batches(np.arange(len(features)), IMAGES_PER_BATCH):
-            inputs = _region_inputs(features[places], counts[places])
-            (embeddings[places],) = self._run(self._image_session, IMAGE_FILE, inputs)
+    def _encode_tokens(self, tokens: Sequence[IntArray], advance: Advance) -> FloatArray:
+        # Captions of about one length share a batch, so that little of it is padding.
+        order = np.argsort([-len(ids) for ids in tokens], kind="stable")
+        embeddings = np.empty((len(tokens), self.info.joint_dim), dtype=np.float32)
+        for part in slices(len(order), CAPTIONS_PER_BATCH):
+            places = order[part]
+            embeddings[places] = self.encode_tokens(*_pad([tokens[place] for place in places]))
+            advance(len(places))
         return embeddings
 
-    def reasoned_regions(self, features: FloatArray, counts: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
-        """The same -> (B, D) float32 embeddings and (B, N, D) float32 reasoned regions, in one batch.
+    def _encode_regions(self, features: Features, counts: IntArray | None) -> FloatArray:
+        return self._run(self._image_session, IMAGE_FILE, _region_inputs(features, counts))[0]
 
-        Raises `DataError` as `encode_regions` does, and `CheckpointError` where the export is from before encoders
-        gave their reasoned regions.
-        """
-        features, counts = self._fitting(features, counts)
+    def _reasoned_regions(self, features: Features, counts: IntArray | None) -> tuple[FloatArray, FloatArray]:
         session = self._image_session
         if REGIONS not in {output.name for output in session.get_outputs()}:
             raise CheckpointError(
                 f"{self.folder / IMAGE_FILE} gives embeddings only, being from an earlier version of vsrn; export the"
                 " model again, and index with that export where this one is an index's own."
             )
-        places = reading_places(features, counts, self.region_order)
-        inputs = _region_inputs(at_places(features, places), counts)
-        embeddings, regions = self._run(session, IMAGE_FILE, inputs, (EMBEDDINGS, REGIONS))
-        return embeddings, back_in_place(regions, places)
-
-    def _fitting(self, features: FloatArray, counts: IntArray | None) -> tuple[FloatArray, IntArray]:
-        """Features and counts that the encoder can read. Raises `DataError` where they are not."""
-        features = np.asarray(features)
-        if features.ndim != 3 or features.shape[2] != self.info.feature_dim:
-            raise DataError(
-                f"region features of shape {features.shape} do not fit: this model reads (images, regions,"
-                f" {self.info.feature_dim}); extract the photos as its training data was."
-            )
-        counts = np.full(len(features), features.shape[1]) if counts is None else np.asarray(counts)
-        _refuse_counts(counts, features, "image", "regions", axes=3)
-        return features, counts
+        outputs = self._run(session, IMAGE_FILE, _region_inputs(features, counts), (EMBEDDINGS, REGIONS))
+        return outputs[0], outputs[1]
 
     @cached_property
     def _image_session(self) -> onnxruntime.InferenceSession:
@@ -326,8 +315,6 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     # Everything that goes wrong is raised, and said again by us in one sentence.
     options.log_severity_level = 4
-    # Weights that only rest as int8 are widened once, when the model is read, not at every run.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     # An idle worker sleeps instead of spinning: the query path shares its cores with everything else.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
@@ -344,18 +331,9 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _region_inputs(features: FloatArray, counts: IntArray) -> Inputs:
+def _region_inputs(features: Features, counts: IntArray | None) -> Inputs:
+    counts = np.full(len(features), features.shape[1]) if counts is None else counts
     return {"features": features.astype(np.float32), "counts": counts.astype(np.int64)}
-
-
-def _refuse_counts(counts: IntArray, padded: npt.NDArray[Any], what: str, of: str, axes: int) -> None:
-    """Raise `DataError` where (B,) counts cannot be the real share of (B, N, ...) padded rows."""
-    if padded.ndim != axes or counts.shape != padded.shape[:1]:
-        raise DataError(
-            f"{of} of shape {padded.shape} and counts of shape {counts.shape} do not fit; give one count per {what}."
-        )
-    if len(counts) and not 1 <= counts.min() <= counts.max() <= padded.shape[1]:
-        raise DataError(f"every {what} must have 1 to {padded.shape[1]} {of}, since it is padded to that many.")
 
 
 def _pad(tokens: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
@@ -365,8 +343,3 @@ def _pad(tokens: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
     for row, ids in enumerate(tokens):
         padded[row, : len(ids)] = ids
     return padded, lengths
-
-
-def _batches(places: IntArray, size: int) -> Iterator[IntArray]:
-    for first in range(0, len(places), size):
-        yield places[first : first + size]

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 
 from vsrn.config import ScanConfig
-from vsrn.data.region_store import FloatArray, IntArray
+from vsrn.data.region_store import FloatArray, IntArray, RegionNames, StoreInfo
 from vsrn.data.splits import CaptionedImages
+from vsrn.devices import pick_device
+from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Encoder, Features, slices
+from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.encoded import EVERY, Advance
-from vsrn.encoders.torch_backend import pick_device
+from vsrn.errors import CheckpointError
 from vsrn.model.saved import StoredModel
 from vsrn.model.scan import SCAN, EncodedRegions, similarities
 from vsrn.model.text_encoder import pad_tokens
 
-IMAGES_PER_BATCH = 128
 CAPTIONS_PER_BATCH = 512
 # Affinities worked on at once: few enough to stay in the processor's cache from one operation to the next.
 AFFINITIES_AT_ONCE = 2**19
+NO_EMBEDDING = (
+    'a model of kind "scan" compares words with regions and has no vector of an image; use it with `vsrn evaluate`, or'
+    " to re-order what another model finds (--rerank)."
+)
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,13 @@ class EncodedSets:
         return len(self.words.lengths)
 
     def only(self, images: IntArray | slice, captions: IntArray | slice) -> EncodedSets:
-        """The same of these images and these captions alone, in this order."""
+        """These images and these captions alone, in this order."""
         words = replace(self.words, starts=self.words.starts[captions], lengths=self.words.lengths[captions])
         return replace(self, regions=_rows(self.regions, images), words=words)
 
     @torch.inference_mode()
     def similarities(self, images: slice = EVERY) -> FloatArray:
-        """(images, num_captions) similarities of neighbouring images."""
+        """(images, num_captions) similarities of a range of images with all captions."""
         vectors, mask = _rows(self.regions, images)
         found = np.empty((len(vectors), self.num_captions), dtype=np.float32)
         for captions in self._batches(vectors.shape[0] * vectors.shape[1]):
@@ -86,60 +95,105 @@ class EncodedSets:
                 yield captions[first : first + at_once]
 
 
-class SetEncoder:
-    """Encodes splits by one SCAN on one device."""
+class ScanEncoder(Encoder):
+    """An `Encoder` that runs a SCAN in torch: it compares images with captions, and has no embedding of either."""
 
     def __init__(self, stored: StoredModel[SCAN], device: str = "auto") -> None:
+        """Move a SCAN to a device, for use rather than training. Raises `ConfigError` where the device is not there."""
+        super().__init__(stored.config, stored.vocabulary, str(pick_device(device)))
         self.stored = stored
-        self.device = pick_device(device)
         self.model = stored.model.to(self.device).eval()
 
+    @property
+    def similarity(self) -> str:
+        """The name of the scale of its similarities; models of one scale can be averaged."""
+        return self.model.similarity
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the weights and settings that decide a similarity."""
+        from vsrn.encoders.export import model_fingerprint  # noqa: PLC0415 - onnxruntime comes with it
+
+        return model_fingerprint(self.stored)
+
+    @property
+    def learned_from(self) -> StoreInfo:
+        """Which extractor made the regions that the model learned from; empty where nobody recorded it."""
+        return self.stored.regions
+
+    @property
+    def extractor_weights(self) -> Path | None:
+        """That extractor's weights, where the model's folder keeps them; None where it comes with its own."""
+        return self.stored.extractor_weights
+
+    @property
+    def has_captioner(self) -> bool:
+        """A SCAN has none."""
+        return False
+
+    @property
+    def caption_writer(self) -> CaptionWriter:
+        """Raises `CheckpointError`: a SCAN has no captioner."""
+        raise CheckpointError(NO_CAPTIONER)
+
     def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedSets:
-        """Encode each image and each caption of a split once; `advance` hears of each finished batch.
+        """Encode each image and each caption of a split once.
+
+        advance  called with the number of images or captions of each finished batch
 
         Raises `DataError` where the split's images are not what the model learned from.
         """
-        self.stored.refuse_other_images(split)
-        regions = self._encode_images(split, advance)
-        return EncodedSets(regions, self.encode_captions(split.captions, advance), self.model.config.scan)
+        self.check_split(split)
+        parts = []
+        for part in slices(split.num_images, IMAGES_AT_ONCE):
+            images = np.arange(part.start, part.stop)
+            parts.append(self._sets_of_regions(*split.read_images(images)))
+            advance(len(images))
+        masks = [part.mask for part in parts if part.mask is not None]
+        regions = EncodedRegions(torch.cat([part.vectors for part in parts]), torch.cat(masks) if masks else None)
+        return EncodedSets(regions, self._sets_of_words(split.captions, advance), self.model.config.scan)
 
     def compare(self, features: FloatArray, counts: IntArray | None, captions: Sequence[str]) -> FloatArray:
-        """(I, N, F) region features, (I,) real regions of each or None for all, C sentences -> (I, C) similarities."""
-        regions = self.encode_regions(features, counts)
-        return EncodedSets(regions, self.encode_captions(captions), self.model.config.scan).similarities()
+        """(I, N, F) features, (I,) counts or None, C sentences -> (I, C) similarities.
+
+        Raises `DataError` where the features are not of the size that the model reads, hold NaN or infinity, or where
+        a count is not 1 to N.
+        """
+        regions = self._sets_of_regions(*self._check_features(features, counts))
+        return EncodedSets(regions, self._sets_of_words(captions), self.model.config.scan).similarities()
+
+    @property
+    def _kept_names(self) -> RegionNames:
+        return self.stored.region_names
+
+    def _no_embedding(self, *_: object, **__: object) -> NoReturn:
+        raise CheckpointError(NO_EMBEDDING)
+
+    _encode_tokens = _encode_regions = _reasoned_regions = _no_embedding
 
     @torch.inference_mode()
-    def encode_regions(self, features: FloatArray, counts: IntArray | None = None) -> EncodedRegions:
-        """(B, N, F) region features, (B,) real regions of each or None for all."""
+    def _sets_of_regions(self, features: Features, counts: IntArray | None = None) -> EncodedRegions:
+        """(B, N, F) region features, (B,) real regions of each or None for all -> the vectors of each region."""
         real = None if counts is None else torch.from_numpy(counts).to(self.device)
         encoded: EncodedRegions = self.model.region_encoder(torch.from_numpy(features).to(self.device), real)
         return encoded
 
     @torch.inference_mode()
-    def encode_captions(self, captions: Sequence[str], advance: Advance = lambda _: None) -> EncodedWords:
-        """Sentences -> their words; those of about one length are read together."""
-        tokens = [np.array(self.stored.vocabulary.encode(caption)) for caption in captions]
+    def _sets_of_words(self, captions: Sequence[str], advance: Advance = lambda _: None) -> EncodedWords:
+        """Sentences -> the vectors of their words; those of about one length are read together."""
+        tokens = [np.array(self.vocabulary.encode(caption)) for caption in captions]
         lengths = np.array([len(ids) for ids in tokens])
         starts = np.cumsum(lengths) - lengths
         vectors = torch.empty(int(lengths.sum()), self.model.config.joint_dim, device=self.device)
         order = np.argsort(lengths, kind="stable")
-        for first in range(0, len(order), CAPTIONS_PER_BATCH):
-            batch = order[first : first + CAPTIONS_PER_BATCH]
+        for part in slices(len(order), CAPTIONS_PER_BATCH):
+            batch = order[part]
             padded, real = pad_tokens([tokens[caption] for caption in batch])
             words = self.model.word_encoder(padded.to(self.device), real)
             for caption, of_caption in zip(batch, words, strict=True):
                 vectors[starts[caption] : starts[caption] + lengths[caption]] = of_caption[: lengths[caption]]
             advance(len(batch))
         return EncodedWords(vectors, starts, lengths)
-
-    def _encode_images(self, split: CaptionedImages, advance: Advance) -> EncodedRegions:
-        parts = []
-        for first in range(0, split.num_images, IMAGES_PER_BATCH):
-            images = np.arange(first, min(first + IMAGES_PER_BATCH, split.num_images))
-            parts.append(self.encode_regions(*split.read_images(images)))
-            advance(len(images))
-        masks = [part.mask for part in parts if part.mask is not None]
-        return EncodedRegions(torch.cat([part.vectors for part in parts]), torch.cat(masks) if masks else None)
 
 
 def _rows(regions: EncodedRegions, images: IntArray | slice) -> EncodedRegions:

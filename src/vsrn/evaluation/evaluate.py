@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.data.splits import CaptionedImages, Split
-from vsrn.encoders.captions import DEFAULT_BEAM, IMAGES_AT_ONCE
-from vsrn.encoders.encoded import EVERY, Advance, EncodedSplit, SplitEncoder, encoded_blocks
-from vsrn.encoders.torch_backend import Encoder
+from vsrn.encoders.base import DEFAULT_BEAM, IMAGES_AT_ONCE, Encoder
+from vsrn.encoders.encoded import EVERY, Advance, EncodedSplit, encoded_blocks
 from vsrn.errors import ConfigError
 from vsrn.metrics import (
     Blocks,
@@ -126,10 +125,8 @@ class Judgement:
     where they do not use one kind of similarity.
     """
 
-    def __init__(
-        self, encoders: Sequence[SplitEncoder], split: CaptionedImages, advance: Advance = lambda _: None
-    ) -> None:
-        kinds = {encoder.stored.model.similarity for encoder in encoders}
+    def __init__(self, encoders: Sequence[Encoder], split: CaptionedImages, advance: Advance = lambda _: None) -> None:
+        kinds = {encoder.similarity for encoder in encoders}
         if len(kinds) > 1:
             raise ConfigError(
                 f"an ensemble averages one kind of similarity, and these models use {' and '.join(sorted(kinds))};"
@@ -230,7 +227,7 @@ def write_captions(
     Raises `CheckpointError` where the model has no captioner, and `DataError` where the split's regions are not what
     it learned from.
     """
-    encoder.stored.refuse_other_regions(split.regions)
+    encoder.check_split(split)
     written: list[str] = []
     for first in range(0, split.num_images, IMAGES_AT_ONCE):
         images = np.arange(first, min(first + IMAGES_AT_ONCE, split.num_images))

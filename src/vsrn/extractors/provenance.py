@@ -7,12 +7,16 @@ extractor_names.json    beside a model: what its classes and attributes are call
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from vsrn.data.region_store import RegionNames
-from vsrn.errors import CheckpointError, DataError
+from vsrn.data.region_store import RegionNames, RegionStore, StoreInfo
+from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.files import write_atomically
+
+if TYPE_CHECKING:
+    from vsrn.extractors.base import RegionExtractor
 
 NAME = "extractor"
 NAMES_FILE = "extractor_names.json"
@@ -74,3 +78,53 @@ def carry_names(names: RegionNames, folder: Path) -> None:
 
 def _is_small(weights: Path) -> bool:
     return weights.is_file() and weights.stat().st_size <= MOST_BYTES
+
+
+def learned_extractor(learned_from: StoreInfo, weights: Path | None, device: str = "auto") -> RegionExtractor:
+    """The extractor that made a model's training data.
+
+    weights  what the model's folder keeps of it, or None
+    device   where it computes: `cpu`, `cuda`, `mps` or `auto`
+
+    Raises `DataError` where the extractor is unknown, lacks its weights or is another, and `ConfigError` where the
+    device is not there.
+    """
+    from vsrn.devices import pick_device  # noqa: PLC0415 - torch and Pillow come with these
+    from vsrn.extractors.base import make_extractor  # noqa: PLC0415 - torch and Pillow come with it
+
+    name = learned_from.extractor
+    if not name:
+        raise DataError(
+            "this model does not say which extractor made its regions, so it cannot read photos;"
+            " give it region features instead."
+        )
+    pick_device(device)
+    remedy = (
+        "put the weights that its photos were extracted with, or a link to them, into its folder and call them"
+        " 'extractor' with their own suffix, as in extractor.safetensors"
+    )
+    try:
+        extractor = make_extractor(name, weights, device=device)
+    except ConfigError as error:
+        if weights is not None:
+            raise
+        raise DataError(f"this model learned from '{name}', which cannot be made here ({error}); {remedy}.") from error
+    if extractor.fingerprint != learned_from.fingerprint:
+        raise DataError(
+            f"the extractor '{name}' here has other weights or settings ({extractor.fingerprint[:12]}) than the one"
+            f" this model learned from ({learned_from.fingerprint[:12]}); {remedy}, or install the version of vsrn that"
+            " it was trained with."
+        )
+    return extractor
+
+
+def weights_of(store: RegionStore) -> Path | None:
+    """The weights in a store's folder that made the regions of this split, or None where it keeps none of them."""
+    from vsrn.extractors.base import make_extractor  # noqa: PLC0415 - torch and Pillow come with it
+
+    kept = kept_weights(store.folder)
+    if kept is None or not store.info.extractor:
+        return None
+    # Another split of the same folder may have been made without them. Nothing is computed, so the CPU will do.
+    made = make_extractor(store.info.extractor, kept, device="cpu")
+    return kept if made.fingerprint == store.info.fingerprint else None

@@ -171,7 +171,12 @@ class _Actor:
             _go_where_photos_are(folder, sample)
             torch.set_num_threads(threads)
             self.extractor = make_extractor(
-                name, files.weights, classes=files.classes, attributes=files.attributes, download=files.download
+                name,
+                files.weights,
+                classes=files.classes,
+                attributes=files.attributes,
+                download=files.download,
+                device=files.device,
             )
             if self.extractor.fingerprint != fingerprint:
                 raise DataError(f"{platform.node()} has other weights of '{name}'; install the same vsrn everywhere.")

@@ -20,6 +20,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.transforms.functional import pil_to_tensor
 
 from vsrn.data.region_store import RegionNames, Regions
+from vsrn.devices import pick_device
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_names
 from vsrn.extractors.bottom_up.selection import SelectionRules, select
@@ -49,7 +50,7 @@ class DetectorExtractor:
         """
         self.names = names or RegionNames()
         self.name, self.files, self.selection = name, files, selection or SelectionRules()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = pick_device(files.device)
         self.network: Any = network.eval().requires_grad_(False).to(self.device)
         self.fingerprint = fingerprint_of(f"{name}, {self.selection}, v1", network.state_dict())
         self.feature_dim = int(self.network.roi_heads.box_predictor.cls_score.in_features)

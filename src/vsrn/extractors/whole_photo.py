@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from vsrn.data.region_store import RegionNames, Regions
+from vsrn.devices import pick_device
 from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_names
 from vsrn.tensors import fingerprint_of
 
@@ -81,7 +82,7 @@ class WholePhotoExtractor:
         """
         refuse_names(name, files)
         self.name, self.files, self.rules = name, files, rules
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = pick_device(files.device)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.grid_of = grid_of
         self.fingerprint = fingerprint_of(f"{name}, {rules}, v1", network.state_dict())
@@ -120,10 +121,11 @@ class WholePhotoExtractor:
     def features(self, pixels: torch.Tensor) -> npt.NDArray[np.float32]:
         """(B, 3, height, width) scaled pixels -> (B, N, F) float32."""
         grid = self.grid_of(pixels)
-        places = grid.features
+        # On the CPU, since MPS does not pool 7 cells to 6.
+        places = grid.features.cpu()
         if not grid.patches:
             places = functional.adaptive_avg_pool2d(places, _pooled_size(*places.shape[2:]))
-        return places.flatten(2).mT.float().contiguous().cpu().numpy()
+        return places.flatten(2).mT.float().contiguous().numpy()
 
 
 def window_boxes(rows: tuple[int, int], columns: tuple[int, int]) -> npt.NDArray[np.float32]:

@@ -17,10 +17,9 @@ from torch import nn
 from typing_extensions import TypeVar
 
 from vsrn.config import Config, ModelConfig, config_to_toml, read_config
-from vsrn.data.region_store import RegionNames, RegionStore, StoreInfo
-from vsrn.data.splits import CaptionedImages, Split
+from vsrn.data.region_store import RegionNames, StoreInfo
 from vsrn.data.vocabulary import Vocabulary, read_vocabulary
-from vsrn.errors import CheckpointError, DataError
+from vsrn.errors import CheckpointError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights
 from vsrn.files import replacing, write_atomically
 from vsrn.model.base import MatchingModel
@@ -60,33 +59,6 @@ class StoredModel(Generic[ModelT_co]):
     regions: StoreInfo = field(default_factory=StoreInfo)
     extractor_weights: Path | None = None
     region_names: RegionNames = field(default_factory=RegionNames)
-
-    def refuse_other_images(self, split: CaptionedImages) -> None:
-        """Raise `DataError` where a split's images cannot be what this model learned from."""
-        reads_photos = bool(self.config.model.network.name)
-        if isinstance(split, Split) == reads_photos:
-            holds, wants = ("regions", "photos") if reads_photos else ("photos", "regions")
-            raise DataError(f"{split.folder} holds {holds}, but this model reads {wants}; evaluate it by itself.")
-        if isinstance(split, Split):
-            self.refuse_other_regions(split.regions)
-
-    def refuse_other_regions(self, store: RegionStore) -> None:
-        """Raise `DataError` where a store's regions cannot be what this model learned from."""
-        self.refuse_regions(str(store.folder / f"{store.split}_ims.npy"), store.feature_dim, store.info)
-
-    def refuse_regions(self, where: str, feature_dim: int, theirs: StoreInfo) -> None:
-        """The same of regions elsewhere, which `where` names."""
-        wanted, ours = self.config.model.feature_dim, self.regions
-        if feature_dim != wanted:
-            raise DataError(
-                f"{where} has regions of {feature_dim} numbers, but this model reads {wanted};"
-                " extract the photos as its training data was."
-            )
-        if theirs.fingerprint and ours.fingerprint and theirs.fingerprint != ours.fingerprint:
-            raise DataError(
-                f"{where} was made by '{theirs.extractor}' ({theirs.fingerprint[:12]}), but this model learned from"
-                f" '{ours.extractor}' ({ours.fingerprint[:12]}); extract the photos as its training data was."
-            )
 
 
 def write_model(folder: Path, stored: StoredModel[MatchingModel]) -> None:

@@ -21,8 +21,7 @@ from PIL import Image
 
 from vsrn.data.photos import DecodedPhoto, FileContent, PhotoFile, find_photos, read_file, read_photo
 from vsrn.data.region_store import FloatArray, Regions, pad_regions
-from vsrn.encoders.exported import ExportedEncoder
-from vsrn.encoders.photos import learned_extractor
+from vsrn.encoders.base import Encoder
 from vsrn.errors import ConfigError, PhotoError, SearchError
 from vsrn.extractors.base import Prepared, RegionExtractor, prepare_pixels
 from vsrn.extractors.extract import made_ready
@@ -112,6 +111,7 @@ def update_index(
     prune: bool = False,
     batch_size: int = 32,
     workers: int = 2,
+    device: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> IndexReport:
     """Bring the index in `folder` in step with the photos below `photos`, making it where there is none.
@@ -129,6 +129,8 @@ def update_index(
                 is still there, empty; without it they stay and are reported as missing
     batch_size  photos settled at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor
+    device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; left out, where the model that is given
+                computes, or `auto`
 
     Photos that cannot be read are skipped and reported. Raises `SearchError` where the index was made by another
     model, of another folder, with other settings, or is being written; `DataError` where there are no photos, or the
@@ -141,7 +143,9 @@ def update_index(
     found = find_photos(photos, leave_out=folder, follow_links=follow_links)
     mend_index(folder, photos, model)
     create_index(folder, photos, model, explain=explain, engine=engine, uri=uri)
-    with IndexWriter(folder, uri) as writer:
+    if device is None:
+        device = model.device if isinstance(model, Encoder) else "auto"
+    with IndexWriter(folder, uri, device) as writer:
         return _Update(writer, photos, found).run(batch_size, workers, prune=prune, progress=progress or _no_progress)
 
 
@@ -168,11 +172,11 @@ class _Update:
             self._settle(Settled(skipped=plan.refused, gone=plan.gone))
         claimed: set[str] = set()
         if plan.files:
-            extractor = learned_extractor(self.encoder.learned_from, self.encoder.extractor_weights)
+            extractor = self.encoder.extractor
             look = partial(_look, extractor, plan.moved, self.root)
             for batch, looked in made_ready(plan.files, look, batch_size, workers):
                 claimed |= {photo.old_id for photo in looked if isinstance(photo, MovedPhoto)}
-                self._settle(self._encode(extractor, looked))
+                self._settle(self._encode(looked))
                 done += len(batch)
                 progress(done, total)
         missing = [name for name in plan.missing if name not in claimed]
@@ -220,12 +224,12 @@ class _Update:
         self.num_removed += len(gone)
         self.num_moved += len(settled.moved)
 
-    def _encode(self, extractor: RegionExtractor, looked: Sequence[_Looked]) -> Settled:
+    def _encode(self, looked: Sequence[_Looked]) -> Settled:
         """The expensive half: regions and vectors of those photos of a batch that could be read."""
         ready = [photo for photo in looked if isinstance(photo, _Ready)]
         skipped = [file for file in looked if isinstance(file, SkippedRecord)]
         self.told += [file.record for file in looked if isinstance(file, _Told)]
-        regions = [_rounded(found) for found in extractor([photo.prepared for photo in ready])]
+        regions = [_rounded(found) for found in self.encoder.extract([photo.prepared for photo in ready])]
         added = []
         for photo, found, vector in zip(ready, regions, _vectors(self.encoder, regions), strict=True):
             if np.isfinite(vector).all():
@@ -283,11 +287,13 @@ def _rounded(regions: Regions) -> Regions:
     return replace(regions, features=regions.features.astype(np.float16).astype(np.float32))
 
 
-def _vectors(encoder: ExportedEncoder, regions: Sequence[Regions]) -> FloatArray:
-    """Regions of B photos, of any number each -> (B, D)."""
-    if not regions:
-        return np.empty((0, encoder.info.joint_dim), dtype=np.float32)
-    return encoder.encode_regions(*pad_regions(regions))
+def _vectors(encoder: Encoder, regions: Sequence[Regions]) -> FloatArray:
+    """Regions of B photos, of any number each -> (B, D); NaN for a photo whose features are not finite."""
+    finite = [place for place, found in enumerate(regions) if np.isfinite(found.features).all()]
+    vectors = np.full((len(regions), encoder.config.model.joint_dim), np.nan, dtype=np.float32)
+    if finite:
+        vectors[finite] = encoder.encode_regions(*pad_regions([regions[place] for place in finite]))
+    return vectors
 
 
 def _new_photo(ready: _Ready, regions: Regions, vector: FloatArray, root: Path) -> NewPhoto:

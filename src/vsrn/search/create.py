@@ -16,10 +16,11 @@ import safetensors
 
 from vsrn.data.growing import sync_folder, write_synced
 from vsrn.data.region_store import RegionNames
-from vsrn.encoders.captions import CAPTIONER_FILE
-from vsrn.encoders.export import export_onnx, model_fingerprint
+from vsrn.encoders import load_encoder
+from vsrn.encoders.base import Encoder
 from vsrn.encoders.onnx_backend import (
     CAPTION_FILE,
+    CAPTIONER_FILE,
     CONFIG_FILE,
     IMAGE_FILE,
     MODEL_KEY,
@@ -28,8 +29,6 @@ from vsrn.encoders.onnx_backend import (
     files_of,
 )
 from vsrn.encoders.onnx_backend import INFO_FILE as EXPORT_FILE
-from vsrn.encoders.photos import learned_extractor, names_of
-from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import SearchError
 from vsrn.extractors.provenance import NAME, NAMES_FILE, kept_weights
 from vsrn.files import new_folder, read_plain
@@ -49,7 +48,7 @@ from vsrn.search.layout import (
 )
 from vsrn.search.writer import IndexLock
 
-Model = Encoder | OnnxEncoder | Path | str
+Model = Encoder | Path | str
 # What a creation that was killed may have left.
 _OURS = (LOCK_FILE, MODEL_FOLDER, MILVUS_FILE, RECORDS_FILE, f"{RECORDS_FILE}-wal", f"{RECORDS_FILE}-shm")
 LICENSE_FILE = "LICENSE"
@@ -91,17 +90,17 @@ def create_index(
     source = open_source(DEFAULT_MODEL if model is None else model)
     _refuse_unsearchable(source)
     # A model that cannot read photos here is refused at once.
-    _region_names(source)
+    names = source.region_names
     folder.mkdir(parents=True, exist_ok=True)
     lock = IndexLock(folder)
     try:
         if (folder / INFO_FILE).is_file():
-            # While this process opened its model.
+            # Another process made the index between our first check and our getting the lock.
             raise SearchError(f"{folder} was just made by another vsrn index; run the same command again.")
         shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
         write_model(source, folder / MODEL_FOLDER)
         encoder = OnnxEncoder.load(folder / MODEL_FOLDER, checksums={})
-        info = new_info(encoder, explain=explain is not False, engine=engine or "faiss", uri=uri)
+        info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
         records = Records.create(folder / RECORDS_FILE, os.fsencode(photos.absolute()))
         with contextlib.closing(records), records.write() as change:
             change.keep_info(info_as_json(info))
@@ -111,8 +110,8 @@ def create_index(
         lock.release()
 
 
-def new_info(encoder: OnnxEncoder, *, explain: bool, engine: EngineName, uri: str) -> IndexInfo:
-    """The index.json of an index with this model in its folder."""
+def new_info(encoder: OnnxEncoder, names: RegionNames, *, explain: bool, engine: EngineName, uri: str) -> IndexInfo:
+    """The index.json of an index with this model in its folder, whose extractor calls regions by these names."""
     return IndexInfo(
         name=uuid.uuid4().hex,
         model=encoder.info.model,
@@ -121,29 +120,28 @@ def new_info(encoder: OnnxEncoder, *, explain: bool, engine: EngineName, uri: st
         explain=explain,
         engine=engine,
         uri=uri,
-        names=_region_names(encoder) if explain else RegionNames(),
+        names=names if explain else RegionNames(),
         files=checksums(encoder.folder),
     )
 
 
-def open_source(model: Model) -> Encoder | OnnxEncoder:
-    """The model that a person named. Raises `CheckpointError` where there is none."""
-    if not isinstance(model, Path | str):
-        return model
-    folder = find_model(model)
-    if (folder / EXPORT_FILE).is_file():
-        return OnnxEncoder.load(folder)
-    return Encoder.load(folder, device="cpu")
+def open_source(model: Model, device: str = "cpu") -> Encoder:
+    """The model that a person named.
+
+    device  where one that is not loaded yet computes
+
+    Raises `CheckpointError` where there is none.
+    """
+    return model if isinstance(model, Encoder) else load_encoder(find_model(model), device)
 
 
-def fingerprint_of(model: Encoder | OnnxEncoder) -> str:
-    """SHA-256 (hex) of a model, as in its `export.json`."""
-    return model.info.model if isinstance(model, OnnxEncoder) else model_fingerprint(model.stored)
-
-
-def write_model(model: Encoder | OnnxEncoder, folder: Path) -> None:
+def write_model(model: Encoder, folder: Path) -> None:
     """Put the exported encoders in the index, so that a search needs nothing else."""
-    if isinstance(model, Encoder):
+    if not isinstance(model, OnnxEncoder):
+        from vsrn.encoders.export import export_onnx  # noqa: PLC0415
+        from vsrn.encoders.torch_backend import TorchEncoder  # noqa: PLC0415
+
+        assert isinstance(model, TorchEncoder), "a SCAN is refused before"
         export_onnx(model.stored, folder)
         weights = kept_weights(folder)
         if weights is not None and weights.is_symlink():
@@ -207,8 +205,13 @@ def _refuse_foreign(folder: Path) -> None:
         raise SearchError(f"{folder} is no index and holds other files ({foreign[0]}); choose another -o.")
 
 
-def _refuse_unsearchable(model: Encoder | OnnxEncoder) -> None:
-    config = model.config if isinstance(model, OnnxEncoder) else model.stored.config
+def _refuse_unsearchable(model: Encoder) -> None:
+    config = model.config
+    if config.model.kind == "scan":
+        raise SearchError(
+            'a model of kind "scan", which has no vector of an image, cannot be searched by; use one that compares by'
+            " cosine, and this one with --rerank."
+        )
     if config.model.similarity != "cosine":
         raise SearchError(
             f"the model compares by {config.model.similarity} similarity, which no engine searches by; use one that"
@@ -221,20 +224,12 @@ def _refuse_unsearchable(model: Encoder | OnnxEncoder) -> None:
         )
 
 
-def _region_names(model: Encoder | OnnxEncoder) -> RegionNames:
-    """What its extractor calls regions. Raises `DataError` where the extractor here is not the model's."""
-    if isinstance(model, Encoder):
-        stored = model.stored
-        return names_of(learned_extractor(stored.regions, stored.extractor_weights), stored.region_names)
-    return names_of(learned_extractor(model.learned_from, model.extractor_weights), model.region_names)
-
-
 def _refuse_contradiction(
     folder: Path, info: IndexInfo, model: Model | None, *, explain: bool | None, engine: EngineName | None, uri: str
 ) -> None:
     """Raise `SearchError` where an index was made in another way than is asked for now."""
     if model is not None:
-        asked = fingerprint_of(open_source(model))
+        asked = open_source(model).fingerprint
         if asked != info.model:
             raise SearchError(
                 f"{folder} was made by another model ({info.model[:12]}, not {asked[:12]}); choose another -o, or leave"

@@ -22,7 +22,7 @@ import numpy as np
 
 from vsrn.data.region_store import FloatArray, IntArray, Regions
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
-from vsrn.encoders.exported import ExportedEncoder
+from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError, UnknownPhotoError
 from vsrn.files import normal_name, printable
 from vsrn.search.damage import JPEG_START, lengths_are_wrong
@@ -53,18 +53,19 @@ EVERYWHERE = Where()
 _Answer = TypeVar("_Answer")
 
 
-def open_index(folder: Path | str, uri: str = "") -> Index:
+def open_index(folder: Path | str, uri: str = "", device: str = "auto") -> Index:
     """Open an index. Sentences are then searched without torch; photos need it, to extract their regions.
 
-    uri  where an index keeps its vectors in Milvus outside of its folder: that server or file again, since nothing
-         is contacted because a folder says so
+    uri     where an index keeps its vectors in Milvus outside of its folder: that server or file again, since nothing
+            is contacted because a folder says so
+    device  where photos are extracted and captions written: `cpu`, `cuda`, `mps` or `auto`
 
     Raises `SearchError` where the folder is no index, is broken, or its model is not the one that made it, and
     `CheckpointError` where the model itself is broken.
     """
     folder = Path(folder)
     info = read_info(folder)
-    return Index(folder, info, open_model(folder, info), uri)
+    return Index(folder, info, open_model(folder, info, device), uri)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class _Snapshot:
 class Index:
     """Answers questions about the photos of an index folder; `open_index` makes it."""
 
-    def __init__(self, folder: Path, info: IndexInfo, encoder: ExportedEncoder, uri: str = "") -> None:
+    def __init__(self, folder: Path, info: IndexInfo, encoder: OnnxEncoder, uri: str = "") -> None:
         self.folder, self.info, self.encoder = folder, info, encoder
         self._uri = uri
         self._records = Records(self.folder / RECORDS_FILE)

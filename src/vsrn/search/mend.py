@@ -17,7 +17,7 @@ from vsrn.data.growing import sync_folder
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError, VsrnError
 from vsrn.pretrained import PACKAGED_MODELS
-from vsrn.search.create import Model, checksums, fingerprint_of, new_info, open_source, write_model
+from vsrn.search.create import Model, checksums, new_info, open_source, write_model
 from vsrn.search.database import Records
 from vsrn.search.layout import (
     INFO_FILE,
@@ -79,8 +79,8 @@ def _info_of(folder: Path) -> IndexInfo:
             info = parse_info(copy or b"")
         except ValueError:
             # An older index, which kept no copy. Had it a server, its vectors are in the index all the same.
-            encoder = OnnxEncoder.load(folder / MODEL_FOLDER, checksums={})
-            info = new_info(encoder, explain=explain, engine="faiss", uri="")
+            encoder = OnnxEncoder.load(folder / MODEL_FOLDER, checksums={}, device="cpu")
+            info = new_info(encoder, encoder.region_names, explain=explain, engine="faiss", uri="")
         write_info(folder, info)
         return info
 
@@ -113,7 +113,7 @@ def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
         return
     except VsrnError:
         named = PACKAGED_MODELS if model is None else (model,)
-        sources = [source for source in map(open_source, named) if fingerprint_of(source) == info.model]
+        sources = [source for source in map(open_source, named) if source.fingerprint == info.model]
         if not sources:
             raise
     lock = IndexLock(folder)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vsrn.encoders.exported import ExportedEncoder
+from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
 from vsrn.search.layout import INFO_FILE, MODEL_FOLDER, IndexInfo
 
 
-def open_model(folder: Path, info: IndexInfo) -> ExportedEncoder:
+def open_model(folder: Path, info: IndexInfo, device: str = "auto") -> OnnxEncoder:
     """The model inside an index.
+
+    device  where its extractor and captioner compute: `cpu`, `cuda`, `mps` or `auto`
 
     Raises `SearchError` where it is another, or index.json does not agree with it, and `CheckpointError` where one
     of its files is missing, broken, a link, or not the file that the index was made with.
@@ -18,7 +20,7 @@ def open_model(folder: Path, info: IndexInfo) -> ExportedEncoder:
     place = folder / MODEL_FOLDER
     if place.is_symlink():
         raise SearchError(f"{place} is a link, which `vsrn index` never makes; do not use this index.")
-    encoder = ExportedEncoder.load(place, checksums=info.files)
+    encoder = OnnxEncoder.load(place, checksums=info.files, device=device)
     if encoder.info.model != info.model:
         raise SearchError(
             f"{place} ({encoder.info.model[:12]}) is not the model that the index was made by ({info.model[:12]});"

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vsrn.data.region_store import pad_regions
-from vsrn.encoders.kinds import load_encoder
-from vsrn.encoders.scan_encoder import SetEncoder
+from vsrn.encoders import load_encoder
 from vsrn.errors import CheckpointError, SearchError
 from vsrn.search.index import EVERYWHERE, Hit, Index
 from vsrn.search.records import Where
@@ -37,10 +36,9 @@ class Reranker:
                 f"{index.folder} was made with --no-explain and keeps no regions for --rerank; make it without."
             )
         encoder = load_encoder(model, device)
-        if not isinstance(encoder, SetEncoder):
+        if encoder.config.model.kind != "scan":
             raise CheckpointError(f'{model} compares vectors, as the index does already; name a run of kind "scan".')
-        learned_from = index.encoder.learned_from
-        encoder.stored.refuse_regions(f"the index {index.folder}", index.info.feature_dim, learned_from)
+        encoder.check_regions(f"the index {index.folder}", index.info.feature_dim, index.encoder.learned_from)
         self.index, self.encoder = index, encoder
 
     def search(self, caption: str, k: int = 10, where: Where = EVERYWHERE, top: int = TOP) -> list[Hit]:

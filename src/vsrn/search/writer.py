@@ -24,7 +24,7 @@ import numpy as np
 
 from vsrn.data.growing import sync_folder
 from vsrn.data.region_store import FloatArray, IntArray, Regions
-from vsrn.encoders.exported import ExportedEncoder
+from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
 from vsrn.files import open_plain
 from vsrn.search.damage import damaged_pieces, piece_of, stamp_of
@@ -131,8 +131,8 @@ class IndexWriter:
     damaged  by photo id, which of its vector, regions and thumbnail are not what was written
     """
 
-    def __init__(self, folder: Path, uri: str = "") -> None:
-        """Open an index where it stopped; `uri` as in `open_index`.
+    def __init__(self, folder: Path, uri: str = "", device: str = "auto") -> None:
+        """Open an index where it stopped; `uri` and `device` as in `open_index`.
 
         Raises `SearchError` where it cannot be opened or another process writes to it, and `CheckpointError` where
         its model is not the one that it was made with; then nothing has been written or cut.
@@ -142,7 +142,7 @@ class IndexWriter:
         self._lock = IndexLock(folder)
         with contextlib.ExitStack() as undo:
             undo.callback(self._lock.release)
-            self.encoder: ExportedEncoder = open_model(folder, self.info)
+            self.encoder: OnnxEncoder = open_model(folder, self.info, device)
             self.records = Records(folder / RECORDS_FILE)
             undo.callback(self.records.close)
             self.records.bring_up_to_date()

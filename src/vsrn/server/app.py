@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 import vsrn
-from vsrn.encoders.exported import ExportedEncoder
+from vsrn.encoders.base import Encoder
 from vsrn.errors import did_you_mean
 from vsrn.search.index import Index
 from vsrn.search.records import PhotoRecord, Where
@@ -81,7 +81,7 @@ async def only_known_parameters(request: Request) -> None:
             raise refuse(422, f"{path} has no parameter {name[:MOST_NAME_LETTERS]!r}.{hint}")
 
 
-def create_app(index: Index, encoder: ExportedEncoder, access: Access, limits: Limits = LIMITS) -> FastAPI:
+def create_app(index: Index, encoder: Encoder, access: Access, limits: Limits = LIMITS) -> FastAPI:
     """The service over an open index, which it closes when it ends."""
     metrics = Metrics(lambda: len(index))
 

@@ -28,11 +28,17 @@ SECONDS_TO_FINISH = 5
 
 
 def serve(
-    folder: Path, host: str, port: int, access: Access, started: Callable[[str, int], None], uri: str = ""
+    folder: Path,
+    host: str,
+    port: int,
+    access: Access,
+    started: Callable[[str, int], None],
+    uri: str = "",
+    device: str = "auto",
 ) -> None:
     """Serve an index until SIGINT or SIGTERM, then finish what is in work and return.
 
-    uri      as in `open_index`
+    uri      as in `open_index`, and so is `device`
     started  called with the address and the number of photos when requests are taken
 
     Raises `SearchError` or `CheckpointError` where the index cannot be opened, and `ConfigError` where nothing can
@@ -40,7 +46,7 @@ def serve(
     """
     share_one_heap()
     limits = Limits()
-    index = open_index(folder, uri)
+    index = open_index(folder, uri, device)
     # What is missing or damaged is said here in one sentence; once the server runs it would be a stack trace.
     index.search("", 1)
     listener = listen(host, port)

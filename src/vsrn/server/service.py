@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
-import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from vsrn.data.region_store import FloatArray, Regions, pad_regions
 from vsrn.data.tokenizer import tokenize
-from vsrn.encoders.captions import CAPTIONER_FILE
+from vsrn.encoders.base import Encoder
 from vsrn.encoders.explain import Explanation
-from vsrn.encoders.exported import ExportedEncoder
 from vsrn.errors import SearchError
 from vsrn.search.index import Hit, Index
 from vsrn.search.records import PhotoRecord, Where
@@ -27,7 +24,7 @@ from vsrn.server.originals import draw_photo
 from vsrn.server.settings import Limits
 
 if TYPE_CHECKING:
-    from vsrn.extractors.base import Prepared, RegionExtractor
+    from vsrn.extractors.base import Prepared
 
 INPUTS = ("sentence", "photo", "caption")
 SENTENCES_AT_ONCE, PHOTOS_AT_ONCE = 64, 8
@@ -57,7 +54,7 @@ Found = list[tuple[PhotoRecord, float]]
 class Service:
     """Answers what the routes ask."""
 
-    def __init__(self, index: Index, encoder: ExportedEncoder, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, index: Index, encoder: Encoder, metrics: Metrics, limits: Limits) -> None:
         self.index, self.encoder, self.limits = index, encoder, limits
         of_sentences, of_photos, of_captions = (metrics.batches.labels(kind).observe for kind in INPUTS)
         self._sentences: Batcher[str, FloatArray] = Batcher(encoder.encode_captions, SENTENCES_AT_ONCE, of_sentences)
@@ -65,8 +62,6 @@ class Service:
         self._captions: Batcher[Regions, str] = Batcher(self._write_captions, PHOTOS_AT_ONCE, of_captions)
         self._readers = anyio.CapacityLimiter(READERS)
         self._decoders = asyncio.Semaphore(DECODERS)
-        self._loading = threading.Lock()
-        self._loaded: RegionExtractor | None = None
 
     async def warm_up(self) -> None:
         """Load what the first search needs."""
@@ -132,8 +127,7 @@ class Service:
     @property
     def captions(self) -> bool:
         """Whether the index keeps regions, and its model a captioner."""
-        enabled = self.encoder.config.model.captioner.enabled and (self.encoder.folder / CAPTIONER_FILE).is_file()
-        return self.index.info.explain and enabled
+        return self.index.info.explain and self.encoder.has_captioner
 
     def examples(self) -> list[str]:
         """Sentences that the model can read, to begin with."""
@@ -144,7 +138,7 @@ class Service:
         return [word for word in dict.fromkeys(tokenize(sentence)) if word not in self.encoder.vocabulary.ids]
 
     def close(self) -> None:
-        """Let go of threads and files."""
+        """Close threads and files."""
         self._sentences.close()
         self._photos.close()
         self._captions.close()
@@ -165,27 +159,17 @@ class Service:
         async with self._decoders:
             return await run_in_threadpool(work)
 
-    @property
-    def _extractor(self) -> RegionExtractor:
-        # torch comes with it, so it is loaded when the first photo is.
-        from vsrn.encoders.photos import learned_extractor  # noqa: PLC0415
-
-        with self._loading:
-            if self._loaded is None:
-                self._loaded = learned_extractor(self.encoder.learned_from, self.encoder.extractor_weights)
-            return self._loaded
-
     def _prepare(self, content: bytes) -> Prepared:
         from vsrn.data.photos import decode_photo  # noqa: PLC0415
         from vsrn.extractors.base import prepare_pixels  # noqa: PLC0415
 
-        side = self._extractor.photo_size
-        picture = decode_photo(content, max_pixels=self.limits.upload_pixels, target_size=side)
-        return prepare_pixels(self._extractor, picture, "this photo")
+        # torch comes with the extractor, so it is loaded when the first photo is.
+        extractor = self.encoder.extractor
+        picture = decode_photo(content, max_pixels=self.limits.upload_pixels, target_size=extractor.photo_size)
+        return prepare_pixels(extractor, picture, "this photo")
 
     def _encode_photos(self, prepared: list[Prepared]) -> FloatArray:
-        regions = self._extractor(prepared)
-        return np.asarray(self.encoder.encode_regions(*pad_regions(regions)))
+        return self.encoder.encode_regions(*pad_regions(self.encoder.extract(prepared)))
 
     def _write_captions(self, regions: list[Regions]) -> list[str]:
         return self.encoder.caption_regions(*pad_regions(regions))

@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.nn import functional as collectives
 from torch.nn.parallel import DistributedDataParallel
 
-from vsrn.encoders.torch_backend import pick_device
+from vsrn.devices import pick_device
 from vsrn.model.gru import widen
 
 

@@ -15,9 +15,8 @@ from vsrn.data.region_store import RegionStore, StoreInfo
 from vsrn.data.splits import CaptionedImages, Split, hold_out
 from vsrn.data.vocabulary import Vocabulary, build_vocabulary, read_vocabulary
 from vsrn.data.word_vectors import read_word_vectors
-from vsrn.encoders.photos import weights_behind
 from vsrn.errors import CheckpointError, ConfigError, DataError
-from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights
+from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights, weights_of
 from vsrn.files import write_atomically
 from vsrn.model.base import MatchingModel
 from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel, build_any_model
@@ -78,7 +77,7 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     elif not resume:
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(train, Split):
-            weights = weights_behind(train.regions)
+            weights = weights_of(train.regions)
             if weights is not None:
                 carry_weights(weights, folder)
             carry_names(train.regions.names, folder)

@@ -21,8 +21,8 @@ import torch
 
 from vsrn.config import Config
 from vsrn.data.splits import CaptionedImages, Split
+from vsrn.encoders import encoder_of
 from vsrn.encoders.encoded import encoded_blocks
-from vsrn.encoders.kinds import encoder_of
 from vsrn.encoders.torch_backend import Precision
 from vsrn.errors import TrainingError
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics

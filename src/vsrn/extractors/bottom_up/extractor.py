@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from vsrn.data.region_store import IntArray, RegionNames, Regions
+from vsrn.devices import pick_device
 from vsrn.errors import ConfigError
 from vsrn.extractors.base import ExtractorFiles, Prepared
 from vsrn.extractors.bottom_up.names import read_region_names
@@ -49,18 +50,24 @@ class BottomUpExtractor:
     num_classes: ClassVar[int] = NUM_CLASSES
     num_attributes: ClassVar[int] = NUM_ATTRIBUTES
 
-    def __init__(self, weights: Path | str, recipe: Recipe | None = None, names: RegionNames | None = None) -> None:
+    def __init__(
+        self,
+        weights: Path | str,
+        recipe: Recipe | None = None,
+        names: RegionNames | None = None,
+        device: str = "auto",
+    ) -> None:
         """Load the weights. Raises `CheckpointError` where the file is missing or foreign.
 
-        names  of its 1,600 classes and 400 attributes (`bottom_up/names.py` reads them)
+        names   of its 1,600 classes and 400 attributes (`bottom_up/names.py` reads them)
+        device  where it computes: `cpu`, `cuda`, `mps` or `auto`
         """
-        self.files = ExtractorFiles(Path(weights))
+        self.device, self.files = pick_device(device), ExtractorFiles(Path(weights), device=device)
         self.names = names or RegionNames()
         read = read_weights(Path(weights))
         recipe = recipe or Recipe()
         self.recipe = replace(recipe, proposals=replace(recipe.proposals, edge=read.edge))
         self.fingerprint = hashlib.sha256(f"{read.fingerprint} {self.recipe} v1".encode()).hexdigest()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = load_network(read).to(self.device)
 
     @property
@@ -122,7 +129,7 @@ def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
             " (docs/extractors.md says where they are)."
         )
     names = read_region_names(files.classes, files.attributes)
-    extractor = BottomUpExtractor(files.weights, Recipe(selection=rules), names)
+    extractor = BottomUpExtractor(files.weights, Recipe(selection=rules), names, files.device)
     extractor.files = files
     return extractor
 
