@@ -26,11 +26,24 @@ for _variable, _value in SWITCHED_OFF.items():
 if TYPE_CHECKING:
     from vsrn.encoders.exported import ExportedEncoder
     from vsrn.encoders.torch_backend import Encoder
+    from vsrn.model.registry import register_aggregator, register_loss, register_model, register_text_encoder
     from vsrn.search.index import Hit, Index
     from vsrn.search.records import Where
 
 __version__ = "0.1.0"
-__all__ = ["Hit", "Index", "Where", "__version__", "build_index", "load", "open_index"]
+__all__ = [
+    "Hit",
+    "Index",
+    "Where",
+    "__version__",
+    "build_index",
+    "load",
+    "open_index",
+    "register_aggregator",
+    "register_loss",
+    "register_model",
+    "register_text_encoder",
+]
 
 
 def load(folder: Path | str, device: str = "auto") -> Encoder | ExportedEncoder:
@@ -80,4 +93,9 @@ def __getattr__(name: str) -> object:
         from vsrn.search import index  # noqa: PLC0415
 
         return getattr(index, name)
+    if name.startswith("register_"):
+        from vsrn.model import registry  # noqa: PLC0415
+
+        if name in __all__:
+            return getattr(registry, name)
     raise AttributeError(f"module 'vsrn' has no attribute '{name}'")

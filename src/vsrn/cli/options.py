@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from vsrn.cli import plugins
 from vsrn.files import printable
 
 __all__ = ["ENDINGS_SHOWN", "SKIPPED_SHOWN", "Json", "Output", "call", "print_json", "printable", "skipped_lines"]
@@ -33,6 +34,8 @@ Json = Annotated[bool, tyro.conf.arg(name="json")]
 
 def call(function: Callable[..., int | None], command: str, arguments: Sequence[str]) -> int:
     """Parse a command's arguments as its function's parameters, and call it."""
+    if command in plugins.COMMANDS:
+        function = plugins.with_plugins(function)
     _leave_out_empty_defaults(function)
     return (
         tyro.cli(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import importlib.util
 import warnings
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vsrn.config import Config, config_to_toml
+from vsrn.config import Config, ModelConfig, config_to_toml
 from vsrn.data.splits import at_places, back_in_place, reading_places
 from vsrn.data.vocabulary import START
 from vsrn.encoders.captioning import write_captioner
@@ -45,7 +46,7 @@ from vsrn.extractors.provenance import carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.saved import StoredModel, write_model
-from vsrn.model.text_encoder import CaptionEncoder
+from vsrn.model.text_encoder import TextEncoder
 
 OPSET = 17
 # Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
@@ -72,6 +73,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
     _refuse_what_cannot_be_exported(stored)
     info = _info_of(stored, precision)
     assert isinstance(stored.model.image_encoder, ImageEncoder)
+    assert isinstance(stored.model.caption_encoder, TextEncoder)
     images, captions = _own(stored.model.image_encoder), _own(stored.model.caption_encoder)
     with new_folder(folder) as temporary, torch.no_grad():
         regions = _example_regions(info.feature_dim)
@@ -122,26 +124,44 @@ def model_fingerprint(stored: StoredModel) -> str:
     return digest.hexdigest()
 
 
+# Fields of `ModelConfig` that add no line of their own to a fingerprint: they show in the weights, or the function
+# below has them, or fingerprints are older. Every other field, and so every new one, is added where it is not the
+# default.
+_NOT_IN_FINGERPRINTS = {
+    *("kind", "feature_dim", "joint_dim", "word_dim", "caption_layers", "caption_bidirectional", "caption_aggregator"),
+    *("reasoning_layers", "aggregator", "normalisation", "image_norm", "absolute", "similarity"),
+    *("captioner", "scan", "network"),
+}
+
+
 def _settings_without_weights(config: Config) -> list[str]:
-    """Settings unlike the defaults that decide an embedding and show in no weight."""
-    model, order = config.model, config.data.region_order
+    """The lines of a fingerprint for the settings that decide an embedding and show in no weight."""
+    model, order, default = config.model, config.data.region_order, ModelConfig()
     settings = {
         f"model.kind = {model.kind}\n": model.kind != "vsrn",
-        # The other two differ by a BatchNorm.
+        # The other two normalisations differ by a BatchNorm.
         "model.normalisation = none\n": model.normalisation == "none",
         "model.image_norm = false\n": not model.image_norm,
         "model.absolute = true\n": model.absolute,
         f"data.region_order = {order}\n": order != "stored",
+        # vsrn's own aggregators and losses are known by the weights.
+        f"model.aggregator = {model.aggregator}\n": model.aggregator not in ("gru", "mean", "gpo"),
+        f"model.caption_aggregator = {model.caption_aggregator}\n": model.caption_aggregator not in ("last", "gpo"),
+        f"loss.matching = {config.loss.matching}\n": config.loss.matching not in ("triplet", "contrastive"),
     }
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.name not in _NOT_IN_FINGERPRINTS:
+            settings[f"model.{field.name} = {value}\n"] = value != getattr(default, field.name)
     return [setting for setting, holds in settings.items() if holds]
 
 
 def _refuse_what_cannot_be_exported(stored: StoredModel) -> None:
     images, captions = (getattr(stored.model, f"{side}_encoder", None) for side in ("image", "caption"))
-    if type(images) is not ImageEncoder or type(captions) is not CaptionEncoder:
+    if type(images) is not ImageEncoder or type(captions) is not TextEncoder:
         raise CheckpointError(
-            f"a model of kind '{stored.config.model.kind}' with other encoders than VSRN's cannot be exported;"
-            " use it through torch."
+            f"a model of kind '{stored.config.model.kind}' with other encoders than vsrn's own for regions and captions"
+            " cannot be exported; use it through torch."
         )
     for side, encoder in (("image", images), ("caption", captions)):
         tensors = encoder.state_dict()
@@ -157,7 +177,7 @@ def _refuse_what_cannot_be_exported(stored: StoredModel) -> None:
             )
 
 
-Encoder = TypeVar("Encoder", ImageEncoder, CaptionEncoder)
+Encoder = TypeVar("Encoder", ImageEncoder, TextEncoder)
 
 
 def _own(encoder: Encoder) -> Encoder:
@@ -275,7 +295,7 @@ def _exporter_noise_silenced() -> Iterator[None]:
         yield
 
 
-def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: CaptionEncoder) -> None:
+def _refuse_differences(exported: OnnxEncoder, images: ImageEncoder, captions: TextEncoder) -> None:
     """Raise `CheckpointError` unless the export says what the model says, at sizes it was not traced with."""
     least = LEAST_COSINE.get(exported.info.precision)
     # Of a single region, channels normalised over the regions keep their sign alone, which rounding may turn.

@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from vsrn.encoders.folding import fold
-from vsrn.model.aggregators import mirrored_places
+from vsrn.model.aggregators import GlobalSemanticReasoning, mirrored_places
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.reasoning import GlobalSemanticReasoning
-from vsrn.model.text_encoder import CaptionEncoder
+from vsrn.model.text_encoder import TextEncoder
 
 
 class ExportableImages(nn.Module):
@@ -30,7 +29,7 @@ class ExportableImages(nn.Module):
 class ExportableCaptions(nn.Module):
     """Tokens and lengths -> embeddings: the caption encoder, reading past the end instead of packing."""
 
-    def __init__(self, encoder: CaptionEncoder) -> None:
+    def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
         self.encoder = encoder
         gru = encoder.gru

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from vsrn.encoders.encoded import SplitEncoder
 from vsrn.encoders.scan_encoder import SetEncoder
 from vsrn.encoders.torch_backend import Encoder
-from vsrn.model.base import MatchingModel
+from vsrn.errors import CheckpointError
+from vsrn.model.base import BaseModel, MatchingModel
 from vsrn.model.saved import StoredModel, read_any_model
 from vsrn.model.scan import SCAN
-from vsrn.model.vsrn import VSRN
-
-# VSE++ is a VSRN with other images.
-ENCODERS: dict[type[MatchingModel], Callable[[StoredModel[Any], str], SplitEncoder]] = {
-    VSRN: Encoder,
-    SCAN: SetEncoder,
-}
 
 
-def encoder_of(stored: StoredModel[MatchingModel], device: str = "auto") -> SplitEncoder:
-    """What encodes splits by a model, of whatever kind."""
-    make = next(make for kind, make in ENCODERS.items() if isinstance(stored.model, kind))
-    return make(stored, device)
+def encoder_of(stored: StoredModel[BaseModel], device: str = "auto") -> SplitEncoder:
+    """What encodes splits by a model of any kind. Raises `CheckpointError` where nothing encodes this kind."""
+    if isinstance(stored.model, MatchingModel):
+        return Encoder(cast("StoredModel", stored), device)
+    if isinstance(stored.model, SCAN):
+        return SetEncoder(cast("StoredModel[SCAN]", stored), device)
+    raise CheckpointError(
+        f'a model of kind "{stored.config.model.kind}" has no vectors; make it a vsrn.model.base.MatchingModel.'
+    )
 
 
 def load_encoder(folder: Path | str, device: str = "auto") -> SplitEncoder:

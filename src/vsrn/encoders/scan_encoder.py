@@ -99,7 +99,7 @@ class SetEncoder:
 
         Raises `DataError` where the split's images are not what the model learned from.
         """
-        self.stored.refuse_other_images(split)
+        self.stored.check_split(split)
         regions = self._encode_images(split, advance)
         return EncodedSets(regions, self.encode_captions(split.captions, advance), self.model.config.scan)
 

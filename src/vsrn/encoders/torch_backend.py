@@ -25,9 +25,9 @@ from vsrn.encoders.folding import fold
 from vsrn.encoders.photos import explain_photo, learned_extractor, pixels_of, regions_of
 from vsrn.encoders.prefixes import last_states
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.model.image_encoder import EncodedImages
+from vsrn.model.base import BaseTextEncoder, EncodedImages
 from vsrn.model.saved import StoredModel, read_model
-from vsrn.model.text_encoder import CaptionEncoder, pad_tokens
+from vsrn.model.text_encoder import TextEncoder, pad_tokens
 
 Precision = Literal["fp32", "bf16"]
 
@@ -138,7 +138,7 @@ class Encoder(WritesCaptions):
 
         Raises `DataError` where the split's images are not what the model learned from.
         """
-        self.stored.refuse_other_images(split)
+        self.stored.check_split(split)
         if isinstance(split, Split):
             split = split.in_order(self.region_order)
         else:
@@ -168,7 +168,7 @@ def encode_images(encoder: nn.Module, split: CaptionedImages, advance: Advance =
 
 
 def encode_captions(
-    encoder: CaptionEncoder,
+    encoder: BaseTextEncoder,
     vocabulary: Vocabulary,
     captions: Sequence[str],
     advance: Advance = lambda _: None,
@@ -180,21 +180,21 @@ def encode_captions(
 
 @torch.inference_mode()
 def encode_tokens(
-    encoder: CaptionEncoder,
+    encoder: BaseTextEncoder,
     tokens: Sequence[IntArray],
     advance: Advance = lambda _: None,
     dtype: torch.dtype | None = None,
 ) -> FloatArray:
     """Token ids of each caption -> (num_captions, D) float32; what begins alike is read once where that is enough."""
     embeddings = np.empty((len(tokens), encoder.config.joint_dim), dtype=np.float32)
-    if encoder.reads_forwards_only:
+    if isinstance(encoder, TextEncoder) and encoder.reads_forwards_only:
         # As in a dictionary, so that captions which begin alike fall into the same batch.
         order, size = sorted(range(len(tokens)), key=lambda place: tokens[place].tolist()), CAPTIONS_PER_BATCH
     else:
         order, size = sorted(range(len(tokens)), key=lambda place: len(tokens[place])), PADDED_CAPTIONS_PER_BATCH
     for places in _batches(np.array(order, dtype=np.int64), size):
         batch = [tokens[place] for place in places]
-        if encoder.reads_forwards_only:
+        if isinstance(encoder, TextEncoder) and encoder.reads_forwards_only:
             encoded = encoder.embed(last_states(encoder.gru, encoder.embedding, batch, dtype))
         else:
             encoded = _encode_padded(encoder, batch, dtype)
@@ -203,7 +203,7 @@ def encode_tokens(
     return embeddings
 
 
-def _encode_padded(encoder: CaptionEncoder, tokens: Sequence[IntArray], dtype: torch.dtype | None) -> torch.Tensor:
+def _encode_padded(encoder: BaseTextEncoder, tokens: Sequence[IntArray], dtype: torch.dtype | None) -> torch.Tensor:
     """Captions read from both ends, or pooled over all their words, share no prefixes: (num_captions, D)."""
     padded, lengths = pad_tokens(tokens)
     device = _device_of(encoder)

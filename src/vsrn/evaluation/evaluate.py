@@ -212,7 +212,7 @@ def write_captions(
     Raises `CheckpointError` where the model has no captioner, and `DataError` where the split's regions are not what
     it learned from.
     """
-    encoder.stored.refuse_other_regions(split.regions)
+    encoder.stored.check_store(split.regions)
     written: list[str] = []
     for first in range(0, split.num_images, IMAGES_AT_ONCE):
         images = np.arange(first, min(first + IMAGES_AT_ONCE, split.num_images))

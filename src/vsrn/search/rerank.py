@@ -40,7 +40,7 @@ class Reranker:
         if not isinstance(encoder, SetEncoder):
             raise CheckpointError(f'{model} compares vectors, as the index does already; name a run of kind "scan".')
         learned_from = index.encoder.learned_from
-        encoder.stored.refuse_regions(f"the index {index.folder}", index.info.feature_dim, learned_from)
+        encoder.stored.check_regions(f"the index {index.folder}", index.info.feature_dim, learned_from)
         self.index, self.encoder = index, encoder
 
     def search(self, caption: str, k: int = 10, where: Where = EVERYWHERE, top: int = TOP) -> list[Hit]:
