@@ -27,8 +27,9 @@ from vsrn.config import CaptionerConfig, ModelConfig
 from vsrn.encoders.folding import fold
 from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.metrics import IntArray, RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
+from vsrn.model.base import MatchingModel
 from vsrn.model.gru import l2_normalise
-from vsrn.model.vsrn import VSRN
+from vsrn.model.vsrn import build_vsrn
 
 IMAGES, FEATURE_DIM, JOINT_DIM, SCORED, BATCH, ROUNDS = 1_000, 2048, 1024, 250, 128, 3
 OWNERS = np.repeat(np.arange(IMAGES), 5)
@@ -54,7 +55,7 @@ def main() -> None:
     torch.manual_seed(0)
     features, captions = torch.rand(IMAGES, REGIONS, FEATURE_DIM), make_captions(len(OWNERS))
     config = ModelConfig(feature_dim=FEATURE_DIM, joint_dim=JOINT_DIM, captioner=CaptionerConfig(enabled=False))
-    model, scan = VSRN(config, WORDS).eval(), Scan()
+    model, scan = build_vsrn(config, WORDS).eval(), Scan()
     checked = check(scan)
     rounds = [
         (scan_seconds(scan, features, captions), our_seconds(model, features, captions, None),
@@ -112,7 +113,9 @@ def scan_seconds(scan: Scan, features: torch.Tensor, captions: list[IntArray]) -
     return Seconds(encoding, scoring * len(captions) / SCORED)
 
 
-def our_seconds(model: VSRN, features: torch.Tensor, captions: list[IntArray], dtype: torch.dtype | None) -> Seconds:
+def our_seconds(
+    model: MatchingModel, features: torch.Tensor, captions: list[IntArray], dtype: torch.dtype | None
+) -> Seconds:
     """Encode, take the similarities, rank both ways."""
     encoder = fold(model.image_encoder, dtype)
     encoding, (images, sentences) = timed(

@@ -20,23 +20,24 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.data.vocabulary import END
 from vsrn.metrics import FloatArray, IntArray, Ranks
+from vsrn.model.aggregators import GlobalSemanticReasoning
+from vsrn.model.base import MatchingModel
 from vsrn.model.captioner import Captioner
-from vsrn.model.gru import l2_normalise, widen
+from vsrn.model.gru import at_least_float32, l2_normalise
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.losses import matching_loss
-from vsrn.model.reasoning import GlobalSemanticReasoning, RegionRelationshipReasoning, normalise_channels
-from vsrn.model.text_encoder import CaptionEncoder, pad_tokens
-from vsrn.model.vsrn import VSRN
+from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
+from vsrn.model.text_encoder import TextEncoder, pad_tokens
 
 
 def joint_loss(
-    model: VSRN, features: torch.Tensor, tokens: torch.Tensor, lengths: torch.Tensor, margin: float
+    model: MatchingModel, features: torch.Tensor, tokens: torch.Tensor, lengths: torch.Tensor, margin: float
 ) -> torch.Tensor:
     """Matching loss with hardest negatives plus generation loss of B pairs; every caption brings its own image."""
     assert model.captioner is not None
     embeddings, regions = encode_images(model.image_encoder, features)
     captions = model.caption_encoder(tokens, lengths)
-    matching = matching_loss(widen(embeddings) @ widen(captions).T, margin)
+    matching = matching_loss(at_least_float32(embeddings) @ at_least_float32(captions).T, margin)
     return matching + generation_loss(model.captioner, regions, tokens, lengths)
 
 
@@ -86,7 +87,7 @@ def generation_loss(
         context = _attend(captioner, states, state)
         word = captioner.embedding(labels[:, step])
         state = captioner.decoder(captioner.dropout(torch.cat([word, context], dim=1)), state)
-        log_probabilities = functional.log_softmax(widen(captioner.output(state)), dim=1)
+        log_probabilities = functional.log_softmax(at_least_float32(captioner.output(state)), dim=1)
         target = labels[:, step + 1]
         loss = loss - (log_probabilities.gather(1, target[:, None])[:, 0] * mask[:, step + 1]).sum()
     return loss / len(tokens)
@@ -100,7 +101,7 @@ def _attend(captioner: Captioner, states: torch.Tensor, state: torch.Tensor) -> 
     return torch.bmm(weights[:, None, :], states)[:, 0]
 
 
-def encode_captions(encoder: CaptionEncoder, tokens: Sequence[IntArray], batch_size: int) -> torch.Tensor:
+def encode_captions(encoder: TextEncoder, tokens: Sequence[IntArray], batch_size: int) -> torch.Tensor:
     """Captions in the order they come: padded to the longest of their batch, packed, and unpacked again."""
     parts = []
     for first in range(0, len(tokens), batch_size):

@@ -12,18 +12,19 @@ import torch
 from vsrn.config import CaptionerConfig, ModelConfig
 from vsrn.data.vocabulary import END, START
 from vsrn.metrics import FloatArray, IntArray
+from vsrn.model.base import MatchingModel
 from vsrn.model.text_encoder import pad_tokens
-from vsrn.model.vsrn import VSRN
+from vsrn.model.vsrn import build_vsrn
 
 REGIONS, FEATURE_DIM, JOINT_DIM, BATCH, WORDS, MAX_TOKENS = 36, 1280, 512, 128, 2900, 40
 
 
-def make_model(dropout: float = 0.2) -> VSRN:
+def make_model(dropout: float = 0.2) -> MatchingModel:
     """A model whose layers do something: BatchNorm scales are random, since fresh ones are zero."""
     torch.manual_seed(0)
     captioner = CaptionerConfig(hidden_dim=512, max_tokens=MAX_TOKENS, dropout=dropout)
     config = ModelConfig(feature_dim=FEATURE_DIM, joint_dim=JOINT_DIM, normalisation="flickr30k", captioner=captioner)
-    model = VSRN(config, WORDS)
+    model = build_vsrn(config, WORDS)
     for layer in model.image_encoder.reasoning:
         torch.nn.init.normal_(layer.norm.weight, std=0.3)
     return model

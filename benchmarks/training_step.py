@@ -14,10 +14,11 @@ from harness import interleave, record_ratio
 from problem import make_batch, make_model
 
 from vsrn.config import LossConfig
+from vsrn.model.losses import make_loss
 from vsrn.training.trainer import autocast
 
 CPU = torch.device("cpu")
-LOSS = LossConfig()
+LOSS = make_loss(LossConfig())
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def check(batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> str:
     """Losses without dropout, which no two orders of computing draw alike."""
     model = make_model(dropout=0.0).train()
     features, tokens, lengths = batch
-    theirs = obvious.joint_loss(copy.deepcopy(model), features, tokens, lengths, LOSS.margin)
+    theirs = obvious.joint_loss(copy.deepcopy(model), features, tokens, lengths, LossConfig().margin)
     ours = model(features, tokens, lengths, None, LOSS).joint
     difference = abs(float((ours - theirs).detach())) / float(theirs.detach())
     assert difference < 1e-5, difference
@@ -59,7 +60,7 @@ def obvious_step(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> Cal
     """The same by benchmarks/obvious.py."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
     features, tokens, lengths = batch
-    return lambda: take(optimizer, obvious.joint_loss(model, features, tokens, lengths, LOSS.margin))  # type: ignore[arg-type]
+    return lambda: take(optimizer, obvious.joint_loss(model, features, tokens, lengths, LossConfig().margin))  # type: ignore[arg-type]
 
 
 def take(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:

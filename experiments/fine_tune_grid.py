@@ -36,10 +36,10 @@ from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.extractors.base import make_extractor
 from vsrn.extractors.grid import POOLED_SIDE, load_network, weights_path
 from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
-from vsrn.model.losses import cosine_similarities, loss_of
+from vsrn.model.base import MatchingModel
+from vsrn.model.losses import cosine_similarities, make_loss
 from vsrn.model.saved import StoredModel, read_model, write_model
 from vsrn.model.text_encoder import pad_tokens
-from vsrn.model.vsrn import VSRN
 from vsrn.training.batches import draw_margins, drop_regions
 from vsrn.training.run import open_training_splits
 
@@ -153,7 +153,7 @@ def main(
 
 def embeddings_of(
     stages: Stages,
-    model: VSRN,
+    model: MatchingModel,
     hidden: torch.Tensor,
     tokens: list[list[np.ndarray]],
     word_dropout: float,
@@ -171,7 +171,7 @@ def embeddings_of(
 
 def loss_of_rounds(images: torch.Tensor, captions: torch.Tensor, loss: LossConfig) -> torch.Tensor:
     """The model's own loss of each photo with one of its captions, the mean over the rounds."""
-    return torch.stack([loss_of(cosine_similarities(images, each), loss) for each in captions]).mean()
+    return torch.stack([make_loss(loss)(cosine_similarities(images, each)) for each in captions]).mean()
 
 
 def without_some(features: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,7 +215,7 @@ def batches_of(
 @torch.inference_mode()
 def validate(averaged: nn.ModuleDict, vocabulary: Vocabulary, split: Split, maps: np.memmap) -> tuple[float, str]:
     """Recalls on the held-out photos, by the averaged weights."""
-    model: VSRN = averaged["vsrn"].eval()
+    model: MatchingModel = averaged["vsrn"].eval()
     late = averaged["late"]
     parts = []
     for start in range(0, len(maps), 50):

@@ -20,9 +20,10 @@ import tyro
 
 from vsrn.config import CaptionerConfig
 from vsrn.extractors.provenance import kept_weights
+from vsrn.model.base import MatchingModel
+from vsrn.model.build import build_model
 from vsrn.model.captioner import Captioner
-from vsrn.model.saved import StoredModel, build_model, read_model, write_model
-from vsrn.model.vsrn import VSRN
+from vsrn.model.saved import StoredModel, read_model, write_model
 from vsrn.training.batches import Batch, TrainingBatches
 from vsrn.training.run import open_training_splits
 
@@ -99,7 +100,7 @@ def with_captioner(stored: StoredModel, word_dim: int) -> StoredModel:
     return replace(stored, config=config, model=model.eval())
 
 
-def loss_of(model: VSRN, captioner: Captioner, batch: Batch) -> torch.Tensor:
+def loss_of(model: MatchingModel, captioner: Captioner, batch: Batch) -> torch.Tensor:
     """Cross entropy of a batch's captions, summed over words, a caption."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with torch.no_grad():

@@ -171,7 +171,6 @@ def test_an_ill_typed_field_is_named(tmp_path: Path, field: str, text: str) -> N
         ("[model]\nnormalisation = 'f30k'", "coco, flickr30k, none"),
         ("[model.captioner]\ncell = 'rnn'", "gru, lstm"),
         ("[loss]\nnegatives = 'hard'", "hardest, all"),
-        ("[model]\nkind = 'vse'", "vsrn, vsepp, scan"),
         ("[model.scan]\naggregation = 'avg'", "logsumexp, mean, max, sum"),
         ("[data]\nregion_order = 'random'", "stored, reversed, shuffled"),
     ],

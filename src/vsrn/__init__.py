@@ -27,11 +27,26 @@ for _variable, _value in SWITCHED_OFF.items():
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
     from vsrn.errors import VsrnError
+    from vsrn.model.registry import register_aggregator, register_loss, register_model, register_text_encoder
     from vsrn.search.index import Hit, Index
     from vsrn.search.records import Where
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "Hit", "Index", "VsrnError", "Where", "__version__", "build_index", "load", "open_index"]
+__all__ = [
+    "Encoder",
+    "Hit",
+    "Index",
+    "VsrnError",
+    "Where",
+    "__version__",
+    "build_index",
+    "load",
+    "open_index",
+    "register_aggregator",
+    "register_loss",
+    "register_model",
+    "register_text_encoder",
+]
 
 
 def load(folder: Path | str, device: str = "auto") -> Encoder:

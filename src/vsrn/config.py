@@ -115,8 +115,9 @@ class NetworkConfig:
 class ModelConfig:
     """The model. Its defaults are the paper's for COCO."""
 
-    kind: Literal["vsrn", "vsepp", "scan"] = "vsrn"
-    """Family of the model: VSRN, VSE++ on photos or vectors, or SCAN, which compares every region with every word."""
+    kind: str = "vsrn"
+    """Family of the model: "vsrn", "vsepp" (VSE++, of photos or vectors), "scan" (SCAN, which compares every region
+    with every word), or what `vsrn.register_model` adds."""
     feature_dim: int | None = None
     """Numbers per region; left out, it is read from the data."""
     joint_dim: int = 2048
@@ -127,13 +128,15 @@ class ModelConfig:
     """GRU layers of the caption encoder."""
     caption_bidirectional: bool = False
     """Whether the caption encoder reads in both directions, whose states are averaged."""
-    caption_aggregator: Literal["last", "gpo"] = "last"
-    """How words become one vector: the state after the last, or VSE-infinity's generalised pooling."""
+    text_encoder: str = "gru"
+    """What encodes captions: "gru", or what `vsrn.register_text_encoder` adds."""
+    caption_aggregator: str = "last"
+    """How words become one vector: "last", the state after the last word, or an aggregator as of regions."""
     reasoning_layers: int = 4
     """Graph convolutions over the regions; 0 leaves region relationship reasoning out."""
-    aggregator: Literal["gru", "mean", "gpo"] = "gru"
-    """How regions become one vector: global semantic reasoning, their mean as in VSE++, or VSE-infinity's
-    generalised pooling."""
+    aggregator: str = "gru"
+    """How regions become one vector: "gru" (global semantic reasoning), "mean" (as in VSE++), "gpo" (VSE-infinity's
+    generalised pooling), or what `vsrn.register_aggregator` adds."""
     normalisation: Literal["coco", "flickr30k", "none"] = "coco"
     """Which of the paper's two normalisations the image path has."""
     image_norm: bool = True
@@ -151,8 +154,9 @@ class ModelConfig:
 class LossConfig:
     """The matching loss."""
 
-    matching: Literal["triplet", "contrastive"] = "triplet"
-    """The paper's margin between a match and other pairs, or cross entropy over a batch, as CLIP has it."""
+    matching: str = "triplet"
+    """The matching loss: "triplet" (the paper's margin between a match and other pairs), "contrastive" (cross entropy
+    over a batch, as CLIP has it), or what `vsrn.register_loss` adds."""
     temperature: float = 0.05
     """What contrastive similarities are divided by; smaller looks harder at the nearest of the wrong ones."""
     margin: float = 0.2
@@ -251,7 +255,7 @@ def check_config(config: Config, where: str = "the config") -> None:
         (0 < config.loss.temperature < math.inf, "loss.temperature must be above 0"),
         (config.loss.warm_up_epochs >= 0, "loss.warm_up_epochs must be 0 or more"),
         (
-            config.loss.matching == "triplet"
+            config.loss.matching != "contrastive"
             or (not config.loss.warm_up_epochs and config.loss.negatives == "hardest"),
             'loss.warm_up_epochs and loss.negatives are for loss.matching = "triplet"; a contrastive loss weighs every'
             " negative of the batch by itself, so leave them out",
@@ -290,7 +294,7 @@ def check_config(config: Config, where: str = "the config") -> None:
 # Which kinds of model read a field; the others must leave it as it is.
 _READ_BY = {
     **dict.fromkeys(("reasoning_layers", "aggregator", "normalisation", "captioner"), ("vsrn",)),
-    **dict.fromkeys(("caption_bidirectional", "caption_aggregator"), ("vsrn", "vsepp")),
+    **dict.fromkeys(("text_encoder", "caption_bidirectional", "caption_aggregator"), ("vsrn", "vsepp")),
     **dict.fromkeys(("image_norm", "absolute", "similarity"), ("vsrn", "vsepp")),
     "scan": ("scan",),
     "network": ("vsepp",),
@@ -299,6 +303,9 @@ _READ_BY = {
 
 def _rules_of_kind(model: ModelConfig) -> list[tuple[bool, str]]:
     """What another kind reads must be left as it is, or a run would not be what its config says."""
+    if model.kind not in ("vsrn", "vsepp", "scan"):
+        # A registered model may read any field.
+        return []
     untouched = ModelConfig()
     rules = []
     for name, kinds in _READ_BY.items():

@@ -14,7 +14,7 @@ from vsrn.convert.legacy import read_checkpoint
 from vsrn.convert.vsepp import VGG_KEYS
 from vsrn.errors import CheckpointError
 from vsrn.model.image_network import ImageNetwork
-from vsrn.model.vsepp import VSEPP
+from vsrn.model.vsepp import build_vsepp
 
 JOINT, WORD, WORDS = 8, 4, 11
 OPTIONS: dict[str, Any] = {
@@ -43,7 +43,7 @@ def test_a_network_spread_over_gpus_gives_what_torchvisions_own_gives(tmp_path: 
     legacy = read_checkpoint(path)
     assert (legacy.config.model.kind, legacy.config.model.network.name) == ("vsepp", "resnet18")
     assert (legacy.config.model.network.fine_tune_after, legacy.config.loss.negatives) == (0, "hardest")
-    model = VSEPP(legacy.config.model, legacy.vocabulary_size).eval()
+    model = build_vsepp(legacy.config.model, legacy.vocabulary_size).eval()
     model.load_state_dict(legacy.weights)
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -60,7 +60,7 @@ def test_a_projection_of_precomputed_vectors(tmp_path: Path) -> None:
         save(tmp_path / "m.pth.tar", {f"fc.{n}": t for n, t in fc.state_dict().items()}, **options)
     )
     assert (legacy.config.model.network.name, legacy.config.model.similarity) == ("", "order")
-    model = VSEPP(legacy.config.model, legacy.vocabulary_size).eval()
+    model = build_vsepp(legacy.config.model, legacy.vocabulary_size).eval()
     model.load_state_dict(legacy.weights)
     vectors = torch.randn(3, 1, 6)
     expected = torch.nn.functional.normalize(fc(vectors[:, 0])).abs()

@@ -26,7 +26,8 @@ from vsrn.encoders.export import export_onnx
 from vsrn.encoders.onnx_backend import IMAGE_FILE, OnnxEncoder
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, DataError
-from vsrn.model.saved import StoredModel, build_model
+from vsrn.model.build import build_model
+from vsrn.model.saved import StoredModel
 
 SENTENCE = "a red dog sings"
 VIEWS: list[ExplainView] = ["sentence", "image"]

@@ -18,7 +18,7 @@ def trained_encoder(aggregator: str, normalisation: str) -> ImageEncoder:
     config = ModelConfig(
         feature_dim=24,
         joint_dim=32,
-        aggregator=aggregator,  # type: ignore[arg-type]
+        aggregator=aggregator,
         normalisation=normalisation,  # type: ignore[arg-type]
     )
     encoder = ImageEncoder(config)

@@ -19,7 +19,8 @@ from vsrn.encoders.export import export_onnx
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError
 from vsrn.extractors.grid import GridExtractor
-from vsrn.model.saved import StoredModel, build_model
+from vsrn.model.build import build_model
+from vsrn.model.saved import StoredModel
 
 
 def model_of(weights: Path) -> StoredModel:

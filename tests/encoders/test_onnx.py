@@ -37,9 +37,10 @@ from vsrn.encoders.onnx_backend import (
 )
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError
+from vsrn.model.build import build_model
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.reasoning import RegionRelationshipReasoning
-from vsrn.model.saved import StoredModel, build_model, load_weights, read_model, write_model
+from vsrn.model.saved import StoredModel, load_weights, read_model, write_model
 
 LONGEST = 60
 REGIONS = [1, 5, 36, 50]
@@ -224,7 +225,7 @@ def test_fp16_rounds_the_weights_and_nothing_else(tmp_path: Path) -> None:
 def test_weights_beyond_halves_are_refused(tmp_path: Path) -> None:
     stored = small_model(joint_dim=64, feature_dim=32)
     with torch.no_grad():
-        stored.model.image_encoder.projection.weight *= 1e6
+        stored.model.get_parameter("image_encoder.projection.weight").mul_(1e6)
     with pytest.raises(CheckpointError, match="cannot be exported in fp16"):
         export_onnx(stored, tmp_path / "half", "fp16")
     assert not list(tmp_path.iterdir())
@@ -298,7 +299,7 @@ def test_a_fingerprint_follows_the_embeddings_only(tmp_path: Path) -> None:
         assert stored.model.captioner is not None
         next(stored.model.captioner.parameters()).add_(1)
         assert model_fingerprint(stored) == first
-        stored.model.caption_encoder.embedding.weight[3, 2] += 1e-3
+        stored.model.get_parameter("caption_encoder.embedding.weight")[3, 2] += 1e-3
     assert model_fingerprint(stored) != first
 
 
@@ -519,7 +520,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_a_model_with_numbers_that_are_none_is_refused(tmp_path: Path) -> None:
     stored = small_model()
     with torch.no_grad():
-        stored.model.image_encoder.projection.weight[0, 0] = torch.nan
+        stored.model.get_parameter("image_encoder.projection.weight")[0, 0] = torch.nan
     with pytest.raises(CheckpointError, match="image_encoder.projection.weight holds NaN"):
         export_onnx(stored, tmp_path / "exported")
     assert not list(tmp_path.iterdir())

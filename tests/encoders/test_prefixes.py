@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vsrn.config import ModelConfig
 from vsrn.encoders.folding import prefix_tree
 from vsrn.encoders.torch_backend import encode_tokens
-from vsrn.model.text_encoder import CaptionEncoder
+from vsrn.model.text_encoder import TextEncoder
 
 WORDS = 7
 # Few words, so that captions often share prefixes, repeat each other, or are one another's prefix.
@@ -22,7 +22,7 @@ captions = st.lists(st.lists(st.integers(1, WORDS - 1), min_size=1, max_size=6),
 @given(written=captions)
 def test_a_tree_of_captions_gives_what_each_gives_alone(layers: int, written: list[list[int]]) -> None:
     torch.manual_seed(0)
-    encoder = CaptionEncoder(ModelConfig(joint_dim=5, word_dim=4, caption_layers=layers), WORDS).eval()
+    encoder = TextEncoder(ModelConfig(joint_dim=5, word_dim=4, caption_layers=layers), WORDS).eval()
     with torch.no_grad():
         alone = [encoder(torch.tensor([tokens]), torch.tensor([len(tokens)]))[0].numpy() for tokens in written]
     together = encode_tokens(encoder, [np.array(tokens) for tokens in written])

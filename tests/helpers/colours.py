@@ -16,7 +16,8 @@ from vsrn.data.region_store import FloatArray, RegionNames, Regions, StoreInfo
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders.export import export_onnx
 from vsrn.extractors.base import ExtractorFiles, Prepared
-from vsrn.model.saved import StoredModel, build_model
+from vsrn.model.build import build_model
+from vsrn.model.saved import StoredModel
 
 WORDS = ["red", "green", "blue", "dark", "light"]
 JOINT_DIM, FEATURE_DIM = 8, 6

@@ -14,8 +14,8 @@ from vsrn.config import LossConfig
 from vsrn.convert.legacy import CAPTION_KEYS, IMAGE_KEYS, LegacyModel, read_checkpoint
 from vsrn.encoders.folding import fold
 from vsrn.model import reasoning
-from vsrn.model.losses import SIMILARITIES, matching_loss
-from vsrn.model.vsrn import VSRN
+from vsrn.model.losses import SIMILARITIES, make_loss, matching_loss
+from vsrn.model.vsrn import build_vsrn
 
 RECORDINGS = ["f30k", "coco", "options", "order"]
 
@@ -26,7 +26,7 @@ class Recording:
     def __init__(self, folder: Path) -> None:
         self.legacy: LegacyModel = read_checkpoint(folder / "checkpoint.pth.tar", folder / "captioner.pth")
         self.reference: dict[str, Any] = dict(np.load(folder / "reference.npz"))
-        self.model = VSRN(self.legacy.config.model, self.legacy.vocabulary_size)
+        self.model = build_vsrn(self.legacy.config.model, self.legacy.vocabulary_size)
         self.model.load_state_dict(self.legacy.weights)
         self.model.eval()
 
@@ -73,7 +73,7 @@ def test_embeddings_and_reasoned_regions(recording: Recording) -> None:
 def test_a_checkpoint_saved_from_a_gpu_gives_the_same_numbers(golden: Path) -> None:
     legacy = read_checkpoint(golden / "f30k_gpu" / "checkpoint.pth.tar")
     reference = np.load(golden / "f30k" / "reference.npz")
-    model = VSRN(legacy.config.model, legacy.vocabulary_size).eval()
+    model = build_vsrn(legacy.config.model, legacy.vocabulary_size).eval()
     model.load_state_dict(legacy.weights)
     embeddings = model.image_encoder(torch.from_numpy(reference["images"])).embeddings
     assert_close(embeddings, torch.from_numpy(reference["image_embeddings"]))
@@ -109,7 +109,7 @@ def test_joint_loss_in_training_mode_and_every_gradient(recording: Recording) ->
         if isinstance(module, torch.nn.Dropout):
             module.eval()
     loss: LossConfig = recording.legacy.config.loss
-    losses = model(recording.features, *recording.captions, None, loss)
+    losses = model(recording.features, *recording.captions, None, make_loss(loss))
     torch.testing.assert_close(losses.joint.detach(), recording.tensor("joint_loss_train"), rtol=1e-5, atol=0)
 
     losses.joint.backward()

@@ -18,7 +18,7 @@ from vsrn.config import ModelConfig
 from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.model.aggregators import POSITION_DIM, GeneralisedPooling, position_encodings
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.text_encoder import CaptionEncoder, pad_tokens
+from vsrn.model.text_encoder import TextEncoder, pad_tokens
 
 D, V = 6, 9
 CAPTION_ENCODERS: list[dict[str, Any]] = [
@@ -130,7 +130,7 @@ def test_an_image_pooled_so_has_no_order() -> None:
 @given(written=captions)
 def test_a_caption_among_others_is_what_its_words_alone_give(fields: dict[str, Any], written: list[list[int]]) -> None:
     torch.manual_seed(0)
-    encoder = CaptionEncoder(ModelConfig(joint_dim=D, word_dim=4, **fields), V).eval()
+    encoder = TextEncoder(ModelConfig(joint_dim=D, word_dim=4, **fields), V).eval()
     arrays = [np.array(tokens) for tokens in written]
     with torch.no_grad():
         alone = torch.stack([embedding_by_hand(encoder, torch.tensor([tokens])) for tokens in written])
@@ -142,7 +142,7 @@ def test_a_caption_among_others_is_what_its_words_alone_give(fields: dict[str, A
     np.testing.assert_allclose(encode_tokens(encoder, arrays), alone, rtol=0, atol=1e-6)
 
 
-def embedding_by_hand(encoder: CaptionEncoder, tokens: torch.Tensor) -> torch.Tensor:
+def embedding_by_hand(encoder: TextEncoder, tokens: torch.Tensor) -> torch.Tensor:
     """(1, T) tokens without padding -> (D,)."""
     states = encoder.gru(encoder.embedding(tokens))[0][0]
     ahead, back = (states[:, :D], states[:, D:]) if encoder.gru.bidirectional else (states, states)
@@ -155,7 +155,7 @@ def embedding_by_hand(encoder: CaptionEncoder, tokens: torch.Tensor) -> torch.Te
 
 @pytest.mark.parametrize("fields", CAPTION_ENCODERS)
 def test_captions_rounded_to_half_precision_are_near(fields: dict[str, Any]) -> None:
-    encoder = CaptionEncoder(ModelConfig(joint_dim=64, word_dim=32, **fields), V).eval()
+    encoder = TextEncoder(ModelConfig(joint_dim=64, word_dim=32, **fields), V).eval()
     generator = np.random.default_rng(0)
     written = [generator.integers(1, V, size=size) for size in generator.integers(1, 20, size=600)]
     heard: list[int] = []

@@ -16,12 +16,12 @@ from vsrn.config import CaptionerConfig, LossConfig, ModelConfig
 from vsrn.data.vocabulary import END, PAD, START
 from vsrn.model import captioner as captioner_module
 from vsrn.model.captioner import Captioner
-from vsrn.model.gru import l2_normalise, widen
+from vsrn.model.gru import at_least_float32, l2_normalise
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.losses import contrastive_loss, cosine_similarities, matching_loss, order_similarities
+from vsrn.model.losses import contrastive_loss, cosine_similarities, make_loss, matching_loss, order_similarities
 from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
-from vsrn.model.text_encoder import CaptionEncoder, pad_tokens
-from vsrn.model.vsrn import VSRN
+from vsrn.model.text_encoder import TextEncoder, pad_tokens
+from vsrn.model.vsrn import build_vsrn
 
 B, N, F, D, V = 4, 6, 5, 7, 23
 COUNTS = torch.tensor([6, 3, 1, 4])
@@ -108,7 +108,7 @@ def test_channels_get_unit_length_over_the_regions_of_an_image() -> None:
 @given(lengths=st.lists(st.integers(2, 9), min_size=1, max_size=5), further=st.integers(0, 4), layers=st.integers(1, 2))
 def test_padding_a_caption_never_changes_its_embedding(lengths: list[int], further: int, layers: int) -> None:
     torch.manual_seed(sum(lengths) + further)
-    encoder = CaptionEncoder(ModelConfig(joint_dim=D, word_dim=3, caption_layers=layers), V).double()
+    encoder = TextEncoder(ModelConfig(joint_dim=D, word_dim=3, caption_layers=layers), V).double()
     captions = [torch.randint(4, V, (length,)) for length in lengths]
     tokens, real = pad_tokens([caption.numpy() for caption in captions])
     together = encoder(nn.functional.pad(tokens, (0, further), value=PAD), real)
@@ -213,12 +213,12 @@ def test_padding_never_changes_the_joint_loss() -> None:
         reasoning_layers=2,
         captioner=CaptionerConfig(hidden_dim=3, word_dim=3, dropout=0.0, max_tokens=6),
     )
-    model = VSRN(config, V).double().eval()
+    model = build_vsrn(config, V).double().eval()
     stir(model)
     regions, (tokens, lengths) = features(), random_captions([5, 3, 9, 2])
-    plain = model(regions, tokens, lengths, COUNTS, LossConfig())
+    plain = model(regions, tokens, lengths, COUNTS, make_loss(LossConfig()))
     wider = nn.functional.pad(regions, (0, 0, 0, 2), value=9.0)
-    padded = model(wider, nn.functional.pad(tokens, (0, 3)), lengths, COUNTS, LossConfig())
+    padded = model(wider, nn.functional.pad(tokens, (0, 3)), lengths, COUNTS, make_loss(LossConfig()))
     assert_close(padded.matching, plain.matching)
     assert_close(padded.generation, plain.generation)
     assert_close(padded.joint, plain.matching + plain.generation)
@@ -448,7 +448,7 @@ def test_half_precision_is_widened_before_it_is_squared(dtype: torch.dtype) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_single_and_double_precision_stay_what_they_are(dtype: torch.dtype) -> None:
     tensor = torch.randn(3, dtype=dtype)
-    assert widen(tensor) is tensor
+    assert at_least_float32(tensor) is tensor
     assert l2_normalise(tensor).dtype is dtype
 
 
@@ -462,11 +462,11 @@ def test_under_bf16_embeddings_and_losses_are_float32(
     captioner = CaptionerConfig(cell=cell, hidden_dim=16, word_dim=8, dropout=0.0)  # type: ignore[arg-type]
     sizes = ModelConfig(feature_dim=F, joint_dim=32, word_dim=8, reasoning_layers=2, captioner=captioner)
     config = dataclasses.replace(sizes, image_norm=image_norm, similarity=similarity)  # type: ignore[arg-type]
-    model = VSRN(config, V)
+    model = build_vsrn(config, V)
     regions, (tokens, lengths) = features().float(), random_captions([5, 3, 9, 2])
-    exact = model(regions, tokens, lengths, counts, LossConfig())
+    exact = model(regions, tokens, lengths, counts, make_loss(LossConfig()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model(regions, tokens, lengths, counts, LossConfig())
+        losses = model(regions, tokens, lengths, counts, make_loss(LossConfig()))
         images, captions = model.image_encoder(regions, counts).embeddings, model.caption_encoder(tokens, lengths)
     for tensor in (images, captions, losses.matching, losses.generation):
         assert tensor.dtype is torch.float32

@@ -13,7 +13,7 @@ import torch
 from vsrn.config import ModelConfig, read_config
 from vsrn.convert.legacy import read_checkpoint
 from vsrn.model.losses import SIMILARITIES, hardness_after, matching_loss
-from vsrn.model.vsepp import VSEPP
+from vsrn.model.vsepp import PhotoEncoder, build_vsepp
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "vsepp"
 # What the recordings call each setting's loss, and what was published of it.
@@ -51,7 +51,7 @@ def test_captions_are_encoded_as_recorded(golden: Path, recording: str) -> None:
         feature_dim=7,
         **{name: getattr(theirs, name) for name in ("joint_dim", "word_dim", "caption_layers", "absolute")},
     )
-    model = VSEPP(config, legacy.vocabulary_size).eval()
+    model = build_vsepp(config, legacy.vocabulary_size).eval()
     own = {name: tensor for name, tensor in legacy.weights.items() if name.startswith("caption_encoder.")}
     loaded = model.load_state_dict(own, strict=False)
     assert all(name.startswith("image_encoder.") for name in loaded.missing_keys)
@@ -67,7 +67,8 @@ def test_a_photo_becomes_its_features_projected(absolute: bool, image_norm: bool
     """Against the formula in float64: unit length, projection, unit length if asked, signs off if asked."""
     config = ModelConfig(kind="vsepp", joint_dim=8, word_dim=4, absolute=absolute, image_norm=image_norm)
     config = replace(config, network=replace(config.network, name="resnet18", weights="random"))
-    encoder = VSEPP(config, vocabulary_size=9).eval().image_encoder
+    encoder = build_vsepp(config, vocabulary_size=9).eval().image_encoder
+    assert isinstance(encoder, PhotoEncoder)
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     features = encoder.get_submodule("network")(pixels).double().numpy()
     features /= np.sqrt((features**2).sum(axis=1, keepdims=True))

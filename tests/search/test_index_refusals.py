@@ -21,7 +21,8 @@ from vsrn.data.region_store import StoreInfo
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError, SearchError
 from vsrn.extractors import base as extractors
-from vsrn.model.saved import StoredModel, build_model, write_model
+from vsrn.model.build import build_model
+from vsrn.model.saved import StoredModel, write_model
 from vsrn.search.build import update_index
 from vsrn.search.writer import IndexWriter
 

@@ -19,7 +19,8 @@ from vsrn.config import Config, ModelConfig
 from vsrn.data.region_store import StoreInfo
 from vsrn.errors import SearchError, VsrnError
 from vsrn.extractors import base as extractors
-from vsrn.model.saved import StoredModel, build_any_model, write_model
+from vsrn.model.build import build_any_model
+from vsrn.model.saved import StoredModel, write_model
 from vsrn.model.scan import SCAN, similarities
 from vsrn.search.build import update_index
 from vsrn.search.rerank import Reranker

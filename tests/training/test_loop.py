@@ -22,8 +22,8 @@ from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelCo
 from vsrn.data.splits import open_split
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.metrics import RetrievalMetrics
+from vsrn.model.base import MatchingModel
 from vsrn.model.losses import cosine_similarities, matching_loss
-from vsrn.model.vsrn import VSRN
 from vsrn.training.batches import TrainingBatches
 from vsrn.training.checkpoint import STATE_FILE, Progress
 from vsrn.training.log import read_log
@@ -139,7 +139,7 @@ def test_a_step_is_adam_on_the_clipped_gradient_of_the_joint_loss(
     # By hand, in float64: loss, clipped gradient, and Adam's first step, which is the gradient's sign
     # scaled by g / (|g| + eps).
     oracle = prepare_run(config, tmp_path / "oracle", resume=False).model.double().train()
-    assert isinstance(oracle, VSRN)
+    assert isinstance(oracle, MatchingModel)
     images = oracle.image_encoder(batch.features.double()).embeddings
     captions = oracle.caption_encoder(batch.tokens, batch.lengths)
     matching_loss(cosine_similarities(images, captions), 0.2, hardness).backward()  # type: ignore[no-untyped-call]
@@ -295,6 +295,8 @@ def test_words_start_from_vectors_learned_elsewhere(
     without = prepare_run(replace(config, model=model), tmp_path / "without", resume=False)
     config = replace(config, model=model, data=replace(config.data, word_vectors=str(tmp_path / "words.txt")))
     started = prepare_run(config, tmp_path / "with", resume=False)
+    assert without.model.words is not None
+    assert started.model.words is not None
     expected = without.model.words.weight.detach().clone()
     expected[started.vocabulary.ids["dog"]] = torch.arange(1.0, 9)
     expected[started.vocabulary.ids["cat"]] = torch.arange(1.0, 9).flip(0)

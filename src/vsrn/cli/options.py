@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from vsrn.cli import plugins
 from vsrn.files import printable
 
 __all__ = [
@@ -46,6 +47,8 @@ Device = Annotated[
 
 def call(function: Callable[..., int | None], command: str, arguments: Sequence[str]) -> int:
     """Parse a command's arguments as its function's parameters, and call it."""
+    if command in plugins.COMMANDS:
+        function = plugins.with_plugins(function)
     _leave_out_empty_defaults(function)
     return (
         tyro.cli(

@@ -49,6 +49,9 @@ def main_for(arguments: Sequence[str]) -> Callable[..., int]:
         if named is None or Path(named) != config:
             # The config gives the defaults, so it has to be known before the options are.
             raise ConfigError(f"name the config first: vsrn train {config} [OPTIONS].")
+        from vsrn.model.registry import check_parts
+
+        check_parts(settings, where=str(config))
         return train(settings, output or Path("runs") / config.stem, resume=resume, json=json)
 
     return main

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vsrn.errors import CheckpointError
+
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
     from vsrn.model.saved import StoredModel
@@ -28,9 +30,20 @@ def load_encoder(folder: Path | str, device: str = "auto") -> Encoder:
 
 
 def encoder_of(stored: StoredModel[Any], device: str = "auto") -> Encoder:
-    """What runs a model that is already read. Raises `ConfigError` where the device is not there."""
+    """What runs a model that is already read.
+
+    Raises `ConfigError` where the device is not there, and `CheckpointError` where a registered kind of model has no
+    embeddings.
+    """
     from vsrn.encoders.scan_encoder import ScanEncoder  # noqa: PLC0415 - as above
     from vsrn.encoders.torch_backend import TorchEncoder  # noqa: PLC0415 - as above
+    from vsrn.model.base import MatchingModel  # noqa: PLC0415 - as above
     from vsrn.model.scan import SCAN  # noqa: PLC0415 - as above
 
-    return (ScanEncoder if isinstance(stored.model, SCAN) else TorchEncoder)(stored, device)
+    if isinstance(stored.model, SCAN):
+        return ScanEncoder(stored, device)
+    if not isinstance(stored.model, MatchingModel):
+        raise CheckpointError(
+            f'a model of kind "{stored.config.model.kind}" has no embeddings; make it a vsrn.model.base.MatchingModel.'
+        )
+    return TorchEncoder(stored, device)

@@ -23,7 +23,7 @@ from vsrn.devices import pick_device
 from vsrn.encoders.base import DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.model.captioner import SHRINK_AT, Captioner, State
-from vsrn.model.gru import widen
+from vsrn.model.gru import at_least_float32
 from vsrn.model.saved import load_weights, read_tensors, write_tensors
 
 # Never written: two that are no words, and one that stands for all words that are not known.
@@ -150,7 +150,7 @@ class _Search:
         """(B, K, V) of each next word, -inf of what may not come."""
         embedded = self.captioner.embedding(self.words[:, :, -1].flatten())
         self.state = self.captioner.step(embedded, self.state, self.regions)
-        scores = widen(self.captioner.output(self.state[0])).log_softmax(dim=-1)
+        scores = at_least_float32(self.captioner.output(self.state[0])).log_softmax(dim=-1)
         scores[:, FORBIDDEN] = -torch.inf
         if length == 1:
             scores[:, END] = -torch.inf

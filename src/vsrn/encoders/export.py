@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import importlib.util
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
-from vsrn.config import Config, config_to_toml
+from vsrn.config import Config, ModelConfig, config_to_toml
 from vsrn.data.region_store import FloatArray
 from vsrn.data.splits import at_places, back_in_place, reading_places
 from vsrn.data.vocabulary import START
@@ -37,7 +38,7 @@ from vsrn.files import new_folder, write_atomically
 from vsrn.model.base import MatchingModel
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.saved import StoredModel, write_model
-from vsrn.model.text_encoder import CaptionEncoder
+from vsrn.model.text_encoder import TextEncoder
 
 # Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
 TOLERANCE = 1e-4
@@ -65,6 +66,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
 
     info = _info_of(stored, precision)
     assert isinstance(stored.model.image_encoder, ImageEncoder)
+    assert isinstance(stored.model.caption_encoder, TextEncoder)
     images, captions = _own(stored.model.image_encoder), _own(stored.model.caption_encoder)
     with new_folder(folder) as temporary, torch.no_grad():
         regions = _example_regions(info.feature_dim)
@@ -122,26 +124,44 @@ def model_fingerprint(stored: StoredModel[MatchingModel]) -> str:
     return digest.hexdigest()
 
 
+# Fields of `ModelConfig` that add no line of their own to a fingerprint: they show in the weights, or the function
+# below has them, or fingerprints are older. Every other field, and so every new one, is added where it is not the
+# default.
+_NOT_IN_FINGERPRINTS = {
+    *("kind", "feature_dim", "joint_dim", "word_dim", "caption_layers", "caption_bidirectional", "caption_aggregator"),
+    *("reasoning_layers", "aggregator", "normalisation", "image_norm", "absolute", "similarity"),
+    *("captioner", "scan", "network"),
+}
+
+
 def _settings_without_weights(config: Config) -> list[str]:
-    """Settings unlike the defaults that decide an embedding and show in no weight."""
-    model, order = config.model, config.data.region_order
+    """The lines of a fingerprint for the settings that decide an embedding and show in no weight."""
+    model, order, default = config.model, config.data.region_order, ModelConfig()
     settings = {
         f"model.kind = {model.kind}\n": model.kind != "vsrn",
-        # The other two differ by a BatchNorm.
+        # The other two normalisations differ by a BatchNorm.
         "model.normalisation = none\n": model.normalisation == "none",
         "model.image_norm = false\n": not model.image_norm,
         "model.absolute = true\n": model.absolute,
         f"data.region_order = {order}\n": order != "stored",
+        # vsrn's own aggregators and losses are known by the weights.
+        f"model.aggregator = {model.aggregator}\n": model.aggregator not in ("gru", "mean", "gpo"),
+        f"model.caption_aggregator = {model.caption_aggregator}\n": model.caption_aggregator not in ("last", "gpo"),
+        f"loss.matching = {config.loss.matching}\n": config.loss.matching not in ("triplet", "contrastive"),
     }
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.name not in _NOT_IN_FINGERPRINTS:
+            settings[f"model.{field.name} = {value}\n"] = value != getattr(default, field.name)
     return [setting for setting, holds in settings.items() if holds]
 
 
 def _check_exportable(stored: StoredModel) -> None:
     images, captions = (getattr(stored.model, f"{side}_encoder", None) for side in ("image", "caption"))
-    if type(images) is not ImageEncoder or type(captions) is not CaptionEncoder:
+    if type(images) is not ImageEncoder or type(captions) is not TextEncoder:
         raise CheckpointError(
-            f"a model of kind '{stored.config.model.kind}' with other encoders than VSRN's cannot be exported;"
-            " use it through torch."
+            f"a model of kind '{stored.config.model.kind}' with other encoders than vsrn's own for regions and captions"
+            " cannot be exported; use it through torch."
         )
     for side, encoder in (("image", images), ("caption", captions)):
         tensors = encoder.state_dict()
@@ -157,7 +177,7 @@ def _check_exportable(stored: StoredModel) -> None:
             )
 
 
-Half = TypeVar("Half", ImageEncoder, CaptionEncoder)
+Half = TypeVar("Half", ImageEncoder, TextEncoder)
 
 
 def _own(encoder: Half) -> Half:
@@ -196,7 +216,7 @@ def _example_tokens(vocabulary_size: int, captions: int = 2, tokens: int = 4) ->
     return {"tokens": ids, "lengths": torch.linspace(1, tokens, captions).long()}
 
 
-def _check_same(exported: OnnxEncoder, images: ImageEncoder, captions: CaptionEncoder) -> None:
+def _check_same(exported: OnnxEncoder, images: ImageEncoder, captions: TextEncoder) -> None:
     """Raise `CheckpointError` unless the export gives what the model gives, at sizes it was not traced with."""
     halves = exported.info.precision == "fp16"
     # Of a single region, channels normalised over the regions keep their sign alone, which rounding may flip.

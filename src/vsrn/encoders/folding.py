@@ -21,9 +21,10 @@ from torch.nn import functional
 
 from vsrn.data.region_store import IntArray
 from vsrn.data.vocabulary import PAD
-from vsrn.model.gru import widen
+from vsrn.model.aggregators import GlobalSemanticReasoning
+from vsrn.model.gru import at_least_float32
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.reasoning import FoldedProducts, GlobalSemanticReasoning, RegionRelationshipReasoning
+from vsrn.model.reasoning import FoldedProducts, RegionRelationshipReasoning
 
 
 class GRULayer:
@@ -103,7 +104,7 @@ class FoldedGlobalReasoning(nn.Module):
         for place in range(regions.shape[1]):
             following = self.layer.step(gates[place], state)
             state = following if mask is None else torch.where(mask[:, place, None], following, state)
-        return widen(state)
+        return at_least_float32(state)
 
 
 AnyImageEncoder = TypeVar("AnyImageEncoder", bound=nn.Module)

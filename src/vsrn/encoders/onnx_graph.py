@@ -25,11 +25,10 @@ from vsrn.errors import CheckpointError
 from vsrn.extractors.grid import GridExtractor, read_fine_tuned
 from vsrn.extractors.provenance import NAME
 from vsrn.files import write_atomically
-from vsrn.model.aggregators import mirrored_places
+from vsrn.model.aggregators import GlobalSemanticReasoning, mirrored_places
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.reasoning import GlobalSemanticReasoning
 from vsrn.model.saved import write_tensors
-from vsrn.model.text_encoder import CaptionEncoder
+from vsrn.model.text_encoder import TextEncoder
 
 OPSET = 17
 # Least cosine of the features of a photo by the grid's weights as they were and as halves.
@@ -58,7 +57,7 @@ class ExportableImages(nn.Module):
 class ExportableCaptions(nn.Module):
     """Tokens and lengths -> embeddings: the caption encoder, which reads past the end instead of packing."""
 
-    def __init__(self, encoder: CaptionEncoder) -> None:
+    def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
         self.encoder = encoder
         gru = encoder.gru

@@ -18,9 +18,9 @@ from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.encoded import Advance
 from vsrn.encoders.folding import fold, last_states
 from vsrn.errors import CheckpointError
-from vsrn.model.image_encoder import EncodedImages
+from vsrn.model.base import BaseTextEncoder, EncodedImages
 from vsrn.model.saved import StoredModel, read_model
-from vsrn.model.text_encoder import CaptionEncoder, pad_tokens
+from vsrn.model.text_encoder import TextEncoder, pad_tokens
 
 Precision = Literal["fp32", "bf16"]
 
@@ -128,7 +128,7 @@ class TorchEncoder(Encoder):
 
 @torch.inference_mode()
 def encode_tokens(
-    encoder: CaptionEncoder,
+    encoder: BaseTextEncoder,
     tokens: Sequence[IntArray],
     advance: Advance = lambda _: None,
     dtype: torch.dtype | None = None,
@@ -139,7 +139,7 @@ def encode_tokens(
     dtype    what products are computed in; None for the weights' own
     """
     embeddings = np.empty((len(tokens), encoder.config.joint_dim), dtype=np.float32)
-    if encoder.reads_forwards_only:
+    if isinstance(encoder, TextEncoder) and encoder.reads_forwards_only:
         # In dictionary order, so that captions with common beginnings fall into the same batch.
         order, size = sorted(range(len(tokens)), key=lambda place: tokens[place].tolist()), CAPTIONS_PER_BATCH
     else:
@@ -147,7 +147,7 @@ def encode_tokens(
     for part in slices(len(order), size):
         places = order[part]
         batch = [tokens[place] for place in places]
-        if encoder.reads_forwards_only:
+        if isinstance(encoder, TextEncoder) and encoder.reads_forwards_only:
             encoded = encoder.embed(last_states(encoder.gru, encoder.embedding, batch, dtype))
         else:
             encoded = _encode_padded(encoder, batch, dtype)
@@ -156,7 +156,7 @@ def encode_tokens(
     return embeddings
 
 
-def _encode_padded(encoder: CaptionEncoder, tokens: Sequence[IntArray], dtype: torch.dtype | None) -> torch.Tensor:
+def _encode_padded(encoder: BaseTextEncoder, tokens: Sequence[IntArray], dtype: torch.dtype | None) -> torch.Tensor:
     """Captions read from both ends, or pooled over all their words, share no prefixes: (num_captions, D)."""
     padded, lengths = pad_tokens(tokens)
     device = _device_of(encoder)

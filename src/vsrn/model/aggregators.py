@@ -1,7 +1,9 @@
-"""Generalised pooling (Chen et al., *Learning the Best Pooling Strategy for Visual Semantic Embedding*, CVPR 2021).
+"""Aggregators: how the vectors of regions, or of words, become one vector.
 
-Shapes: B images or captions, N regions or words of the longest, D feature size. `mask` (B, N) is True where a
-feature is real, the first of each row, and None where all are.
+An aggregator is a module: (B, N, D) vectors, (B, N) mask or None -> (B, D). `vsrn.register_aggregator` adds one.
+
+Shapes: B images or captions, N regions or words of the longest, D joint size. `mask` (B, N) is True where a vector is
+real, which are the first of each row, and None where all are.
 """
 
 from __future__ import annotations
@@ -9,14 +11,44 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vsrn.model.gru import widen
+from vsrn.model.gru import at_least_float32
 
 POSITION_DIM = 32
 TEMPERATURE = 0.1
 
 
+class GlobalSemanticReasoning(nn.Module):
+    """VSRN's aggregator (section 3.3): a GRU reads the regions in their stored order; its last state is the image."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(dim, dim, batch_first=True)
+
+    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, D) reasoned regions -> (B, D)."""
+        states, last = self.gru(regions)
+        if mask is None:
+            return last[0]
+        return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
+
+
+class MeanPooling(nn.Module):
+    """The mean of the regions: VSE++'s aggregator, and the paper's baseline without reasoning."""
+
+    def __init__(self, _dim: int = 0) -> None:
+        super().__init__()
+
+    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, D) regions -> (B, D)."""
+        if mask is None:
+            return regions.mean(dim=1)
+        return (regions * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
 class GeneralisedPooling(nn.Module):
-    """The paper's operator: each channel is sorted, falling, and the places of the sort have learned weights.
+    """VSE-infinity's aggregator: each channel is sorted, falling, and the places of the sort have learned weights.
+
+    Chen et al., *Learning the Best Pooling Strategy for Visual Semantic Embedding*, CVPR 2021.
 
     pooled = sum_k theta_k max_k(features)     max_k is the k-th largest of a channel over the regions or words
 
@@ -24,24 +56,24 @@ class GeneralisedPooling(nn.Module):
     weights that it can learn. A bidirectional GRU decodes the places 1 to n into them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, _dim: int = 0) -> None:
         super().__init__()
-        # The GRU's two directions, apart: the forward one says the same of a place whatever n is.
+        # The two directions are separate GRUs: the forward one gives a place the same state whatever n is.
         self.forwards = nn.GRU(POSITION_DIM, POSITION_DIM, batch_first=True)
         self.backwards = nn.GRU(POSITION_DIM, POSITION_DIM, batch_first=True)
         self.score = nn.Linear(POSITION_DIM, 1, bias=False)
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) features -> (B, D)."""
-        # Weights and sums stay wide: they are next to no work, and the temperature would enlarge their rounding.
+        # In float32 under bf16 autocast too: it costs next to nothing, and the temperature would magnify rounding.
         with torch.autocast(features.device.type, enabled=False):
-            features = widen(features)
+            features = at_least_float32(features)
             longest = features.shape[1]
             if mask is None:
                 lengths = torch.full((1,), longest, device=features.device)
                 return (self.weights(lengths, longest) @ features.sort(dim=1, descending=True).values)[:, 0]
             distinct, of_row = torch.unique(mask.sum(dim=1), return_inverse=True)
-            # Padding sorts behind everything; as numbers it must be gone before it meets a weight of 0.
+            # Padding sorts last; its infinities must become 0 before they meet a weight of 0.
             falling = features.masked_fill(~mask[..., None], -torch.inf).sort(dim=1, descending=True).values
             return (self.weights(distinct, longest)[of_row][:, None] @ falling.masked_fill(~mask[..., None], 0))[:, 0]
 
@@ -58,7 +90,7 @@ class GeneralisedPooling(nn.Module):
 
 
 def mirrored_places(lengths: torch.Tensor, longest: int) -> torch.Tensor:
-    """(B,) lengths -> (B, longest): which place is k-th from each end, n - 1 - k; 0 behind the end, for want of one."""
+    """(B,) lengths -> (B, longest): which place is k-th from each end, n - 1 - k; 0 after the end."""
     return (lengths[:, None] - 1 - torch.arange(longest, device=lengths.device)).clamp(min=0)
 
 

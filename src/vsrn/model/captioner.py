@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import CaptionerConfig
 from vsrn.data.vocabulary import END, START
-from vsrn.model.gru import widen
+from vsrn.model.gru import at_least_float32
 
 State = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -99,7 +99,7 @@ class Captioner(nn.Module):
             outputs.append(state[0][:rows])
             targets.append(labels[:rows, step + 1])
         # One projection onto the vocabulary for all real words, none for padding.
-        logits = widen(self.output(torch.cat(outputs)))
+        logits = at_least_float32(self.output(torch.cat(outputs)))
         return functional.cross_entropy(logits, torch.cat(targets), reduction="sum") / len(tokens)
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class Captioner(nn.Module):
         words, scores = [], []
         for _ in range(num_words):
             state = self.step(self.embedding(word), state, regions)
-            score, word = widen(self.output(state[0])).log_softmax(dim=-1).max(dim=-1)
+            score, word = at_least_float32(self.output(state[0])).log_softmax(dim=-1).max(dim=-1)
             words.append(word)
             scores.append(score)
         return torch.stack(words, dim=1), torch.stack(scores, dim=1)
@@ -165,7 +165,7 @@ class Captioner(nn.Module):
         scores = self.attention_score(torch.tanh(regions.keys[:, None] + query[:, :, None]))[..., 0]
         if regions.mask is not None:
             scores = scores.masked_fill(~regions.mask[:, None], -torch.inf)
-        weights = widen(scores).softmax(dim=-1).to(regions.states.dtype)
+        weights = at_least_float32(scores).softmax(dim=-1).to(regions.states.dtype)
         return (weights @ regions.states).flatten(0, 1)
 
 

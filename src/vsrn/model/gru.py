@@ -1,8 +1,9 @@
-"""A GRU over sequences of different lengths, on a CPU without what torch's own spends its backward pass on.
+"""A GRU over sequences of different lengths, with a backward pass of its own on the CPU.
 
-torch slices the packed inputs at every step, and the gradient of each slice is as large as all of them and nearly all
-zeros: time that grows with the length of the longest. Here the backward pass is written out (back-propagation through
-time), and the gradient of the recurrent weights is one product for all steps. Elsewhere torch's kernels do so too.
+torch's CPU kernel slices the packed inputs at every step. The gradient of each slice is as large as all inputs and
+nearly all zeros, so its backward pass takes time that grows with the length of the longest sequence. Here the backward
+pass is written out (back-propagation through time), with one product for the gradient of the recurrent weights of all
+steps. On other devices torch's kernels do the same, and are used.
 
 Shapes: T steps, B rows, I input size, D state size, P real steps of all rows together, packed as torch packs them: the
 first step of every row, the second of those that have one, and so on, longest row first. Gates are in torch's order:
@@ -20,21 +21,21 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 
-def widen(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision becomes float32; float32 and float64 stay what they are."""
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 where it is bf16 or float16; float32 and float64 are returned unchanged."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def l2_normalise(vectors: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """Unit length along `dim`, without an epsilon, in float32 or wider."""
-    vectors = widen(vectors)
+    """Vectors of unit length along `dim`, in float32 or float64; there is no epsilon, so zeros become NaN."""
+    vectors = at_least_float32(vectors)
     return vectors / vectors.pow(2).sum(dim=dim, keepdim=True).sqrt()
 
 
 def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-    """(B, T, I) inputs, (B,) real steps of each or None for all -> (B, T, D or 2D) the GRU's states, 0 behind the end.
+    """(B, T, I) inputs, (B,) real steps of each or None for all -> (B, T, D or 2D) the GRU's states, 0 after the end.
 
-    A direction's last state stands at the end of the real steps, the backward one's at step 0.
+    The forward direction's last state is that of the last real step, the backward direction's that of step 0.
     """
     steps = inputs.shape[1]
     ends = torch.full((len(inputs),), steps) if lengths is None else lengths.cpu()
@@ -44,17 +45,17 @@ def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
     mirrored = _mirrored(packed) if gru.bidirectional else None
     states = packed.data
     for layer in range(gru.num_layers):
-        ahead = _direction(gru, f"l{layer}", states, packed)
+        forward = _direction(gru, f"l{layer}", states, packed)
         if mirrored is None:
-            states = ahead
+            states = forward
         else:
-            back = _direction(gru, f"l{layer}_reverse", states[mirrored], packed)
-            states = torch.cat([ahead, back[mirrored]], dim=-1)
+            backward = _direction(gru, f"l{layer}_reverse", states[mirrored], packed)
+            states = torch.cat([forward, backward[mirrored]], dim=-1)
     return pad_packed_sequence(packed._replace(data=states), batch_first=True, total_length=steps)[0]
 
 
 def _mirrored(packed: PackedSequence) -> torch.Tensor:
-    """(P,) which packed step is as far from its row's end as each is from its row's beginning."""
+    """(P,) for each packed step, the place of the step as far from the end of its row as this is from the beginning."""
     rows, starts = packed.batch_sizes, packed.batch_sizes.cumsum(0) - packed.batch_sizes
     step = torch.repeat_interleave(torch.arange(len(rows)), rows)
     row = torch.arange(len(step)) - starts[step]
@@ -73,31 +74,36 @@ def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, packed: PackedSeque
 
 
 class _Recurrence(torch.autograd.Function):
-    """(P, 3D) what the inputs say of the gates, recurrent weights (3D, D) and bias (3D,), rows a step -> (P, D) states.
+    """The steps of one layer and direction, with their gradient.
+
+    gates   (P, 3D) the inputs' share of the gates: W_ih x + b_ih
+    weight  (3D, D) recurrent weights; bias (3D,)
+    rows    number of rows at each step
+    states  (P, D), the result
 
     reset, update = sigmoid(gates + recurrent)     recurrent = W h + b
     new           = tanh(gates + reset recurrent)
     h'            = new + update (h - new)
 
-    Products have the precision of the gates; states are float32 or wider.
+    Products are computed in the precision of the gates (bf16 under autocast), states in float32 or float64.
     """
 
     @staticmethod
     def forward(
         ctx: Any, gates: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
-        """Keeps what each step computed on its way, for the backward pass."""
-        narrow, wide = gates.dtype, torch.promote_types(gates.dtype, torch.float32)
+        """(P, D) states; what each step computed is kept for the backward pass."""
+        of_products, of_states = gates.dtype, torch.promote_types(gates.dtype, torch.float32)
         P, D = len(gates), weight.shape[1]
-        rounded, rounded_bias = weight.to(narrow).t(), bias.to(narrow)
-        opened = torch.empty(P, 2 * D, dtype=wide)
-        before, new, offered, states = (torch.empty(P, D, dtype=wide) for _ in range(4))
-        state = torch.zeros(int(rows[0]), D, dtype=wide)
+        rounded, rounded_bias = weight.to(of_products).t(), bias.to(of_products)
+        opened = torch.empty(P, 2 * D, dtype=of_states)
+        before, new, offered, states = (torch.empty(P, D, dtype=of_states) for _ in range(4))
+        state = torch.zeros(int(rows[0]), D, dtype=of_states)
         with torch.autocast("cpu", enabled=False):
             for start, end in _spans(rows):
                 state = state[: end - start]
                 before[start:end] = state
-                recurrent = torch.addmm(rounded_bias, state.to(narrow), rounded)
+                recurrent = torch.addmm(rounded_bias, state.to(of_products), rounded)
                 torch.add(gates[start:end, : 2 * D], recurrent[:, : 2 * D], out=opened[start:end]).sigmoid_()
                 reset, update = opened[start:end].chunk(2, dim=1)
                 offered[start:end] = recurrent[:, 2 * D :]
@@ -105,26 +111,26 @@ class _Recurrence(torch.autograd.Function):
                 new[start:end].addcmul_(reset, offered[start:end]).tanh_()
                 state = torch.lerp(new[start:end], state, update, out=states[start:end])
         ctx.save_for_backward(weight, rows, before, opened, new, offered)
-        ctx.narrow = narrow
+        ctx.of_products = of_products
         return states
 
     @staticmethod
-    def backward(ctx: Any, of_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         """(P, D) gradient of the states -> those of gates, weights and bias."""
         weight, rows, before, opened, new, offered = ctx.saved_tensors
         D = weight.shape[1]
-        rounded = weight.to(ctx.narrow)
-        # Everything that does not depend on later steps, for all steps at once.
+        rounded = weight.to(ctx.of_products)
+        # Whatever does not depend on later steps is computed for all steps at once.
         reset, update = opened.chunk(2, dim=1)
         to_new = (1 - update).mul_(1 - new * new)
         to_update = (before - new).mul_(update).mul_(1 - update)
         to_reset = (offered * reset).mul_(1 - reset)
-        of_gates, of_recurrent = (torch.empty(len(new), 3 * D, dtype=ctx.narrow) for _ in range(2))
+        of_gates, of_recurrent = (torch.empty(len(new), 3 * D, dtype=ctx.of_products) for _ in range(2))
         of_last = torch.zeros(int(rows[0]), D, dtype=new.dtype)
         with torch.autocast("cpu", enabled=False):
             for start, end in reversed(_spans(rows)):
                 of_state = of_last[: end - start]
-                of_state += of_states[start:end]
+                of_state += gradient[start:end]
                 of_new = of_state * to_new[start:end]
                 of_gates[start:end, :D] = of_new * to_reset[start:end]
                 of_gates[start:end, D : 2 * D] = of_state * to_update[start:end]
@@ -132,11 +138,11 @@ class _Recurrence(torch.autograd.Function):
                 of_recurrent[start:end, : 2 * D] = of_gates[start:end, : 2 * D]
                 of_recurrent[start:end, 2 * D :] = of_new.mul_(reset[start:end])
                 of_state.mul_(update[start:end]).add_(of_recurrent[start:end] @ rounded)
-            of_weight = of_recurrent.t() @ before.to(ctx.narrow)
+            of_weight = of_recurrent.t() @ before.to(ctx.of_products)
             of_bias = of_recurrent.sum(dim=0, dtype=new.dtype)
         return of_gates, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None
 
 
 def _spans(rows: torch.Tensor) -> list[tuple[int, int]]:
-    """Where each step begins and ends among the packed ones."""
+    """Start and end of each step's rows among the packed ones."""
     return list(pairwise([0, *rows.cumsum(0).tolist()]))

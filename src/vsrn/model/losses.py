@@ -8,17 +8,19 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from vsrn.config import LossConfig
-from vsrn.model.gru import widen
+from vsrn.model.gru import at_least_float32
+from vsrn.model.registry import LOSSES
 
 
 def cosine_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
     """(I, D), (C, D) -> (I, C): inner products of the embeddings as they come."""
     # Under autocast the product would be rounded to bfloat16, whose steps below 1 are a fiftieth of the margin.
     with torch.autocast(images.device.type, enabled=False):
-        return widen(images) @ widen(captions).mT
+        return at_least_float32(images) @ at_least_float32(captions).mT
 
 
 def order_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
@@ -30,11 +32,37 @@ def order_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Te
 SIMILARITIES = {"cosine": cosine_similarities, "order": order_similarities}
 
 
-def loss_of(similarities: torch.Tensor, loss: LossConfig, epochs: float = math.inf) -> torch.Tensor:
-    """The matching loss that a config asks for, after so many epochs."""
-    if loss.matching == "contrastive":
-        return contrastive_loss(similarities, loss.temperature)
-    return matching_loss(similarities, loss.margin, hardness_after(loss, epochs))
+def make_loss(loss: LossConfig) -> nn.Module:
+    """The matching loss that a config names: a module of (B, B) similarities and the epochs trained so far.
+
+    Raises `ConfigError` where nobody registered the name.
+    """
+    module: nn.Module = LOSSES.make(loss.matching, loss)
+    return module
+
+
+class TripletLoss(nn.Module):
+    """The paper's matching loss, with the margin and the negatives that a config sets."""
+
+    def __init__(self, loss: LossConfig) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, similarities: torch.Tensor, epochs: float = math.inf) -> torch.Tensor:
+        """(B, B) similarities, epochs trained so far -> scalar."""
+        return matching_loss(similarities, self.loss.margin, hardness_after(self.loss, epochs))
+
+
+class ContrastiveLoss(nn.Module):
+    """CLIP's loss, with the temperature that a config sets."""
+
+    def __init__(self, loss: LossConfig) -> None:
+        super().__init__()
+        self.temperature = loss.temperature
+
+    def forward(self, similarities: torch.Tensor, _epochs: float = math.inf) -> torch.Tensor:
+        """(B, B) similarities -> scalar."""
+        return contrastive_loss(similarities, self.temperature)
 
 
 def contrastive_loss(similarities: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -73,10 +101,9 @@ def matching_loss(similarities: torch.Tensor, margin: float, hardness: float = 1
 
 
 def hardness_after(loss: LossConfig, epochs: float) -> float:
-    """How hard the negatives are after so many epochs, whole or not.
+    """How hard the negatives are after so many epochs, with a fraction: 0 for every violation, 1 for the worst.
 
-    A model that has learned nothing collapses on the hardest negatives for epochs; one that meets them little by
-    little does not.
+    An untrained model collapses on the hardest negatives for epochs; with a gradual warm-up it does not.
 
     >>> [hardness_after(LossConfig(warm_up_epochs=2), epochs) for epochs in (0, 0.5, 2, 3)]
     [0.0, 0.25, 1.0, 1.0]

@@ -1,7 +1,7 @@
-"""Region relationship reasoning (section 3.2) and global semantic reasoning (section 3.3).
+"""Region relationship reasoning: graph convolutions over the regions of an image (section 3.2).
 
-Shapes: B images, N regions, D joint size. `mask` (B, N) is True where a region is real and None
-where all are; padded regions neither send nor receive anything and stay zero.
+Shapes: B images, N regions, D joint size. `mask` (B, N) is True where a region is real and None where all are;
+padded regions neither send nor receive anything and stay zero.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def normalise_channels(regions: torch.Tensor) -> torch.Tensor:
 
 
 class FoldedProducts(NamedTuple):
-    """A layer's products that meet no data in between, taken beforehand: half the arithmetic, same numbers.
+    """A layer's products of weights with weights, computed once: half the arithmetic, the same numbers.
 
     theta(V) phi(V)^T  = (V A + a) V^T + (V b + c) 1^T    with A = W_theta^T W_phi
     W_r(R V W_g)       = R (V G + g) + shift              with G = W_g^T W_r^T
@@ -43,7 +43,7 @@ class FoldedProducts(NamedTuple):
     shift: torch.Tensor
 
     def messages(self, regions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, N, D) regions -> (B, N, D) what each region hears, before normalisation."""
+        """(B, N, D) regions -> (B, N, D) the message to each region, before BatchNorm."""
         queries, sent = functional.linear(regions, self.weight, self.bias).chunk(2, dim=-1)
         affinity = queries @ regions.to(queries.dtype).mT + (regions @ self.row + self.constant)[..., None]
         return _shares(affinity, mask).to(sent.dtype) @ sent + self.shift
@@ -53,7 +53,7 @@ class RegionRelationshipReasoning(nn.Module):
     """Section 3.2: one graph convolution over the regions of an image (Eqs. 2-3).
 
     R  = theta(V) phi(V)^T / N        affinity of every pair of regions
-    V* = W_r(R V W_g) + V             each region adds what its neighbours say
+    V* = W_r(R V W_g) + V             each region adds the messages of its neighbours
     """
 
     def __init__(self, dim: int) -> None:
@@ -91,32 +91,7 @@ class RegionRelationshipReasoning(nn.Module):
 
 
 def _shares(affinity: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """(B, N, N) affinity divided by the number of real regions; padded ones say nothing."""
+    """(B, N, N) affinity divided by the number of real regions; padded ones send nothing."""
     if mask is None:
         return affinity / affinity.shape[1]
     return affinity * mask[:, None, :] / mask.sum(dim=1)[:, None, None]
-
-
-class GlobalSemanticReasoning(nn.Module):
-    """Section 3.3: a GRU reads the regions in their stored order; its last state is the image."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.gru = nn.GRU(dim, dim, batch_first=True)
-
-    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, N, D) reasoned regions -> (B, D)."""
-        states, last = self.gru(regions)
-        if mask is None:
-            return last[0]
-        return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
-
-
-class MeanPooling(nn.Module):
-    """The aggregator of VSE++ on regions: their mean. The paper's baseline without reasoning."""
-
-    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, N, D) regions -> (B, D)."""
-        if mask is None:
-            return regions.mean(dim=1)
-        return (regions * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)

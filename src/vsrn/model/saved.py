@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic
@@ -16,39 +14,28 @@ from safetensors.torch import save_file
 from torch import nn
 from typing_extensions import TypeVar
 
-from vsrn.config import Config, ModelConfig, config_to_toml, read_config
+from vsrn.config import Config, config_to_toml, read_config
 from vsrn.data.region_store import RegionNames, StoreInfo
 from vsrn.data.vocabulary import Vocabulary, read_vocabulary
 from vsrn.errors import CheckpointError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights
 from vsrn.files import replacing, write_atomically
-from vsrn.model.base import MatchingModel
-from vsrn.model.scan import SCAN
-from vsrn.model.vsrn import VSRN
+from vsrn.model.base import BaseModel, MatchingModel
+from vsrn.model.build import build_any_model
 
 CONFIG_FILE = "config.toml"
 VOCABULARY_FILE = "vocabulary.json"
 WEIGHTS_FILE = "model.safetensors"
 
-
-def _vsepp(config: ModelConfig, vocabulary_size: int) -> MatchingModel:
-    from vsrn.model.vsepp import VSEPP  # noqa: PLC0415 - packages of image networks take long to import
-
-    return VSEPP(config, vocabulary_size)
-
-
-# The one place that turns `model.kind` into a class.
-KINDS: dict[str, Callable[[ModelConfig, int], MatchingModel]] = {"vsrn": VSRN, "vsepp": _vsepp, "scan": SCAN}
-
-# Most of the package works on vectors, so a model without further word is a VSRN.
-ModelT_co = TypeVar("ModelT_co", bound=MatchingModel, default=VSRN, covariant=True)
+# Most of the package works on vectors, so `StoredModel` alone is one of a model that has them.
+ModelT_co = TypeVar("ModelT_co", bound=BaseModel, default=MatchingModel, covariant=True)
 
 
 @dataclass(frozen=True)
 class StoredModel(Generic[ModelT_co]):
     """A model and everything needed to use it.
 
-    regions            which extractor made the regions it learned from; empty where nobody recorded it
+    regions            which extractor made the regions it was trained on; empty where nobody recorded it
     extractor_weights  that extractor's weights, where they are kept beside the model
     region_names       what its regions' classes and attributes are called, where that is kept
     """
@@ -61,7 +48,7 @@ class StoredModel(Generic[ModelT_co]):
     region_names: RegionNames = field(default_factory=RegionNames)
 
 
-def write_model(folder: Path, stored: StoredModel[MatchingModel]) -> None:
+def write_model(folder: Path, stored: StoredModel[BaseModel]) -> None:
     """Write the portable part of a run; the weights come last, so a folder that has them is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG_FILE, config_to_toml(stored.config).encode())
@@ -72,7 +59,7 @@ def write_model(folder: Path, stored: StoredModel[MatchingModel]) -> None:
     write_weights(folder, stored)
 
 
-def write_weights(folder: Path, stored: StoredModel[MatchingModel]) -> None:
+def write_weights(folder: Path, stored: StoredModel[BaseModel]) -> None:
     """Write model.safetensors alone, naming the vocabulary and the regions it belongs to."""
     metadata = {
         "vocabulary": stored.vocabulary.fingerprint,
@@ -83,22 +70,26 @@ def write_weights(folder: Path, stored: StoredModel[MatchingModel]) -> None:
 
 
 def read_model(folder: Path | str) -> StoredModel:
-    """Read a VSRN, as `read_any_model` does. Raises `CheckpointError` where the folder holds another kind too."""
+    """Read a model with a vector for each image and each caption, onto the CPU in evaluation mode.
+
+    Raises `CheckpointError` where the folder is no model, its parts do not belong together, or it has no vectors.
+    """
     stored = read_any_model(folder)
     model = stored.model
-    if not isinstance(model, VSRN):
+    if not isinstance(model, MatchingModel):
         raise CheckpointError(
             f'{folder} is a model of kind "{stored.config.model.kind}", which has no vector of an image; use it with'
-            " `vsrn evaluate`, by itself or behind --rerank, and name a VSRN here."
+            " `vsrn evaluate`, by itself or after --rerank, and name a VSRN here."
         )
     kept = (stored.regions, stored.extractor_weights, stored.region_names)
     return StoredModel(stored.config, stored.vocabulary, model, *kept)
 
 
-def read_any_model(folder: Path | str) -> StoredModel[MatchingModel]:
-    """Read a run's best model, or a converted one, of whatever kind, onto the CPU in evaluation mode.
+def read_any_model(folder: Path | str) -> StoredModel[BaseModel]:
+    """Read a run's best model, or a converted one, of any kind, onto the CPU in evaluation mode.
 
-    Raises `CheckpointError` where the folder is no model, or its parts do not belong together.
+    Raises `CheckpointError` where the folder is no model, or its parts do not belong together, and `ConfigError` where
+    its config names a part that nobody registered.
     """
     folder = Path(folder)
     if not (folder / WEIGHTS_FILE).is_file():
@@ -117,23 +108,10 @@ def read_any_model(folder: Path | str) -> StoredModel[MatchingModel]:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} does not say model.feature_dim; put the model's own config back."
         )
-    model = build_any_model(config, vocabulary, empty=True)
+    model = build_any_model(config, vocabulary, empty=True, where=str(folder / CONFIG_FILE))
     load_weights(model, weights, folder / WEIGHTS_FILE)
     regions = StoreInfo(metadata.get("extractor", ""), metadata.get("extractor_fingerprint", ""))
     return StoredModel(config, vocabulary, model.eval(), regions, kept_weights(folder), kept_names(folder))
-
-
-def build_model(config: Config, vocabulary: Vocabulary) -> VSRN:
-    """A fresh VSRN of the config's sizes."""
-    model = build_any_model(config, vocabulary)
-    assert isinstance(model, VSRN), config.model.kind
-    return model
-
-
-def build_any_model(config: Config, vocabulary: Vocabulary, *, empty: bool = False) -> MatchingModel:
-    """A fresh model of the config's kind and sizes; an `empty` one takes no memory until `load_weights` fills it."""
-    with torch.device("meta") if empty else contextlib.nullcontext():
-        return KINDS[config.model.kind](config.model, len(vocabulary))
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

@@ -1,11 +1,11 @@
 """Stacked cross attention (section 3.1 of Lee et al., *Stacked Cross Attention for Image-Text Matching*, ECCV 2018).
 
-One side asks, the other is attended to: in text-to-image every word asks the regions of an image, in image-to-text
-every region the words of a caption. How well what was attended to answers is a cosine; the cosines of all askers make
-the similarity.
+One side holds the queries, the other is attended to: in text-to-image every word attends to the regions of an image,
+in image-to-text every region to the words of a caption. The relevance of a query is its cosine with the vector that it
+attended to; the relevances of all queries make the similarity.
 
-Nothing here is as large as the vectors themselves: with attention a over contexts c, the attended vector v = sum a c
-has q.v = sum a (q.c) and |v|^2 = a G a with the contexts' inner products G, so all comes from affinities.
+The attended vectors are never made: with attention a of a query q over contexts c, the attended vector v = sum a c has
+q.v = sum a (q.c) and |v|^2 = a G a with the contexts' inner products G, so affinities are enough.
 
 Shapes: I images of N regions, C captions of equal length T, D joint size. Affinities are (C, T, I, N): cosines of
 every word with every region, 0 where a region is padding. `mask` (I, N) is True where a region is real, None where
@@ -15,17 +15,16 @@ all are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from vsrn.config import LossConfig, ModelConfig, ScanConfig
-from vsrn.model.base import Losses, MatchingModel
-from vsrn.model.gru import read_sequences, widen
-from vsrn.model.losses import loss_of
+from vsrn.config import ModelConfig, ScanConfig
+from vsrn.model.base import BaseModel, Gather, Losses, MatchingLoss
+from vsrn.model.gru import at_least_float32, read_sequences
 
 EPSILON = 1e-8
 WORDS, REGIONS = 1, 3
@@ -41,14 +40,14 @@ def similarities(
     """Similarity of every image with every caption: (I, C) float32 or wider.
 
     regions  (I, N, D) unit vectors, 0 where padded
-    words    (C, T, D) unit vectors, whatever behind a caption's last word
+    words    (C, T, D) unit vectors; those after a caption's last word are not read
     lengths  (C,) words of each caption, on the CPU
     """
     groups = [(words[rows, :length], rows) for length, rows in equally_long(lengths)]
-    # One product for all captions, in the precision that is asked for; everything after it is wide.
+    # One product for all captions, bf16 under bf16 autocast; everything after it is float32.
     sizes = [group.shape[0] * group.shape[1] for group, _ in groups]
     flat = torch.cat([group.flatten(0, 1) for group, _ in groups])
-    affinities = widen(flat @ regions.flatten(0, 1).mT)
+    affinities = at_least_float32(flat @ regions.flatten(0, 1).mT)
     with torch.autocast(regions.device.type, enabled=False):
         own = _inner_products(regions) if config.direction == "text_to_image" else None
         scores = [
@@ -81,37 +80,37 @@ def caption_similarities(
 
     context  inner products of what is attended to: regions (I, N, N), or words (C, T, T)
     """
-    asks, attended = (WORDS, REGIONS) if config.direction == "text_to_image" else (REGIONS, WORDS)
-    logits = config.inverse_temperature * _first_norm(affinity, asks, mask, config.first_norm)
+    queries, attended = (WORDS, REGIONS) if config.direction == "text_to_image" else (REGIONS, WORDS)
+    logits = config.inverse_temperature * _first_norm(affinity, queries, mask, config.first_norm)
     if mask is not None and attended == REGIONS:
         logits = logits.masked_fill(~mask, -torch.inf)
     attention = logits.softmax(dim=attended)
-    answer = (attention * affinity).sum(dim=attended)
+    product = (attention * affinity).sum(dim=attended)
     squared_length = _squared_lengths(attention, context, attended)
-    # Askers are unit vectors, so their own length is left out of the cosine.
-    relevance = answer / squared_length.clamp(min=EPSILON**2).sqrt()
-    if asks == WORDS:
+    # Queries are unit vectors, so their own length is left out of the cosine.
+    relevance = product / squared_length.clamp(min=EPSILON**2).sqrt()
+    if queries == WORDS:
         return _aggregate(relevance, 1, None, config).mT  # of (C, T, I)
     return _aggregate(relevance, 2, mask, config).mT  # of (C, I, N)
 
 
-def _first_norm(affinity: torch.Tensor, asks: int, mask: torch.Tensor | None, name: str) -> torch.Tensor:
-    """Affinities made comparable among those who ask (section 3.1, and the variants of the published code)."""
+def _first_norm(affinity: torch.Tensor, queries: int, mask: torch.Tensor | None, name: str) -> torch.Tensor:
+    """Affinities made comparable among the queries (section 3.1, and the variants of the published code)."""
     if name == "softmax":
-        if mask is not None and asks == REGIONS:
+        if mask is not None and queries == REGIONS:
             affinity = affinity.masked_fill(~mask, -torch.inf)
-        return affinity.softmax(dim=asks)
+        return affinity.softmax(dim=queries)
     if name in ("clipped", "clipped_l2norm"):
         affinity = functional.leaky_relu(affinity, 0.1)
     if name in ("l2norm", "clipped_l2norm"):
-        # The smallest sum keeps the slope at 0 finite, where padding has nothing but zeros.
-        norm = affinity.square().sum(dim=asks, keepdim=True).clamp(min=EPSILON**4).sqrt()
+        # Clamping keeps the square root's gradient finite where padding has zeros alone.
+        norm = affinity.square().sum(dim=queries, keepdim=True).clamp(min=EPSILON**4).sqrt()
         affinity = affinity / (norm + EPSILON)
     return affinity
 
 
 def _squared_lengths(attention: torch.Tensor, context: torch.Tensor, attended: int) -> torch.Tensor:
-    """a G a of every asker: (C, T, I) or (C, I, N)."""
+    """a G a of every query: (C, T, I) or (C, I, N)."""
     if attended == REGIONS:
         captions, words, images, regions = attention.shape
         by_image = attention.view(captions * words, images, regions).transpose(0, 1)
@@ -121,7 +120,7 @@ def _squared_lengths(attention: torch.Tensor, context: torch.Tensor, attended: i
 
 
 def _aggregate(relevance: torch.Tensor, dim: int, mask: torch.Tensor | None, config: ScanConfig) -> torch.Tensor:
-    """Relevances of all who ask, along `dim`, as one number (section 3.1); masked ones do not count."""
+    """Relevances of all queries, along `dim`, as one number (section 3.1); masked ones do not count."""
     if config.aggregation in ("sum", "mean"):
         total = (relevance if mask is None else relevance * mask).sum(dim=dim)
         if config.aggregation == "sum":
@@ -136,8 +135,8 @@ def _aggregate(relevance: torch.Tensor, dim: int, mask: torch.Tensor | None, con
 
 def _inner_products(vectors: torch.Tensor) -> torch.Tensor:
     """(B, N, D) -> (B, N, N)."""
-    wide = widen(vectors)
-    return wide @ wide.mT
+    vectors = at_least_float32(vectors)
+    return vectors @ vectors.mT
 
 
 class EncodedRegions(NamedTuple):
@@ -151,19 +150,21 @@ class EncodedRegions(NamedTuple):
     mask: torch.Tensor | None
 
 
-class RegionEncoder(nn.Module):
+class RegionProjection(nn.Module):
     """Section 3.3: every region projected, unit length."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.feature_dim is not None, "the feature size is settled before a model is built"
+        assert config.feature_dim is not None, "the feature size is known before a model is built"
         self.projection = nn.Linear(config.feature_dim, config.joint_dim)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
     def forward(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> EncodedRegions:
         """(B, N, F) features as stored, (B,) real regions of each or None for all."""
-        regions = functional.normalize(widen(self.projection(features.to(self.projection.weight.dtype))), dim=-1)
+        regions = functional.normalize(
+            at_least_float32(self.projection(features.to(self.projection.weight.dtype))), dim=-1
+        )
         if counts is None:
             return EncodedRegions(regions, None)
         mask = torch.arange(features.shape[1], device=counts.device) < counts[:, None]
@@ -186,31 +187,30 @@ class WordEncoder(nn.Module):
         )
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, T, D), 0 behind the last word."""
-        states = widen(read_sequences(self.gru, self.embedding(tokens), lengths))
+        """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, T, D), 0 after the last word."""
+        states = at_least_float32(read_sequences(self.gru, self.embedding(tokens), lengths))
         if self.gru.bidirectional:
-            forwards, backwards = states.chunk(2, dim=-1)
-            states = (forwards + backwards) / 2
+            forward, backward = states.chunk(2, dim=-1)
+            states = (forward + backward) / 2
         return functional.normalize(states, dim=-1)
 
 
-class SCAN(MatchingModel):
-    """Region encoder, word encoder, stacked cross attention."""
+class SCAN(BaseModel):
+    """Projected regions, words in context, stacked cross attention: similarities without a vector of an image."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
-        super().__init__()
-        self.config = config
-        self.region_encoder = RegionEncoder(config)
+        super().__init__(config)
+        self.region_encoder = RegionProjection(config)
         self.word_encoder = WordEncoder(config, vocabulary_size)
 
     @property
     def similarity(self) -> str:
-        """Both directions count as one scale, since the published ensembles average them."""
+        """Name of its scale, one for both directions, since the published ensembles average them."""
         return "stacked cross attention"
 
     @property
     def words(self) -> nn.Embedding:
-        """The word encoder's."""
+        """(vocabulary size, word size) the word encoder's vectors."""
         return self.word_encoder.embedding
 
     def forward(
@@ -219,11 +219,11 @@ class SCAN(MatchingModel):
         tokens: torch.Tensor,
         lengths: torch.Tensor,
         counts: torch.Tensor | None,
-        loss: LossConfig,
-        gather: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows,
+        loss: MatchingLoss,
+        gather: Gather = lambda rows: rows,
         epochs: float = math.inf,
     ) -> Losses:
-        """The matching loss of B matching pairs, as `MatchingModel.forward` takes them."""
+        """The matching loss of B matching pairs; `BaseModel.forward` says what it takes."""
         images = self.region_encoder(features, counts)
         mask = None if images.mask is None else gather(images.mask)
         # Other processes may have longer captions, and all gather words of one shape.
@@ -231,5 +231,5 @@ class SCAN(MatchingModel):
         tokens = functional.pad(tokens, (0, int(all_lengths.max()) - tokens.shape[1]))
         words = gather(self.word_encoder(tokens, lengths))
         scores = similarities(gather(images.vectors), words, all_lengths, mask, self.config.scan)
-        matching = loss_of(scores, loss, epochs)
+        matching = loss(scores, epochs)
         return Losses(matching, torch.zeros_like(matching))

@@ -11,20 +11,20 @@ from torch import nn
 
 from vsrn.config import ModelConfig
 from vsrn.data.vocabulary import PAD
-from vsrn.model.aggregators import GeneralisedPooling
-from vsrn.model.gru import l2_normalise, read_sequences, widen
+from vsrn.model.base import BaseTextEncoder
+from vsrn.model.gru import at_least_float32, l2_normalise, read_sequences
+from vsrn.model.registry import AGGREGATORS
 
 
-class CaptionEncoder(nn.Module):
+class TextEncoder(BaseTextEncoder):
     """Word embedding, GRU, state at the last real token, unit length.
 
-    As the config asks, the GRU reads in both directions, whose states are averaged (the last state is then the mean of
-    each direction's own last), and all its states are pooled instead of taking the last.
+    The config can make the GRU bidirectional, with the directions' states averaged (the last state is then the mean of
+    each direction's own last), and can pool all states instead of taking the last.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embedding = nn.Embedding(vocabulary_size, config.word_dim)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         self.gru = nn.GRU(
@@ -34,11 +34,18 @@ class CaptionEncoder(nn.Module):
             batch_first=True,
             bidirectional=config.caption_bidirectional,
         )
-        self.aggregator = GeneralisedPooling() if config.caption_aggregator == "gpo" else None
+        self.aggregator: nn.Module | None = None
+        if config.caption_aggregator != "last":
+            self.aggregator = AGGREGATORS.make(config.caption_aggregator, config.joint_dim)
+
+    @property
+    def words(self) -> nn.Embedding:
+        """(vocabulary size, word size) vectors of the words."""
+        return self.embedding
 
     @property
     def reads_forwards_only(self) -> bool:
-        """Whether an embedding is a GRU's state after a prefix of the caption: the whole of it."""
+        """Whether an embedding is the GRU's last state, so that captions which begin alike share states."""
         return self.aggregator is None and not self.gru.bidirectional
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -51,17 +58,17 @@ class CaptionEncoder(nn.Module):
 
     def _last(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(B, T, D or 2D) the GRU's outputs -> (B, D) its last state, or the mean of each direction's."""
-        ahead = states[torch.arange(len(states), device=states.device), lengths - 1, : self.gru.hidden_size]
+        forward = states[torch.arange(len(states), device=states.device), lengths - 1, : self.gru.hidden_size]
         if not self.gru.bidirectional:
-            return ahead
-        return (widen(ahead) + widen(states[:, 0, self.gru.hidden_size :])) / 2
+            return forward
+        return (at_least_float32(forward) + at_least_float32(states[:, 0, self.gru.hidden_size :])) / 2
 
     def mean_of_directions(self, states: torch.Tensor) -> torch.Tensor:
         """(B, T, D or 2D) the GRU's outputs -> (B, T, D)."""
         if not self.gru.bidirectional:
             return states
-        ahead, back = widen(states).chunk(2, dim=-1)
-        return (ahead + back) / 2
+        forward, backward = at_least_float32(states).chunk(2, dim=-1)
+        return (forward + backward) / 2
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
         """(B, D) last or pooled states -> (B, D) embeddings."""

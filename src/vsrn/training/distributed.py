@@ -22,7 +22,7 @@ from torch.distributed.nn import functional as collectives
 from torch.nn.parallel import DistributedDataParallel
 
 from vsrn.devices import pick_device
-from vsrn.model.gru import widen
+from vsrn.model.gru import at_least_float32
 
 
 def world_size() -> int:
@@ -130,7 +130,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         here = torch.tensor(values.numel() / values.shape[1], dtype=torch.float64)
         dist.all_reduce(here)
         samples = float(here)
-        wide = widen(values)
+        wide = at_least_float32(values)
         mean = _sum_over_processes(wide.sum(dim=axes)) / samples
         centred = wide - mean.view(shape)
         variance = _sum_over_processes(centred.pow(2).sum(dim=axes)) / samples

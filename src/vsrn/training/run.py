@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vsrn.config import Config, ModelConfig, check_config, config_to_toml, read_config
 from vsrn.data.datasets import open_split_for
@@ -18,8 +19,11 @@ from vsrn.data.word_vectors import read_word_vectors
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights, weights_of
 from vsrn.files import write_atomically
-from vsrn.model.base import MatchingModel
-from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel, build_any_model
+from vsrn.model.base import BaseModel
+from vsrn.model.build import build_any_model
+from vsrn.model.losses import make_loss
+from vsrn.model.registry import check_parts
+from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel
 from vsrn.training.checkpoint import STATE_FILE
 
 
@@ -32,14 +36,15 @@ class PreparedRun:
     train: CaptionedImages
     validation: CaptionedImages
     vocabulary: Vocabulary
-    model: MatchingModel
+    model: BaseModel
+    loss: nn.Module
 
     @property
     def regions(self) -> StoreInfo:
         """What made the regions it learns from; empty where it learns from photos."""
         return self.train.regions.info if isinstance(self.train, Split) else StoreInfo()
 
-    def stored(self) -> StoredModel[MatchingModel]:
+    def stored(self) -> StoredModel[BaseModel]:
         """The model as it is written."""
         kept = (kept_weights(self.folder), kept_names(self.folder))
         return StoredModel(self.config, self.vocabulary, self.model, self.regions, *kept)
@@ -52,6 +57,7 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     where the folder already holds a run (or, to resume, holds none); then nothing has been written.
     """
     check_config(config)
+    check_parts(config)
     _bound_kernel_cache()
     if resume:
         _refuse_other_config(config, folder)
@@ -64,13 +70,11 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     vocabulary = _vocabulary_for(config, folder, train, resume=resume)
     torch.manual_seed(config.train.seed)
     model = build_any_model(config, vocabulary)
-    if config.model.network.name and not resume:
-        from vsrn.model.vsepp import start_network  # noqa: PLC0415 - as in `_feature_dim_of`
-
-        start_network(model)
+    if not resume:
+        model.load_first_weights()
     if config.data.word_vectors and not resume:
         _start_words(model, config, vocabulary)
-    prepared = PreparedRun(folder, config, train, validation, vocabulary, model)
+    prepared = PreparedRun(folder, config, train, validation, vocabulary, model, make_loss(config.loss))
     if process > 0:
         # The processes start from the same weights and drop different inputs.
         torch.manual_seed(config.train.seed + process * 2**32)
@@ -119,7 +123,7 @@ def zeros_divide(model: ModelConfig) -> bool:
     if model.kind == "scan":
         return False
     over_regions = model.kind == "vsrn" and model.normalisation != "none"
-    pooled_zeros = model.kind == "vsepp" or model.aggregator != "gru"
+    pooled_zeros = model.kind == "vsepp" or model.aggregator in ("mean", "gpo")
     return over_regions or (pooled_zeros and model.image_norm)
 
 
@@ -159,9 +163,11 @@ def _vocabulary_for(config: Config, folder: Path, train: CaptionedImages, *, res
     return build_vocabulary(train.captions, config.data.min_count)
 
 
-def _start_words(model: MatchingModel, config: Config, vocabulary: Vocabulary) -> None:
+def _start_words(model: BaseModel, config: Config, vocabulary: Vocabulary) -> None:
     """Begin the caption encoder's words with vectors learned elsewhere; those that have none stay random."""
-    path = config.data.word_vectors
+    path, words = config.data.word_vectors, model.words
+    if words is None:
+        raise ConfigError("data.word_vectors is for a text encoder that has vectors of words; leave it out.")
     vectors = read_word_vectors(path, vocabulary.words)
     size = len(next(iter(vectors.values())))
     if size != config.model.word_dim:
@@ -171,7 +177,7 @@ def _start_words(model: MatchingModel, config: Config, vocabulary: Vocabulary) -
         )
     with torch.no_grad():
         for word, vector in vectors.items():
-            model.words.weight[vocabulary.ids[word]] = torch.from_numpy(vector)
+            words.weight[vocabulary.ids[word]] = torch.from_numpy(vector)
 
 
 def _refuse_other_config(config: Config, folder: Path) -> None:

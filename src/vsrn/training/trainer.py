@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from vsrn.config import Config
 from vsrn.data.splits import CaptionedImages, Split
@@ -26,11 +27,11 @@ from vsrn.encoders.encoded import encoded_blocks
 from vsrn.encoders.torch_backend import Precision
 from vsrn.errors import TrainingError
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics
-from vsrn.model.base import Losses
+from vsrn.model.base import BaseModel, Losses
 from vsrn.model.saved import write_weights
 from vsrn.training import distributed
 from vsrn.training.batches import Batch, TrainingBatches
-from vsrn.training.checkpoint import Progress, read_state, write_state
+from vsrn.training.checkpoint import Learner, Progress, read_state, write_state
 from vsrn.training.diagnosis import first_that_is_none, no_number, refuse_zeros_of_step
 from vsrn.training.log import RunLog
 from vsrn.training.run import PreparedRun
@@ -91,6 +92,20 @@ class _Recent:
     gradient_norms: list[torch.Tensor] = field(default_factory=list)
 
 
+class _Step(nn.Module):
+    """Model and loss as one module, so that several processes average the gradients of both."""
+
+    def __init__(self, model: BaseModel, loss: nn.Module) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch, epochs: float) -> Losses:
+        """The losses of a batch, after so many epochs."""
+        return self.model(
+            batch.features, batch.tokens, batch.lengths, batch.counts, self.loss, distributed.gather_batch, epochs
+        )
+
+
 class Trainer:
     """One run on one device."""
 
@@ -100,9 +115,11 @@ class Trainer:
         self.device = distributed.training_device(self.config.train.device)
         self.model = prepared.model.to(self.device).train()
         distributed.synchronise_batch_norm(self.model)
-        self.parallel = distributed.shared(self.model)
+        self.step = _Step(self.model, prepared.loss.to(self.device).train())
+        self.parallel = distributed.shared(self.step)
         train = self.config.train
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=train.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(self.step.parameters(), lr=train.learning_rate, fused=True)
+        self.learner = Learner(self.model, self.step.loss, self.optimizer)
         self.batches = batches_for(prepared.train)(
             prepared.train,
             prepared.vocabulary,
@@ -137,9 +154,7 @@ class Trainer:
         image is the reason; what is on disk is then the state that was saved before.
         """
         if resume:
-            self.progress = read_state(
-                self.prepared.folder, self.model, self.optimizer, distributed.rank(), self._fingerprint
-            )
+            self.progress = read_state(self.prepared.folder, self.learner, distributed.rank(), self._fingerprint)
         else:
             self._save()
         log = RunLog(self.prepared.folder, self.progress.step) if self.writes else None
@@ -159,7 +174,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.config, epoch)
         if self.model.begin_epoch(epoch):
-            self.parallel = distributed.shared(self.model)
+            self.parallel = distributed.shared(self.step)
         for batch in self.batches.epoch(epoch, self.progress.step_in_epoch):
             self._step(batch)
             self._count_step()
@@ -177,18 +192,10 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         batch = batch.to(self.device)
         with autocast(self.device, self.config.train.precision):
-            losses: Losses = self.parallel(
-                batch.features,
-                batch.tokens,
-                batch.lengths,
-                batch.counts,
-                self.config.loss,
-                distributed.gather_batch,
-                self.progress.step / self.batches.steps_per_epoch,
-            )
+            losses: Losses = self.parallel(batch, self.progress.step / self.batches.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         losses.joint.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.gradient_clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), self.config.train.gradient_clip or math.inf)
         self.optimizer.step()
         self.recent.gradient_norms.append(norm)
         self.recent.losses.append(Losses(losses.matching.detach(), losses.generation.detach()))
@@ -266,13 +273,13 @@ class Trainer:
         if self.recent.losses:
             self._mean_of_recent()
         # A step's gradient may spoil the weights though its loss is a number; all processes have the same weights.
-        weights = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        weights = [tensor for tensor in self.step.state_dict().values() if tensor.is_floating_point()]
         if not bool(torch.stack([tensor.isfinite().all() for tensor in weights]).all()):
             raise no_number(self.progress.step + 1, [], [], self.config.train)
         random_states = distributed.random_states()
         if self.writes:
             folder = self.prepared.folder
-            write_state(folder, self.model, self.optimizer, self.progress, random_states, self._fingerprint)
+            write_state(folder, self.learner, self.progress, random_states, self._fingerprint)
 
 
 def batches_for(split: CaptionedImages) -> type[TrainingBatches]:

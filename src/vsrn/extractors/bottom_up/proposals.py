@@ -13,7 +13,7 @@ from torchvision.ops import nms
 
 from vsrn.extractors.bottom_up.network import STRIDE
 
-# A delta may widen an anchor of 16 pixels to 1,000 and no further, so that no exponential overflows.
+# A delta may at_least_float32 an anchor of 16 pixels to 1,000 and no further, so that no exponential overflows.
 MAX_LOG_SCALE = math.log(1000 / 16)
 ANCHOR_SIDES = (64, 128, 256, 512)
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)

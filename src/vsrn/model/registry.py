@@ -1,0 +1,146 @@
+"""The parts of a model by name: those of vsrn, and those that `vsrn.register_*` adds.
+
+A config names its parts; the tables here turn a name into the factory that makes the part. vsrn's own factories are
+written as "module:attribute" and imported when they are first used, so that names can be checked without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vsrn.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vsrn.config import Config, LossConfig, ModelConfig
+    from vsrn.model.base import BaseModel, BaseTextEncoder
+
+
+class Registry:
+    """Factories of one kind of part, by the name that a config gives them.
+
+    field     the config's field that holds such a name
+    built_in  name -> "module:attribute" of vsrn's own
+    """
+
+    def __init__(self, field: str, built_in: Mapping[str, str]) -> None:
+        self.field = field
+        self.built_in = dict(built_in)
+        self._added: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that the field may hold."""
+        return [*self.built_in, *self._added]
+
+    def register(self, name: str, factory: Callable[..., Any]) -> None:
+        """Add a factory. Raises `ConfigError` where the name belongs to another one."""
+        if name in self.names and self._added.get(name) is not factory:
+            raise ConfigError(f"{self.field} '{name}' is already taken; register yours under another name.")
+        self._added[name] = factory
+
+    def check(self, name: str, where: str = "", field: str = "") -> None:
+        """Raise `ConfigError` where no part has this name.
+
+        where  the file that names it, for the message
+        field  the field that holds it, where that is not the registry's own
+        """
+        if name not in self.names:
+            shown = repr(name[:100])[1:-1]
+            raise ConfigError(
+                f"{where and f'{where}: '}{field or self.field} is '{shown}', which is none of {', '.join(self.names)};"
+                f" if a module of yours registers it, name that module with --plugin.{did_you_mean(name, self.names)}"
+            )
+
+    def make(self, name: str, *arguments: object) -> Any:
+        """What the factory of this name makes of the arguments. Raises `ConfigError` where there is none."""
+        self.check(name)
+        if name in self._added:
+            return self._added[name](*arguments)
+        module, _, attribute = self.built_in[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)(*arguments)
+
+
+AGGREGATORS = Registry(
+    "model.aggregator",
+    {
+        "gru": "vsrn.model.aggregators:GlobalSemanticReasoning",
+        "mean": "vsrn.model.aggregators:MeanPooling",
+        "gpo": "vsrn.model.aggregators:GeneralisedPooling",
+    },
+)
+TEXT_ENCODERS = Registry("model.text_encoder", {"gru": "vsrn.model.text_encoder:TextEncoder"})
+LOSSES = Registry(
+    "loss.matching",
+    {"triplet": "vsrn.model.losses:TripletLoss", "contrastive": "vsrn.model.losses:ContrastiveLoss"},
+)
+MODEL_KINDS = Registry(
+    "model.kind",
+    {
+        "vsrn": "vsrn.model.vsrn:build_vsrn",
+        "vsepp": "vsrn.model.vsepp:build_vsepp",
+        "scan": "vsrn.model.scan:SCAN",
+    },
+)
+
+
+def register_aggregator(name: str, factory: Callable[[int], nn.Module]) -> None:
+    """Add a way of pooling regions, or words, into one vector, for `model.aggregator` and `model.caption_aggregator`.
+
+    factory  joint size D -> a module: (B, N, D) vectors, (B, N) mask or None -> (B, D). The mask is True where a
+             vector is real, which are the first of each row, and None where all are.
+
+    Raises `ConfigError` where the name is taken.
+    """
+    AGGREGATORS.register(name, factory)
+
+
+def register_loss(name: str, factory: Callable[[LossConfig], nn.Module]) -> None:
+    """Add a matching loss, for `loss.matching`.
+
+    factory  config of the loss -> a module: (B, B) similarities, images as rows and matches on the diagonal, and the
+             epochs trained so far (with a fraction) -> a scalar. Its parameters are trained with the model's and kept
+             in the run's checkpoint.
+
+    Raises `ConfigError` where the name is taken.
+    """
+    LOSSES.register(name, factory)
+
+
+def register_text_encoder(name: str, factory: Callable[[ModelConfig, int], BaseTextEncoder]) -> None:
+    """Add an encoder of captions, for `model.text_encoder`.
+
+    factory  config of the model, size of the vocabulary -> a `vsrn.model.base.BaseTextEncoder`
+
+    Raises `ConfigError` where the name is taken.
+    """
+    TEXT_ENCODERS.register(name, factory)
+
+
+def register_model(name: str, factory: Callable[[ModelConfig, int], BaseModel]) -> None:
+    """Add a kind of model, for `model.kind`.
+
+    factory  config of the model, size of the vocabulary -> a model. A `vsrn.model.base.MatchingModel` can be trained,
+             evaluated, indexed and searched; another `BaseModel` can be trained only.
+
+    Raises `ConfigError` where the name is taken.
+    """
+    MODEL_KINDS.register(name, factory)
+
+
+def check_model_parts(model: ModelConfig, where: str = "the config") -> None:
+    """Raise `ConfigError`, naming the file `where`, where a model's config names a part that nobody registered."""
+    MODEL_KINDS.check(model.kind, where)
+    AGGREGATORS.check(model.aggregator, where)
+    if model.caption_aggregator != "last":
+        AGGREGATORS.check(model.caption_aggregator, where, "model.caption_aggregator")
+    TEXT_ENCODERS.check(model.text_encoder, where)
+
+
+def check_parts(config: Config, where: str = "the config") -> None:
+    """Raise `ConfigError`, naming the file `where`, where a config names a part or a loss that nobody registered."""
+    check_model_parts(config.model, where)
+    LOSSES.check(config.loss.matching, where)
