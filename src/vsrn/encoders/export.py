@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import importlib.util
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -107,7 +107,7 @@ def check_free(folder: Path) -> None:
         raise CheckpointError(f"{folder} already exists; choose another folder.")
 
 
-def model_fingerprint(stored: StoredModel[MatchingModel]) -> str:
+def model_fingerprint(stored: StoredModel[Any]) -> str:
     """SHA-256 (hex) of everything that decides an embedding: the encoders' weights, as float32, by name, and settings.
 
     Settings count where no weight shows them and they are not the defaults, so that one more setting changes no
