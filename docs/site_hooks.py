@@ -35,7 +35,7 @@ COPIED = (
 PLAIN_TERMINAL = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 # `name  what it is`, and lines that go on, indented.
 COLUMNS = re.compile(r"^(\w+(?:, \w+)*) {2,}(\S.*(?:\n {2,}\S.*)*)", re.MULTILINE)
-EXAMPLE = re.compile(r"^>>> .*(?:\n\S.*)*", re.MULTILINE)
+EXAMPLE = re.compile(r"^(?:>>> |import ).*(?:\n\S.*)*", re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -14,7 +14,8 @@ from vsrn.cli.progress import progress_bar, say
 
 if TYPE_CHECKING:
     from vsrn.evaluation.caption_scores import CaptionScores
-    from vsrn.evaluation.evaluate import Judgement
+    from vsrn.evaluation.eccv import ExtendedEvaluation
+    from vsrn.evaluation.evaluate import Evaluation, Judgement
     from vsrn.metrics import Ranks
 
 
@@ -64,6 +65,31 @@ def main(
             helped to find those of ECCV Caption (extra `eval`).
         json: Print the result as JSON.
     """
+    check_options(models, photos=photos, html=html, captions=captions, eccv=eccv, rerank=rerank)
+    from vsrn.evaluation.eccv import extended_evaluation
+
+    scores = score_captions(models[0], data, split, beam, device) if captions else None
+    judgement = judge(models, data, photos, split, device, rerank=rerank, top=top, eccv=eccv)
+    evaluation, found = compare(judgement, models, five_fold=five_fold, num_examples=6 if html else 0)
+    extended = extended_evaluation(judgement.split, judgement.blocks()) if eccv else None
+    if ranks is not None:
+        save_ranks(ranks, found)
+    if html is not None:
+        write_report(html, evaluation, photos, models[0])
+    show(evaluation, extended, scores, beam, json=json)
+    return 0
+
+
+def check_options(
+    models: Sequence[Path],
+    *,
+    photos: Path | None,
+    html: Path | None,
+    captions: bool,
+    eccv: bool,
+    rerank: Path | None,
+) -> None:
+    """Raise `CheckpointError` where no model is named, and `ConfigError` for options that contradict each other."""
     from vsrn.errors import CheckpointError, ConfigError
 
     if not models:
@@ -74,39 +100,53 @@ def main(
         raise ConfigError("--captions are those of one model; name one run.")
     if eccv and rerank is not None:
         raise ConfigError("--eccv judges whole rankings, and --rerank changes only their beginning; leave out one.")
-    from rich.console import Console
 
-    from vsrn.evaluation.eccv import extended_evaluation
+
+def compare(
+    judgement: Judgement, models: Sequence[Path], *, five_fold: bool, num_examples: int
+) -> tuple[Evaluation, Ranks]:
+    """Rank what was encoded, drawing the progress."""
     from vsrn.evaluation.evaluate import evaluate
-    from vsrn.evaluation.report import caption_words, evaluation_table, extended_table, write_html_report
+    from vsrn.evaluation.rerank import TwoStageJudgement
+
+    stages = 2 if isinstance(judgement, TwoStageJudgement) else 1
+    with progress_bar("comparing", unit="images").of(judgement.split.num_images * stages) as bar:
+        names = [str(model) for model in models]
+        return evaluate(judgement, names, five_fold=five_fold, num_examples=num_examples, advance=bar.advance)
+
+
+def write_report(path: Path, evaluation: Evaluation, photos: Path | None, model: Path) -> None:
+    """Write the HTML report, with the training curves of a run."""
+    from vsrn.evaluation.report import write_html_report
     from vsrn.training.log import read_log
 
-    names = [str(model) for model in models]
-    scores = score_captions(models[0], data, split, beam, device) if captions else None
-    judgement = judge(models, data, photos, split, device, rerank=rerank, top=top, eccv=eccv)
-    bar = progress_bar("comparing", unit="images")
-    with bar.of(judgement.split.num_images * (1 if rerank is None else 2)):
-        evaluation, found = evaluate(
-            judgement, names, five_fold=five_fold, num_examples=6 if html else 0, advance=bar.advance
-        )
-    extended = extended_evaluation(judgement.split, judgement.blocks()) if eccv else None
-    if ranks is not None:
-        save_ranks(ranks, found)
-        say(f"Ranks of every query are in {ranks}.")
-    if html is not None:
-        write_html_report(html, evaluation, photos=photos, history=read_log(models[0]))
-        say(f"The report is {html}.")
+    write_html_report(path, evaluation, photos=photos, history=read_log(model))
+    say(f"The report is {path}.")
+
+
+def show(
+    evaluation: Evaluation,
+    extended: ExtendedEvaluation | None,
+    scores: CaptionScores | None,
+    beam: int,
+    *,
+    json: bool,
+) -> None:
+    """Print all that was measured, as tables or as JSON."""
+    from rich.console import Console
+
+    from vsrn.evaluation.report import caption_words, evaluation_table, extended_table
+
     if json:
         written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
         judged = {} if extended is None else {"extended": extended.to_json()}
         print_json(evaluation.to_json() | written | judged)
-        return 0
+        return
     Console().print(evaluation_table(evaluation))
     if extended is not None:
         Console().print(extended_table(extended))
     if scores is not None:
         print(f"Captions written with a beam of {beam}: {caption_words(scores)}")
-    return 0
 
 
 def score_captions(model: Path, data: Path | None, split: str, beam: int, device: str) -> CaptionScores:
@@ -141,7 +181,7 @@ def judge(
     top: int = 50,
     eccv: bool = False,
 ) -> Judgement:
-    """Encode a split by every model, drawing the progress; with `eccv`, only one that it is about."""
+    """Encode a split by every model, drawing the progress. With `eccv` it must be COCO's test split."""
     from vsrn.data.datasets import open_split_for
     from vsrn.encoders import load_encoder
     from vsrn.evaluation.eccv import check_split
@@ -153,8 +193,8 @@ def judge(
     opened = open_split_for(encoders[0].config, split, data=data, photos=photos)
     if eccv:
         check_split(opened)
-    bar = progress_bar("encoding", unit="images and captions")
-    with bar.of((len(encoders) + (second is not None)) * (opened.num_images + len(opened.captions))):
+    total = (len(encoders) + (second is not None)) * (opened.num_images + len(opened.captions))
+    with progress_bar("encoding", unit="images and captions").of(total) as bar:
         if second is None:
             return Judgement(encoders, opened, bar.advance)
         return TwoStageJudgement(encoders, second, opened, name=str(rerank), top=top, advance=bar.advance)
@@ -169,3 +209,4 @@ def save_ranks(path: Path, ranks: Ranks) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **dataclasses.asdict(ranks))
+    say(f"Ranks of every query are in {path}.")

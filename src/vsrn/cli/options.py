@@ -1,4 +1,4 @@
-"""What the commands' options share."""
+"""What several commands share: parsing, options of the same kind, JSON, and the list of skipped files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "skipped_lines",
 ]
 
-# Of each kind of skipped files, so many are listed with their reasons; and so many endings of other files.
+# Skipped files that are listed of each kind, and endings of other files that are counted apart.
 SKIPPED_SHOWN = 20
 ENDINGS_SHOWN = 8
 LONGEST_ENDING = 12
@@ -46,7 +46,7 @@ Device = Annotated[
 
 
 def call(function: Callable[..., int | None], command: str, arguments: Sequence[str]) -> int:
-    """Parse a command's arguments as its function's parameters, and call it."""
+    """Parse a command's arguments as the parameters of its function, call it, and return its exit code."""
     if command in plugins.COMMANDS:
         function = plugins.with_plugins(function)
     _leave_out_empty_defaults(function)
@@ -62,7 +62,7 @@ def call(function: Callable[..., int | None], command: str, arguments: Sequence[
 
 
 def _leave_out_empty_defaults(function: Callable[..., int | None]) -> None:
-    """What is left out means something, which the help text says; "(default: None)" behind it says nothing."""
+    """Keep "(default: None)" out of the help: the text of an option says what leaving it out means."""
     hints = get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default in (None, "", ()):
@@ -71,12 +71,12 @@ def _leave_out_empty_defaults(function: Callable[..., int | None]) -> None:
 
 
 def print_json(content: Any) -> None:
-    """One JSON object on standard output, for machines."""
+    """Print one JSON object on standard output, for machines."""
     print(json.dumps(content, indent=2))
 
 
 def skipped_lines(skipped: Sequence[tuple[str, str, str]]) -> list[str]:
-    """What was skipped, for a person: damaged photos first, each with its reason; what is no photo as one line.
+    """Lines for a person about skipped files: damaged photos first, each with its reason; what is no photo as one line.
 
     skipped  id, kind (a `vsrn.errors.SkipKind`, or "" where an older run did not say) and reason of each
 

@@ -1,6 +1,6 @@
-"""Small pictures in the terminal, where it says by its name that it can show them.
+"""Small pictures in the terminal, where environment variables say that it can show them.
 
-Asking the terminal itself would need raw mode and a wait for an answer that may never come.
+Asking the terminal itself would need raw mode, and a wait for an answer that may never come.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Draw = Callable[[bytes], str]
 
 
 def picture_protocol(environment: Mapping[str, str] = os.environ) -> Draw | None:
-    """How this terminal draws pictures, or None where nothing says that it can."""
+    """The function that makes a picture for this terminal, or None where no variable says that it shows pictures."""
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if term.startswith(("screen", "tmux")):
-        # Multiplexers eat the sequences.
+        # Multiplexers swallow the sequences.
         return None
     if "KITTY_WINDOW_ID" in environment or term in ("xterm-kitty", "xterm-ghostty"):
         return kitty
@@ -34,13 +34,13 @@ def picture_protocol(environment: Mapping[str, str] = os.environ) -> Draw | None
 
 
 def iterm2(jpeg: bytes) -> str:
-    """iTerm2's inline images: https://iterm2.com/documentation-images.html"""
+    """A JPEG as an inline image of iTerm2: https://iterm2.com/documentation-images.html"""
     content = base64.b64encode(jpeg).decode()
     return f"\x1b]1337;File=inline=1;size={len(jpeg)};height={ROWS};preserveAspectRatio=1:{content}\x07"
 
 
 def kitty(jpeg: bytes) -> str:
-    """kitty's graphics protocol, which takes PNG: https://sw.kovidgoyal.net/kitty/graphics-protocol/"""
+    """A JPEG in kitty's graphics protocol, which takes PNG: https://sw.kovidgoyal.net/kitty/graphics-protocol/"""
     from PIL import Image
 
     png = io.BytesIO()
@@ -53,7 +53,7 @@ def kitty(jpeg: bytes) -> str:
 
 
 def sixel(jpeg: bytes) -> str:
-    """DEC's sixels: six rows at a time, one colour after the other, a character a column."""
+    """A JPEG as DEC's sixels: six rows at a time, one colour after the other, a character a column."""
     import numpy as np
     from PIL import Image
 

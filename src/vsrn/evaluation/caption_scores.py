@@ -1,4 +1,4 @@
-"""How near written captions come to people's: BLEU-4 and CIDEr-D, as the COCO caption evaluation counts them.
+"""BLEU-4 and CIDEr-D: how close generated captions are to those of people, as COCO's caption evaluation counts.
 
 BLEU-4 (Papineni et al. 2002) over all images at once, with the reference nearest in length:
 
@@ -63,7 +63,7 @@ def caption_scores(
 ) -> CaptionScores:
     """Score one caption for each of several images against the captions that people wrote for it.
 
-    Frequencies for CIDEr-D are counted over these references; of a single image it is 0.
+    CIDEr-D weighs n-grams by how many of these images have them, so it is 0 for a single image.
     """
     candidates = [words_of(caption) for caption in written]
     people = [[words_of(caption) for caption in captions] for captions in references]

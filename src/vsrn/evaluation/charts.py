@@ -46,7 +46,7 @@ def interval_bar(value: float, interval: Interval | None, full: float = 100.0) -
 def training_curves(history: History) -> list[Curve]:
     """The curves that a run's rows allow: rsum on validation, matching and generation loss.
 
-    Rows without a finite number at a curve's place are passed over.
+    Rows without a finite number at a curve's place are left out.
     """
     validation = [(row.get("step"), _validation_rsum(row)) for row in history]
     curves = [Curve("Sum of recalls on validation", _finite(validation), best_is_highest=True)]
@@ -116,7 +116,7 @@ def _validation_rsum(row: Mapping[str, Any]) -> object:
 
 
 def _finite(pairs: Iterable[tuple[object, object]]) -> list[Point]:
-    """The pairs of two numbers that a chart can hold (no NaN, nothing infinite or below 0), by step."""
+    """The pairs of numbers from 0 up to `HIGHEST`, sorted by step; NaN and what is no number are left out."""
     return sorted((float(step), float(value)) for step, value in pairs if _is_number(step) and _is_number(value))
 
 
