@@ -7,13 +7,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from colours import COLOURS_BY_NAME, Colours, colour_model, export_colours, save_photo
-from vsrn.encoders.photos import explain_photo
 
 import vsrn
 from vsrn.data.region_store import RegionNames, Regions
@@ -21,7 +19,8 @@ from vsrn.encoders.explain import ExplainView
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import SearchError
 from vsrn.extractors import base as extractors
-from vsrn.extractors.base import Prepared
+from vsrn.extractors.base import ExtractorFiles, Prepared
+from vsrn.extractors.provenance import carry_names
 from vsrn.search.build import update_index
 
 SENTENCE = "dark red"
@@ -69,6 +68,10 @@ class Named(Colours):
         return [dataclasses.replace(regions, **numbers) for regions in super().__call__(prepared)]
 
 
+def make_named(_argument: str, _files: ExtractorFiles) -> Named:
+    return Named()
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
@@ -77,16 +80,14 @@ class Named(Colours):
         (RegionNames(), None),
     ],
 )
-def test_what_an_extractor_calls_its_regions_is_told(
-    names: RegionNames, expected: list[str] | None, photos: Path, exported: Path
+def test_regions_have_the_extractors_names_or_else_those_of_the_models_folder(
+    names: RegionNames, expected: list[str] | None, photos: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extractor = Named()
-    extractor.names = names
-    ask = partial(explain_photo, vsrn.load(exported), extractor, photos / "1.png", SENTENCE, "sentence")
-    assert ask(RegionNames()).labels == expected
-    # A model's folder says it where the extractor does not, and only then.
-    kept = RegionNames(["a", "b", "c"], ["very"])
-    assert ask(kept).labels == (expected or ["c", "very a", "b", "a"])
+    monkeypatch.setattr(Named, "names", names)
+    monkeypatch.setitem(extractors._EXTRACTORS, "colours", f"{__name__}:make_named")
+    assert vsrn.load(exported).explain(photos / "1.png", SENTENCE).labels == expected
+    carry_names(RegionNames(["a", "b", "c"], ["very"]), exported)
+    assert vsrn.load(exported).explain(photos / "1.png", SENTENCE).labels == (expected or ["c", "very a", "b", "a"])
 
 
 def test_what_an_index_kept_no_regions_of_cannot_be_explained(photos: Path, exported: Path, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ draw_explanation(photo, explanation, "two dogs").save("why.png")
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from bisect import bisect_right
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from vsrn.data.region_store import FloatArray
 from vsrn.encoders.explain import Explanation, WeighedRegion
@@ -19,7 +21,7 @@ MARGIN = 12
 TITLE_SIZE, TAG_SIZE, NOTE_SIZE = 22, 17, 15
 MOST_LINES, MOST_LETTERS_OF_A_LABEL = 4, 24
 INK, PAPER, GREY = (24, 24, 28), (255, 255, 255), (96, 96, 104)
-# From cold to hot, ever brighter, so that it is seen without colours too.
+# From cold to hot with growing brightness, so that it can be read without colours too.
 RAMP = np.array([(48, 18, 92), (170, 38, 102), (240, 96, 48), (255, 226, 110)], dtype=np.float32)
 HEAT_OPACITY = 0.72
 # Fonts of common systems that have more letters than Pillow's own.
@@ -49,7 +51,7 @@ def _scaled(photo: Image.Image) -> Image.Image:
 
 
 def _with_heat(photo: Image.Image, heat: FloatArray) -> Image.Image:
-    """The photo with little colour of its own where it is cold, and under the ramp's where it is hot."""
+    """The photo in muted colours, with the ramp's laid over it where it is hot."""
     muted = ImageEnhance.Brightness(ImageEnhance.Color(photo).enhance(0.4)).enhance(0.85)
     smooth = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32)).resize(photo.size, Image.Resampling.BILINEAR)
     levels = np.asarray(smooth)
@@ -60,7 +62,7 @@ def _with_heat(photo: Image.Image, heat: FloatArray) -> Image.Image:
 
 
 def _draw_boxes(picture: Image.Image, regions: list[WeighedRegion]) -> None:
-    """Frames first, so that no frame crosses a tag."""
+    """Draw a frame and a tag for each region, frames first, so that no frame crosses a tag."""
     draw = ImageDraw.Draw(picture)
     frames = [_pixels(region, picture.size) for region in regions]
     for frame in reversed(frames):
@@ -81,7 +83,7 @@ def _tag(region: WeighedRegion) -> str:
 def _draw_tag(
     draw: ImageDraw.ImageDraw, text: str, frame: Rectangle, taken: list[Rectangle], size: tuple[int, int]
 ) -> Rectangle:
-    """Write into a corner of the frame where no other tag is; where it was written."""
+    """Write a tag into a corner of its frame where no other tag is; gives the rectangle that it fills."""
     font, text = _font(text, TAG_SIZE)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 12, bottom - top + 12
@@ -96,45 +98,35 @@ def _draw_tag(
 
 
 def _with_caption(picture: Image.Image, sentence: str, note: str) -> Image.Image:
-    title_font, title = _font(f'"{_one_line(sentence)}"', TITLE_SIZE)
-    note_font, _ = _font(note, NOTE_SIZE)
-    width = picture.width - 2 * MARGIN
-    lines = [(line, title_font, TITLE_SIZE, INK) for line in _wrapped(title, title_font, width)]
-    lines += [(line, note_font, NOTE_SIZE, GREY) for line in _wrapped(note, note_font, width)]
-    height = sum(round(size * 1.4) for *_, size, _ in lines) + 2 * MARGIN
-    page = Image.new("RGB", (picture.width, picture.height + height), PAPER)
-    page.paste(picture)
-    draw, y = ImageDraw.Draw(page), picture.height + MARGIN
-    for line, font, size, colour in lines:
-        draw.text((MARGIN, y), line, colour, font)
-        y += round(size * 1.4)
+    """The picture with a white strip below it that holds the sentence and the note."""
+    blocks, y = [], float(picture.height + MARGIN)
+    for text, size, colour in ((f'"{_one_line(sentence)}"', TITLE_SIZE, INK), (note, NOTE_SIZE, GREY)):
+        font, letters = _font(text, size)
+        lines = _wrapped(letters, font, picture.width - 2 * MARGIN)
+        blocks.append(((MARGIN, y), lines, colour, font))
+        # The strip is as high for "a cat" as for "a dog", whose g reaches below the line.
+        tall = re.sub("[^\n]+", "Ag", lines)
+        y = ImageDraw.Draw(picture).multiline_textbbox((MARGIN, y), tall, font)[3] + MARGIN
+    page = ImageOps.expand(picture, (0, 0, 0, round(y) - picture.height), PAPER)
+    for block in blocks:
+        ImageDraw.Draw(page).multiline_text(*block)
     return page
 
 
-def _wrapped(text: str, font: Font, width: float) -> list[str]:
-    """Lines that fit; a word that fills more than a line is broken, and what is too long ends in dots."""
-    lines, line = [], ""
-    for word in text.split(" "):
-        joined = f"{line} {word}" if line else word
-        if font.getlength(joined) <= width:
-            line = joined
-            continue
-        if line:
-            lines.append(line)
-        line = word
-        while font.getlength(line) > width and len(line) > 1:
-            fits = next(end for end in range(len(line) - 1, 0, -1) if end == 1 or font.getlength(line[:end]) <= width)
-            lines.append(line[:fits])
-            line = line[fits:]
-        if len(lines) >= MOST_LINES:
-            break
-    lines.append(line)
-    if len(lines) > MOST_LINES:
-        last = lines[MOST_LINES - 1]
-        while last and font.getlength(f"{last}...") > width:
-            last = last[:-1]
-        return [*lines[: MOST_LINES - 1], f"{last}..."]
-    return lines
+def _wrapped(text: str, font: Font, width: float) -> str:
+    """Lines that fit, broken between words or inside a word longer than a line; a text that is cut ends in dots."""
+    lines: list[str] = []
+    while text and len(lines) < MOST_LINES:
+        end = max(1, bisect_right(range(len(text) + 1), width, key=lambda length: font.getlength(text[:length])) - 1)
+        if end < len(text) and " " in text[1 : end + 1]:
+            end = text.rindex(" ", 1, end + 1)
+        lines.append(text[:end])
+        text = text[end:].lstrip(" ")
+    if text:
+        while lines[-1] and font.getlength(f"{lines[-1]}...") > width:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "..."
+    return "\n".join(lines)
 
 
 def _font(text: str, size: int) -> tuple[Font, str]:

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from typing_extensions import override
 
 from vsrn.config import Config, read_config
 from vsrn.data.region_store import FloatArray, IntArray, RegionNames, StoreInfo
@@ -147,18 +148,18 @@ class OnnxEncoder(Encoder):
             check_file(self.folder, name, self.checksums)
         return self.folder / name
 
+    @override
     def check(self) -> None:
-        """Open both encoders. Raises `CheckpointError` where one is broken, or from another model."""
         assert self._image_session is not self._caption_session
 
     @property
+    @override
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the weights and settings that decide an embedding; a model and its export have the same."""
         return self.info.model
 
     @property
+    @override
     def learned_from(self) -> StoreInfo:
-        """Which extractor made the regions that the model learned from; empty where nobody recorded it."""
         return StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
 
     @property
@@ -174,13 +175,13 @@ class OnnxEncoder(Encoder):
         return weights
 
     @property
+    @override
     def has_captioner(self) -> bool:
-        """Whether the model can write captions."""
         return self.config.model.captioner.enabled and (self.folder / CAPTIONER_FILE).is_file()
 
     @cached_property
+    @override
     def caption_writer(self) -> CaptionWriter:
-        """The captioner, in torch, loaded once. Raises `CheckpointError` where the model has none."""
         from vsrn.encoders.captioning import read_captioner  # noqa: PLC0415 - sentences do without torch
 
         if self.checksums is not None and self.config.model.captioner.enabled:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from vsrn.config import ScanConfig
-from vsrn.data.region_store import FloatArray, IntArray, RegionNames, StoreInfo
+from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.data.splits import CaptionedImages
-from vsrn.devices import pick_device
-from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Encoder, Features, slices
+from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Features, slices
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.encoded import EVERY, Advance
+from vsrn.encoders.torch_backend import StoredEncoder
 from vsrn.errors import CheckpointError
 from vsrn.model.saved import StoredModel
 from vsrn.model.scan import SCAN, EncodedRegions, similarities
@@ -95,54 +94,26 @@ class EncodedSets:
                 yield captions[first : first + at_once]
 
 
-class ScanEncoder(Encoder):
+class ScanEncoder(StoredEncoder):
     """An `Encoder` that runs a SCAN in torch: it compares images with captions, and has no embedding of either."""
 
     def __init__(self, stored: StoredModel[SCAN], device: str = "auto") -> None:
-        """Move a SCAN to a device, for use rather than training. Raises `ConfigError` where the device is not there."""
-        super().__init__(stored.config, stored.vocabulary, str(pick_device(device)))
-        self.stored = stored
-        self.model = stored.model.to(self.device).eval()
+        """Move a SCAN to a device, in evaluation mode. Raises `ConfigError` where there is no such device."""
+        super().__init__(stored, device)
+        self.model = stored.model
 
     @property
-    def similarity(self) -> str:
-        """The name of the scale of its similarities; models of one scale can be averaged."""
-        return self.model.similarity
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the weights and settings that decide a similarity."""
-        from vsrn.encoders.export import model_fingerprint  # noqa: PLC0415 - onnxruntime comes with it
-
-        return model_fingerprint(self.stored)
-
-    @property
-    def learned_from(self) -> StoreInfo:
-        """Which extractor made the regions that the model learned from; empty where nobody recorded it."""
-        return self.stored.regions
-
-    @property
-    def extractor_weights(self) -> Path | None:
-        """That extractor's weights, where the model's folder keeps them; None where it comes with its own."""
-        return self.stored.extractor_weights
-
-    @property
+    @override
     def has_captioner(self) -> bool:
-        """A SCAN has none."""
         return False
 
     @property
+    @override
     def caption_writer(self) -> CaptionWriter:
-        """Raises `CheckpointError`: a SCAN has no captioner."""
         raise CheckpointError(NO_CAPTIONER)
 
+    @override
     def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedSets:
-        """Encode each image and each caption of a split once.
-
-        advance  called with the number of images or captions of each finished batch
-
-        Raises `DataError` where the split's images are not what the model learned from.
-        """
         self.check_split(split)
         parts = []
         for part in slices(split.num_images, IMAGES_AT_ONCE):
@@ -153,18 +124,10 @@ class ScanEncoder(Encoder):
         regions = EncodedRegions(torch.cat([part.vectors for part in parts]), torch.cat(masks) if masks else None)
         return EncodedSets(regions, self._sets_of_words(split.captions, advance), self.model.config.scan)
 
+    @override
     def compare(self, features: FloatArray, counts: IntArray | None, captions: Sequence[str]) -> FloatArray:
-        """(I, N, F) features, (I,) counts or None, C sentences -> (I, C) similarities.
-
-        Raises `DataError` where the features are not of the size that the model reads, hold NaN or infinity, or where
-        a count is not 1 to N.
-        """
         regions = self._sets_of_regions(*self._check_features(features, counts))
         return EncodedSets(regions, self._sets_of_words(captions), self.model.config.scan).similarities()
-
-    @property
-    def _kept_names(self) -> RegionNames:
-        return self.stored.region_names
 
     def _no_embedding(self, *_: object, **__: object) -> NoReturn:
         raise CheckpointError(NO_EMBEDDING)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import override
 
 from vsrn.data.region_store import FloatArray, IntArray, RegionNames, StoreInfo
 from vsrn.devices import pick_device
@@ -29,7 +30,43 @@ CAPTIONS_PER_BATCH = 4096
 PADDED_CAPTIONS_PER_BATCH = 256
 
 
-class TorchEncoder(Encoder):
+class StoredEncoder(Encoder):
+    """What `TorchEncoder` and `ScanEncoder` share: a model that was read into torch, on one device."""
+
+    def __init__(self, stored: StoredModel[Any], device: str = "auto") -> None:
+        """Move a model to a device, in evaluation mode. Raises `ConfigError` where there is no such device."""
+        super().__init__(stored.config, stored.vocabulary, str(pick_device(device)))
+        self.stored = stored
+        stored.model.to(self.device).eval()
+
+    @property
+    @override
+    def similarity(self) -> str:
+        return str(self.stored.model.similarity)
+
+    @cached_property
+    @override
+    def fingerprint(self) -> str:
+        from vsrn.encoders.export import model_fingerprint  # noqa: PLC0415 - onnxruntime comes with it
+
+        return model_fingerprint(self.stored)
+
+    @property
+    @override
+    def learned_from(self) -> StoreInfo:
+        return self.stored.regions
+
+    @property
+    @override
+    def extractor_weights(self) -> Path | None:
+        return self.stored.extractor_weights
+
+    @property
+    def _kept_names(self) -> RegionNames:
+        return self.stored.region_names
+
+
+class TorchEncoder(StoredEncoder):
     """An `Encoder` that runs a run or a converted model with torch, on one device.
 
     >>> encoder = TorchEncoder.load("runs/flickr8k")  # doctest: +SKIP
@@ -42,11 +79,10 @@ class TorchEncoder(Encoder):
 
         precision  "bf16" rounds weights and products, which is faster and keeps the cosine to "fp32" above 0.999
 
-        Raises `ConfigError` where the device is not there.
+        Raises `ConfigError` where there is no such device.
         """
-        super().__init__(stored.config, stored.vocabulary, str(pick_device(device)))
-        self.stored = stored
-        self.model = stored.model.to(self.device).eval()
+        super().__init__(stored, device)
+        self.model = stored.model
         self.dtype = torch.bfloat16 if precision == "bf16" else None
         self.image_encoder = fold(self.model.image_encoder, self.dtype)
 
@@ -55,41 +91,20 @@ class TorchEncoder(Encoder):
         """Load a run or a converted model. Raises `CheckpointError` where it cannot be used, or is a SCAN."""
         return cls(read_model(folder), device, precision)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the weights and settings that decide an embedding; a model and its export have the same."""
-        from vsrn.encoders.export import model_fingerprint  # noqa: PLC0415 - onnxruntime comes with it
-
-        return model_fingerprint(self.stored)
-
     @property
-    def learned_from(self) -> StoreInfo:
-        """Which extractor made the regions that the model learned from; empty where nobody recorded it."""
-        return self.stored.regions
-
-    @property
-    def extractor_weights(self) -> Path | None:
-        """That extractor's weights, where the model's folder keeps them; None where it comes with its own."""
-        return self.stored.extractor_weights
-
-    @property
+    @override
     def has_captioner(self) -> bool:
-        """Whether the model can write captions."""
         return self.model.captioner is not None
 
     @cached_property
+    @override
     def caption_writer(self) -> CaptionWriter:
-        """The captioner, loaded once. Raises `CheckpointError` where the model has none."""
         if self.model.captioner is None:
             raise CheckpointError(NO_CAPTIONER)
         return CaptionWriter(self.model.captioner, self.vocabulary)
 
+    @override
     def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
-        """B photo files -> (B, D) float32, by the model's own network or the extractor that made its training data.
-
-        Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not the one that
-        the model learned from, or for a single photo that is not in a list.
-        """
         network = self.config.model.network
         if not network.name or isinstance(photos, str | Path):
             return super().encode_images(photos)
@@ -102,10 +117,6 @@ class TorchEncoder(Encoder):
             for part in slices(len(photos), PHOTOS_AT_ONCE)
         ]
         return np.concatenate(parts) if parts else self.encode_captions([])
-
-    @property
-    def _kept_names(self) -> RegionNames:
-        return self.stored.region_names
 
     def _encode_tokens(self, tokens: Sequence[IntArray], advance: Advance) -> FloatArray:
         return encode_tokens(self.model.caption_encoder, tokens, advance, self.dtype)

@@ -141,10 +141,10 @@ def update_index(
             raise ConfigError(f"--{name} is {value}; it must be 1 or more.")
     photos, folder = Path(photos), Path(folder)
     found = find_photos(photos, leave_out=folder, follow_links=follow_links)
-    mend_index(folder, photos, model)
-    create_index(folder, photos, model, explain=explain, engine=engine, uri=uri)
     if device is None:
         device = model.device if isinstance(model, Encoder) else "auto"
+    mend_index(folder, photos, model)
+    create_index(folder, photos, model, explain=explain, engine=engine, uri=uri, device=device)
     with IndexWriter(folder, uri, device) as writer:
         return _Update(writer, photos, found).run(batch_size, workers, prune=prune, progress=progress or _no_progress)
 

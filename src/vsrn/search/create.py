@@ -75,6 +75,7 @@ def create_index(
     explain: bool | None = None,
     engine: EngineName | None = None,
     uri: str = "",
+    device: str = "cpu",
 ) -> None:
     """Make an empty index of `photos` in `folder`, or see that the one that is there was made in this way.
 
@@ -87,7 +88,7 @@ def create_index(
         _refuse_contradiction(folder, read_info(folder), model, explain=explain, engine=engine, uri=uri)
         return
     _refuse_foreign(folder)
-    source = open_source(DEFAULT_MODEL if model is None else model)
+    source = open_source(DEFAULT_MODEL if model is None else model, device)
     _refuse_unsearchable(source)
     # A model that cannot read photos here is refused at once.
     names = source.region_names

@@ -41,11 +41,16 @@ def serve(
     uri      as in `open_index`, and so is `device`
     started  called with the address and the number of photos when requests are taken
 
-    Raises `SearchError` or `CheckpointError` where the index cannot be opened, and `ConfigError` where nothing can
-    be bound to the address.
+    Raises `SearchError` or `CheckpointError` where the index cannot be opened, and `ConfigError` where the device is
+    not there or nothing can be bound to the address.
     """
     share_one_heap()
     limits = Limits()
+    if device != "auto":
+        # torch takes seconds to import, so that `auto` waits for the first photo.
+        from vsrn.devices import pick_device  # noqa: PLC0415
+
+        pick_device(device)
     index = open_index(folder, uri, device)
     # What is missing or damaged is said here in one sentence; once the server runs it would be a stack trace.
     index.search("", 1)
