@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds import make_store
 
 from vsrn.data.splits import Split, open_split
 from vsrn.data.vocabulary import build_vocabulary
 from vsrn.training.batches import Batch, TrainingBatches, draw_margins, drop_regions
-from worlds import make_store
 
 MARGINS = st.floats(-1, 1, width=32)
 

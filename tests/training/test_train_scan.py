@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_distributed import take_steps
-
 from training_runs import assert_same_run, train
+from worlds import make_store
+
 from vsrn.config import Config, DataConfig, ModelConfig, ScanConfig, TrainConfig
 from vsrn.data.splits import open_split
 from vsrn.encoders.kinds import load_encoder
 from vsrn.metrics import rank_blocks, retrieval_metrics
 from vsrn.training.checkpoint import STATE_FILE
 from vsrn.training.log import read_log
-from worlds import make_store
 
 
 @pytest.fixture

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_runs import assert_same_run, train
+from worlds import make_store
 
 import vsrn
-from training_runs import assert_same_run, train
 from vsrn.config import EFFICIENTNET, Config, DataConfig, LossConfig, ModelConfig, NetworkConfig, TrainConfig
 from vsrn.data.datasets import open_split_for
 from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import DataError
 from vsrn.evaluation.evaluate import Judgement, evaluate
 from vsrn.model.vsepp import PhotoEncoder
+from vsrn.training.batches import PhotoBatches
 from vsrn.training.log import read_log
-from vsrn.training.photo_batches import PhotoBatches
 from vsrn.training.run import prepare_run
-from worlds import make_store
 
 NUM_PHOTOS = 24
 
