@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import re
+import sys
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 import tomli_w
+from msgspec import Meta
 
 from vsrn.errors import ConfigError
 
 RegionOrder = Literal["stored", "reversed", "shuffled"]
 EFFICIENTNET = "efficientnet-lite0"
-# Of a vector and of a number of layers, far beyond every published model: a stranger's config may ask for terabytes.
-LARGEST_SIZE, MOST_LAYERS = 2**20, 100
+# Upper limits are far beyond every published model: a stranger's config may ask for terabytes.
+Size = Annotated[int, Meta(ge=1, le=2**20)]
+Layers = Annotated[int, Meta(ge=0, le=100)]
+Count = Annotated[int, Meta(ge=1)]
+CountOrZero = Annotated[int, Meta(ge=0)]
+FINITE = sys.float_info.max
+Positive = Annotated[float, Meta(gt=0, le=FINITE)]
+PositiveOrZero = Annotated[float, Meta(ge=0, le=FINITE)]
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class DataConfig:
     instead of `validation`."""
     vocabulary: str = ""
     """Vocabulary file from `vsrn vocab`; empty builds one from the captions learned from."""
-    min_count: int = 4
+    min_count: Count = 4
     """A word seen less often than this in those captions becomes <unk>."""
     word_vectors: str = ""
     """Text file of GloVe's or word2vec's, whose vectors the caption encoder's words start from instead of random ones;
@@ -65,14 +73,14 @@ class CaptionerConfig:
     """Recurrent cell of its encoder and decoder."""
     bidirectional: bool = False
     """Whether its encoder reads the regions in both directions."""
-    hidden_dim: int = 512
+    hidden_dim: Size = 512
     """Size of its states, in each direction."""
-    word_dim: int = 300
+    word_dim: Size = 300
     """Size of its word embedding, which is its own."""
-    dropout: float = 0.2
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.2
     """Share of its inputs dropped in training."""
-    max_tokens: int = 60
-    """Captions are cut to this many tokens for the captioner; the caption encoder sees every word."""
+    max_tokens: Annotated[int, Meta(ge=3)] = 60
+    """Captions are cut to this many tokens (<start>, a word, <end> at least) for the captioner alone."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,11 @@ class ScanConfig:
     """Who asks: every word the regions of an image, or every region the words of a caption."""
     first_norm: Literal["clipped_l2norm", "l2norm", "softmax", "clipped", "no_norm"] = "clipped_l2norm"
     """How the affinities of those who ask are made comparable before attention."""
-    inverse_temperature: float = 9.0
+    inverse_temperature: Positive = 9.0
     """Sharpness of attention; published with 9, and 4 image-to-text."""
     aggregation: Literal["logsumexp", "mean", "max", "sum"] = "logsumexp"
     """How the relevances of all who ask become one similarity."""
-    logsumexp_factor: float = 6.0
+    logsumexp_factor: Positive = 6.0
     """How much logsumexp leans to the largest; published with 6, and 5 image-to-text."""
     bidirectional: bool = True
     """Whether the caption GRU reads in both directions, whose states are averaged."""
@@ -101,13 +109,13 @@ class NetworkConfig:
     """`efficientnet-lite0` (offline), or a classifier of torchvision: vgg19, resnet152, ...; empty reads vectors."""
     weights: str = ""
     """What it starts from: a file, `hub` for torchvision's own download, or `random`; EfficientNet needs none named."""
-    fine_tune_after: int | None = None
+    fine_tune_after: CountOrZero | None = None
     """Epochs after which it learns too; 0 from the start, left out never."""
-    photo_size: int = 256
+    photo_size: Count = 256
     """Shorter side, in pixels, that photos are brought to in evaluation."""
-    crop_size: int = 224
+    crop_size: Count = 224
     """Side of the square that the network reads: the middle in evaluation, a random part in training."""
-    smallest_crop: float = 0.08
+    smallest_crop: Annotated[float, Meta(gt=0, le=1)] = 0.08
     """Least share of a photo's area that a random crop in training may have; 1 crops and flips nothing."""
 
 
@@ -118,13 +126,13 @@ class ModelConfig:
     kind: str = "vsrn"
     """Family of the model: "vsrn", "vsepp" (VSE++, of photos or vectors), "scan" (SCAN, which compares every region
     with every word), or what `vsrn.register_model` adds."""
-    feature_dim: int | None = None
+    feature_dim: Size | None = None
     """Numbers per region; left out, it is read from the data."""
-    joint_dim: int = 2048
+    joint_dim: Size = 2048
     """Size of the joint space."""
-    word_dim: int = 300
+    word_dim: Size = 300
     """Size of the caption encoder's word embedding."""
-    caption_layers: int = 1
+    caption_layers: Annotated[int, Meta(ge=1, le=100)] = 1
     """GRU layers of the caption encoder."""
     caption_bidirectional: bool = False
     """Whether the caption encoder reads in both directions, whose states are averaged."""
@@ -132,7 +140,7 @@ class ModelConfig:
     """What encodes captions: "gru", or what `vsrn.register_text_encoder` adds."""
     caption_aggregator: str = "last"
     """How words become one vector: "last", the state after the last word, or an aggregator as of regions."""
-    reasoning_layers: int = 4
+    reasoning_layers: Layers = 4
     """Graph convolutions over the regions; 0 leaves region relationship reasoning out."""
     aggregator: str = "gru"
     """How regions become one vector: "gru" (global semantic reasoning), "mean" (as in VSE++), "gpo" (VSE-infinity's
@@ -157,13 +165,13 @@ class LossConfig:
     matching: str = "triplet"
     """The matching loss: "triplet" (the paper's margin between a match and other pairs), "contrastive" (cross entropy
     over a batch, as CLIP has it), or what `vsrn.register_loss` adds."""
-    temperature: float = 0.05
+    temperature: Positive = 0.05
     """What contrastive similarities are divided by; smaller looks harder at the nearest of the wrong ones."""
-    margin: float = 0.2
+    margin: PositiveOrZero = 0.2
     """How far a match must be ahead of every other pair."""
     negatives: Literal["hardest", "all"] = "hardest"
     """Whether the worst violation counts, or every one."""
-    warm_up_epochs: int = 0
+    warm_up_epochs: CountOrZero = 0
     """Epochs over which the loss goes from every violation to the worst, little by little; 0 starts with the worst."""
 
 
@@ -171,22 +179,22 @@ class LossConfig:
 class TrainConfig:
     """The recipe. Its defaults are the paper's for COCO."""
 
-    batch_size: int = 128
-    """Captions per step, each with its image."""
-    epochs: int = 30
+    batch_size: Annotated[int, Meta(ge=2)] = 128
+    """Captions per step, each with its image; the others are its negatives, so at least 2."""
+    epochs: Count = 30
     """Passes over the captions."""
-    learning_rate: float = 2e-4
+    learning_rate: Positive = 2e-4
     """Adam's learning rate at the start."""
-    learning_rate_drop: list[int] = field(default_factory=lambda: [15])
+    learning_rate_drop: list[Count] = field(default_factory=lambda: [15])
     """Epochs after which the learning rate is divided by 10."""
-    gradient_clip: float = 2.0
+    gradient_clip: PositiveOrZero = 2.0
     """Largest global norm of the gradient; 0 does not clip."""
-    drop_regions: float = 0.0
+    drop_regions: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """In training, each image leaves out regions at random, by a probability that it draws between 0 and this;
     0 keeps all. VSE-infinity has 0.2."""
-    validate_every: int = 500
+    validate_every: CountOrZero = 500
     """Steps between validations; 0 validates after every epoch."""
-    seed: int = 0
+    seed: CountOrZero = 0
     """Decides the first weights, the order of captions and what is dropped."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of matrix products; embeddings and losses are float32 either way."""
@@ -221,15 +229,25 @@ def read_config(path: Path | str) -> Config:
 
 
 def config_from_table(table: dict[str, Any], where: str = "the config") -> Config:
-    """Nested tables -> `Config`. Raises `ConfigError` on an unknown or ill-typed field."""
-    _refuse_unknown_fields(table, Config, where, prefix="")
+    """Nested tables -> `Config`. Raises `ConfigError`, naming the file `where`, on an unknown or ill-typed field."""
+    _check_names(table, Config, where, prefix="")
     try:
         return msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
         # msgspec says: Expected `int`, got `str` - at `$.train.epochs`
         complaint, _, place = str(error).partition(" - at `$.")
         place = place.rstrip("`")
+        limit = _LIMIT.fullmatch(complaint)
+        if limit is not None:
+            # or: Expected `int` >= 1 - at `$.train.epochs`
+            number = float(limit["number"])
+            bound = "finite" if number == FINITE else f"{_RELATIONS[limit['relation']]} {number:,.10g}"
+            raise ConfigError(f"{where}: {place} must be {bound}.") from error
         raise ConfigError(f"{where}: {place or 'the config'}: {complaint}.{_choices(place)}") from error
+
+
+_LIMIT = re.compile(r"Expected `(?:int|float)` (?P<relation>[<>]=?) (?P<number>\S+)")
+_RELATIONS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
 
 
 def config_to_toml(config: Config) -> str:
@@ -238,55 +256,33 @@ def config_to_toml(config: Config) -> str:
 
 
 def check_config(config: Config, where: str = "the config") -> None:
-    """Raise `ConfigError` where a field is out of range or contradicts another."""
-    model, train, captioner, scan = config.model, config.train, config.model.captioner, config.model.scan
+    """Raise `ConfigError`, naming the file `where`, where a field is out of range or contradicts another."""
+    config_from_table(_without_none(dataclasses.asdict(config)), where)
+    loss, drops, epochs = config.loss, config.train.learning_rate_drop, config.train.epochs
     rules = [
-        *_rules_of_kind(model),
-        (0 < scan.inverse_temperature < math.inf, "model.scan.inverse_temperature must be above 0"),
-        (0 < scan.logsumexp_factor < math.inf, "model.scan.logsumexp_factor must be above 0"),
-        (_sizes(model.joint_dim, model.word_dim), f"model sizes must be at least 1 and at most {LARGEST_SIZE:,}"),
-        (1 <= model.caption_layers <= MOST_LAYERS, f"model.caption_layers must be from 1 to {MOST_LAYERS}"),
-        (model.feature_dim is None or _sizes(model.feature_dim), f"model.feature_dim must be 1 to {LARGEST_SIZE:,}"),
-        (0 <= model.reasoning_layers <= MOST_LAYERS, f"model.reasoning_layers must be from 0 to {MOST_LAYERS}"),
-        (_sizes(captioner.hidden_dim, captioner.word_dim), "model.captioner sizes must be as model sizes are"),
-        (0 <= captioner.dropout < 1, "model.captioner.dropout must be at least 0 and below 1"),
-        (captioner.max_tokens >= 3, "model.captioner.max_tokens must be 3 or more: <start>, a word, <end>"),
-        (0 <= config.loss.margin < math.inf, "loss.margin must be 0 or more"),
-        (0 < config.loss.temperature < math.inf, "loss.temperature must be above 0"),
-        (config.loss.warm_up_epochs >= 0, "loss.warm_up_epochs must be 0 or more"),
+        *_rules_of_kind(config.model),
+        *_network_rules(config),
         (
-            config.loss.matching != "contrastive"
-            or (not config.loss.warm_up_epochs and config.loss.negatives == "hardest"),
+            loss.matching != "contrastive" or (not loss.warm_up_epochs and loss.negatives == "hardest"),
             'loss.warm_up_epochs and loss.negatives are for loss.matching = "triplet"; a contrastive loss weighs every'
             " negative of the batch by itself, so leave them out",
         ),
         (
-            not (config.loss.warm_up_epochs and config.loss.negatives == "all"),
+            not (loss.warm_up_epochs and loss.negatives == "all"),
             'loss.warm_up_epochs leads to the hardest negatives, which loss.negatives = "all" never reaches;'
             " leave one of them out",
         ),
         (
-            train.batch_size >= 2,
-            "train.batch_size must be 2 or more, since a batch's other captions are its negatives",
-        ),
-        (train.epochs >= 1, "train.epochs must be 1 or more"),
-        (0 < train.learning_rate < math.inf, "train.learning_rate must be above 0"),
-        (train.gradient_clip >= 0, "train.gradient_clip must be 0 or more"),
-        (0 <= train.drop_regions <= 1, "train.drop_regions must be a share between 0 and 1"),
-        (train.validate_every >= 0, "train.validate_every must be 0 or more"),
-        (0 <= train.seed < 2**63, "train.seed must be 0 or more, and below 2^63"),
-        (config.data.min_count >= 1, "data.min_count must be 1 or more"),
-        (
-            train.learning_rate_drop == sorted(set(train.learning_rate_drop)) and _sizes(*train.learning_rate_drop),
-            "train.learning_rate_drop must be rising epochs from 1, such as [10, 20]",
+            drops == sorted(set(drops)),
+            "train.learning_rate_drop must be rising epochs, such as [10, 20]",
         ),
         (
-            max(train.learning_rate_drop, default=0) < train.epochs,
-            f"train.learning_rate_drop {train.learning_rate_drop} lies beyond the last of {train.epochs} epochs;"
-            " leave it empty ([]) to keep the learning rate",
+            max(drops, default=0) < epochs,
+            f"train.learning_rate_drop {drops} lies beyond the last of {epochs} epochs; leave it empty ([]) to keep the"
+            " learning rate",
         ),
     ]
-    for holds, complaint in rules + _network_rules(config):
+    for holds, complaint in rules:
         if not holds:
             raise ConfigError(f"{where}: {complaint}.")
 
@@ -302,14 +298,13 @@ _READ_BY = {
 
 
 def _rules_of_kind(model: ModelConfig) -> list[tuple[bool, str]]:
-    """What another kind reads must be left as it is, or a run would not be what its config says."""
+    """Whether each field that another kind reads is left at its default, and the complaint where it is not."""
     if model.kind not in ("vsrn", "vsepp", "scan"):
         # A registered model may read any field.
         return []
-    untouched = ModelConfig()
     rules = []
     for name, kinds in _READ_BY.items():
-        value, default = getattr(model, name), getattr(untouched, name)
+        value, default = getattr(model, name), getattr(ModelConfig(), name)
         off = isinstance(value, CaptionerConfig) and not value.enabled
         readers = " and ".join(f'"{kind}"' for kind in kinds)
         complaint = f'model.{name} is read by model.kind = {readers} alone; leave it out of a "{model.kind}"'
@@ -318,9 +313,8 @@ def _rules_of_kind(model: ModelConfig) -> list[tuple[bool, str]]:
 
 
 def _network_rules(config: Config) -> list[tuple[bool, str]]:
-    """What holds for a model that reads photos, each with the complaint where it does not."""
-    data, network = config.data, config.model.network
-    after = network.fine_tune_after
+    """Whether each rule for a model of photos holds, and the complaint where it does not."""
+    data, network, epochs = config.data, config.model.network, config.train.epochs
     return [
         (
             bool(network.name) or not (data.photos or data.annotations),
@@ -335,21 +329,16 @@ def _network_rules(config: Config) -> list[tuple[bool, str]]:
             "data.region_order and train.drop_regions are for regions, and model.network reads photos",
         ),
         (bool(data.photos) == bool(data.annotations), "data.photos and data.annotations go together; name both"),
-        (1 <= network.crop_size <= network.photo_size, "model.network.crop_size must lie between 1 and photo_size"),
-        (0 < network.smallest_crop <= 1, "model.network.smallest_crop must be above 0 and at most 1"),
+        (network.crop_size <= network.photo_size, "model.network.crop_size must be at most model.network.photo_size"),
         (
-            after is None or 0 <= after < config.train.epochs,
-            f"model.network.fine_tune_after must be from 0 to below the {config.train.epochs} epochs; leave it out to"
-            " keep the network as it is",
+            (network.fine_tune_after or 0) < epochs,
+            f"model.network.fine_tune_after must be below the {epochs} epochs; leave it out to keep the network frozen",
         ),
     ]
 
 
-def _sizes(*numbers: int) -> bool:
-    return all(1 <= number <= LARGEST_SIZE for number in numbers)
-
-
-def _refuse_unknown_fields(table: dict[str, Any], kind: type, where: str, prefix: str) -> None:
+def _check_names(table: dict[str, Any], kind: type, where: str, prefix: str) -> None:
+    """Raise `ConfigError` on a field that is not there, naming the nearest one, or on a number beyond 64 bits."""
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}
     for name, value in table.items():
         if name not in fields:
@@ -361,7 +350,7 @@ def _refuse_unknown_fields(table: dict[str, Any], kind: type, where: str, prefix
             raise ConfigError(f"{where}: {prefix}{name} is beyond the 64 bits that TOML allows.")
         nested = _SECTIONS.get(str(fields[name].type))
         if nested is not None and isinstance(value, dict):
-            _refuse_unknown_fields(value, nested, where, prefix=f"{prefix}{name}.")
+            _check_names(value, nested, where, prefix=f"{prefix}{name}.")
 
 
 def _nearest_field(name: str, prefix: str, section: list[str]) -> str | None:

@@ -23,7 +23,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vsrn.cli import run_command
-from vsrn.convert.legacy import read_checkpoint, read_pickled_vocabulary
+from vsrn.convert.checkpoint import read_checkpoint
+from vsrn.convert.unpickle import read_pickled_vocabulary
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.errors import CheckpointError, VocabularyError
 from vsrn.model.saved import read_model

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from vsrn.convert.legacy import read_checkpoint
+from vsrn.convert.checkpoint import read_checkpoint
 from vsrn.convert.vsepp import VGG_KEYS
 from vsrn.errors import CheckpointError
 from vsrn.model.image_network import ImageNetwork

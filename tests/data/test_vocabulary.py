@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsrn.convert.legacy import read_pickled_vocabulary
+from vsrn.convert.unpickle import read_pickled_vocabulary
 from vsrn.data.tokenizer import tokenize
 from vsrn.data.vocabulary import (
     END,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsrn.config import CaptionerConfig, Config, ModelConfig
-from vsrn.convert.legacy import read_checkpoint
+from vsrn.convert.checkpoint import read_checkpoint
 from vsrn.data.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.torch_backend import TorchEncoder

@@ -21,7 +21,7 @@ from torch import nn
 import vsrn.encoders.export as exporting
 from vsrn.cli import main
 from vsrn.config import CaptionerConfig, Config, ModelConfig
-from vsrn.convert.legacy import read_checkpoint
+from vsrn.convert.checkpoint import read_checkpoint
 from vsrn.data.region_store import FloatArray, IntArray, StoreInfo
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders import onnx_graph

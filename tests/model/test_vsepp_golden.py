@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vsrn.config import ModelConfig, read_config
-from vsrn.convert.legacy import read_checkpoint
+from vsrn.convert.checkpoint import read_checkpoint
 from vsrn.model.losses import SIMILARITIES, hardness_after, matching_loss
 from vsrn.model.vsepp import PhotoEncoder, build_vsepp
 

@@ -216,5 +216,5 @@ def test_reading_names_no_image_where_there_is_none(store: Path) -> None:
 
 
 def test_a_seed_beyond_what_numpy_takes_is_refused(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.seed must be 0 or more"):
+    with pytest.raises(ConfigError, match=r"train\.seed must be at least 0"):
         train(replace(config, train=replace(config.train, seed=-1)), tmp_path / "run")

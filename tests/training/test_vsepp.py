@@ -21,8 +21,8 @@ from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import DataError
 from vsrn.evaluation.evaluate import Judgement, evaluate
 from vsrn.model.vsepp import PhotoEncoder
+from vsrn.training.batches import PhotoBatches
 from vsrn.training.log import read_log
-from vsrn.training.photo_batches import PhotoBatches
 from vsrn.training.run import prepare_run
 
 NUM_PHOTOS = 24

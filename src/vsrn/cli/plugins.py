@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
@@ -30,7 +29,6 @@ def with_plugins(main: Callable[..., int | None]) -> Callable[..., int | None]:
     Nothing but this option imports a plugin: a model's folder or an index never does.
     """
 
-    @functools.wraps(main)
     def command(*arguments: Any, plugin: tuple[str, ...] = (), **options: Any) -> int | None:
         import_plugins(plugin)
         return main(*arguments, **options)
@@ -38,7 +36,8 @@ def with_plugins(main: Callable[..., int | None]) -> Callable[..., int | None]:
     signature = inspect.signature(main)
     option = inspect.Parameter("plugin", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Modules)
     vars(command)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), option])
-    command.__annotations__ = main.__annotations__ | {"plugin": Modules}
+    command.__annotations__ = get_type_hints(main, include_extras=True) | {"plugin": Modules}
+    command.__doc__ = main.__doc__
     return command
 
 

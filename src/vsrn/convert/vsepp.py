@@ -6,11 +6,8 @@ VGG its `features`, of every other network the whole.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
 from vsrn.config import ModelConfig, NetworkConfig
+from vsrn.convert.vsrn import CAPTION_KEYS, Family, Options, Renaming, Weights, sizes_and_norms
 
 PROJECTION = {"fc.": "projection."}
 NETWORK = "network.trunk."
@@ -33,17 +30,15 @@ def is_vsepp(image_part: object) -> bool:
     return any(name.startswith("cnn.") for name in names) or set(names) == {"fc.weight", "fc.bias"}
 
 
-def vsepp_image_keys(options: dict[str, Any]) -> dict[str, str]:
-    """Starts of their names -> starts of ours, below `image_encoder.`."""
-    return VGG_KEYS if str(options["cnn_type"]).startswith("vgg") else WHOLE_KEYS
+def vsepp_family(options: Options) -> Family:
+    """How a VSE++ becomes ours; names of its image part depend on the network that the options name."""
+    table = VGG_KEYS if str(options["cnn_type"]).startswith("vgg") else WHOLE_KEYS
+    return Family(Renaming("image_encoder.", table), Renaming("caption_encoder.", CAPTION_KEYS), vsepp_model_config)
 
 
-def vsepp_model_config(options: dict[str, Any], weights: dict[str, torch.Tensor]) -> ModelConfig:
-    """Sizes from the tensors, the rest from the options; BatchNorm's counters, which they lack, join the weights."""
-    joint_dim, feature_dim = weights["image_encoder.projection.weight"].shape
+def vsepp_model_config(options: Options, weights: Weights) -> ModelConfig:
+    """The config of a VSE++: sizes from the tensors, the rest from the original's options."""
     reads_photos = any(name.startswith(f"image_encoder.{NETWORK}") for name in weights)
-    for name in [name for name in weights if name.endswith(".running_mean")]:
-        weights.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     crop_size = int(options["crop_size"])
     network = NetworkConfig(
         name=str(options["cnn_type"]),
@@ -52,14 +47,5 @@ def vsepp_model_config(options: dict[str, Any], weights: dict[str, torch.Tensor]
         photo_size=max(256, crop_size),
         crop_size=crop_size,
     )
-    return ModelConfig(
-        kind="vsepp",
-        feature_dim=feature_dim,
-        joint_dim=joint_dim,
-        word_dim=weights["caption_encoder.embedding.weight"].shape[1],
-        caption_layers=sum(name.startswith("caption_encoder.gru.weight_hh_l") for name in weights),
-        image_norm=not options["no_imgnorm"],
-        absolute=bool(options["use_abs"]),
-        similarity="order" if options["measure"] == "order" else "cosine",
-        network=network if reads_photos else NetworkConfig(),
-    )
+    fields = sizes_and_norms(options, weights)
+    return ModelConfig(kind="vsepp", **fields, network=network if reads_photos else NetworkConfig())

@@ -35,7 +35,6 @@ from vsrn.encoders.onnx_backend import (
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
-from vsrn.model.base import MatchingModel
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.model.text_encoder import TextEncoder

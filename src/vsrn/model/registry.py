@@ -42,17 +42,19 @@ class Registry:
             raise ConfigError(f"{self.field} '{name}' is already taken; register yours under another name.")
         self._added[name] = factory
 
-    def check(self, name: str, where: str = "", field: str = "") -> None:
+    def check(self, name: str, where: str = "", field: str = "", also: tuple[str, ...] = ()) -> None:
         """Raise `ConfigError` where no part has this name.
 
         where  the file that names it, for the message
         field  the field that holds it, where that is not the registry's own
+        also   names that this field may hold beside those of parts
         """
-        if name not in self.names:
+        names = [*also, *self.names]
+        if name not in names:
             shown = repr(name[:100])[1:-1]
             raise ConfigError(
-                f"{where and f'{where}: '}{field or self.field} is '{shown}', which is none of {', '.join(self.names)};"
-                f" if a module of yours registers it, name that module with --plugin.{did_you_mean(name, self.names)}"
+                f"{where and f'{where}: '}{field or self.field} is '{shown}', which is none of {', '.join(names)};"
+                f" if a module of yours registers it, name that module with --plugin.{did_you_mean(name, names)}"
             )
 
     def make(self, name: str, *arguments: object) -> Any:
@@ -135,8 +137,7 @@ def check_model_parts(model: ModelConfig, where: str = "the config") -> None:
     """Raise `ConfigError`, naming the file `where`, where a model's config names a part that nobody registered."""
     MODEL_KINDS.check(model.kind, where)
     AGGREGATORS.check(model.aggregator, where)
-    if model.caption_aggregator != "last":
-        AGGREGATORS.check(model.caption_aggregator, where, "model.caption_aggregator")
+    AGGREGATORS.check(model.caption_aggregator, where, "model.caption_aggregator", also=("last",))
     TEXT_ENCODERS.check(model.text_encoder, where)
 
 

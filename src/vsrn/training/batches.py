@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from vsrn.data.region_store import FloatArray, IntArray
+from vsrn.data.photo_splits import PhotoSplit, Pixels, decoding_threads
+from vsrn.data.region_store import FloatArray, IntArray, first_of_zeros
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.data.vocabulary import Vocabulary
-from vsrn.errors import ConfigError
+from vsrn.errors import ConfigError, DataError
 from vsrn.model.text_encoder import pad_tokens
+
+# Extra seed component: region dropping must not share the random stream that shuffles captions.
+_DROPPING = 1
+# Batches of photos that threads decode ahead of the network.
+BATCHES_AHEAD = 2
 
 
 def draw_margins(images: int, regions: int, most: float, seed: Sequence[int]) -> FloatArray:
-    """(images, regions) by how much each region escapes being dropped; below 0 it does not.
+    """(images, regions) numbers that decide which regions are dropped: those below 0.
 
-    most  each image draws the probability that its regions are dropped by, between 0 and this
+    most  the probability of a region to be dropped is drawn for each image, between 0 and this
     """
     generator = np.random.default_rng(seed)
     probabilities = most * generator.random((images, 1), dtype=np.float32)
@@ -27,26 +35,22 @@ def draw_margins(images: int, regions: int, most: float, seed: Sequence[int]) ->
 
 
 def drop_regions(features: FloatArray, counts: IntArray | None, margins: FloatArray) -> tuple[FloatArray, IntArray]:
-    """(B, N, F) regions and (B,) real ones of each or None for all -> those that are kept, in their order.
+    """Drop regions: (B, N, F) regions and (B,) real ones of each, or None for all -> the same, of those kept.
 
-    margins  (B, N) of `draw_margins`; whatever they are, an image keeps the region of its largest
+    margins  (B, N) of `draw_margins`; an image always keeps the region with its largest margin
 
-    The shape stays: kept regions come first, zeros follow, and the counts say how many are real.
+    The shape stays (B, N, F): kept regions come first, in their order, and zeros follow.
     """
     places = np.arange(features.shape[1])
     real = np.broadcast_to(places < (features.shape[1] if counts is None else counts[:, None]), margins.shape)
     margins = np.where(real, margins, -np.inf)
     kept = margins >= np.minimum(margins.max(axis=1, keepdims=True), 0)
-    # A stable sort by what is dropped moves the kept ones forward and leaves their order.
+    # A stable sort moves the kept regions forward in their order.
     order = np.argsort(~kept, axis=1, kind="stable")
     left = kept.sum(axis=1)
     moved = np.take_along_axis(features, order[..., None], axis=1)
     moved[places >= left[:, None]] = 0
     return moved, left
-
-
-# Sets what is dropped apart from the order of captions, which has the same seed and epoch.
-_DROPPING = 1
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,11 @@ class Share(NamedTuple):
 
 
 class TrainingBatches:
-    """All captions of a split in a new random order every epoch.
+    """All captions of a split with the regions of their images, in a new random order every epoch.
 
-    The order depends on the seed and the epoch alone, so any step of any epoch can be found again, and with it the
-    regions that it drops (`train.drop_regions`).
-    The last captions of an epoch that fill no batch are left out of it, as a smaller batch would have
-    fewer negatives; every epoch leaves out others. Of `processes` that train together, each takes its share
-    of every batch.
+    The order and the dropped regions (`train.drop_regions`) depend on the seed and the epoch alone, so a resumed run
+    repeats any step. The last captions of an epoch that fill no batch are left out, because a smaller batch has fewer
+    negatives; every epoch leaves out others. Of `processes` that train together, each takes its share of every batch.
     """
 
     def __init__(
@@ -125,7 +127,7 @@ class TrainingBatches:
         return len(self.split.captions) // self.batch_size
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch (from 0), from one of its steps on."""
+        """Batches of an epoch (from 0), beginning with its step `first_step`."""
         for share in self.shares(epoch, first_step):
             features, counts = self.split.read_images(self.split.image_of_caption[share.captions])
             margins = self._margins(epoch, share.step)
@@ -135,7 +137,7 @@ class TrainingBatches:
             yield self.batch_of(share.captions, torch.from_numpy(features), real)
 
     def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
-        """This process's part of each step of an epoch, from one of its steps on."""
+        """This process's part of each step of an epoch, beginning with its step `first_step`."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.split.captions))
         places = np.split(np.arange(self.batch_size), self.processes)[self.rank]
         for step in range(first_step, self.steps_per_epoch):
@@ -144,20 +146,84 @@ class TrainingBatches:
             yield Share(step, batch[share], share)
 
     def batch_of(self, captions: IntArray, features: torch.Tensor, counts: torch.Tensor | None) -> Batch:
-        """A batch of captions with what is known of their images."""
+        """A batch of captions with the features of their images, and the counts of real regions or None."""
         tokens, lengths = pad_tokens([self.tokens[self.starts[c] : self.starts[c + 1]] for c in captions])
         return Batch(features, tokens, lengths, counts)
+
+    def check_zeros(self, step: int) -> None:
+        """Raise `DataError` where dropping left an image of a step (from 1) with zeros alone, naming its row.
+
+        An image of zeros is refused when it is read. This finds an image that has regions of zeros among others, and
+        that lost all others to `train.drop_regions`.
+        """
+        split = self.split
+        if not isinstance(split, Split) or not split.zeros_divide:
+            return
+        epoch, of_epoch = divmod(step - 1, self.steps_per_epoch)
+        share, batch = next(zip(self.shares(epoch, of_epoch), self.epoch(epoch, of_epoch), strict=True))
+        place = first_of_zeros(batch.features.numpy(), None if batch.counts is None else batch.counts.numpy())
+        if place is not None:
+            row = int(split.rows[split.image_of_caption[share.captions[place]]])
+            raise DataError(
+                f"{split.regions.where(row)} has regions of zeros beside others, and train.drop_regions left the zeros"
+                " alone, which the model divides by their length of 0; give the store a"
+                f" {split.name}_counts.npy that leaves them out, or set train.drop_regions to 0."
+            )
 
     def _lengths(self, captions: IntArray) -> IntArray:
         return self.starts[captions + 1] - self.starts[captions]
 
     def _margins(self, epoch: int, step: int) -> FloatArray | None:
-        """What decides which regions each image of a batch drops, the same however many processes share the batch."""
+        """`draw_margins` of the whole batch, the same for any number of processes; None where nothing is dropped."""
         if not self.dropped:
             return None
         assert isinstance(self.split, Split), "only regions can be dropped"
         seed = (self.seed, epoch, step, _DROPPING)
         return draw_margins(self.batch_size, self.split.regions.num_regions, self.dropped, seed)
+
+
+class PhotoBatches(TrainingBatches):
+    """All captions of a split with random crops of their photos, (B, S, S, 3) uint8, decoded ahead in threads.
+
+    A crop depends on the seed, the epoch and the caption alone, not on threads or on where a run was resumed.
+    """
+
+    @property
+    def photos(self) -> PhotoSplit:
+        """The split of photos."""
+        assert isinstance(self.split, PhotoSplit)
+        return self.split
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch (from 0), beginning with its step `first_step`.
+
+        Raises `PhotoError` where a photo cannot be read.
+        """
+        ahead: deque[tuple[IntArray, list[Future[Pixels]]]] = deque()
+        pool = decoding_threads()
+        try:
+            for share in self.shares(epoch, first_step):
+                photos = [pool.submit(self._pixels, epoch, int(caption)) for caption in share.captions]
+                ahead.append((share.captions, photos))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield self._with_photos(*ahead.popleft())
+            while ahead:
+                yield self._with_photos(*ahead.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _pixels(self, epoch: int, caption: int) -> Pixels:
+        path = self.photos.path(int(self.split.image_of_caption[caption]))
+        return self.photos.view.read_random_part(path, self.seed, epoch, caption)
+
+    def _with_photos(self, captions: IntArray, pixels: list[Future[Pixels]]) -> Batch:
+        photos = torch.from_numpy(np.stack([each.result() for each in pixels]))
+        return self.batch_of(captions, photos, None)
+
+
+def batches_for(split: CaptionedImages) -> type[TrainingBatches]:
+    """The class that makes a split's batches: of photos, or of regions."""
+    return TrainingBatches if isinstance(split, Split) else PhotoBatches
 
 
 def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -3,7 +3,7 @@
 N processes with a batch of B / N each compute the loss, and the weights after the step, of one process with a
 batch of B. Three things make that so:
 
-- hardest negatives are looked for in the *global* batch, with gradients through the gathered embeddings;
+- hardest negatives are taken from the *global* batch, with gradients through the gathered embeddings;
 - BatchNorm takes its statistics over the global batch, by differentiable collectives that run on any backend;
 - each process backpropagates the global matching loss plus the mean generation loss of its own captions. The
   gradients then meet N times over in the gathered embeddings, and DDP's mean over processes undoes exactly that.
@@ -70,7 +70,7 @@ def gather_batch(rows: torch.Tensor) -> torch.Tensor:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is up anywhere, so that all processes stop after the same step."""
+    """Whether the flag is true in any process, so that all stop after the same step."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(int(flag))
@@ -78,8 +78,8 @@ def any_process(flag: bool) -> bool:
     return bool(flags)
 
 
-def first_process_says(number: float) -> float:
-    """The number as the first process has it; the others wait for it."""
+def from_first_process(number: float) -> float:
+    """The first process's number, in every process."""
     if world_size() == 1:
         return number
     said = torch.tensor(number, dtype=torch.float64)
@@ -111,7 +111,7 @@ def synchronise_batch_norm(model: nn.Module) -> None:
     if world_size() > 1:
         for module in model.modules():
             if type(module) is nn.BatchNorm1d:
-                # Same parameters and buffers, other behaviour: optimiser and checkpoint notice nothing.
+                # Parameters and buffers stay the same objects, so optimiser and checkpoint need no change.
                 module.__class__ = GlobalBatchNorm
 
 
@@ -130,9 +130,9 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         here = torch.tensor(values.numel() / values.shape[1], dtype=torch.float64)
         dist.all_reduce(here)
         samples = float(here)
-        wide = at_least_float32(values)
-        mean = _sum_over_processes(wide.sum(dim=axes)) / samples
-        centred = wide - mean.view(shape)
+        values = at_least_float32(values)
+        mean = _sum_over_processes(values.sum(dim=axes)) / samples
+        centred = values - mean.view(shape)
         variance = _sum_over_processes(centred.pow(2).sum(dim=axes)) / samples
         with torch.no_grad():
             self.num_batches_tracked += 1

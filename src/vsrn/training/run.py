@@ -29,7 +29,7 @@ from vsrn.training.checkpoint import STATE_FILE
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that can start or go on: its data is open, its model built, its folder free or its own."""
+    """A run that can start or be resumed: data open, model and loss built, and a folder that is free or its own."""
 
     folder: Path
     config: Config
@@ -41,11 +41,11 @@ class PreparedRun:
 
     @property
     def regions(self) -> StoreInfo:
-        """What made the regions it learns from; empty where it learns from photos."""
+        """The extractor of the regions it is trained on; empty for photos."""
         return self.train.regions.info if isinstance(self.train, Split) else StoreInfo()
 
     def stored(self) -> StoredModel[BaseModel]:
-        """The model as it is written."""
+        """The model as it is saved."""
         kept = (kept_weights(self.folder), kept_names(self.folder))
         return StoredModel(self.config, self.vocabulary, self.model, self.regions, *kept)
 
@@ -60,7 +60,7 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     check_parts(config)
     _bound_kernel_cache()
     if resume:
-        _refuse_other_config(config, folder)
+        _check_same_config(config, folder)
     elif process == 0 and ((folder / CONFIG_FILE).exists() or (folder / STATE_FILE).exists()):
         raise CheckpointError(
             f"{folder} already holds a run; add --resume to go on with it, or choose another folder with -o."
@@ -91,9 +91,9 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
 
 
 def _bound_kernel_cache() -> None:
-    """Keep oneDNN from hoarding a compiled kernel for each of the thousand shapes that captions come in.
+    """Bound oneDNN's cache of compiled kernels, of which it keeps one for each of the thousand shapes of captions.
 
-    It reads this before its first product; unbounded, bf16 training grows by half a gigabyte and is no faster.
+    It reads this variable before its first product. Unbounded, bf16 training takes half a gigabyte more, at no gain.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
@@ -108,17 +108,17 @@ def open_training_splits(config: Config) -> tuple[CaptionedImages, CaptionedImag
         validation = open_split_for(config, data.validation)
     if isinstance(train, Split):
         if isinstance(validation, Split):
-            _refuse_two_extractors(train.regions, validation.regions)
-        # By the first validation the model has learned a bias, and reads an image of zeros as it is read afterwards.
+            _check_one_extractor(train.regions, validation.regions)
+        # Of the training split only: by the first validation the projection has learned a bias.
         train = dataclasses.replace(train, zeros_divide=zeros_divide(config.model))
     return train, validation
 
 
 def zeros_divide(model: ModelConfig) -> bool:
-    """Whether a fresh model makes 0 / 0 of an image of zeros, as the 2019 code does.
+    """Whether a fresh model of vsrn's own parts divides 0 by 0 on an image of zeros, as the 2019 code does.
 
-    Its projection has no bias yet, so zeros stay zeros until a length is divided by: over the regions of each channel,
-    or of the pooled image. Only the GRU that pools has a bias from the start; SCAN divides by nothing below an epsilon.
+    The projection's bias is still 0, so zeros stay zeros until they are divided by their length: that of a channel over
+    the regions, or that of the pooled image. The GRU that pools has a bias from the start; SCAN adds an epsilon.
     """
     if model.kind == "scan":
         return False
@@ -127,7 +127,7 @@ def zeros_divide(model: ModelConfig) -> bool:
     return over_regions or (pooled_zeros and model.image_norm)
 
 
-def _refuse_two_extractors(train: RegionStore, validation: RegionStore) -> None:
+def _check_one_extractor(train: RegionStore, validation: RegionStore) -> None:
     ours, theirs = train.info.fingerprint, validation.info.fingerprint
     if ours and theirs and ours != theirs:
         raise DataError(
@@ -147,7 +147,7 @@ def _with_feature_dim(config: Config, train: CaptionedImages) -> Config:
 
 
 def _feature_dim_of(config: Config, train: CaptionedImages) -> int:
-    """Numbers that describe a region, or a photo where the model's own network does."""
+    """Numbers of a region's features, or of the model's own network for a photo."""
     if isinstance(train, Split):
         return train.regions.feature_dim
     from vsrn.model.image_network import feature_dim_of  # noqa: PLC0415 - packages of image networks take long to import
@@ -164,7 +164,7 @@ def _vocabulary_for(config: Config, folder: Path, train: CaptionedImages, *, res
 
 
 def _start_words(model: BaseModel, config: Config, vocabulary: Vocabulary) -> None:
-    """Begin the caption encoder's words with vectors learned elsewhere; those that have none stay random."""
+    """Set the text encoder's vectors of words to those of a file; words that it lacks stay random."""
     path, words = config.data.word_vectors, model.words
     if words is None:
         raise ConfigError("data.word_vectors is for a text encoder that has vectors of words; leave it out.")
@@ -180,13 +180,13 @@ def _start_words(model: BaseModel, config: Config, vocabulary: Vocabulary) -> No
             words.weight[vocabulary.ids[word]] = torch.from_numpy(vector)
 
 
-def _refuse_other_config(config: Config, folder: Path) -> None:
-    """A resumed run must be the run that was begun: say which field differs."""
+def _check_same_config(config: Config, folder: Path) -> None:
+    """Raise `ConfigError` where a resumed run's config is not the one it was begun with, naming the field."""
     if not (folder / STATE_FILE).is_file():
         raise CheckpointError(f"{folder} holds no run to resume; leave out --resume to start one there.")
     begun = read_config(folder / CONFIG_FILE)
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(begun)
-    # Where a run computes does not decide what it computes; its own feature size was read from the data.
+    # The device does not change what a run computes, and the feature size may have been read from the data.
     for table in (ours, theirs):
         table["train"].pop("device")
     if ours["model"]["feature_dim"] is None:

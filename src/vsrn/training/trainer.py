@@ -13,15 +13,16 @@ from __future__ import annotations
 import math
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
-from vsrn.config import Config
-from vsrn.data.splits import CaptionedImages, Split
+from vsrn.config import Config, TrainConfig
 from vsrn.encoders import encoder_of
 from vsrn.encoders.encoded import encoded_blocks
 from vsrn.encoders.torch_backend import Precision
@@ -30,9 +31,8 @@ from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics
 from vsrn.model.base import BaseModel, Losses
 from vsrn.model.saved import write_weights
 from vsrn.training import distributed
-from vsrn.training.batches import Batch, TrainingBatches
+from vsrn.training.batches import Batch, batches_for
 from vsrn.training.checkpoint import Learner, Progress, read_state, write_state
-from vsrn.training.diagnosis import first_that_is_none, no_number, refuse_zeros_of_step
 from vsrn.training.log import RunLog
 from vsrn.training.run import PreparedRun
 
@@ -45,10 +45,10 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        # Python allows handlers in the main thread only; elsewhere there is nobody to press Ctrl-C.
+        # Python allows handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._hear)
+                self._before[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(
@@ -57,23 +57,24 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, _number: int, _frame: FrameType | None) -> None:
+    def _request(self, _signal: int, _frame: FrameType | None) -> None:
         self.requested = True
-        for heard, handler in self._before.items():
-            signal.signal(heard, handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 LOG_EVERY = 10
+AGAIN = "The state that was saved last is whole, but going on from it comes to the same; start another run with -o"
 
 
 class Reporter(Protocol):
-    """Hears how a run goes; the command line draws it."""
+    """Callbacks that show how a run goes; the command line draws a progress bar."""
 
     def stepped(self, progress: Progress, row: dict[str, Any] | None, /) -> None:
-        """A step is done; every `LOG_EVERY` steps with the row that was logged."""
+        """Called after each step; `row` is what was logged, every `LOG_EVERY` steps, else None."""
 
     def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
-        """A validation is done; `progress` already counts it."""
+        """Called after each validation, with the progress that includes it."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Trainer:
         return TrainingResult(self.progress, finished=self.progress.step >= self.total_steps)
 
     def _rest_of_epoch(self, log: RunLog | None, stop: StopRequest) -> bool:
-        """Train to the end of the epoch, or until somebody asks to stop; says whether somebody did."""
+        """Train to the end of the epoch or until a stop is requested; returns whether one was."""
         epoch = self.progress.epoch
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.config, epoch)
@@ -235,11 +236,11 @@ class Trainer:
         return matching, generation, gradient_norm
 
     def _no_number(self, losses: list[float]) -> TrainingError:
-        """The error that says why, of the losses since the last row. Raises `DataError` where an image is why."""
+        """The error for the losses since the last row. Raises `DataError` instead where an image is the reason."""
         first_step = self.progress.step - len(losses) + 1
-        at = first_that_is_none(losses)
+        at = first_not_finite(losses)
         if at is not None:
-            refuse_zeros_of_step(self.batches, first_step + at)
+            self.batches.check_zeros(first_step + at)
         norms = [float(norm) for norm in self.recent.gradient_norms]
         return no_number(first_step, losses, norms, self.config.train)
 
@@ -248,7 +249,7 @@ class Trainer:
         if self.recent.losses:
             self._log_row(log)
         metrics = self._validation_metrics() if self.writes else None
-        rsum = distributed.first_process_says(metrics.rsum if metrics is not None else 0.0)
+        rsum = distributed.from_first_process(metrics.rsum if metrics is not None else 0.0)
         best = self.progress.best_rsum is None or rsum > self.progress.best_rsum
         if best:
             before = self.progress
@@ -282,16 +283,6 @@ class Trainer:
             write_state(folder, self.learner, self.progress, random_states, self._fingerprint)
 
 
-def batches_for(split: CaptionedImages) -> type[TrainingBatches]:
-    """How the captions of a split meet their images."""
-    if isinstance(split, Split):
-        return TrainingBatches
-    # Decoding photos takes packages that regions do without.
-    from vsrn.training.photo_batches import PhotoBatches  # noqa: PLC0415
-
-    return PhotoBatches
-
-
 def learning_rate_at(config: Config, epoch: int) -> float:
     """Learning rate of an epoch (from 0): divided by 10 after each epoch that the config names."""
     drops = sum(epoch >= drop for drop in config.train.learning_rate_drop)
@@ -301,3 +292,33 @@ def learning_rate_at(config: Config, epoch: int) -> float:
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Context in which matrix products have this precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def no_number(
+    first_step: int, losses: Sequence[float], gradient_norms: Sequence[float], train: TrainConfig
+) -> TrainingError:
+    """The error that names the first step whose loss or gradient is NaN or infinite, and what to do about it.
+
+    first_step      number of the first of the steps, from 1
+    losses          of each step
+    gradient_norms  of each step, before clipping
+    """
+    loss_at, gradient_at = first_not_finite(losses), first_not_finite(gradient_norms)
+    remedy = "lower train.learning_rate"
+    if train.precision == "bf16":
+        remedy = 'set train.precision to "fp32", or lower train.learning_rate'
+    if gradient_at is not None and (loss_at is None or gradient_at < loss_at):
+        step, loss = first_step + gradient_at, losses[gradient_at]
+        what = f"the gradient is {gradient_norms[gradient_at]} at step {step}, though the loss there is {loss:.4g}"
+    elif loss_at is not None:
+        step = first_step + loss_at
+        what = f"the loss is {losses[loss_at]} at step {step}, though every image and caption of that step is a number"
+    else:
+        what = f"a weight is no number after step {first_step + len(losses) - 1}"
+    return TrainingError(f"{what}; {remedy}. {AGAIN}.")
+
+
+def first_not_finite(numbers: Sequence[float]) -> int | None:
+    """Index of the first NaN or infinity, or None where all numbers are finite."""
+    places = np.flatnonzero(~np.isfinite(np.array(numbers, dtype=np.float64)))
+    return int(places[0]) if len(places) else None

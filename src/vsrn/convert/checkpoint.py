@@ -1,0 +1,119 @@
+"""A checkpoint published in 2018 or 2019 -> our config and weights."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vsrn.config import Config, check_config
+from vsrn.convert.scan import SCAN
+from vsrn.convert.unpickle import load_pickled_tensors
+from vsrn.convert.vsepp import is_vsepp, vsepp_family
+from vsrn.convert.vsrn import CAPTIONER_KEYS, VSRN, Family, Options, Renaming, training_config
+from vsrn.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class LegacyModel:
+    """A published checkpoint in our terms.
+
+    weights          our parameter names -> tensors on the CPU
+    vocabulary_size  words that its text encoder knows
+    options          the original's command-line options, for the record
+    """
+
+    config: Config
+    weights: dict[str, torch.Tensor]
+    vocabulary_size: int
+    options: dict[str, Any]
+
+
+def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
+    """Read a published checkpoint, and the captioner saved beside it where there is one.
+
+    Raises `CheckpointError` where a file is missing, truncated, foreign, or asks for anything that is
+    not on the closed list; nothing of it has run then.
+    """
+    content = load_pickled_tensors(path)
+    if not isinstance(content, dict) or "model" not in content or "opt" not in content:
+        raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: it has no 'model' and 'opt'.")
+    parts, options = content["model"], content["opt"]
+    if not isinstance(options, argparse.Namespace):
+        raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'opt' is not a table of options.")
+    if not isinstance(parts, (list, tuple)) or len(parts) != 2:
+        raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'model' is not a pair of encoders.")
+    try:
+        family = _family_of(parts[0], vars(options))
+        weights = _renamed(parts[0], family.images, path) | _renamed(parts[1], family.captions, path)
+        if captioner is not None:
+            weights |= _captioner_weights(captioner)
+        weights = _counters(weights) | weights
+        config = training_config(family.model_of(vars(options), weights), vars(options))
+        check_config(config, where="its options")
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        fact = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: {fact}.") from error
+    size = len(weights[f"{family.captions.prefix}embedding.weight"])
+    return LegacyModel(config, weights, vocabulary_size=size, options=dict(vars(options)))
+
+
+def _family_of(image_part: object, options: Options) -> Family:
+    """Which of the three codes wrote a checkpoint."""
+    if "cross_attn" in options:
+        return SCAN
+    return vsepp_family(options) if is_vsepp(image_part) else VSRN
+
+
+def _counters(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The counters that BatchNorms of before 2018 lack, as zeros; nothing reads them."""
+    names = [name.removesuffix("running_mean") for name in weights if name.endswith(".running_mean")]
+    return {f"{name}num_batches_tracked": torch.tensor(0) for name in names}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether this is a tensor of real numbers whose every element is in the file."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
+
+
+def _renamed(part: object, keys: Renaming, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a part under our names.
+
+    Raises `CheckpointError` on what is no tensor, or has a name that the table lacks.
+    """
+    if not isinstance(part, dict) or not all(isinstance(name, str) and _is_plain(part[name]) for name in part):
+        raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: a part of it is not a table of tensors.")
+    renamed = {}
+    for name in part:
+        tensor = part[name]
+        start = next((start for start in keys.table if name.startswith(start)), None)
+        if start is None:
+            raise CheckpointError(f"{path} holds {name[:100]!r}, which no VSRN of 2019 has; it is another model's.")
+        # A 1x1 convolution over regions is a linear layer with one more axis.
+        kernel = tensor[..., 0] if tensor.ndim == 3 else tensor
+        renamed[keys.prefix + keys.table[start] + name.removeprefix(start)] = kernel.contiguous()
+    return renamed
+
+
+def _captioner_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The captioner of a file of its own. Raises `CheckpointError` where there is none."""
+    content = load_pickled_tensors(path)
+    if not isinstance(content, dict) or "captioner" not in content:
+        raise CheckpointError(f"{path} holds no 'captioner'.")
+    weights = _renamed(content["captioner"], Renaming("captioner.", CAPTIONER_KEYS), path)
+    # Theirs is a one-step sequence model, ours a cell; only the layer suffix differs.
+    return {
+        name.removesuffix("_l0") if name.startswith("captioner.decoder.") else name: tensor
+        for name, tensor in weights.items()
+    }

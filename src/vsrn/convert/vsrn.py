@@ -1,0 +1,129 @@
+"""VSRN's checkpoints of 2019 in our terms, and what they share with those of SCAN and VSE++.
+
+All three codes lay their checkpoints out alike: a pair of [image part, caption part], and the command-line options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vsrn.config import CaptionerConfig, Config, LossConfig, ModelConfig, TrainConfig
+
+Weights = Mapping[str, torch.Tensor]
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """How the names of a part of a checkpoint become ours.
+
+    prefix  what our names begin with, such as "image_encoder."
+    table   beginnings of their names -> what stands for them in ours, after the prefix
+    """
+
+    prefix: str
+    table: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of the published codes.
+
+    images    names of the image part
+    captions  names of the caption part
+    model_of  options and renamed weights -> config of the model
+    """
+
+    images: Renaming
+    captions: Renaming
+    model_of: Callable[[Options, Weights], ModelConfig]
+
+
+# Where their names and ours differ; everything else keeps the name it has after these.
+# Their checkpoint holds [image encoder, caption encoder]; the captioner, where saved, stands alone.
+IMAGE_KEYS = {
+    "fc.": "projection.",
+    "img_rnn.": "aggregator.gru.",
+    "bn.": "norm.",
+    **{
+        f"Rs_GCN_{layer + 1}.{theirs}.": f"reasoning.{layer}.{ours}."
+        for layer in range(4)
+        for theirs, ours in (
+            ("theta", "theta"),
+            ("phi", "phi"),
+            ("g", "w_g"),
+            ("W.0", "w_r"),
+            ("W.1", "norm"),
+        )
+    },
+}
+CAPTION_KEYS = {"embed.": "embedding.", "rnn.": "gru."}
+CAPTIONER_KEYS = {
+    "encoder.vid2hid.": "projection.",
+    "encoder.rnn.": "encoder.",
+    "decoder.embedding.": "embedding.",
+    "decoder.attention.linear1.": "attention_hidden.",
+    "decoder.attention.linear2.": "attention_score.",
+    "decoder.rnn.": "decoder.",
+    "decoder.out.": "output.",
+}
+
+
+def vsrn_model_config(options: Options, weights: Weights) -> ModelConfig:
+    """The config of a VSRN: sizes from the tensors, the rest from the original's options."""
+    return ModelConfig(
+        **sizes_and_norms(options, weights),
+        reasoning_layers=sum(name.endswith(".theta.weight") for name in weights),
+        normalisation="flickr30k" if "image_encoder.norm.weight" in weights else "coco",
+        captioner=_captioner_config(options, weights),
+    )
+
+
+def sizes_and_norms(options: Options, weights: Weights) -> dict[str, Any]:
+    """The fields of a config that VSRN and VSE++ read alike from tensors and options."""
+    joint_dim, feature_dim = weights["image_encoder.projection.weight"].shape
+    return {
+        "feature_dim": feature_dim,
+        "joint_dim": joint_dim,
+        "word_dim": weights["caption_encoder.embedding.weight"].shape[1],
+        "caption_layers": sum(name.startswith("caption_encoder.gru.weight_hh_l") for name in weights),
+        "image_norm": not options["no_imgnorm"],
+        "absolute": bool(options["use_abs"]),
+        "similarity": "order" if options["measure"] == "order" else "cosine",
+    }
+
+
+def training_config(model: ModelConfig, options: Options) -> Config:
+    """A model's config with the recipe and the loss that the original's options say."""
+    epochs, drop = int(options["num_epochs"]), int(options["lr_update"])
+    recipe = TrainConfig(
+        batch_size=int(options["batch_size"]),
+        epochs=epochs,
+        learning_rate=float(options["learning_rate"]),
+        learning_rate_drop=list(range(drop, epochs, drop)),
+        gradient_clip=float(options["grad_clip"]),
+        validate_every=int(options["val_step"]),
+    )
+    negatives = "hardest" if options["max_violation"] else "all"
+    return Config(model=model, train=recipe, loss=LossConfig(margin=float(options["margin"]), negatives=negatives))
+
+
+def _captioner_config(options: Options, weights: Weights) -> CaptionerConfig:
+    if "captioner.projection.weight" not in weights:
+        return CaptionerConfig(enabled=False)
+    hidden_dim = weights["captioner.projection.weight"].shape[0]
+    return CaptionerConfig(
+        cell="gru" if len(weights["captioner.encoder.weight_ih_l0"]) == 3 * hidden_dim else "lstm",
+        bidirectional="captioner.encoder.weight_ih_l0_reverse" in weights,
+        hidden_dim=hidden_dim,
+        word_dim=weights["captioner.embedding.weight"].shape[1],
+        dropout=float(options["input_dropout_p"]),
+        max_tokens=int(options["max_len"]),
+    )
+
+
+VSRN = Family(Renaming("image_encoder.", IMAGE_KEYS), Renaming("caption_encoder.", CAPTION_KEYS), vsrn_model_config)
