@@ -172,8 +172,8 @@ def test_a_captioner_that_does_not_belong_is_refused(models: dict[str, Path], tm
         "has no captioner.safetensors": None,
         "is not a readable safetensors file": (models["exported"] / CAPTIONER_FILE).read_bytes()[:-10],
         "is not from the model": (whole, {"vsrn_model": "0" * 64}),
-        "1 tensors are missing": ({name: tensor for name, tensor in whole.items() if name != "output.bias"}, label),
-        "output.bias has shape": (whole | {"output.bias": torch.zeros(3)}, label),
+        "misses output.bias;": ({name: tensor for name, tensor in whole.items() if name != "output.bias"}, label),
+        "has in another shape output.bias ": (whole | {"output.bias": torch.zeros(3)}, label),
     }
     for number, (complaint, content) in enumerate(spoiled.items()):
         folder = shutil.copytree(models["exported"], tmp_path / str(number))

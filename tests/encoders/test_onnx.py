@@ -33,7 +33,8 @@ from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.reasoning import RegionRelationshipReasoning
-from vsrn.model.saved import StoredModel, build_model, load_weights, read_model, write_model
+from vsrn.model.saved import StoredModel, build_model, read_model, write_model
+from vsrn.tensors import load_weights
 
 LONGEST = 60
 REGIONS = [1, 5, 36, 50]

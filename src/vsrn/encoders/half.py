@@ -14,7 +14,7 @@ from vsrn.errors import CheckpointError
 from vsrn.extractors.grid import GridExtractor, read_fine_tuned
 from vsrn.extractors.provenance import NAME
 from vsrn.files import write_atomically
-from vsrn.model.saved import write_tensors
+from vsrn.tensors import write_tensors
 
 # Biases and the like weigh nothing, and are added to what the large products give.
 FEWEST_HALVED = 1024

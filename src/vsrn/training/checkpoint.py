@@ -13,7 +13,7 @@ import torch
 
 from vsrn.errors import CheckpointError, DataError
 from vsrn.model.base import MatchingModel
-from vsrn.model.saved import load_weights, read_tensors, write_tensors
+from vsrn.tensors import load_weights, read_tensors, write_tensors
 
 STATE_FILE = Path("state") / "latest.safetensors"
 EXTRACTOR_KEY = "extractor_fingerprint"
