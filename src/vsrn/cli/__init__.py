@@ -18,6 +18,8 @@ from vsrn.files import printable
 COMMANDS = {
     "demo": "draw a small world and go the whole way: regions, training, Recall@K, searches, a report",
     "extract": "photos -> a region store",
+    "import-tsv": "features published as bottom-up attention's TSV -> a region store",
+    "compare": "photos and features -> whether an extractor makes these features",
     "vocab": "captions -> a vocabulary",
     "train": "a config -> a trained run",
     "index": "a folder of photos -> an index of it, or an index brought in step with its folder",
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command(command: str, arguments: list[str]) -> int:
     """Import and run one command; the errors that a user may cause become one line each."""
     try:
-        module = importlib.import_module(f"vsrn.cli.{command}")
+        module = importlib.import_module(f"vsrn.cli.{command.replace('-', '_')}")
         return int(module.run(arguments) or 0)
     except VsrnError as error:
         return complain(str(error))

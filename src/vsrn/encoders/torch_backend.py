@@ -162,7 +162,7 @@ def encode_images(encoder: nn.Module, split: CaptionedImages, advance: Advance =
         features, counts = split.read_images(images)
         parts.append(_encode_regions(encoder, features, counts))
         if isinstance(split, Split) and not np.isfinite(parts[-1]).all():
-            split.regions.refuse_zeros(split.rows[images], features, counts)
+            split.regions.check_zeros(split.rows[images], features, counts)
         advance(len(images))
     return np.concatenate(parts)
 

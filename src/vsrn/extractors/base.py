@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vsrn.data.photos import decode_photo
-from vsrn.data.region_store import RegionNames, Regions
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.files import printable
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from vsrn.data.region_store import RegionNames, Regions
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import CheckpointError
 from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_argument, refuse_names
 from vsrn.tensors import fingerprint_of, load_tensors, load_weights, read_tensor_file

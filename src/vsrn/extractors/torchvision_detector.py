@@ -19,7 +19,7 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.transforms.functional import pil_to_tensor
 
-from vsrn.data.region_store import RegionNames, Regions
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_names
 from vsrn.extractors.bottom_up.selection import SelectionRules, select

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from vsrn.data.region_store import RegionNames, Regions
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_names
 from vsrn.tensors import fingerprint_of
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import safetensors
 
-from vsrn.data.growing import sync_folder, write_synced
 from vsrn.data.region_store import RegionNames
 from vsrn.encoders.captions import CAPTIONER_FILE
 from vsrn.encoders.export import export_onnx, model_fingerprint
@@ -32,7 +31,7 @@ from vsrn.encoders.photos import learned_extractor, names_of
 from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import SearchError
 from vsrn.extractors.provenance import NAME, NAMES_FILE, kept_weights
-from vsrn.files import new_folder, read_plain
+from vsrn.files import new_folder, read_plain, sync_folder, write_synced
 from vsrn.pretrained import DEFAULT_MODEL, find_model
 from vsrn.search.database import Records
 from vsrn.search.layout import (
