@@ -26,11 +26,12 @@ for _variable, _value in SWITCHED_OFF.items():
 if TYPE_CHECKING:
     from vsrn.encoders.exported import ExportedEncoder
     from vsrn.encoders.torch_backend import Encoder
+    from vsrn.extractors.base import register_extractor
     from vsrn.search.index import Hit, Index
     from vsrn.search.records import Where
 
 __version__ = "0.1.0"
-__all__ = ["Hit", "Index", "Where", "__version__", "build_index", "load", "open_index"]
+__all__ = ["Hit", "Index", "Where", "__version__", "build_index", "load", "open_index", "register_extractor"]
 
 
 def load(folder: Path | str, device: str = "auto") -> Encoder | ExportedEncoder:
@@ -80,4 +81,8 @@ def __getattr__(name: str) -> object:
         from vsrn.search import index  # noqa: PLC0415
 
         return getattr(index, name)
+    if name == "register_extractor":
+        from vsrn.extractors.base import register_extractor  # noqa: PLC0415
+
+        return register_extractor
     raise AttributeError(f"module 'vsrn' has no attribute '{name}'")

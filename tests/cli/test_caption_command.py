@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from colours import COLOURS_BY_NAME, Colours, colour_model
+from colours import Colours, colour_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -20,7 +20,6 @@ from vsrn.encoders.captions import CAPTIONER_FILE
 from vsrn.encoders.export import export_onnx
 from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import CheckpointError
-from vsrn.extractors import base as extractors
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.search.build import update_index
 
@@ -31,12 +30,6 @@ COLOURS = {
     "dark green": (0, 100, 0),
     "blue": (0, 0, 250),
 }
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture(scope="module")

@@ -190,7 +190,7 @@ def test_fine_tuned_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_extractors_are_made_by_name() -> None:
     made: RegionExtractor = make_extractor("grid")
     assert (made.name, made.num_regions, made.feature_dim, made.has_scores) == ("grid", 36, 1280, False)
-    assert extractor_names() == ["bottom-up", "grid", "hf", "timm", "torchvision"]
+    assert {"bottom-up", "grid", "hf", "timm", "torchvision"} <= set(extractor_names())
     with pytest.raises(ConfigError, match=r"'grid' has no settings; write 'grid', without ':7x7'"):
         make_extractor("grid:7x7")
     with pytest.raises(ConfigError, match=r"no extractor 'gird'.*Did you mean 'grid'\?"):

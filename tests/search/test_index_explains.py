@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import COLOURS_BY_NAME, Colours, colour_model, export_colours, save_photo
+from colours import Colours, colour_model, export_colours, save_photo
 
 import vsrn
 from vsrn.data.region_store import RegionNames, Regions
@@ -20,17 +20,10 @@ from vsrn.encoders.explain import ExplainView
 from vsrn.encoders.photos import explain_photo
 from vsrn.encoders.torch_backend import Encoder
 from vsrn.errors import SearchError
-from vsrn.extractors import base as extractors
 from vsrn.extractors.base import Prepared
 from vsrn.search.build import update_index
 
 SENTENCE = "dark red"
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture

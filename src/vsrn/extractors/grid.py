@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import CheckpointError
-from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_argument, refuse_names
+from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_argument, check_no_names
 from vsrn.tensors import fingerprint_of, load_tensors, load_weights, read_tensor_file
 
 MAP_SIDE = 7
@@ -109,8 +109,8 @@ class GridExtractor:
 
 def make(argument: str, files: ExtractorFiles) -> GridExtractor:
     """What `--extractor grid [--weights FILE]` asks for."""
-    refuse_argument(GridExtractor.name, argument)
-    refuse_names(GridExtractor.name, files)
+    check_no_argument(GridExtractor.name, argument)
+    check_no_names(GridExtractor.name, files)
     return GridExtractor(files.weights)
 
 

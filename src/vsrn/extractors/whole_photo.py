@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from vsrn.data.regions import RegionNames, Regions
-from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_names
+from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.tensors import fingerprint_of
 
 POOLED_SIDE = 6
@@ -79,7 +79,7 @@ class WholePhotoExtractor:
         network  whose weights make the fingerprint
         grid_of  scaled pixels -> what the network says of each place
         """
-        refuse_names(name, files)
+        check_no_names(name, files)
         self.name, self.files, self.rules = name, files, rules
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.eval().requires_grad_(False).to(self.device)
