@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from colours import COLOURS_BY_NAME, colour_model, save_photo
+from colours import colour_model, save_photo
 from fine_tuned_grid import save_fine_tuned
 from worlds import make_model, make_scan, make_store
 
@@ -18,19 +18,12 @@ from vsrn.config import CaptionerConfig
 from vsrn.devices import pick_device
 from vsrn.encoders.export import export_onnx
 from vsrn.errors import ConfigError
-from vsrn.extractors import base as extractors
 from vsrn.extractors.base import make_extractor
 from vsrn.search.build import update_index
 
 SENTENCE = "dark red"
 NOWHERE = "cuda:77"
 COMPLAINT = f"there is no device '{NOWHERE}' here; use cpu, cuda, mps or auto."
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for number in range(3):
         save_photo(places["photos"] / f"{number}.png", number)
     export_onnx(colour_model(captioner=CaptionerConfig(hidden_dim=8, word_dim=4)), places["exported"])
-    with pytest.MonkeyPatch.context() as patch:
-        for name, where in COLOURS_BY_NAME.items():
-            patch.setitem(extractors._EXTRACTORS, name, where)
-        update_index(places["photos"], places["idx"], places["exported"], device="cpu")
+    update_index(places["photos"], places["idx"], places["exported"], device="cpu")
     make_store(places["store"], {"train": 20, "dev": 10})
     make_model(places["run"], places["store"])
     make_scan(places["scan"], places["store"])

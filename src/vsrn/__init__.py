@@ -27,6 +27,7 @@ for _variable, _value in SWITCHED_OFF.items():
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
     from vsrn.errors import VsrnError
+    from vsrn.extractors.base import register_extractor
     from vsrn.model.registry import register_aggregator, register_loss, register_model, register_text_encoder
     from vsrn.search.index import Hit, Index
     from vsrn.search.records import Where
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "open_index",
     "register_aggregator",
+    "register_extractor",
     "register_loss",
     "register_model",
     "register_text_encoder",

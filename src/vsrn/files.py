@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import io
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ import stat
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+
+from vsrn.errors import DataError
 
 # Windows has neither; there, links need an administrator and pipes have no names in folders.
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -107,6 +110,45 @@ def read_plain(path: Path) -> bytes:
     """All bytes of such a file. Raises what `open_plain` raises."""
     with os.fdopen(open_plain(path), "rb") as file:
         return file.read()
+
+
+def open_or_make(path: Path) -> io.FileIO:
+    """Open a file for reading and writing, made where there is none.
+
+    Raises `DataError` where the name is a link: in a folder that somebody else made, it may lead to any file.
+    """
+    try:
+        return io.FileIO(open_plain(path, os.O_RDWR | os.O_CREAT), "r+")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise DataError(f"{path} is a link, and may lead out of the folder; delete it.") from error
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on disk. Raises `DataError` where the name is a link."""
+    with open_or_make(path) as file:
+        file.truncate(0)
+        write_all(file.fileno(), content)
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk; Windows cannot open a folder, and writes names by itself."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_all(handle: int, content: bytes) -> None:
+    """Write to a file descriptor until nothing is left: one `write` may stop short, as on a full disk."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
 
 
 def _temporary(path: Path) -> Path:

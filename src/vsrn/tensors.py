@@ -1,24 +1,195 @@
-"""Weights that people have: a file of tensors, read without running anything, or what a hub gave before or gives now.
+"""Files of tensors: read without running anything, checked against a network, written whole; and their fingerprint.
 
-A hub is asked only where `ExtractorFiles.download` says that a person wants it; else its cache on this machine is read.
+Every file of weights is read here (2019 checkpoints, which hold more than tensors, by `vsrn.convert`), and every
+network is filled here, so that all of them take the same files and give the same errors.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vsrn.errors import CheckpointError, ConfigError
+from vsrn.files import replacing
 
 NAMES_LISTED = 3
+# What a training checkpoint calls the part that holds the weights.
+_WRAPPERS = ("model", "state_dict")
+# Before each name, where `nn.DataParallel` wrapped the network.
+_PARALLEL = "module."
+# BatchNorm's counter of training steps: files from before 2018 lack it, and nothing reads it.
+_COUNTER = "num_batches_tracked"
 _Network = TypeVar("_Network")
+
+
+class _Ignored:
+    """Takes the place of a value that nobody asks for, such as the best accuracy as a number of numpy."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+# What a number of numpy asks for when it is unpickled, before and after numpy 2; with this, nothing of numpy runs.
+_NUMPY_NUMBERS: list[Any] = [
+    (_Ignored, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+]
+
+
+def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
+    """Read anybody's file of weights onto the CPU: tensors by name.
+
+    path  `.safetensors`, or what `torch.save` wrote in its zip or its legacy format; of that, only tensors and plain
+          values are unpickled. Of a training checkpoint the weights are taken from under `model` or `state_dict`, and
+          `module.` before a name is dropped.
+
+    Raises `CheckpointError` where the file cannot be read or its weights are anything but names and tensors.
+    """
+    try:
+        content = _read(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
+    except Exception as error:
+        # A foreign or damaged file makes its parser raise anything.
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} is not a readable file of tensors ({reason}); nothing else is unpickled, so save the network's"
+            " state dict alone."
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        raise CheckpointError(f"{path} does not hold names and tensors only; save the network's state dict alone.")
+    return {str(name).removeprefix(_PARALLEL): tensor for name, tensor in content.items()}
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_NUMBERS):
+        # torch warns of what it goes on to refuse.
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a safetensors file of ours: tensors and metadata. Raises `CheckpointError` where it is broken."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            return tensors, dict(opened.metadata() or {})
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError, RuntimeError) as error:
+        # torch refuses shapes that the format allows, with errors of its own.
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Replace a safetensors file as a whole. Raises `OSError` where the disk is full."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(on_cpu, temporary, metadata)
+        except safetensors.SafetensorError as error:
+            # The library tells of a full disk in words only.
+            if "os error 28" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
+        # The library makes files for their owner alone; models are given to others as any file is.
+        temporary.chmod(mode)
+
+
+def check_fit(
+    tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: Path | str, remedy: str
+) -> None:
+    """Raise `CheckpointError` where weights do not fit a network, naming what is wrong.
+
+    wanted  the network's state dict; its tensors may be on the device "meta"
+    where   what messages call the weights: usually their file
+    remedy  what to do about it, the end of the sentence
+
+    Counters of BatchNorm may be missing. The precision is free, but whole numbers are no weights.
+    """
+    shared = sorted(wanted.keys() & tensors.keys())
+    misshapen = [name for name in shared if not _is_counter(name) and not _is_alike(tensors[name], wanted[name])]
+    unlike = misshapen[0] if misshapen else ""
+    shapes = f" ({_kind(tensors[unlike])}, not {_kind(wanted[unlike])})" if misshapen else ""
+    faults = [
+        f"{verb} {listed(names)}{after}"
+        for verb, names, after in (
+            ("misses", sorted(name for name in wanted.keys() - tensors.keys() if not _is_counter(name)), ""),
+            ("has left over", sorted(tensors.keys() - wanted.keys()), ""),
+            ("has in another shape", misshapen, shapes),
+            ("has with NaN or infinity", [name for name in shared if not bool(tensors[name].isfinite().all())], ""),
+        )
+        if names
+    ]
+    if faults:
+        raise CheckpointError(f"{where} does not fit the network: it {' and '.join(faults)}; {remedy}")
+
+
+def load_weights(
+    network: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    where: Path | str,
+    remedy: str = "put the config and the vocabulary that belong to it beside it.",
+    ignored: tuple[str, ...] = (),
+) -> None:
+    """Copy weights into a network, or into a part of one that is on the device "meta", which takes the tensors over.
+
+    where, remedy  as in `check_fit`
+    ignored        tensors whose names begin so are not needed
+
+    Raises `CheckpointError` where they do not fit, naming what is missing, left over, misshapen or not finite.
+    """
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(ignored)}
+    ours = {name: tensor for name, tensor in tensors.items() if not name.startswith(ignored)}
+    check_fit(ours, wanted, where, remedy)
+    counters = {name: torch.tensor(0) for name in wanted.keys() - ours.keys()}
+    network.load_state_dict(ours | counters, strict=False, assign=any(tensor.is_meta for tensor in wanted.values()))
+
+
+def load_tensors(network: nn.Module, path: Path, ignored: tuple[str, ...] = ()) -> None:
+    """Copy anybody's file of weights into a network.
+
+    ignored  tensors whose names begin so are not needed
+
+    Raises `CheckpointError` where the file cannot be read or does not fit.
+    """
+    load_weights(network, read_tensor_file(path), path, "name the weights of this network.", ignored)
+
+
+def listed(names: list[str]) -> str:
+    """The first few names, for a message; what a terminal would act on is escaped."""
+    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
+    return ", ".join(repr(name[:100])[1:-1] for name in names[:NAMES_LISTED]) + more
+
+
+def fingerprint_of(settings: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) of a recipe and of weights by name, whatever file they came in.
+
+    Tensors of whole numbers are left out: they count training steps or number places, and change nothing.
+    """
+    digest = hashlib.sha256(settings.encode())
+    for name in sorted(tensors):
+        if tensors[name].is_floating_point():
+            digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
+            digest.update(tensors[name].detach().cpu().float().contiguous().numpy().astype("<f4").data)
+    return digest.hexdigest()
 
 
 def from_hub(name: str, load: Callable[[], _Network]) -> _Network:
@@ -50,72 +221,20 @@ def not_here(name: str) -> ConfigError:
 
 
 def downloaded_before(url: str) -> Path | None:
-    """Where torch keeps what it downloaded from an address, or None where it never did; asks nobody."""
+    """Where torch keeps what it downloaded from an address, or None where it never did; no server is asked."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
     return path if path.is_file() else None
 
 
-def load_tensors(network: nn.Module, path: Path, ignored: tuple[str, ...] = ()) -> None:
-    """Put a file's tensors into a network.
-
-    path     `.safetensors`, or what `torch.save` wrote, of which only tensors are unpickled
-    ignored  what begins so is not needed
-
-    Raises `CheckpointError` where the file is broken or does not fit, naming what is missing or left over.
-    """
-    tensors = {name: tensor for name, tensor in read_tensor_file(path).items() if not name.startswith(ignored)}
-    wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(ignored)}
-    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
-    faults = [
-        f"{said} {_listed(names)}"
-        for said, names in (
-            ("misses", sorted(needed - tensors.keys())),
-            ("has left over", sorted(tensors.keys() - wanted.keys())),
-            ("has in another shape", sorted(n for n in needed & tensors.keys() if not _alike(tensors[n], wanted[n]))),
-            ("has with NaN or infinity", sorted(n for n in needed & tensors.keys() if not tensors[n].isfinite().all())),
-        )
-        if names
-    ]
-    if faults:
-        raise CheckpointError(f"{path} does not fit the network: it {' and '.join(faults)}; name the weights of it.")
-    network.load_state_dict(tensors, strict=False)
-
-
-def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name. Raises `CheckpointError` where the file cannot be read or holds anything else."""
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A foreign or damaged file makes its parser stumble over anything.
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is not a readable file of tensors ({reason}); check the path.") from error
-    if not isinstance(content, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise CheckpointError(f"{path} does not hold names and tensors only; save the network's state dict alone.")
-    return {str(name): tensor for name, tensor in content.items()}
-
-
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _is_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     # Weights may come in any precision, but not as the whole numbers of a quantised network.
     return one.shape == other.shape and one.is_floating_point() == other.is_floating_point()
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
-    # A stranger's names may hold anything; ours come out as they are.
-    return ", ".join(repr(name[:100])[1:-1] for name in names[:NAMES_LISTED]) + more
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] == _COUNTER
 
 
-def fingerprint_of(settings: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 (hex) of a recipe and of weights by name, whatever file they came in.
-
-    Tensors of whole numbers are left out: they count training steps or name places, and change nothing.
-    """
-    digest = hashlib.sha256(settings.encode())
-    for name in sorted(tensors):
-        if tensors[name].is_floating_point():
-            digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
-            digest.update(tensors[name].detach().cpu().float().contiguous().numpy().astype("<f4").data)
-    return digest.hexdigest()
+def _kind(tensor: torch.Tensor) -> str:
+    whole = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{whole}"

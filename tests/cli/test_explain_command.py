@@ -10,21 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import COLOURS_BY_NAME, Colours, export_colours, save_photo
+from colours import Colours, export_colours, save_photo
 from PIL import Image
 
 import vsrn
 from vsrn.cli import main, run_command
-from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
 
 SENTENCE = "a green blue"
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture

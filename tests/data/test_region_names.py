@@ -34,9 +34,9 @@ def test_labels_come_back_as_the_extractor_meant_them(store: Path) -> None:
         if place % 2:
             expected.append("plain light")
         assert opened.labels(row) == expected
-    assert opened.classes is not None
+    assert opened.regions.classes is not None
     assert opened.counts is not None
-    assert all((opened.classes[row, count:] == -1).all() for row, count in enumerate(opened.counts))
+    assert all((opened.regions.classes[row, count:] == -1).all() for row, count in enumerate(opened.counts))
 
 
 def test_without_names_nothing_is_stored(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_without_names_nothing_is_stored(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     extract_part(save_photos(tmp_path / "photos"), tmp_path / "store", extractor=Silent())
     opened = open_region_store(tmp_path / "store", "train")
-    assert (opened.classes, opened.attributes, opened.labels(0)) == (None, None, None)
+    assert (opened.regions.classes, opened.regions.attributes, opened.labels(0)) == (None, None, None)
     written = {path.name.removeprefix("train_") for path in (tmp_path / "store").iterdir()}
     assert not written & {"classes.npy", "attributes.npy", "names.json"}
 

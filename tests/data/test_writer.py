@@ -74,12 +74,12 @@ def test_what_was_written_is_what_the_store_reads(tmp_path: Path, unbroken: dict
     assert store.ids == [IDS[number] for number in kept]
     assert store.features.dtype == np.float16
     assert store.boxes is not None
-    assert store.scores is not None
+    assert store.regions.scores is not None
     for row, number in enumerate(kept):
         regions = regions_of(number)
         assert np.array_equal(store.features[row], regions.features.astype(np.float16))
         assert np.array_equal(store.boxes[row], regions.boxes)
-        assert np.array_equal(store.scores[row], np.asarray(regions.scores))
+        assert np.array_equal(store.regions.scores[row], np.asarray(regions.scores))
     assert (store.info.extractor, store.info.captions_per_image) == ("invented", 2)
     skipped = json.loads((tmp_path / "train_skipped.json").read_text())
     assert skipped == [{"id": f"{number}.jpg", "reason": "it is a seventh"} for number in range(0, 60, 7)]
@@ -95,7 +95,7 @@ def test_the_number_of_captions_is_one_number_or_one_per_row(tmp_path: Path) -> 
         writer.append(IDS[:1], [regions_of(0)])
         writer.finish()
     store = open_region_store(tmp_path, "bare")
-    assert (store.info.captions_per_image, store.scores) == (None, None)
+    assert (store.info.captions_per_image, store.regions.scores) == (None, None)
     assert not (tmp_path / "bare_caps.txt").exists()
 
 
@@ -177,10 +177,11 @@ def test_a_kill_between_two_renamings_is_made_good(tmp_path: Path, unbroken: dic
 
 
 # Each batch waits for a line, so that however slow the machine, only what was asked for can be written before the kill.
+TESTS = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
 WRITE_SLOWLY = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import test_writer
 append = test_writer.RegionWriter.append
 def slowly(*arguments):
@@ -198,7 +199,7 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(tmp_path: Path) -> None
     kills = 0
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     write_on(whole, batch=2)
-    program = [sys.executable, "-c", WRITE_SLOWLY.format(tests=str(Path(__file__).parents[1] / "helpers")), str(broken)]
+    program = [sys.executable, "-c", WRITE_SLOWLY.format(tests=TESTS), str(broken)]
     for _ in range(40):
         kills += killed_in_a_batch(program, dice.randrange(7), dice.random() * 0.004)
         if (broken / "train_ims.npy").exists():
@@ -214,7 +215,7 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(tmp_path: Path) -> None
 FILL_THE_DISK = """
 import resource, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import test_writer
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
@@ -228,7 +229,7 @@ except test_writer.DataError as error:
 @pytest.mark.parametrize("limit", [100, 150, 400, 700, 1500, 1800])
 def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, unbroken: dict[str, bytes], limit: int) -> None:
     """The system refuses to let any file grow beyond `limit` bytes; some limits fall inside a row or a line."""
-    program = [sys.executable, "-c", FILL_THE_DISK.format(tests=str(Path(__file__).parents[1] / "helpers"))]
+    program = [sys.executable, "-c", FILL_THE_DISK.format(tests=TESTS)]
     store = tmp_path / "store"
     done = subprocess.run([*program, str(store), str(limit)], capture_output=True, text=True, check=True)
     assert f"no space left on the disk of {store}" in done.stdout

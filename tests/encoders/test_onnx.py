@@ -40,7 +40,8 @@ from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.model.build import build_model
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.reasoning import RegionRelationshipReasoning
-from vsrn.model.saved import StoredModel, load_weights, read_model, write_model
+from vsrn.model.saved import StoredModel, read_model, write_model
+from vsrn.tensors import load_weights
 
 LONGEST = 60
 REGIONS = [1, 5, 36, 50]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
-from shy import vsrn_extract
+from shy import vsrn, vsrn_extract
 
 from vsrn.data.photos import PhotoFile
 from vsrn.errors import DataError
@@ -43,10 +43,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 
 def test_what_the_extractor_made_is_the_same(photos: Path, existing: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert vsrn_extract(photos, "--compare", existing) == 0
+    assert vsrn("compare", photos, existing) == 0
     out = capsys.readouterr().out
     assert "SAME: 100.0% of the regions of 4 photos agree, 100% of them in the same place; 'grid' makes" in out
-    assert vsrn_extract(photos, "--compare", existing, "--first", "2", "--json") == 0
+    assert vsrn("compare", photos, existing, "--first", "2", "--json") == 0
     result = said(capsys)
     assert (result["same"], result["agreeing"], result["rows_by"]) == (True, 1.0, "ids")
     listed = result["photos"]
@@ -64,7 +64,7 @@ def test_another_order_of_regions_is_no_other_feature(
     moved = features[:, np.random.default_rng(0).permutation(36)]
     np.save(tmp_path / "existing.npy", moved.astype(np.float32))
     capsys.readouterr()
-    assert vsrn_extract(photos, "--compare", tmp_path / "existing.npy", "--json") == 0
+    assert vsrn("compare", photos, tmp_path / "existing.npy", "--json") == 0
     result = said(capsys)
     assert (result["agreeing"], result["rows_by"]) == (1.0, "order")
     assert isinstance(result["in_place"], float)
@@ -93,7 +93,7 @@ def test_other_features_are_detected(
         features = np.random.default_rng(0).exponential(1.0, features.shape).astype(np.float32)
     np.save(tmp_path / "existing.npy", features)
     capsys.readouterr()
-    assert vsrn_extract(others, "--compare", tmp_path / "existing.npy") == 1
+    assert vsrn("compare", others, tmp_path / "existing.npy") == 1
     assert "DIFFERENT: only" in capsys.readouterr().out
 
 
@@ -153,12 +153,12 @@ def test_a_split_of_a_json_is_compared_in_its_own_order(
     (tmp_path / "dataset.json").write_text(json.dumps({"images": listed}))
     rows = [sorted(NAMES).index(name) for name in NAMES[:3]]
     np.save(tmp_path / "five_ims.npy", np.load(existing)[rows].repeat(5, axis=0))
-    options: list[str | Path] = ["--compare", tmp_path / "five_ims.npy", "--captions", tmp_path / "dataset.json"]
+    options: list[str | Path] = [tmp_path / "five_ims.npy", "--captions", tmp_path / "dataset.json"]
     capsys.readouterr()
-    assert vsrn_extract(photos, *options, "--splits", "test", "--json") == 0
+    assert vsrn("compare", photos, *options, "--split", "test", "--json") == 0
     assert said(capsys)["agreeing"] == 1.0
-    assert vsrn_extract(photos, *options) == 2
-    assert "is about one split" in capsys.readouterr().err
+    assert vsrn("compare", photos, *options) == 2
+    assert "has several splits; name the one of the features with --split" in capsys.readouterr().err
 
 
 def test_mistakes_get_one_sentence(
@@ -168,16 +168,17 @@ def test_mistakes_get_one_sentence(
     np.save(tmp_path / "double.npy", np.ones((4, 36, 1280)))
     (tmp_path / "pickle.npy").write_bytes(b"\x80\x04K\x01.")
     mistakes: list[tuple[list[str | Path], str]] = [
-        (["--compare", tmp_path / "narrow.npy"], "has features of 99 numbers, the extractor 'grid' makes 1280"),
-        (["--compare", tmp_path / "double.npy"], "must be float16 or float32"),
-        (["--compare", tmp_path / "pickle.npy"], "is not a readable .npy array"),
-        (["--compare", tmp_path / "nowhere_ims.npy"], "is not a readable .npy array"),
-        (["--compare", existing, "-o", tmp_path / "store"], "--compare writes nothing; leave out -o"),
-        (["--compare", existing, "--first", "0"], "--first is 0"),
-        ([], "no region store is named"),
+        ([tmp_path / "narrow.npy"], "has features of 99 numbers, the extractor 'grid' makes 1280"),
+        ([tmp_path / "double.npy"], "must be float16 or float32"),
+        ([tmp_path / "pickle.npy"], "is not a readable .npy array"),
+        ([tmp_path / "nowhere_ims.npy"], "is not a readable .npy array"),
+        ([existing, "--first", "0"], "--first is 0"),
+        ([existing, "--split", "test"], "name it with --captions"),
     ]
     for arguments, says in mistakes:
-        assert vsrn_extract(photos, *arguments) == 2
+        assert vsrn("compare", photos, *arguments) == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: ")
         assert says in last
+    assert vsrn("extract", photos, "--compare", existing) == 2
+    assert "`vsrn compare PHOTOS FEATURES.npy`" in capsys.readouterr().err.splitlines()[-1]

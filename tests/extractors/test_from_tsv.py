@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from shy import vsrn_extract
+from shy import vsrn
 
 from vsrn.data.region_store import open_region_store
 from vsrn.data.splits import open_split
 from vsrn.errors import DataError
 from vsrn.extractors import published_tsv as tsv_module
-from vsrn.extractors.published_tsv import TsvFiles, extract_tsv, extract_tsv_karpathy
+from vsrn.extractors.published_tsv import TsvFiles, import_tsv, import_tsv_karpathy
 
 Floats = npt.NDArray[np.float32]
 FIELDS = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
@@ -105,7 +105,7 @@ def test_a_store_holds_what_an_obvious_reader_finds(tmp_path: Path, ending: str)
     sizes = [10, 36, 17, 100, 11, 10, 42]
     rows = [make_row(f"{40 + place}", place, boxes=number) for place, number in enumerate(sizes)]
     first, second = write_tsv(tmp_path / f"0.{ending}", rows[:4]), write_tsv(tmp_path / f"1.{ending}", rows[4:])
-    assert vsrn_extract("--from-tsv", first, second, "-o", tmp_path / "store", "--batch-size", "3") == 0
+    assert vsrn("import-tsv", first, second, "-o", tmp_path / "store", "--batch-size", "3") == 0
     store = open_region_store(tmp_path / "store", "photos")
     obvious = read_obviously(first) | read_obviously(second)
     assert store.ids == list(obvious) == [row.image_id for row in rows]
@@ -124,7 +124,7 @@ def test_a_store_holds_what_an_obvious_reader_finds(tmp_path: Path, ending: str)
 def test_where_all_photos_have_36_regions_there_are_no_counts(tmp_path: Path) -> None:
     table = write_tsv(tmp_path / "fix36.tsv", [make_row(str(n), n, boxes=36) for n in range(1, 6)])
     with TsvFiles([table], tmp_path) as tsv:
-        assert extract_tsv(tsv, tmp_path / "store", "train").num_done == 5
+        assert import_tsv(tsv, tmp_path / "store", "train").num_done == 5
     store = open_region_store(tmp_path / "store", "train")
     assert (store.counts, store.num_regions) == (None, 36)
 
@@ -137,7 +137,7 @@ def test_a_karpathy_json_lays_out_splits_whatever_the_order_of_the_lines(tmp_pat
     random.Random(0).shuffle(numbers)
     table = write_tsv(tmp_path / "trainval.tsv", [make_row(str(number), number) for number in [*numbers, 1000]])
     store = tmp_path / "store"
-    assert vsrn_extract("--from-tsv", table, "-o", store, "--captions", path, "--restval", "--batch-size", "2") == 0
+    assert vsrn("import-tsv", table, "-o", store, "--captions", path, "--restval", "--batch-size", "2") == 0
     obvious = read_obviously(table)
     for split, listed in {"train": [9, 4, 581921, 7, 12], "test": [391895, 22]}.items():
         opened = open_split(store, split)
@@ -160,10 +160,10 @@ def test_photos_are_found_by_file_name_and_splits_without_photos_are_left_out(tm
     names = ["667626_18933d713e.jpg", "0036979"]
     table = write_tsv(tmp_path / "val.tsv", [make_row(name, n) for n, name in enumerate(names)])
     with TsvFiles([table], tmp_path) as tsv:
-        (report,) = extract_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / "store")
+        (report,) = import_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / "store")
         assert (report.split, report.num_done, report.skipped) == ("val", 2, [])
         with pytest.raises(DataError, match=r"split 'train': it has photos such as 1000092795\.jpg, .* 667626"):
-            extract_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / "store", splits=["train"])
+            import_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / "store", splits=["train"])
     assert open_split(tmp_path / "store", "val").image_ids() == ["36979.jpg", "667626_18933d713e.jpg"]
 
 
@@ -176,7 +176,7 @@ def test_lines_are_found_in_any_unicode_form(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
     for number, name in enumerate((composed, apart)):
         with TsvFiles([write_tsv(tmp_path / f"{number}.tsv", [make_row(name, number)])], tmp_path) as tsv:
-            reports = extract_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / f"store{number}")
+            reports = import_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / f"store{number}")
         assert [(report.split, report.num_done) for report in reports] == [("train", 1), ("val", 1)]
 
 
@@ -190,15 +190,15 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_store(tmp_path: Path, endin
             raise KeyboardInterrupt
 
     with TsvFiles([table], tmp_path / "whole") as tsv:
-        extract_tsv(tsv, tmp_path / "whole", "photos", batch_size=2)
+        import_tsv(tsv, tmp_path / "whole", "photos", batch_size=2)
     for stop in (0, 2, 6, 9):
         stopping = functools.partial(interrupt, stop)
         with pytest.raises(KeyboardInterrupt), TsvFiles([table], tmp_path / "broken") as tsv:
-            extract_tsv(tsv, tmp_path / "broken", "photos", batch_size=2, progress=stopping)
+            import_tsv(tsv, tmp_path / "broken", "photos", batch_size=2, progress=stopping)
         assert not (tmp_path / "broken" / "photos_ims.npy").exists()
     with TsvFiles([table], tmp_path / "broken") as tsv:
-        assert extract_tsv(tsv, tmp_path / "broken", "photos", batch_size=2).num_resumed == 9
-        assert extract_tsv(tsv, tmp_path / "broken", "photos").already_done
+        assert import_tsv(tsv, tmp_path / "broken", "photos", batch_size=2).num_resumed == 9
+        assert import_tsv(tsv, tmp_path / "broken", "photos").already_done
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
@@ -243,11 +243,11 @@ def test_a_wrong_line_is_named(
 ) -> None:
     monkeypatch.setattr(tsv_module, "MAX_LINE_BYTES", 8000)
     table = write_tsv(tmp_path / "table.tsv", [make_row("1", 1), make_row("2", 2), line])
-    assert vsrn_extract("--from-tsv", table, "-o", tmp_path / "store") == 2
+    assert vsrn("import-tsv", table, "-o", tmp_path / "store") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {table}, line 3")
     with pytest.raises(DataError, match=says), TsvFiles([table], tmp_path) as tsv:
-        extract_tsv(tsv, tmp_path / "other", "photos")
+        import_tsv(tsv, tmp_path / "other", "photos")
     assert said.isprintable()
     assert not (tmp_path / "store" / "photos_ims.npy").exists()
 
@@ -260,20 +260,18 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "photo.tsv").write_bytes(bytes(range(256)) * 50)
     good = write_tsv(tmp_path / "good.tsv", [make_row("1", 1)])
     mistakes: list[tuple[list[str | Path], str]] = [
-        (["--from-tsv", tmp_path / "cut.tsv.gz"], "is damaged behind line"),
-        (["--from-tsv", tmp_path / "empty.tsv"], "holds no lines"),
-        (["--from-tsv", tmp_path / "table.zip"], "is a zip archive"),
-        (["--from-tsv", tmp_path / "photo.tsv"], "line 1 does not begin with an image"),
-        (["--from-tsv", tmp_path / "nowhere.tsv"], "cannot be read (No such file"),
-        (["--from-tsv", tmp_path], "cannot be opened"),
-        (["--from-tsv", good, good], "image 1 has a line already"),
-        ([tmp_path, "--from-tsv", good], "leave out the folder"),
-        (["--from-tsv", good, "--shard", "1/2"], "leave out --shard"),
-        (["--from-tsv", good, "--merge"], "leave out --from-tsv"),
-        (["--from-tsv", good, "--splits", "test"], "name it with --captions"),
+        ([tmp_path / "cut.tsv.gz"], "is damaged behind line"),
+        ([tmp_path / "empty.tsv"], "holds no lines"),
+        ([tmp_path / "table.zip"], "is a zip archive"),
+        ([tmp_path / "photo.tsv"], "line 1 does not begin with an image"),
+        ([tmp_path / "nowhere.tsv"], "cannot be read (No such file"),
+        ([tmp_path], "cannot be opened"),
+        ([good, good], "image 1 has a line already"),
+        ([good, "--splits", "test", "val"], "name it with --captions"),
+        ([good, "--restval"], "name it with --captions"),
     ]
     for arguments, says in mistakes:
-        assert vsrn_extract(*arguments, "-o", tmp_path / "store") == 2
+        assert vsrn("import-tsv", *arguments, "-o", tmp_path / "store") == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: ")
         assert says in last
@@ -284,8 +282,13 @@ def test_a_repaired_file_is_gone_on_with(tmp_path: Path) -> None:
     rows: list[Row | str] = [make_row(str(n), n) for n in range(1, 9)]
     broken = write_tsv(tmp_path / "table.tsv", [*rows[:7], make_row("8", 8).line(features="AAAA")])
     with pytest.raises(DataError, match="line 8"), TsvFiles([broken], tmp_path) as tsv:
-        extract_tsv(tsv, tmp_path / "store", "photos", batch_size=2)
+        import_tsv(tsv, tmp_path / "store", "photos", batch_size=2)
     write_tsv(broken, rows)
     with TsvFiles([broken], tmp_path) as tsv:
-        report = extract_tsv(tsv, tmp_path / "store", "photos", batch_size=2)
+        report = import_tsv(tsv, tmp_path / "store", "photos", batch_size=2)
     assert (report.num_resumed, report.num_done) == (6, 8)
+
+
+def test_the_option_that_became_a_command_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vsrn("extract", "--from-tsv", tmp_path / "a.tsv", "-o", tmp_path / "store") == 2
+    assert "`vsrn import-tsv FILES -o STORE`" in capsys.readouterr().err.splitlines()[-1]

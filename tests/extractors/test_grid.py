@@ -113,10 +113,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     for content in (missing, misshapen, unknown, [1, 2, 3]):
         torch.save(content, path)
-        with pytest.raises(CheckpointError, match=r"weights\.pth does not hold the weights"):
+        with pytest.raises(CheckpointError, match=r"weights\.pth does not (fit|hold)"):
             load_network(path)
     path.write_bytes(weights_path().read_bytes()[:100_000])
-    with pytest.raises(CheckpointError, match="reinstall"):
+    with pytest.raises(CheckpointError, match="not a readable file of tensors"):
         load_network(path)
 
 
@@ -170,23 +170,27 @@ def test_fine_tuned_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for content, said in (
         ({key: tensor for key, tensor in tensors.items() if key != "bn1.bias"}, "misses bn1.bias;"),
         ({**tensors, "blocks.7.0.bn1.bias": torch.zeros(3)}, "has left over blocks.7.0.bn1.bias;"),
-        ({**tensors, "bn1.bias": torch.zeros(3)}, "has in another shape bn1.bias;"),
+        ({**tensors, "bn1.bias": torch.zeros(3)}, "has in another shape bn1.bias "),
         ({**tensors, "bn1.bias": torch.full((32,), torch.nan)}, "has with NaN or infinity bn1.bias;"),
-        ({**tensors, "bn1.bias": torch.zeros(32, dtype=torch.int32)}, "has in another shape bn1.bias;"),
+        (
+            {**tensors, "bn1.bias": torch.zeros(32, dtype=torch.int32)},
+            r"has in another shape bn1.bias \(\(32,\) of int32, not \(32,\)\)",
+        ),
     ):
         save_file(content, path)
         with pytest.raises(CheckpointError, match=said):
             GridExtractor(path)
     path.write_bytes(path.read_bytes()[:1000])
-    for broken in (path, tmp_path / "nothing.safetensors"):
-        with pytest.raises(CheckpointError, match="not a readable file of tensors"):
-            GridExtractor(broken)
+    with pytest.raises(CheckpointError, match="not a readable file of tensors"):
+        GridExtractor(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        GridExtractor(tmp_path / "nothing.safetensors")
 
 
 def test_extractors_are_made_by_name() -> None:
     made: RegionExtractor = make_extractor("grid")
     assert (made.name, made.num_regions, made.feature_dim, made.has_scores) == ("grid", 36, 1280, False)
-    assert extractor_names() == ["bottom-up", "grid", "hf", "timm", "torchvision"]
+    assert {"bottom-up", "grid", "hf", "timm", "torchvision"} <= set(extractor_names())
     with pytest.raises(ConfigError, match=r"'grid' has no settings; write 'grid', without ':7x7'"):
         make_extractor("grid:7x7")
     with pytest.raises(ConfigError, match=r"no extractor 'gird'.*Did you mean 'grid'\?"):

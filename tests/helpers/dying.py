@@ -25,11 +25,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from colours import COLOURS_BY_NAME, save_photo
+from colours import save_photo
 
 import vsrn
 import vsrn.search.faiss  # otherwise loaded again by every child
-from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
 from vsrn.search.writer import IndexWriter, Settled
 
@@ -248,5 +247,4 @@ def moments(model: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    extractors._EXTRACTORS.update(COLOURS_BY_NAME)
     {"begin": begin, "change": change, "moments": moments}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

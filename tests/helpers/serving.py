@@ -13,12 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-from colours import COLOURS_BY_NAME, export_colours, save_photo
+from colours import export_colours, save_photo
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
 from vsrn.search.index import Index, open_index
 from vsrn.server.app import create_app
@@ -50,8 +48,7 @@ def make_place(folder: Path, num_photos: int = 11) -> Place:
         with Image.open(path) as photo:
             photo.resize(SHAPES[number % len(SHAPES)], Image.Resampling.NEAREST).save(path)
     save_photo(photos / ODD_ID, 99)
-    with colours_known():
-        update_index(photos, folder / "idx", export_colours(folder / "model"))
+    update_index(photos, folder / "idx", export_colours(folder / "model"))
     return Place(photos, folder / "idx")
 
 
@@ -66,20 +63,11 @@ def copy_place(place: Place, folder: Path) -> Place:
     return own
 
 
-@contextlib.contextmanager
-def colours_known() -> Iterator[None]:
-    """For the block, photos can be read by the model of the index."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, where in COLOURS_BY_NAME.items():
-            patch.setitem(extractors._EXTRACTORS, name, where)
-        yield
-
-
 def client_of(place: Place, limits: Limits = SMALL) -> Iterator[TestClient]:
     """A client of the app itself, once."""
     index = place.open()
     app = create_app(index, index.encoder, Access(), limits)
-    with colours_known(), TestClient(app, base_url=HOME, raise_server_exceptions=False) as client:
+    with TestClient(app, base_url=HOME, raise_server_exceptions=False) as client:
         yield client
 
 
@@ -93,17 +81,16 @@ def serving(place: Place, access: Access | None = None, limits: Limits | None = 
     server = server_of(app, listening, limits)
     server.config.timeout_graceful_shutdown = 1
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    with colours_known():
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive(), "the service did not start"
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-            listening.close()
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the service did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
 
 
 @contextlib.contextmanager

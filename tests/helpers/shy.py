@@ -92,9 +92,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def vsrn_extract(*arguments: str | Path) -> int:
-    """Run the command; its exit code."""
+    """Run `vsrn extract`; its exit code."""
+    return vsrn("extract", *arguments)
+
+
+def vsrn(*arguments: str | Path) -> int:
+    """Run a command; its exit code."""
     try:
-        main(["extract", *map(str, arguments)])
+        main([str(argument) for argument in arguments])
     except SystemExit as left:
         assert isinstance(left.code, int)
         return left.code

@@ -116,11 +116,11 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path: Path) -> None:
     resnet = torchvision.models.get_model("resnet18", weights=None).state_dict()
     network = ImageNetwork("resnet18")
     cases = {
-        "1 tensors are missing (conv1.weight)": {name: t for name, t in resnet.items() if name != "conv1.weight"},
-        "1 are left over (gate.weight)": resnet | {"gate.weight": torch.zeros(1)},
-        "conv1.weight has shape (1,), not (64, 3, 7, 7)": resnet | {"conv1.weight": torch.zeros(1)},
+        "it misses conv1.weight;": {name: t for name, t in resnet.items() if name != "conv1.weight"},
+        "it has left over gate.weight;": resnet | {"gate.weight": torch.zeros(1)},
+        "in another shape conv1.weight ((1,), not (64, 3, 7, 7));": resnet | {"conv1.weight": torch.zeros(1)},
         "does not hold names and tensors only": resnet | {"conv1.weight": "zeros"},
-        "is not a file of tensors": pickle.dumps(Touches(tmp_path / "ran")),
+        "is not a readable file of tensors": pickle.dumps(Touches(tmp_path / "ran")),
     }
     for complaint, content in cases.items():
         path = tmp_path / "weights.pth"

@@ -12,24 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import COLOURS_BY_NAME, export_colours, save_photo
+from colours import export_colours, save_photo
 
 import vsrn
 from vsrn.cli import run_command
 from vsrn.errors import CheckpointError, SearchError, VsrnError
-from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
 from vsrn.search.damage import check_index
 
 NUM_PHOTOS = 6
 # Bytes of each photo's vector: 8 halves.
 VECTOR = 16
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture(scope="module")

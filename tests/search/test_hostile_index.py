@@ -15,23 +15,16 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from colours import COLOURS_BY_NAME, colour_model, export_colours, save_photo
+from colours import colour_model, export_colours, save_photo
 
 import vsrn
 from vsrn.cli import run_command
 from vsrn.encoders.export import export_onnx
 from vsrn.errors import SearchError, VsrnError
-from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
 from vsrn.search.faiss import Base, build_graph
 
 SECRET = b"root:x:0:0:root:/root:/bin/bash\n" * 40
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture(scope="module")
@@ -236,17 +229,15 @@ def test_a_large_extractor_is_copied_into_an_index_not_linked(photos: Path, tmp_
     model = tmp_path / "exported"
     export_onnx(colour_model(), model)
     (model / "extractor.bin").symlink_to(weights)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(extractors._EXTRACTORS, "colours", "colours:make_with_weights")
-        update_index(photos, tmp_path / "new", model)
-        kept = tmp_path / "new" / "model" / "extractor.bin"
-        assert not kept.is_symlink()
-        assert kept.stat().st_size == 17_000_000
-        with vsrn.open_index(tmp_path / "new") as index:
-            assert index.search_image(photos / "0.png", 1)[0].id == "0.png"
-        kept.write_bytes(b"\x01" + bytes(16_999_999))
-        with (
-            vsrn.open_index(tmp_path / "new") as index,
-            pytest.raises(VsrnError, match="extractor.bin is not the file"),
-        ):
-            index.search_image(photos / "0.png", 1)
+    update_index(photos, tmp_path / "new", model)
+    kept = tmp_path / "new" / "model" / "extractor.bin"
+    assert not kept.is_symlink()
+    assert kept.stat().st_size == 17_000_000
+    with vsrn.open_index(tmp_path / "new") as index:
+        assert index.search_image(photos / "0.png", 1)[0].id == "0.png"
+    kept.write_bytes(b"\x01" + bytes(16_999_999))
+    with (
+        vsrn.open_index(tmp_path / "new") as index,
+        pytest.raises(VsrnError, match="extractor.bin is not the file"),
+    ):
+        index.search_image(photos / "0.png", 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import COLOURS_BY_NAME, JOINT_DIM, Colours, colour_model, export_colours, save_photo
+from colours import JOINT_DIM, Colours, colour_model, export_colours, save_photo
 from PIL import Image
 
 import vsrn
@@ -22,17 +22,9 @@ from vsrn.data.photos import find_photos
 from vsrn.data.region_store import FloatArray, open_region_store
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import SearchError
-from vsrn.extractors import base as extractors
 from vsrn.extractors.extract import extract
 from vsrn.model.saved import write_model
 from vsrn.search.build import IndexReport, update_index
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
-
 
 SENTENCES = ["red", "a green blue", "dark red light", ""]
 

@@ -11,25 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import COLOURS_BY_NAME, Colours, colour_model, export_colours, save_photo
+from colours import Colours, colour_model, export_colours, save_photo
 
 import vsrn
 from vsrn.data.region_store import RegionNames, Regions
 from vsrn.encoders.explain import ExplainView
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import SearchError
-from vsrn.extractors import base as extractors
-from vsrn.extractors.base import ExtractorFiles, Prepared
+from vsrn.extractors.base import Prepared
 from vsrn.extractors.provenance import carry_names
 from vsrn.search.build import update_index
 
 SENTENCE = "dark red"
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture
@@ -60,16 +53,13 @@ def test_an_index_explains_as_the_model_does(view: ExplainView, photos: Path, ex
                 assert found.score == pytest.approx(expected.score, abs=5e-3)
 
 
-class Named(Colours):
+WITHOUT_NUMBERS = Colours.__call__
+
+
+def with_numbers(extractor: Colours, prepared: Sequence[Prepared]) -> list[Regions]:
     """Quarters that say which one they are."""
-
-    def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
-        numbers = {"classes": np.array([2, 0, 1, 0]), "attributes": np.array([-1, 0, -1, -1])}
-        return [dataclasses.replace(regions, **numbers) for regions in super().__call__(prepared)]
-
-
-def make_named(_argument: str, _files: ExtractorFiles) -> Named:
-    return Named()
+    numbers = {"classes": np.array([2, 0, 1, 0]), "attributes": np.array([-1, 0, -1, -1])}
+    return [dataclasses.replace(regions, **numbers) for regions in WITHOUT_NUMBERS(extractor, prepared)]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +73,8 @@ def make_named(_argument: str, _files: ExtractorFiles) -> Named:
 def test_regions_have_the_extractors_names_or_else_those_of_the_models_folder(
     names: RegionNames, expected: list[str] | None, photos: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Named, "names", names)
-    monkeypatch.setitem(extractors._EXTRACTORS, "colours", f"{__name__}:make_named")
+    monkeypatch.setattr(Colours, "names", names)
+    monkeypatch.setattr(Colours, "__call__", with_numbers)
     assert vsrn.load(exported).explain(photos / "1.png", SENTENCE).labels == expected
     carry_names(RegionNames(["a", "b", "c"], ["very"]), exported)
     assert vsrn.load(exported).explain(photos / "1.png", SENTENCE).labels == (expected or ["c", "very a", "b", "a"])

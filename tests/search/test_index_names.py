@@ -16,11 +16,10 @@ from colours import Colours, colour_model, save_photo
 import vsrn
 from vsrn.cli import main
 from vsrn.data.photos import find_photos
-from vsrn.data.region_store import FloatArray, RegionNames, Regions
+from vsrn.data.region_store import FloatArray, RegionNames, Regions, StoreInfo
 from vsrn.encoders.export import export_model, export_onnx
 from vsrn.errors import CheckpointError, DataError
-from vsrn.extractors import base as extractors
-from vsrn.extractors.base import ExtractorFiles, Prepared, prepare_photo
+from vsrn.extractors.base import ExtractorFiles, Prepared, prepare_photo, register_extractor
 from vsrn.extractors.extract import extract
 from vsrn.extractors.provenance import NAMES_FILE, carry_names
 from vsrn.model.saved import read_model
@@ -34,7 +33,7 @@ SENTENCE = "dark red"
 class Detector(Colours):
     """Quarters of a photo with a class and an attribute each, by their own colour; it knows no names by itself."""
 
-    has_scores = True
+    name, has_scores = "coloured-things", True
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
         return [dataclasses.replace(found, **kinds_of(found.features)) for found in super().__call__(prepared)]
@@ -50,9 +49,7 @@ def make(argument: str, files: ExtractorFiles) -> Detector:
     return Detector()
 
 
-@pytest.fixture(autouse=True)
-def _detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(extractors._EXTRACTORS, "colours", "test_index_names:make")
+register_extractor("coloured-things", make)
 
 
 @pytest.fixture
@@ -64,7 +61,12 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    export_model(dataclasses.replace(colour_model(), region_names=NAMES), tmp_path / "run")
+    export_model(
+        dataclasses.replace(
+            colour_model(), region_names=NAMES, regions=StoreInfo("coloured-things", Colours.fingerprint)
+        ),
+        tmp_path / "run",
+    )
     return tmp_path / "run"
 
 

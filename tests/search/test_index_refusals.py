@@ -13,24 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import COLOURS_BY_NAME, JOINT_DIM, colour_model, export_colours, save_photo
+from colours import JOINT_DIM, colour_model, export_colours, save_photo
 
 import vsrn
 from vsrn.config import EFFICIENTNET, Config, DataConfig, ModelConfig, NetworkConfig
 from vsrn.data.region_store import StoreInfo
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError, SearchError
-from vsrn.extractors import base as extractors
 from vsrn.model.build import build_model
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.search.build import update_index
 from vsrn.search.writer import IndexWriter
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture(scope="module")

@@ -12,20 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from colours import COLOURS_BY_NAME, Colours, export_colours, save_photo
+from colours import Colours, export_colours, save_photo
 from PIL import Image
 
 import vsrn
 from vsrn.cli import run_command
 from vsrn.errors import UnknownPhotoError
-from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +202,7 @@ def test_what_is_no_photo_is_opened_once(photos: Path, model: Path, tmp_path: Pa
         "import sys\n"
         "opened = []\n"
         "sys.addaudithook(lambda event, arguments: event == 'open' and opened.append(str(arguments[0])))\n"
-        "from colours import COLOURS_BY_NAME\n"
-        "from vsrn.extractors import base as extractor\n"
-        "extractor._EXTRACTORS.update(COLOURS_BY_NAME)\n"
+        "import colours\n"
         "from vsrn.search.build import update_index\n"
         "report = update_index(*sys.argv[1:])\n"
         "print(len(report.skipped), sum(name.endswith(('.mp4', '.jpg.json')) for name in opened))"

@@ -11,18 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from colours import COLOURS_BY_NAME, export_colours, save_photo
+from colours import export_colours, save_photo
 
-from vsrn.extractors import base as extractors
 from vsrn.search.build import update_index
 
 OTHER = 65534
 SETPRIV = shutil.which("setpriv")
 BEGIN = """
 import sys
-from colours import COLOURS_BY_NAME
-from vsrn.extractors import base as extractor
-extractor._EXTRACTORS.update(COLOURS_BY_NAME)
+import colours
 import vsrn
 """
 ASK = """
@@ -41,11 +38,9 @@ print(report.num_photos, [(file.id, file.kind) for file in report.skipped])
 
 
 @pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def _setpriv() -> None:
     if SETPRIV is None or os.geteuid() != 0:
         pytest.skip("only root may take the rights of another account, by setpriv")
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from colours import COLOURS_BY_NAME, Colours, colour_model, export_colours, save_photo
+from colours import Colours, colour_model, export_colours, save_photo
 from PIL import Image
 
 import vsrn
@@ -18,7 +18,6 @@ from vsrn.cli import run_command
 from vsrn.config import Config, ModelConfig
 from vsrn.data.region_store import StoreInfo
 from vsrn.errors import SearchError, VsrnError
-from vsrn.extractors import base as extractors
 from vsrn.model.build import build_any_model
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.model.scan import SCAN, similarities
@@ -27,12 +26,6 @@ from vsrn.search.rerank import Reranker
 
 SENTENCE = "dark red"
 PHOTOS = 12
-
-
-@pytest.fixture(autouse=True)
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, where in COLOURS_BY_NAME.items():
-        monkeypatch.setitem(extractors._EXTRACTORS, name, where)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from colours import export_colours
-from serving import Place, client_of, colours_known, copy_place, make_place
+from serving import Place, client_of, copy_place, make_place
 
 from vsrn.search.build import update_index
 
@@ -47,8 +47,7 @@ def test_a_service_whose_index_lost_a_file_is_not_ready(
 def test_an_empty_index_is_ready(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/notes.txt").write_text("no photo")
-    with colours_known():
-        update_index(tmp_path / "photos", tmp_path / "idx", export_colours(tmp_path / "model"))
+    update_index(tmp_path / "photos", tmp_path / "idx", export_colours(tmp_path / "model"))
     for client in client_of(Place(tmp_path / "photos", tmp_path / "idx")):
         assert client.get("/api/about").json()["num_photos"] == 0
         assert client.get("/readyz").status_code == 200

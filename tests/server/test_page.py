@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from chrome import NEEDS_CHROMIUM, chromium
 from playwright.sync_api import Browser, Page, Route, expect
-from serving import ODD_ID, Place, colours_known, make_place, serving
+from serving import ODD_ID, Place, make_place, serving
 
 from vsrn.search.index import Index
 from vsrn.server.settings import Limits
@@ -53,7 +53,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def index(place: Place) -> Iterator[Index]:
-    with colours_known(), place.open() as index:
+    with place.open() as index:
         yield index
 
 

@@ -17,7 +17,7 @@ from colours import save_photo
 from fastapi.testclient import TestClient
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from serving import ODD_ID, SMALL, Place, client_of, colours_known, copy_place, make_place
+from serving import ODD_ID, SMALL, Place, client_of, copy_place, make_place
 from starlette.types import Message, Receive, Scope, Send
 
 import vsrn
@@ -47,7 +47,7 @@ def client(place: Place) -> Iterator[TestClient]:
 
 @pytest.fixture
 def index(place: Place) -> Iterator[Index]:
-    with colours_known(), place.open() as index:
+    with place.open() as index:
         yield index
 
 
@@ -137,8 +137,7 @@ def test_what_a_camera_wrote_stays_here(own_place: Place) -> None:
     exif = Image.Exif()
     exif[0x0112], exif.get_ifd(0x8825)[1] = 6, "N"
     Image.new("RGB", (40, 20), "red").save(own_place.photos / "gps.jpg", exif=exif)
-    with colours_known():
-        update_index(own_place.photos, own_place.idx)
+    update_index(own_place.photos, own_place.idx)
     for client in client_of(own_place):
         content = client.get("/api/photo?id=gps.jpg").content
         with Image.open(io.BytesIO(content)) as picture:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 from fastapi.testclient import TestClient
-from serving import HOME, Place, colours_known, make_place
+from serving import HOME, Place, make_place
 
 from vsrn.server.app import STATIC, create_app
 from vsrn.server.settings import Access, is_loopback, names_of
@@ -46,7 +46,7 @@ def guarded(place: Place) -> Iterator[TestClient]:
 
 def client_of(place: Place, access: Access) -> Iterator[TestClient]:
     index = place.open()
-    with colours_known(), TestClient(create_app(index, index.encoder, access), base_url=HOME) as client:
+    with TestClient(create_app(index, index.encoder, access), base_url=HOME) as client:
         yield client
 
 

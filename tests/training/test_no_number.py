@@ -212,7 +212,7 @@ def test_vectors_of_zeros_are_named_too(config: Config, tmp_path: Path) -> None:
 def test_reading_names_no_image_where_there_is_none(store: Path) -> None:
     regions = open_region_store(store, "train")
     rows = np.arange(len(regions))
-    regions.refuse_zeros(rows, regions.read(rows))
+    regions.check_zeros(rows, regions.read(rows))
 
 
 def test_a_seed_beyond_what_numpy_takes_is_refused(config: Config, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from vsrn.files import printable
 COMMANDS = {
     "demo": "every step on a small drawn world: regions, training, Recall@K, searches, a report",
     "extract": "photos -> a region store",
+    "import-tsv": "features published as bottom-up attention's TSV -> a region store",
+    "compare": "photos and features -> whether an extractor makes these features",
     "vocab": "captions -> a vocabulary",
     "train": "a config -> a trained run",
     "index": "a folder of photos -> an index of it; run again, it follows the folder",
@@ -54,7 +56,7 @@ def run_command(command: str, arguments: list[str]) -> int:
     try:
         from vsrn.cli.options import call
 
-        module = importlib.import_module(f"vsrn.cli.{command}")
+        module = importlib.import_module(f"vsrn.cli.{command.replace('-', '_')}")
         function = module.main_for(arguments) if hasattr(module, "main_for") else module.main
         return call(function, command, arguments)
     except VsrnError as error:

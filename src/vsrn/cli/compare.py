@@ -1,54 +1,75 @@
-"""`vsrn extract --compare`: an extractor against features that somebody already has."""
+"""`vsrn compare`: does an extractor make the features that somebody already has?"""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from vsrn.cli.options import print_json, printable
-from vsrn.cli.progress import progress_bar
+import tyro
+
+from vsrn.cli.extract import Photos
+from vsrn.cli.options import Json, print_json, printable
+from vsrn.cli.progress import progress_bar, say
 from vsrn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from vsrn.data.annotations import CaptionedPhoto
-    from vsrn.data.photos import PhotoFile
-    from vsrn.extractors.base import RegionExtractor
     from vsrn.extractors.compare import Comparison
 
+Features = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES.npy")]
 DIFFERENT = 1
 
 
-def compare_with(
-    existing: Path,
-    photos: Path,
-    extractor: RegionExtractor,
+def main(
+    photos: Photos,
+    features: Features,
     *,
-    captions: Path | None,
-    splits: tuple[str, ...],
-    restval: bool,
-    follow_links: bool,
-    first: int,
-    json: bool,
+    captions: Path | None = None,
+    split: str | None = None,
+    restval: bool = False,
+    extractor: str = "grid",
+    weights: Path | None = None,
+    follow_links: bool = False,
+    first: int = 20,
+    json: Json = False,
 ) -> int:
-    """Extract the first photos that the file has a row for, compare, and print; 0 where they are the same, else 1."""
-    from rich.console import Console
+    """Extract a few photos and compare their regions with features that you have; nothing is written.
 
-    from vsrn.extractors.compare import compare, find_rows, open_existing
+    $ vsrn compare photos/ data/mine/photos_ims.npy
+    $ vsrn compare photos/ test_ims.npy --captions dataset_coco.json --split test --extractor bottom-up --weights W.bin
 
-    store = open_existing(existing)
-    files, captioned = _photos(photos, captions, splits, restval=restval, follow_links=follow_links)
-    pairs, by_ids = find_rows(files, store, captioned)
-    pairs = pairs[:first]
-    with (bar := progress_bar("comparing", unit="photos")).of(len(pairs)):
-        comparison = compare(pairs, store, extractor, by_ids=by_ids, advance=bar.advance)
+    Exit status 0 where the extractor, with the weights you have, makes these features, 1 where not. Rows are found by
+    the ids beside the file; else they are the photos, or the captions' split, in order.
+
+    Args:
+        photos: Folder of photos.
+        features: (images, regions, numbers) or (images, numbers), float16 or float32.
+        captions: Karpathy JSON, whose photos are compared.
+        split: With --captions, the split that the features are of; needed where the JSON has several.
+        restval: With --captions, count COCO's `restval` images as `train`.
+        extractor: As in `vsrn extract`.
+        weights: As in `vsrn extract`.
+        follow_links: Read photos also where links lead out of the folder.
+        first: How many photos.
+        json: Print the result as JSON.
+    """
+    if first < 1:
+        raise ConfigError(f"--first is {first}; it must be 1 or more.")
+    say(f"Loading the extractor '{extractor}'...")
+    from vsrn.extractors.base import make_extractor
+    from vsrn.extractors.compare import compare, find_rows, open_existing, photos_to_compare
+
+    # A person typed the name, so what it stands for may be downloaded.
+    made = make_extractor(extractor, weights, download=True)
+    existing = open_existing(features)
+    files, captioned = photos_to_compare(photos, captions, split, restval=restval, follow_links=follow_links)
+    pairs, by_ids = find_rows(files, existing, captioned)
+    with (bar := progress_bar("comparing", unit="photos")).of(len(pairs[:first])):
+        comparison = compare(pairs[:first], existing, made, by_ids=by_ids, advance=bar.advance)
     if json:
-        print_json(_as_json(comparison, existing, extractor))
+        print_json(_as_json(comparison, features, made.name, made.fingerprint))
     else:
-        Console().print(_table(comparison))
-        print(verdict(comparison, existing, extractor.name))
+        print("\n".join([*_lines(comparison), verdict(comparison, features, made.name)]))
     return 0 if comparison.same else DIFFERENT
 
 
@@ -68,52 +89,23 @@ def verdict(comparison: Comparison, existing: Path, extractor: str) -> str:
     )
 
 
-def _photos(
-    photos: Path, captions: Path | None, splits: tuple[str, ...], *, restval: bool, follow_links: bool
-) -> tuple[list[PhotoFile], list[CaptionedPhoto]]:
-    from vsrn.data.annotations import read_karpathy
-    from vsrn.data.photos import PhotoFile, PhotoNames, find_photos
-    from vsrn.extractors.extract import choose_splits
-
-    if captions is None:
-        return [photo for photo in find_photos(photos, follow_links=follow_links) if photo.refusal is None], []
-    found = read_karpathy(captions, restval=restval)
-    wanted = choose_splits(captions, found, splits)
-    if len(wanted) > 1:
-        raise ConfigError(f"--compare is about one split of {captions}; name it with --splits {wanted[-1]}.")
-    captioned = found[wanted[0]]
-    names = PhotoNames(photos)
-    return [PhotoFile(photo.id, names.path(photo.id)) for photo in captioned], captioned
-
-
-def _table(comparison: Comparison) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for head in ("photo", "row", "regions", "agree", "in place", "mean\ncosine", "smallest\ncosine", "largest\ndiff."):
-        table.add_column(head, justify="left" if head == "photo" else "right", overflow="fold")
+def _lines(comparison: Comparison) -> list[str]:
+    """One line a photo, numbers first."""
+    lines = ["     row   regions  agree in place  cosine   least most apart  photo"]
     for photo in comparison.photos:
-        alike = photo.num_ours == photo.num_theirs
-        table.add_row(
-            Text(printable(photo.id)),
-            str(photo.row),
-            str(photo.num_ours) if alike else f"{photo.num_ours}, {photo.num_theirs}",
-            str(photo.num_agreeing),
-            str(photo.num_in_place),
-            f"{photo.mean_cosine:.4f}",
-            f"{photo.smallest_cosine:.4f}",
-            f"{photo.largest_difference:.1%}",
+        regions = f"{photo.num_ours}" + ("" if photo.num_ours == photo.num_theirs else f", {photo.num_theirs}")
+        lines.append(
+            f"{photo.row:>8} {regions:>9} {photo.num_agreeing:>6} {photo.num_in_place:>8} {photo.mean_cosine:>7.4f}"
+            f" {photo.smallest_cosine:>7.4f} {photo.largest_difference:>10.1%}  {printable(photo.id)}"
         )
-    return table
+    return lines
 
 
-def _as_json(comparison: Comparison, existing: Path, extractor: RegionExtractor) -> dict[str, object]:
+def _as_json(comparison: Comparison, existing: Path, extractor: str, fingerprint: str) -> dict[str, object]:
     return {
         "existing": str(existing),
-        "extractor": extractor.name,
-        "fingerprint": extractor.fingerprint,
+        "extractor": extractor,
+        "fingerprint": fingerprint,
         "same": comparison.same,
         "agreeing": comparison.agreeing,
         "in_place": comparison.in_place,

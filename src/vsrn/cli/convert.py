@@ -33,7 +33,8 @@ def main(
     """
     from vsrn.errors import CheckpointError, VocabularyError
     from vsrn.model.build import build_any_model
-    from vsrn.model.saved import WEIGHTS_FILE, StoredModel, load_weights, write_model
+    from vsrn.model.saved import WEIGHTS_FILE, StoredModel, write_model
+    from vsrn.tensors import load_weights
 
     if any((output / part).exists() for part in (WEIGHTS_FILE, "state")):
         raise CheckpointError(f"{output} already holds a model or a run; choose another folder with -o.")

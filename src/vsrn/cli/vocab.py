@@ -35,7 +35,7 @@ def main(
         json: Print what was built as JSON.
     """
     from vsrn.data.region_store import resolve_split
-    from vsrn.data.splits import read_captions
+    from vsrn.data.splits import read_split_captions
     from vsrn.data.vocabulary import build_vocabulary
     from vsrn.errors import ConfigError, VocabularyError
     from vsrn.files import write_atomically
@@ -45,7 +45,7 @@ def main(
     if output.exists() and not force:
         raise VocabularyError(f"{output} is already there; name another file, or add --force to replace it.")
     named = [resolve_split(data, split) for split in splits]
-    captions = [caption for split in named for caption in read_captions(data / f"{split}_caps.txt")]
+    captions = [caption for split in named for caption in read_split_captions(data, split)]
     vocabulary = build_vocabulary(captions, min_count)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, vocabulary.to_json())

@@ -1,4 +1,4 @@
-"""Regions of one image, and the folder that holds the regions of many, memory-mapped.
+"""The folder that holds the regions of many images, memory-mapped.
 
 One split of a region store is a handful of files (docs/data-formats.md):
 
@@ -10,92 +10,49 @@ One split of a region store is a handful of files (docs/data-formats.md):
     {split}_classes.npy, {split}_attributes.npy, {split}_names.json
                          optional, (num_rows, N) numbers of `RegionNames`, -1 for none
     {split}.json         optional, `StoreInfo`: which extractor made the regions
+
+A split whose files lie in shards/*-of-*/ is read from there as one (`vsrn.data.shards`).
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.data.regions import (
+    ARRAYS,
+    RegionArray,
+    RegionNames,
+    Regions,
+    first_of_zeros,
+    pad_regions,
+)
+from vsrn.data.shards import FEATURES_FILE, JoinedRows, read_header, splits_in_shards, whole_shards
 from vsrn.errors import DataError, did_you_mean
+from vsrn.metrics import FloatArray, IntArray
 
-FloatArray = npt.NDArray[np.floating]
-IntArray = npt.NDArray[np.integer]
+__all__ = [
+    "FloatArray",
+    "IntArray",
+    "RegionNames",
+    "RegionStore",
+    "Regions",
+    "StoreInfo",
+    "first_of_zeros",
+    "open_region_store",
+    "pad_regions",
+]
 
 CaptionCount = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
-
 SPLIT_ALIASES = {"val": "dev", "dev": "val"}
-
-
-@dataclass(frozen=True)
-class Regions:
-    """What an extractor says of one image.
-
-    features  (N, F) float32
-    boxes     (N, 4) float32, xyxy as fractions of the image's width and height
-    scores    (N,) float32 detection confidence, falling; None where regions are not detections
-    classes   (N,) number of the most probable class; None where nobody says
-    attributes  (N,) number of the most probable attribute, -1 where none is likelier; None where nobody says
-
-    N may differ from image to image, where an extractor's `num_regions` is the most.
-    """
-
-    features: FloatArray
-    boxes: FloatArray
-    scores: FloatArray | None = None
-    classes: IntArray | None = None
-    attributes: IntArray | None = None
-
-
-class RegionNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What regions may be: the `{split}_names.json` beside the arrays.
-
-    classes     by number, such as "dog"; empty where classes have no names, and then they are not stored
-    attributes  by number, such as "brown"; the same
-    """
-
-    classes: list[str] = []
-    attributes: list[str] = []
-
-    def labels(self, classes: IntArray, attributes: IntArray | None = None) -> list[str]:
-        """(N,) numbers, -1 for none -> a label of each region.
-
-        >>> RegionNames(["dog", "sky"], ["brown"]).labels(np.array([0, 1]), np.array([0, -1]))
-        ['brown dog', 'sky']
-        """
-        named = [self.classes[number] if number >= 0 else "" for number in classes]
-        if attributes is None:
-            return named
-        described = [self.attributes[number] if number >= 0 else "" for number in attributes]
-        return [f"{how} {what}".strip() for how, what in zip(described, named, strict=True)]
-
-    def labels_of(self, regions: Regions) -> list[str] | None:
-        """The same of an image's regions; None where their classes are not known, or have no names.
-
-        Raises `DataError` where a number has no name.
-        """
-        if regions.classes is None or not self.classes:
-            return None
-        self.refuse_unnamed(regions)
-        return self.labels(regions.classes, regions.attributes if self.attributes else None)
-
-    def refuse_unnamed(self, regions: Regions) -> None:
-        """Raise `DataError` where there are names, and not for every number of these regions."""
-        for what, names, numbers in (
-            ("class", self.classes, regions.classes),
-            ("attribute", self.attributes, regions.attributes),
-        ):
-            if names and numbers is not None and numbers.max(initial=-1) >= len(names):
-                raise DataError(
-                    f"a region is of {what} {numbers.max()}, but only 0 to {len(names) - 1} have names; give the names"
-                    " that belong to the extractor."
-                )
+_Page = TypeVar("_Page")
 
 
 class StoreInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,33 +68,55 @@ class StoreInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     captions_per_image: CaptionCount | list[CaptionCount] | None = None
     format: int = 1
 
+    def caption_counts(self, rows: int) -> list[int] | None:
+        """How many captions each of so many rows has; None without captions."""
+        stated = self.captions_per_image
+        return [stated] * rows if isinstance(stated, int) else stated
+
+
+class SkippedPhoto(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A photo that has no row, and the sentence that says why.
+
+    kind  a `vsrn.errors.SkipKind`; "" where a version wrote it that did not keep the kind
+    """
+
+    id: str
+    reason: str
+    kind: str = ""
+
 
 @dataclass(frozen=True)
 class RegionStore:
-    """One split of a region store; the features stay on disk until rows are read.
+    """One split of a region store; features and what else regions carry stay on disk until rows are read.
 
-    features  (num_rows, N, F) memory map, float16 or float32
-    ids       one per row, or empty
-    boxes     (num_rows, N, 4) memory map, or None
-    scores    (num_rows, N) memory map, or None
-    counts    (num_rows,) real regions of each row, or None where every region is real
-    classes, attributes  (num_rows, N) memory maps of numbers of `names`, or None
+    regions  arrays of (num_rows, N, ...), memory maps or `JoinedRows` of them; features are float16 or float32
+    ids      one per row, or empty
+    counts   (num_rows,) real regions of each row, or None where every region is real
+    names    what the numbers of classes and attributes mean
+    parts    folder and first row of each shard, where the split lies in shards
     """
 
     folder: Path
     split: str
-    features: FloatArray
+    regions: Regions
     ids: list[str] = field(default_factory=list)
-    boxes: FloatArray | None = None
-    scores: FloatArray | None = None
     counts: IntArray | None = None
-    classes: IntArray | None = None
-    attributes: IntArray | None = None
     names: RegionNames = field(default_factory=RegionNames)
     info: StoreInfo = field(default_factory=StoreInfo)
+    parts: tuple[tuple[Path, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def features(self) -> FloatArray:
+        """(num_rows, N, F), float16 or float32."""
+        return self.regions.features
+
+    @property
+    def boxes(self) -> FloatArray | None:
+        """(num_rows, N, 4) xyxy as fractions of width and height, or None where the store has none."""
+        return self.regions.boxes
 
     @property
     def num_regions(self) -> int:
@@ -162,12 +141,22 @@ class RegionStore:
                 raise DataError(f"{self.where(row)} holds NaN or infinite features; extract that image again.")
         return batch
 
-    def where(self, row: int) -> str:
-        """What messages call a row: its file, its number, and its id where there is one."""
-        name = f" ({self.ids[row]})" if self.ids else ""
-        return f"{self.folder / f'{self.split}_ims.npy'}: row {row}{name}"
+    def read_regions(self, row: int) -> Regions:
+        """The real regions of one row, with everything that they carry. Raises what `read` raises."""
+        count = self.num_regions if self.counts is None else int(self.counts[row])
+        values = {array.name: getattr(self.regions, array.name) for array in ARRAYS}
+        real = {name: None if stored is None else np.asarray(stored[row])[:count] for name, stored in values.items()}
+        return Regions(**{**real, "features": self.read([row])[0, :count]})
 
-    def refuse_zeros(self, rows: Sequence[int] | IntArray, batch: FloatArray, counts: IntArray | None = None) -> None:
+    def where(self, row: int) -> str:
+        """What messages call a row: its file, its number there, and its id where there is one."""
+        name = f" ({self.ids[row]})" if self.ids else ""
+        folder, first = self.folder, 0
+        if self.parts:
+            folder, first = self.parts[bisect.bisect_right([first for _, first in self.parts], row) - 1]
+        return f"{folder / self.split}{FEATURES_FILE}: row {row - first}{name}"
+
+    def check_zeros(self, rows: Sequence[int] | IntArray, batch: FloatArray, counts: IntArray | None = None) -> None:
         """Raise `DataError` where an image is all zeros, as a detector that failed leaves it, naming the row.
 
         rows    (B,) rows that were read
@@ -190,12 +179,12 @@ class RegionStore:
 
         Raises `DataError` where a number has no name.
         """
-        if self.classes is None:
+        classes, attributes = self.regions.classes, self.regions.attributes
+        if classes is None:
             return None
         count = self.num_regions if self.counts is None else int(self.counts[row])
         try:
-            attributes = None if self.attributes is None else self.attributes[row, :count]
-            return self.names.labels(self.classes[row, :count], attributes)
+            return self.names.labels(classes[row][:count], None if attributes is None else attributes[row][:count])
         except IndexError as error:
             raise DataError(
                 f"{self.folder / self.split}_classes.npy or _attributes.npy: row {row} has a number that"
@@ -203,64 +192,98 @@ class RegionStore:
             ) from error
 
 
-def first_of_zeros(batch: FloatArray, counts: IntArray | None = None) -> int | None:
-    """(B, N, F) features, (B,) real regions of each or None -> place of the first image of zeros alone, or None."""
-    # Only an image whose first region is zeros can be one: one region in N is looked at.
-    for place in np.flatnonzero(~batch[:, 0].any(axis=1)):
-        if not batch[place, : None if counts is None else counts[place]].any():
-            return int(place)
-    return None
-
-
-def pad_regions(regions: Sequence[Regions]) -> tuple[FloatArray, IntArray | None]:
-    """Regions of B images -> (B, N, F) features, zeros after each image's own; (B,) counts, None where all have N."""
-    counts = np.array([len(image.features) for image in regions])
-    if (counts == counts[0]).all():
-        return np.stack([image.features for image in regions]), None
-    features = np.zeros((len(regions), counts.max(), regions[0].features.shape[1]), dtype=np.float32)
-    for row, image in enumerate(regions):
-        features[row, : counts[row]] = image.features
-    return features, counts
-
-
 def open_region_store(folder: Path | str, split: str) -> RegionStore:
-    """Open one split of a region store without reading its features into memory.
+    """Open one split of a region store, also one that lies in shards, without reading its features into memory.
 
-    Raises `DataError` where a file is missing, malformed, or disagrees with the others.
+    Raises `DataError` where a file or a shard is missing, malformed, or disagrees with the others.
     """
     folder = Path(folder)
     split = resolve_split(folder, split)
-    features_path = folder / f"{split}_ims.npy"
-    features = map_array(features_path, dims=(2, 3))
-    if features.dtype not in (np.float16, np.float32):
-        raise DataError(f"{features_path} holds {features.dtype}; features must be float16 or float32.")
-    if features.ndim == 2:
-        features = features[:, None, :]
+    folders = folders_of(folder, split)
+    if folders == [folder]:
+        return _open_folder(folder, split)
+    return _joined(folder, split, [_open_shard(part, split) for part in folders])
+
+
+def folders_of(folder: Path, split: str) -> list[Path]:
+    """The folders that a split's files lie in: the store's own, or those of its shards, in order.
+
+    Raises `DataError` where shards are missing, unfinished, or do not belong together.
+    """
+    return [folder] if (folder / f"{split}{FEATURES_FILE}").exists() else whole_shards(folder, split)
+
+
+def _open_folder(folder: Path, split: str) -> RegionStore:
+    features_path = folder / f"{split}{FEATURES_FILE}"
+    features = map_features(features_path)
     rows = len(features)
     ids_path = folder / f"{split}_ids.txt"
     ids = read_lines(ids_path) if ids_path.exists() else []
     if ids and len(ids) != rows:
         # Some precomputed sets list one id per caption; those say nothing about rows.
         ids = []
-    regions = (rows, features.shape[1])
+    size = (rows, features.shape[1])
+    arrays = {
+        array.name: _map_optional(folder / f"{split}{array.suffix}", (*size, *array.shape), array)
+        for array in ARRAYS
+        if array.suffix != FEATURES_FILE
+    }
     return RegionStore(
         folder=folder,
         split=split,
-        features=features,
+        regions=Regions(features=features, **cast("dict[str, Any]", arrays)),
         ids=ids,
-        boxes=_map_optional(folder / f"{split}_boxes.npy", (*regions, 4)),
-        scores=_map_optional(folder / f"{split}_scores.npy", regions),
-        counts=_read_counts(folder / f"{split}_counts.npy", regions),
-        classes=_map_numbers(folder / f"{split}_classes.npy", regions),
-        attributes=_map_numbers(folder / f"{split}_attributes.npy", regions),
-        names=_read_names(folder / f"{split}_names.json"),
+        counts=_read_counts(folder / f"{split}_counts.npy", size),
+        names=_read_page(folder / f"{split}_names.json", RegionNames) or RegionNames(),
         info=read_store_info(folder / f"{split}.json"),
+    )
+
+
+def _open_shard(folder: Path, split: str) -> RegionStore:
+    store, header = _open_folder(folder, split), read_header(folder / f"{split}_shard.json")
+    skipped = read_skipped(folder / f"{split}_skipped.json")
+    assert header.shard is not None
+    block = header.shard.block()
+    if len(store.ids) != len(store) or len(store) + len(skipped) != block.stop - block.start:
+        raise DataError(
+            f"{folder} does not hold the {block.stop - block.start} photos of its shard;"
+            f" delete it and extract shard {header.shard.number}/{header.shard.of} again."
+        )
+    # Nothing of a shard stays open: there may be more of them than files that a process may open.
+    closed = {array.name: JoinedRows([values]) for array, values in store.regions.arrays()}
+    return replace(store, regions=Regions(**cast("dict[str, Any]", closed)))
+
+
+def _joined(folder: Path, split: str, shards: Sequence[RegionStore]) -> RegionStore:
+    """One store of all shards' rows, as one process would have written it."""
+    firsts = np.cumsum([0, *(len(shard) for shard in shards)]).tolist()
+    if not firsts[-1]:
+        raise DataError(f"none of the photos of split '{split}' in {folder / 'shards'} could be read.")
+    captions = [shard.info.caption_counts(len(shard)) for shard in shards if len(shard)]
+    if len({of_shard is None for of_shard in captions}) > 1:
+        raise DataError(f"only some shards of split '{split}' have captions; extract all of them alike.")
+    flat = [count for of_shard in captions if of_shard is not None for count in of_shard]
+    arrays = {
+        array.name: JoinedRows([getattr(shard.regions, array.name) for shard in shards])
+        for array, _ in shards[0].regions.arrays()
+    }
+    return RegionStore(
+        folder=folder,
+        split=split,
+        # They give what memory maps give.
+        regions=Regions(**cast("dict[str, Any]", arrays)),
+        ids=[name for shard in shards for name in shard.ids],
+        counts=_joined_counts(shards),
+        names=shards[0].names,
+        info=msgspec.structs.replace(shards[0].info, captions_per_image=per_image(flat) if flat else None),
+        parts=tuple((shard.folder, first) for shard, first in zip(shards, firsts, strict=False)),
     )
 
 
 def splits_of(folder: Path) -> list[str]:
     """Names of the splits in a region store, sorted."""
-    return sorted(path.name.removesuffix("_ims.npy") for path in folder.glob("*_ims.npy"))
+    whole = {path.name.removesuffix(FEATURES_FILE) for path in folder.glob(f"*{FEATURES_FILE}")}
+    return sorted(whole | splits_in_shards(folder).keys())
 
 
 def resolve_split(folder: Path, split: str) -> str:
@@ -284,20 +307,20 @@ def resolve_split(folder: Path, split: str) -> str:
 
 
 def read_store_info(path: Path) -> StoreInfo:
-    """Read `{split}.json`; a store without one has an empty `StoreInfo`."""
-    if not path.exists():
-        return StoreInfo()
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=StoreInfo)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}; extract this split again.") from error
+    """Read `{split}.json`; a store without one has an empty `StoreInfo`. Raises `DataError` where it is malformed."""
+    return _read_page(path, StoreInfo) or StoreInfo()
 
 
-def _read_names(path: Path) -> RegionNames:
+def read_skipped(path: Path) -> list[SkippedPhoto]:
+    """Read `{split}_skipped.json`; without one, nothing was skipped. Raises `DataError` where it is malformed."""
+    return _read_page(path, list[SkippedPhoto]) or []
+
+
+def _read_page(path: Path, kind: type[_Page]) -> _Page | None:
     if not path.exists():
-        return RegionNames()
+        return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RegionNames)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}; extract this split again.") from error
 
@@ -317,7 +340,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _may_not_be_finite(batch: FloatArray) -> bool:
-    """A quick look at every number, since every batch is looked at; it may cry wolf, never sleep."""
+    """A quick look at every number, since every batch is looked at: False means finite, True that it may not be."""
     if batch.dtype == np.float16:
         # The exponent of what is not finite is all ones. Half precision has no fast arithmetic; integers have.
         return bool(((batch.view(np.uint16) & 0x7FFF).max(initial=0)) >= 0x7C00)
@@ -342,22 +365,25 @@ def map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:
     return array
 
 
-def _map_optional(path: Path, shape: tuple[int, ...]) -> FloatArray | None:
+def map_features(path: Path) -> FloatArray:
+    """Memory-map features, (num_rows, N, F) or (num_rows, F), which is N = 1. Raises `DataError` for other arrays."""
+    features = map_array(path, dims=(2, 3))
+    if features.dtype not in (np.float16, np.float32):
+        raise DataError(f"{path} holds {features.dtype}; features must be float16 or float32.")
+    return features[:, None, :] if features.ndim == 2 else features
+
+
+def _map_optional(path: Path, shape: tuple[int, ...], array: RegionArray) -> npt.NDArray[Any] | None:
     if not path.exists():
         return None
-    array = map_array(path, dims=(len(shape),))
-    if array.dtype.kind not in "fiu":
-        raise DataError(f"{path} holds {array.dtype}; it must hold numbers.")
-    if array.shape != shape:
-        raise DataError(f"{path} has shape {array.shape}, but the features beside it call for {shape}.")
-    return array
-
-
-def _map_numbers(path: Path, shape: tuple[int, int]) -> IntArray | None:
-    array = _map_optional(path, shape)
-    if array is not None and array.dtype.kind != "i":
-        raise DataError(f"{path} holds {array.dtype}; it must hold whole numbers, -1 for none.")
-    return cast("IntArray | None", array)
+    values = map_array(path, dims=(len(shape),))
+    if array.named and values.dtype.kind != "i":
+        raise DataError(f"{path} holds {values.dtype}; it must hold whole numbers, -1 for none.")
+    if values.dtype.kind not in "fiu":
+        raise DataError(f"{path} holds {values.dtype}; it must hold numbers.")
+    if values.shape != shape:
+        raise DataError(f"{path} has shape {values.shape}, but the features beside it call for {shape}.")
+    return values
 
 
 def _read_counts(path: Path, regions: tuple[int, int]) -> IntArray | None:
@@ -369,3 +395,15 @@ def _read_counts(path: Path, regions: tuple[int, int]) -> IntArray | None:
     if not whole or counts.min(initial=1) < 1 or counts.max(initial=1) > longest:
         raise DataError(f"{path} must hold {rows} whole numbers between 1 and {longest}, one per row.")
     return counts.astype(np.int64)
+
+
+def _joined_counts(shards: Sequence[RegionStore]) -> IntArray | None:
+    if all(shard.counts is None for shard in shards):
+        return None
+    N = shards[0].num_regions
+    return np.concatenate([np.full(len(shard), N) if shard.counts is None else shard.counts for shard in shards])
+
+
+def per_image(counts: Sequence[int]) -> int | list[int]:
+    """How a store says how many captions its images have: one number where all have as many."""
+    return counts[0] if counts and len(set(counts)) == 1 else list(counts)

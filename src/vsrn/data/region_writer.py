@@ -24,16 +24,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vsrn.data.growing import GrowingArray, open_unlinked, sync_folder, write_all, write_synced
-from vsrn.data.region_store import RegionNames, Regions, StoreInfo
-from vsrn.data.shards import SHARD_FILE, Shard
+from vsrn.data.region_store import SkippedPhoto, StoreInfo, per_image
+from vsrn.data.regions import RegionNames, Regions, padded
+from vsrn.data.shards import FEATURES_FILE, SHARD_FILE, SplitHeader
 from vsrn.errors import DataError
+from vsrn.files import open_or_make, sync_folder, write_all, write_synced
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _Line = TypeVar("_Line")
@@ -41,41 +42,56 @@ COUNTS = "_counts.npy"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class SkippedPhoto(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A photo that has no row, and the sentence that says why.
+class GrowingArray:
+    """An array on disk that grows along its first axis.
 
-    kind  a `vsrn.errors.SkipKind`; "" where a version wrote it that did not keep the kind
+    numpy leaves room in the header for any number of rows, so the header never changes its length: it says
+    0 rows until `seal` writes the real number over it.
     """
 
-    id: str
-    reason: str
-    kind: str = ""
+    def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...], rows: int) -> None:
+        """Open `path` with its first `rows` rows kept and everything behind them cut off.
 
+        Raises `DataError` where the file is shorter than that.
+        """
+        self.path, self.dtype, self.row_shape, self.rows = path, np.dtype(dtype), row_shape, rows
+        self._file = open_or_make(path)
+        try:
+            self._write_header(0)
+            end = self._file.tell() + rows * int(np.prod(row_shape)) * self.dtype.itemsize
+            if self._file.seek(0, os.SEEK_END) < end:
+                raise DataError(
+                    f"{path} is shorter than its journal says; delete this split's .partial files to begin again."
+                )
+            self._file.truncate(end)
+            self._file.seek(end)
+        except BaseException:
+            self._file.close()
+            raise
 
-class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a split is made of and by: the journal's first line, and what a shard keeps in `{split}_shard.json`.
+    def append(self, rows: npt.NDArray[np.number]) -> None:
+        """Write (B, ...) rows behind the others and wait until they are on disk."""
+        if rows.shape[1:] != self.row_shape:
+            raise DataError(f"{self.path} holds rows of shape {self.row_shape}, not {rows.shape[1:]}.")
+        write_all(self._file.fileno(), np.ascontiguousarray(rows, dtype=self.dtype).tobytes())
+        os.fsync(self._file.fileno())
+        self.rows += len(rows)
 
-    extractor    its name
-    fingerprint  SHA-256 (hex) of its weights and settings
-    photos       `digest_of` the ids of all photos asked for, in order
-    num_regions  N, or the most that a photo has; where one has fewer, `{split}_counts.npy` is written
-    feature_dim  F
-    has_scores   whether `{split}_scores.npy` is written
-    has_classes, has_attributes  the same of `{split}_classes.npy` and `{split}_attributes.npy`
-    shard        which block of `photos` it holds; None for all of them
-    merged       whether the rows come from finished shards, whose skipped photos come one shard at a time
-    """
+    def seal(self) -> None:
+        """Write the number of rows into the header, where numpy looks for it."""
+        self._write_header(self.rows)
+        os.fsync(self._file.fileno())
 
-    extractor: str
-    fingerprint: str
-    photos: str
-    num_regions: int
-    feature_dim: int
-    has_scores: bool = False
-    has_classes: bool = False
-    has_attributes: bool = False
-    shard: Shard | None = None
-    merged: bool = False
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write_header(self, rows: int) -> None:
+        self._file.seek(0)
+        np.lib.format.write_array_header_1_0(
+            self._file,
+            {"descr": self.dtype.str, "fortran_order": False, "shape": (rows, *self.row_shape)},
+        )
 
 
 class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,16 +112,6 @@ def digest_of(ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
-def read_header(path: Path) -> SplitHeader:
-    """Read a shard's `{split}_shard.json`. Raises `DataError` where it is missing or malformed."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=SplitHeader)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); extract this shard again.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read ({error}); extract this shard again.") from error
-
-
 class RegionWriter:
     """Appends batches of regions to one split, and goes on where an earlier writer was stopped.
 
@@ -119,14 +125,14 @@ class RegionWriter:
         Raises `DataError` where the split is finished, is being written by another process, or was begun
         from other photos or with another extractor.
         """
-        refuse_split_name(split)
+        check_split_name(split)
         self.folder, self.split, self.header = Path(folder), split, header
         self.ids: list[str] = []
         self.skipped: list[SkippedPhoto] = []
         with _told_of_full_disk(self.folder):
             _make_folder(self.folder)
             finish_interrupted(self.folder, split)
-            if (self.folder / f"{split}_ims.npy").exists():
+            if (self.folder / f"{split}{FEATURES_FILE}").exists():
                 raise DataError(f"{self.folder} already holds a split '{split}'; choose another -o.")
             self._journal = _open_journal(self._partial("_journal.jsonl"))
             try:
@@ -162,9 +168,8 @@ class RegionWriter:
         captions  those of each row, in row order
         names     of the classes and attributes, where the header has any
         """
-        counts = None if captions is None else [len(of_photo) for of_photo in captions]
-        per_image = counts[0] if counts and len(set(counts)) == 1 else counts
-        info = StoreInfo(self.header.extractor, self.header.fingerprint, per_image)
+        counts = None if captions is None else per_image([len(of_photo) for of_photo in captions])
+        info = StoreInfo(self.header.extractor, self.header.fingerprint, counts)
         texts = {
             "_ids.txt": _lines(self.ids),
             ".json": msgspec.json.format(msgspec.json.encode(info)) + b"\n",
@@ -185,7 +190,7 @@ class RegionWriter:
             # Where every row is full, counts say nothing; they are dropped when the split is published.
             published = {*self._arrays, *texts} - ({COUNTS} if self._all_full() else set())
             # The features go last: a split whose features have their name is complete.
-            in_order = sorted(published, key=lambda name: (name == "_ims.npy", name))
+            in_order = sorted(published, key=lambda name: (name == FEATURES_FILE, name))
             self._acknowledge(_Publish(in_order))
             _publish(self.folder, self.split, in_order)
         self.close()
@@ -197,7 +202,7 @@ class RegionWriter:
         self.close()
 
     def close(self) -> None:
-        """Let go of the files; an unfinished split can be gone on with later."""
+        """Close the files; an unfinished split can be continued later."""
         for array in self._arrays.values():
             array.close()
         self._journal.close()
@@ -225,7 +230,7 @@ class RegionWriter:
         if not lines:
             self._acknowledge(self.header)
             return
-        self._refuse_other_header(lines[0])
+        self._check_header(lines[0])
         for line in lines[1:]:
             batch = self._decode(line, _Batch)
             self.ids += batch.ids
@@ -234,15 +239,15 @@ class RegionWriter:
     def _decode(self, line: bytes, kind: type[_Line]) -> _Line:
         return _decode(self.folder, self.split, line, kind)
 
-    def _refuse_other_header(self, line: bytes) -> None:
+    def _check_header(self, line: bytes) -> None:
         begun = self._decode(line, SplitHeader)
         if begun == self.header:
             return
         other = "from another list of photos"
         if (begun.extractor, begun.fingerprint) != (self.header.extractor, self.header.fingerprint):
             other = f"with another extractor or other weights ({begun.extractor} {begun.fingerprint[:12]})"
-        elif begun.merged != self.header.merged:
-            other = "by merging shards" if begun.merged else "from photos, not by merging shards"
+        elif begun.merged:
+            other = "by an earlier version, which copied shards"
         elif (begun.shard and begun.shard.batch_size) != (self.header.shard and self.header.shard.batch_size):
             other = "with another --batch-size"
         raise DataError(
@@ -250,45 +255,32 @@ class RegionWriter:
             f" finish it as it was begun, choose another -o, or delete {self.folder / self.split}_*.partial."
         )
 
-    def _rows(self, regions: Sequence[Regions]) -> dict[str, npt.NDArray[np.number]]:
+    def _rows(self, regions: Sequence[Regions]) -> dict[str, npt.NDArray[Any]]:
         """What each array gets of a batch."""
+        counts = np.array([len(photo.features) for photo in regions])
+        assert counts.min() >= 1
         N = self.header.num_regions
-        rows: dict[str, npt.NDArray[np.number]] = {
-            "_ims.npy": _padded([photo.features for photo in regions], N),
-            "_boxes.npy": _padded([photo.boxes for photo in regions], N),
-            COUNTS: np.array([len(photo.features) for photo in regions]),
+        arrays = {
+            array.suffix: padded([np.asarray(getattr(photo, array.name)) for photo in regions], N, array.filler)
+            for array in self.header.arrays()
         }
-        assert rows[COUNTS].min() >= 1
-        if self.header.has_scores:
-            rows["_scores.npy"] = _padded([np.asarray(photo.scores) for photo in regions], N)
-        if self.header.has_classes:
-            rows["_classes.npy"] = _padded([np.asarray(photo.classes) for photo in regions], N, filler=-1)
-        if self.header.has_attributes:
-            rows["_attributes.npy"] = _padded([np.asarray(photo.attributes) for photo in regions], N, filler=-1)
-        return rows
+        return {**arrays, COUNTS: counts}
 
     def _all_full(self) -> bool:
         counts = np.lib.format.open_memmap(self._partial(COUNTS), mode="r")
         return bool((counts == self.header.num_regions).all())
 
     def _open_arrays(self) -> dict[str, GrowingArray]:
-        N, F = self.header.num_regions, self.header.feature_dim
+        header, rows = self.header, len(self.ids)
         kinds: dict[str, tuple[str, tuple[int, ...]]] = {
-            "_ims.npy": ("<f2", (N, F)),
-            "_boxes.npy": ("<f4", (N, 4)),
-            COUNTS: ("<i4", ()),
+            array.suffix: (array.dtype, (header.num_regions, *array.row_shape(header.feature_dim)))
+            for array in header.arrays()
         }
-        if self.header.has_scores:
-            kinds["_scores.npy"] = ("<f4", (N,))
-        if self.header.has_classes:
-            kinds["_classes.npy"] = ("<i2", (N,))
-        if self.header.has_attributes:
-            kinds["_attributes.npy"] = ("<i2", (N,))
-        rows = len(self.ids)
+        kinds[COUNTS] = ("<i4", ())
         return {name: GrowingArray(self._partial(name), *kind, rows) for name, kind in kinds.items()}
 
 
-def refuse_split_name(split: str) -> None:
+def check_split_name(split: str) -> None:
     """Raise `DataError` where a split's name could not begin a file name."""
     if not _SPLIT_NAME.fullmatch(split):
         raise DataError(f"{split!r} cannot name a split; use letters, digits, '_', '-' and '.'.")
@@ -338,7 +330,7 @@ def _publish(folder: Path, split: str, names: Sequence[str]) -> None:
 
 
 def _open_journal(path: Path) -> io.FileIO:
-    journal = open_unlinked(path)
+    journal = open_or_make(path)
     try:
         fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -353,16 +345,6 @@ def _read_journal(journal: io.FileIO) -> tuple[list[bytes], int]:
     content = journal.read()
     whole = content.rfind(b"\n") + 1
     return content[:whole].splitlines(), whole
-
-
-def _padded(rows: Sequence[npt.NDArray[np.number]], length: int, filler: int = 0) -> npt.NDArray[np.number]:
-    """Arrays of at most `length` regions -> one array, `filler` where regions are lacking."""
-    if all(len(row) == length for row in rows):
-        return np.stack(rows)
-    padded = np.full((len(rows), length, *rows[0].shape[1:]), filler, dtype=rows[0].dtype)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = row
-    return padded
 
 
 def _lines(texts: Sequence[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""Which photos are shard i of n, and where its store is: what batch queues and `vsrn extract --merge` agree on.
+"""A split made in pieces: which photos are shard i of n, where its files are, and how all of them are read as one.
 
 out/shards/02-of-12/train_ims.npy ...    a region store like any other, of one block of the photos
 out/shards/02-of-12/train_shard.json     its `SplitHeader`: which block of which list, by which extractor
@@ -6,15 +6,26 @@ out/shards/02-of-12/train_shard.json     its `SplitHeader`: which block of which
 
 from __future__ import annotations
 
+import functools
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from vsrn.errors import ConfigError
+from vsrn.data.regions import ARRAYS, RegionArray
+from vsrn.errors import ConfigError, DataError
 
 SHARDS = "shards"
 SHARD_FILE = "_shard.json"
+# A file of a finished split, and one of a split that was begun.
+FEATURES_FILE, JOURNAL_FILE = "_ims.npy", "_journal.jsonl.partial"
+# A process may hold about a thousand files open, and each memory map is one: more shards than this are reopened.
+MAPS_OPEN = 64
 
 _FOLDER = re.compile(r"([0-9]+)-of-([0-9]+)")
 _OPTION = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
@@ -38,7 +49,7 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Its places in the list. Blocks are disjoint, contiguous, complete, and within one batch as long.
 
         They are cut between batches, never within one: a network's last bits depend on which photos it is
-        given together, and the joined shards must be what one process would have written.
+        given together, and the shards together must be what one process would have written.
 
         >>> [Shard(number, 3, batch_size=2, num_photos=9).block() for number in (1, 2, 3)]
         [slice(0, 2, None), slice(2, 6, None), slice(6, 9, None)]
@@ -46,6 +57,45 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         batches = -(-self.num_photos // self.batch_size)
         start, stop = (batches * number // self.of * self.batch_size for number in (self.number - 1, self.number))
         return slice(min(start, self.num_photos), min(stop, self.num_photos))
+
+
+class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a split is made of and by: the first line of its journal, and the `{split}_shard.json` of a shard.
+
+    extractor    its name
+    fingerprint  SHA-256 (hex) of its weights and settings
+    photos       SHA-256 (hex) of the ids of all photos asked for, in order
+    num_regions  N, or the most that a photo has; where one has fewer, `{split}_counts.npy` is written
+    feature_dim  F
+    has_scores, has_classes, has_attributes  which optional arrays are written
+    shard        which block of `photos` it holds; None for all of them
+    merged       true in unfinished splits of earlier versions, which copied shards; such a split is begun again
+    """
+
+    extractor: str
+    fingerprint: str
+    photos: str
+    num_regions: int
+    feature_dim: int
+    has_scores: bool = False
+    has_classes: bool = False
+    has_attributes: bool = False
+    shard: Shard | None = None
+    merged: bool = False
+
+    def arrays(self) -> list[RegionArray]:
+        """The arrays that are written."""
+        return [array for array in ARRAYS if not array.optional or getattr(self, f"has_{array.name}")]
+
+
+def read_header(path: Path) -> SplitHeader:
+    """Read a shard's `{split}_shard.json`. Raises `DataError` where it is missing or malformed."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=SplitHeader)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); extract this shard again.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}); extract this shard again.") from error
 
 
 def parse_shard(option: str) -> tuple[int, int]:
@@ -58,18 +108,18 @@ def parse_shard(option: str) -> tuple[int, int]:
     if match is None:
         raise ConfigError(f"--shard is '{option}'; write it as i/n, for instance 3/16.")
     number, of = int(match[1]), int(match[2])
-    refuse_shard(number, of)
+    check_shard(number, of)
     return number, of
 
 
-def refuse_shard(number: int, of: int) -> None:
+def check_shard(number: int, of: int) -> None:
     """Raise `ConfigError` unless 1 <= number <= of."""
     if not 1 <= number <= of:
         raise ConfigError(f"--shard is {number}/{of}; the first of {of} shards is 1/{of} and the last {of}/{of}.")
 
 
 def shard_folder(store: Path | str, number: int, of: int) -> Path:
-    """The region store of one shard, below that which it will be merged into.
+    """The region store of one shard, below the store that it is a part of.
 
     >>> shard_folder("out", 2, 12).as_posix()
     'out/shards/02-of-12'
@@ -88,3 +138,124 @@ def shard_of_folder(folder: Path) -> tuple[int, int] | None:
         return None
     number, of = int(match[1]), int(match[2])
     return (number, of) if 1 <= number <= of and folder.name == shard_folder("", number, of).name else None
+
+
+def splits_in_shards(folder: Path) -> dict[str, set[int]]:
+    """Split -> into how many shards it is cut, for every split that a shard of a store holds or has begun."""
+    cuts: defaultdict[str, set[int]] = defaultdict(set)
+    for path in (folder / SHARDS).glob("*/*"):
+        shard = shard_of_folder(path.parent)
+        for suffix in (FEATURES_FILE, JOURNAL_FILE):
+            if shard is not None and path.name.endswith(suffix):
+                cuts[path.name.removesuffix(suffix)].add(shard[1])
+    return dict(sorted(cuts.items()))
+
+
+def whole_shards(folder: Path, split: str) -> list[Path]:
+    """The folders of all shards of a split, in order.
+
+    Raises `DataError` where shards are missing or unfinished (all of them, by number), or do not belong together.
+    """
+    cuts = sorted(splits_in_shards(folder)[split])
+    if len(cuts) > 1:
+        several = " and ".join(map(str, cuts))
+        raise DataError(
+            f"{folder / SHARDS} holds split '{split}' cut into {several} shards; delete the folders of one cut."
+        )
+    folders = [shard_folder(folder, number, cuts[0]) for number in range(1, cuts[0] + 1)]
+    absent = [number for number, part in enumerate(folders, 1) if not (part / f"{split}{FEATURES_FILE}").exists()]
+    if absent:
+        numbers = f"shard {absent[0]}" if len(absent) == 1 else f"shards {_ranges(absent)}"
+        raise DataError(
+            f"{folder / SHARDS} is not complete: split '{split}' lacks {numbers} of {cuts[0]};"
+            " run `vsrn extract` with --shard for each of them to its end."
+        )
+    _check_belonging(folders, split)
+    return folders
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers as the array options of batch queues take them.
+
+    >>> _ranges([1, 4, 5, 6, 9, 10])
+    '1,4-6,9-10'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def _check_belonging(folders: Sequence[Path], split: str) -> None:
+    """Raise `DataError` where the headers of shards differ in anything but the shard's number."""
+    first: SplitHeader | None = None
+    for number, folder in enumerate(folders, 1):
+        path = folder / f"{split}{SHARD_FILE}"
+        header = read_header(path)
+        if header.shard is None or (header.shard.number, header.shard.of) != (number, len(folders)):
+            raise DataError(f"{path} is of another shard; extract shard {number}/{len(folders)} again.")
+        header = msgspec.structs.replace(header, shard=msgspec.structs.replace(header.shard, number=1))
+        first = first or header
+        if header != first:
+            raise DataError(
+                f"shards 1 and {number} of split '{split}' were made {_difference(first, header)};"
+                f" delete the wrong one below {folders[0].parent} and extract it again."
+            )
+
+
+def _difference(one: SplitHeader, other: SplitHeader) -> str:
+    assert one.shard is not None
+    assert other.shard is not None
+    if (one.extractor, one.fingerprint) != (other.extractor, other.fingerprint):
+        return "by different extractors or weights"
+    if one.photos != other.photos or one.shard.num_photos != other.shard.num_photos:
+        return "from different lists of photos"
+    if one.shard.batch_size != other.shard.batch_size:
+        return f"with different --batch-size ({one.shard.batch_size} and {other.shard.batch_size})"
+    return "with regions of different shapes"
+
+
+class JoinedRows:
+    """The rows of several arrays on disk as one array: what training and evaluation ask of a memory map.
+
+    It has a shape, a type and a length, and gives the rows of an index, a slice or (B,) row numbers.
+    """
+
+    def __init__(self, parts: Sequence[npt.NDArray[Any] | JoinedRows]) -> None:
+        """Join memory maps of whole files, or what was joined before; a file is open while its rows are asked for."""
+        self._files: list[tuple[Any, int, tuple[int, ...]]] = []
+        for part in parts:
+            assert isinstance(part, (np.memmap, JoinedRows)), "rows are read from files"
+            files = part._files if isinstance(part, JoinedRows) else [(part.filename, part.offset, part.shape)]
+            self._files += files
+        self.ends = np.cumsum([shape[0] for _, _, shape in self._files])
+        self.dtype = parts[0].dtype
+        self.shape = (int(self.ends[-1]), *parts[0].shape[1:])
+        self.ndim = len(self.shape)
+        self._part = functools.lru_cache(maxsize=MAPS_OPEN)(self._open)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
+        wanted = np.arange(len(self))[rows]
+        if wanted.ndim == 0:
+            place = int(np.searchsorted(self.ends, wanted, side="right"))
+            return np.asarray(self._part(place)[wanted - self.ends[place]])
+        gathered = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+        places = np.searchsorted(self.ends, wanted, side="right")
+        for place in np.unique(places):
+            here = places == place
+            # Counted from the part's end, which is its number of rows.
+            gathered[here] = self._part(int(place))[wanted[here] - self.ends[place]]
+        return gathered
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return self[:].astype(dtype or self.dtype, copy=bool(copy))
+
+    def _open(self, place: int) -> npt.NDArray[Any]:
+        name, offset, shape = self._files[place]
+        return np.memmap(str(name), self.dtype, "r", offset, shape)

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.config import RegionOrder
-from vsrn.data.region_store import FloatArray, IntArray, RegionStore, open_region_store, read_lines
+from vsrn.data.region_store import RegionStore, folders_of, open_region_store, read_lines
 from vsrn.errors import DataError
 from vsrn.files import normal_name
+from vsrn.metrics import FloatArray, IntArray
 
 
 def reading_places(features: FloatArray, counts: IntArray | None, order: RegionOrder) -> IntArray:
@@ -152,7 +153,7 @@ class Split:
         rows = self.rows[images]
         features, counts = self.regions.read(rows), self.regions.read_counts(rows)
         if self.zeros_divide:
-            self.regions.refuse_zeros(rows, features, counts)
+            self.regions.check_zeros(rows, features, counts)
         return in_order(features, counts, self.region_order), counts
 
     def in_order(self, order: RegionOrder) -> Split:
@@ -180,10 +181,17 @@ def open_split(folder: Path | str, split: str) -> Split:
     numbers of images and captions do not fit.
     """
     regions = open_region_store(folder, split)
-    captions_path = regions.folder / f"{regions.split}_caps.txt"
-    captions = read_captions(captions_path)
-    rows, captions_per_image = _images_of(regions, captions_path, len(captions))
+    captions = read_split_captions(regions.folder, regions.split)
+    rows, captions_per_image = _images_of(regions, regions.folder / f"{regions.split}_caps.txt", len(captions))
     return Split(regions, rows, captions, np.repeat(np.arange(len(rows)), captions_per_image))
+
+
+def read_split_captions(folder: Path, split: str) -> list[str]:
+    """All captions of a split of a region store, also of one that lies in shards. Raises what `read_captions` does."""
+    paths = [part / f"{split}_caps.txt" for part in folders_of(folder, split)]
+    # Of a shard whose photos were all skipped, the file is empty.
+    filled = [path for path in paths if not path.exists() or path.stat().st_size]
+    return [caption for path in filled or paths[:1] for caption in read_captions(path)]
 
 
 def read_captions(path: Path) -> list[str]:

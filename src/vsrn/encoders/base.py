@@ -225,7 +225,7 @@ class Encoder(ABC):
             features, counts = split.read_images(images)
             parts.append(self._encode_regions(features, counts))
             if isinstance(split, Split) and not np.isfinite(parts[-1]).all():
-                split.regions.refuse_zeros(split.rows[images], features, counts)
+                split.regions.check_zeros(split.rows[images], features, counts)
             advance(len(images))
         captions = self.encode_captions(split.captions, advance)
         return EncodedVectors(np.concatenate(parts), captions, self.similarity)

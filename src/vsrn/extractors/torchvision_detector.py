@@ -19,10 +19,10 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.transforms.functional import pil_to_tensor
 
-from vsrn.data.region_store import RegionNames, Regions
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
-from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_names
+from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.extractors.bottom_up.selection import SelectionRules, select
 from vsrn.tensors import downloaded_before, fingerprint_of, from_hub, load_tensors, not_here
 
@@ -108,7 +108,7 @@ def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
     """
     name = f"{FAMILY}:{argument}"
     _refuse_unknown(argument)
-    refuse_names(name, files)
+    check_no_names(name, files)
     weights = get_model_weights(argument).DEFAULT
     if files.weights is None:
         if not files.download and downloaded_before(weights.url) is None:

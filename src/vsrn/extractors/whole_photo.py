@@ -19,9 +19,9 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from vsrn.data.region_store import RegionNames, Regions
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
-from vsrn.extractors.base import ExtractorFiles, Prepared, refuse_names
+from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.tensors import fingerprint_of
 
 POOLED_SIDE = 6
@@ -80,7 +80,7 @@ class WholePhotoExtractor:
         network  whose weights make the fingerprint
         grid_of  scaled pixels -> what the network says of each place
         """
-        refuse_names(name, files)
+        check_no_names(name, files)
         self.name, self.files, self.rules = name, files, rules
         self.device = pick_device(files.device)
         self.network = network.eval().requires_grad_(False).to(self.device)

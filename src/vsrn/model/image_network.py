@@ -15,12 +15,12 @@ from urllib.error import URLError
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import nn
 
 from vsrn.config import EFFICIENTNET, NetworkConfig
 from vsrn.errors import CheckpointError, ConfigError, did_you_mean
 from vsrn.extractors.grid import load_network, weights_path
+from vsrn.tensors import load_weights, read_tensor_file
 
 # What the classifiers of torchvision learned with, as shares of full brightness.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,7 +31,6 @@ _WITH_HELPERS = ("googlenet", "inception_v3")
 _OF_HELPERS = ("aux1.", "aux2.", "AuxLogits.")
 # The photos that stay in a processor's cache, where nothing is kept for a gradient: twice the rate of many at once.
 PHOTOS_AT_ONCE = 4
-NAMES_LISTED = 3
 
 
 class ImageNetwork(nn.Module):
@@ -98,46 +97,8 @@ def load_network_weights(network: ImageNetwork, config: NetworkConfig) -> None:
 
 def fill_trunk(network: ImageNetwork, weights: Mapping[str, torch.Tensor], where: str) -> None:
     """Copy a classifier's weights into a network. Raises `CheckpointError` naming what does not fit."""
-    wanted = network.trunk.state_dict()
     ours = _without_classifier(weights, network.trunk)
-    # Files written before 2018 lack BatchNorm's counters, which nothing reads.
-    missing = sorted(name for name in wanted.keys() - ours.keys() if not name.endswith(".num_batches_tracked"))
-    left_over = sorted(ours.keys() - wanted.keys())
-    if missing or left_over:
-        raise CheckpointError(
-            f"{where} does not hold this network: {len(missing)} tensors are missing ({_listed(missing)}) and"
-            f" {len(left_over)} are left over ({_listed(left_over)}); model.network.name says which network it is."
-        )
-    for name, tensor in ours.items():
-        if tensor.shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{where} does not hold this network: {name} has shape {tuple(tensor.shape)}, not"
-                f" {tuple(wanted[name].shape)}; model.network.name says which network it is."
-            )
-    network.trunk.load_state_dict(ours, strict=False)
-
-
-def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from `.safetensors`, or from what `torch.save` wrote, of which only tensors are unpickled.
-
-    Raises `CheckpointError` where the file cannot be read or holds anything else.
-    """
-    try:
-        tensors_only = path.suffix == ".safetensors"
-        content: object = load_file(path) if tensors_only else torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
-    except Exception as error:
-        # A foreign or damaged file makes its parser stumble over anything.
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path} is not a file of tensors ({reason}); nothing else is unpickled, so save its state dict alone."
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise CheckpointError(f"{path} does not hold names and tensors only; save the network's state dict alone.")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    load_weights(network.trunk, ours, where, "model.network.name says which network it is.")
 
 
 def feature_dim_of(name: str) -> int:
@@ -203,8 +164,3 @@ def _downloaded(name: str, entry: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"the weights of {name} cannot be downloaded ({error}); name a file in model.network.weights."
         ) from error
-
-
-def _listed(names: list[str]) -> str:
-    # A stranger's names may hold anything; ours come out as they are.
-    return ", ".join(repr(name[:100])[1:-1] for name in names[:NAMES_LISTED]) or "none"

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic
 
-import safetensors
-import torch
-from safetensors.torch import save_file
-from torch import nn
 from typing_extensions import TypeVar
 
 from vsrn.config import Config, config_to_toml, read_config
@@ -19,9 +13,10 @@ from vsrn.data.region_store import RegionNames, StoreInfo
 from vsrn.data.vocabulary import Vocabulary, read_vocabulary
 from vsrn.errors import CheckpointError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights
-from vsrn.files import replacing, write_atomically
+from vsrn.files import write_atomically
 from vsrn.model.base import BaseModel, MatchingModel
 from vsrn.model.build import build_any_model
+from vsrn.tensors import load_weights, read_tensors, write_tensors
 
 CONFIG_FILE = "config.toml"
 VOCABULARY_FILE = "vocabulary.json"
@@ -112,50 +107,3 @@ def read_any_model(folder: Path | str) -> StoredModel[BaseModel]:
     load_weights(model, weights, folder / WEIGHTS_FILE)
     regions = StoreInfo(metadata.get("extractor", ""), metadata.get("extractor_fingerprint", ""))
     return StoredModel(config, vocabulary, model.eval(), regions, kept_weights(folder), kept_names(folder))
-
-
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Copy weights into a model or a part of one. Raises `CheckpointError` naming what does not fit."""
-    wanted = model.state_dict()
-    missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{path} does not fit its config: {len(missing)} tensors are missing ({', '.join(missing[:3]) or 'none'})"
-            f" and {len(unexpected)} are unknown ({', '.join(unexpected[:3]) or 'none'})."
-        )
-    for name, tensor in wanted.items():
-        if tensor.shape != weights[name].shape:
-            raise CheckpointError(
-                f"{path} does not fit its config or vocabulary: {name} has shape {tuple(weights[name].shape)} where"
-                f" {tuple(tensor.shape)} is called for."
-            )
-    # An empty model takes the tensors themselves, any other copies them to where its own are.
-    model.load_state_dict(weights, assign=any(tensor.is_meta for tensor in wanted.values()))
-
-
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Replace a safetensors file as a whole. Raises `OSError` where the disk is full."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        try:
-            save_file(on_cpu, temporary, metadata)
-        except safetensors.SafetensorError as error:
-            # The library tells of a full disk in words only.
-            if "os error 28" in str(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-            raise
-        # The library makes files for their owner alone; models are given to others as any file is.
-        temporary.chmod(mode)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file. Raises `CheckpointError` where it is broken."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-            return tensors, dict(opened.metadata() or {})
-    except (safetensors.SafetensorError, OSError, TypeError, ValueError, RuntimeError) as error:
-        # torch refuses shapes that the format allows, with errors of its own.
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error

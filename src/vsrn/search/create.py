@@ -14,7 +14,6 @@ from pathlib import Path
 
 import safetensors
 
-from vsrn.data.growing import sync_folder, write_synced
 from vsrn.data.region_store import RegionNames
 from vsrn.encoders import load_encoder
 from vsrn.encoders.base import Encoder
@@ -31,7 +30,7 @@ from vsrn.encoders.onnx_backend import (
 from vsrn.encoders.onnx_backend import INFO_FILE as EXPORT_FILE
 from vsrn.errors import SearchError
 from vsrn.extractors.provenance import NAME, NAMES_FILE, kept_weights
-from vsrn.files import new_folder, read_plain
+from vsrn.files import new_folder, read_plain, sync_folder, write_synced
 from vsrn.pretrained import DEFAULT_MODEL, find_model
 from vsrn.search.database import Records
 from vsrn.search.layout import (

@@ -29,9 +29,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vsrn.data.region_store import FloatArray, RegionNames, Regions
+from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions
 from vsrn.errors import SearchError
 from vsrn.files import open_plain, read_plain, write_atomically
+from vsrn.metrics import FloatArray
 from vsrn.search.growing import not_ours
 from vsrn.search.records import PhotoRecord, State
 
@@ -169,36 +170,35 @@ def _opened(path: Path) -> Iterator[int]:
 
 def regions_size(photo: PhotoRecord, info: IndexInfo) -> int:
     """Bytes that a photo's regions take."""
-    named = bool(info.names.classes) + bool(info.names.attributes)
-    return photo.num_regions * (2 * info.feature_dim + 4 * 4 + 4 * photo.has_scores + 2 * named)
+    return sum(math.prod(shape) * np.dtype(array.dtype).itemsize for array, shape in _kept(photo, info))
 
 
 def pack_regions(regions: Regions, names: RegionNames) -> bytes:
     """Regions as bytes; features are rounded to half precision. Raises `DataError` where a number has no name."""
-    names.refuse_unnamed(regions)
-    arrays = [regions.features.astype("<f2"), regions.boxes.astype("<f4")]
-    if regions.scores is not None:
-        arrays.append(regions.scores.astype("<f4"))
-    for words, numbers in ((names.classes, regions.classes), (names.attributes, regions.attributes)):
-        if words:
-            arrays.append(np.full(len(regions.boxes), -1, "<i2") if numbers is None else numbers.astype("<i2"))
-    return b"".join(array.tobytes() for array in arrays)
+    names.check_named(regions)
+    packed = []
+    for array in ARRAYS:
+        values = getattr(regions, array.name)
+        if getattr(names, array.name) if array.named else values is not None:
+            filler = np.full(len(regions.boxes), array.filler)
+            packed.append((filler if values is None else values).astype(array.dtype).tobytes())
+    return b"".join(packed)
 
 
 def unpack_regions(content: bytes, photo: PhotoRecord, info: IndexInfo) -> Regions:
     """What `pack_regions` packed: float32 (N, F) features, (N, 4) boxes, and the rest, (N,), where there was any."""
-    N, start = photo.num_regions, 0
+    values: dict[str, npt.NDArray[Any]] = {}
+    start = 0
+    for array, shape in _kept(photo, info):
+        kept = np.frombuffer(content, array.dtype, math.prod(shape), offset=start).reshape(shape)
+        values[array.name] = kept
+        start += kept.nbytes
+    return Regions(**{**values, "features": values["features"].astype(np.float32)})
 
-    def take(kind: str, *shape: int) -> npt.NDArray[Any]:
-        nonlocal start
-        array = np.frombuffer(content, kind, math.prod(shape), offset=start).reshape(shape)
-        start += array.nbytes
-        return array
 
-    return Regions(
-        features=take("<f2", N, info.feature_dim).astype(np.float32),
-        boxes=take("<f4", N, 4),
-        scores=take("<f4", N) if photo.has_scores else None,
-        classes=take("<i2", N) if info.names.classes else None,
-        attributes=take("<i2", N) if info.names.attributes else None,
-    )
+def _kept(photo: PhotoRecord, info: IndexInfo) -> Iterator[tuple[RegionArray, tuple[int, ...]]]:
+    """The arrays that are kept of a photo's regions, in order, and their shapes."""
+    for array in ARRAYS:
+        named = array.named and bool(getattr(info.names, array.name))
+        if named or (not array.named and (not array.optional or getattr(photo, f"has_{array.name}"))):
+            yield array, (photo.num_regions, *array.row_shape(info.feature_dim))

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from vsrn.data.growing import sync_folder
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError, VsrnError
+from vsrn.files import sync_folder
 from vsrn.pretrained import PACKAGED_MODELS
 from vsrn.search.create import Model, checksums, new_info, open_source, write_model
 from vsrn.search.database import Records

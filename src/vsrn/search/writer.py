@@ -22,11 +22,10 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from vsrn.data.growing import sync_folder
 from vsrn.data.region_store import FloatArray, IntArray, Regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
-from vsrn.files import open_plain
+from vsrn.files import open_plain, sync_folder
 from vsrn.search.damage import damaged_pieces, piece_of, stamp_of
 from vsrn.search.database import Records
 from vsrn.search.engine import Keeper

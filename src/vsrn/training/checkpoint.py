@@ -16,7 +16,7 @@ from torch import nn
 
 from vsrn.errors import CheckpointError, DataError
 from vsrn.model.base import BaseModel
-from vsrn.model.saved import load_weights, read_tensors, write_tensors
+from vsrn.tensors import load_weights, read_tensors, write_tensors
 
 STATE_FILE = Path("state") / "latest.safetensors"
 EXTRACTOR_KEY = "extractor_fingerprint"

@@ -53,8 +53,9 @@ def test_what_is_missing_and_what_is_left_over_is_listed(tmp_path: Path) -> None
     tensors["roi_heads.mask_head.weight"] = torch.zeros(1)
     torch.save(tensors, tmp_path / "near.pth")
     said = refusal(tmp_path / "near.pth")
-    assert "in MILVLG's naming: it misses roi_heads.box_predictor.attr_linear1.bias and has" in said
-    assert "has roi_heads.mask_head.weight left over;" in said
+    assert "it misses roi_heads.box_predictor.attr_linear1.bias and has" in said
+    assert "has left over roi_heads.mask_head.weight and has in another shape" in said
+    assert "in MILVLG's naming" in said
     torch.save({"conv1\n\x1b[31m.weight": torch.zeros(1)}, tmp_path / "resnet.pth")
     said = refusal(tmp_path / "resnet.pth")
     assert re.search(r"misses backbone\.res2\.0\.conv1\.norm\.bias, .* and \d\d\d more", said)
@@ -69,9 +70,9 @@ class Opener:
 
 def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
     torch.save({"weights": Opener()}, tmp_path / "hostile.pth")
-    assert "is not a file of tensors" in refusal(tmp_path / "hostile.pth")
+    assert "is not a readable file of tensors" in refusal(tmp_path / "hostile.pth")
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Opener()))
-    assert "is not a file of tensors" in refusal(tmp_path / "plain.pkl")
+    assert "is not a readable file of tensors" in refusal(tmp_path / "plain.pkl")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not an archive", b"\x80\x02}q\x00."])

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vsrn.data.region_store import IntArray, RegionNames, Regions
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
 from vsrn.errors import ConfigError
 from vsrn.extractors.base import ExtractorFiles, Prepared
@@ -27,6 +27,7 @@ from vsrn.extractors.bottom_up.pixels import ScaleRules, to_pixels
 from vsrn.extractors.bottom_up.proposals import ProposalRules, propose
 from vsrn.extractors.bottom_up.selection import SelectionRules, select
 from vsrn.extractors.bottom_up.weights import load_network, read_weights
+from vsrn.metrics import IntArray
 
 NAME = "bottom-up"
 _COUNTS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")

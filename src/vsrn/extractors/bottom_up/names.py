@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vsrn.data.region_store import RegionNames, read_lines
+from vsrn.data.region_store import read_lines
+from vsrn.data.regions import RegionNames
 from vsrn.errors import DataError
 from vsrn.extractors.bottom_up.network import NUM_ATTRIBUTES, NUM_CLASSES
 

@@ -20,12 +20,11 @@ from enum import Enum
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from vsrn.errors import CheckpointError
 from vsrn.extractors.bottom_up.network import FEATURE_DIM, NUM_CELL_ANCHORS, NUM_CLASSES, BottomUpNetwork
 from vsrn.extractors.bottom_up.proposals import caffe_anchors, default_anchors
+from vsrn.tensors import check_fit, read_tensor_file
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -35,7 +34,6 @@ NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 RPN, PREDICTOR = "proposal_generator.rpn_head", "roi_heads.box_predictor"
 BOX_DELTAS = f"{PREDICTOR}.bbox_pred"
-NAMES_LISTED = 5
 
 
 class Kind(Enum):
@@ -125,15 +123,26 @@ def read_weights(path: Path) -> DetectorWeights:
 
     Raises `CheckpointError` where the file cannot be read, lacks tensors or has others, all of them named.
     """
-    theirs = _read_tensors(path)
-    layers = key_table(_naming_of(path, theirs))
-    _refuse_misfit(path, layers, theirs)
-    caffe = len(theirs[f"{BOX_DELTAS}.weight"]) == 4 * (NUM_CLASSES + 1)
+    read = read_tensor_file(path)
+    theirs = {name: tensor for name, tensor in read.items() if not may_be_left_over(name)}
+    naming = _naming_of(theirs)
+    layers = key_table(naming)
+    caffe = _rows(theirs, BOX_DELTAS) == 4 * (NUM_CLASSES + 1)
+    two_logits = _rows(theirs, f"{RPN}.objectness_logits") == 2 * NUM_CELL_ANCHORS
+    anchors = caffe_anchors() if caffe else default_anchors()
+    wanted = dict(_wanted(layers, caffe=caffe, two_logits=two_logits))
+    if ANCHORS in read:
+        theirs[ANCHORS], wanted[ANCHORS] = read[ANCHORS], anchors
+    remedy = (
+        f"only bottom-up attention's ResNet-101 of 1,600 classes and 400 attributes fits, here in {naming}'s naming"
+        " (docs/bottom-up.md)."
+    )
+    check_fit(theirs, wanted, path, remedy)
     ours: dict[str, torch.Tensor] = {}
     for layer in layers:
         if layer.ours:
             ours |= _converted(layer, theirs, caffe=caffe)
-    ours["cell_anchors"] = theirs.get(ANCHORS, caffe_anchors() if caffe else default_anchors()).float()
+    ours["cell_anchors"] = theirs.get(ANCHORS, anchors).float()
     edge = 1.0 if caffe else 0.0
     return DetectorWeights(ours, edge, _fingerprint(ours, edge))
 
@@ -146,45 +155,15 @@ def load_network(weights: DetectorWeights) -> BottomUpNetwork:
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        tensors_only = path.suffix == ".safetensors"
-        content: object = load_file(path) if tensors_only else torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
-    except Exception as error:
-        # A foreign or damaged file makes its parser stumble over anything.
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path} is not a file of tensors ({reason}); nothing else is unpickled, so save its state dict alone."
-        ) from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise CheckpointError(f"{path} does not hold names and tensors only; save the detector's state dict alone.")
-    return {str(name): tensor for name, tensor in content.items()}
+def _rows(tensors: Tensors, layer: str) -> int:
+    weight = tensors.get(f"{layer}.weight")
+    return 0 if weight is None or not weight.ndim else len(weight)
 
 
-def _naming_of(path: Path, theirs: Tensors) -> str:
-    """The naming that a file has. Raises `CheckpointError` where it is none entirely, by the nearest one."""
-    held = {name for name in theirs if not may_be_left_over(name)}
+def _naming_of(theirs: Tensors) -> str:
+    """The naming whose names are nearest to those of a file."""
     wanted = {naming: {name for layer in key_table(naming) for name in layer.their_tensors()} for naming in NAMINGS}
-    nearest = min(wanted, key=lambda naming: len(wanted[naming] ^ held))
-    missing, left_over = sorted(wanted[nearest] - held), sorted(held - wanted[nearest])
-    faults = [f"misses {_listed(missing)}"] * bool(missing) + [f"has {_listed(left_over)} left over"] * bool(left_over)
-    if faults:
-        raise CheckpointError(
-            f"{path} is not bottom-up attention's ResNet-101 in {nearest}'s naming: it {' and '.join(faults)};"
-            " docs/extractors.md says which files fit."
-        )
-    return nearest
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
-    # A stranger's names may hold anything; ours come out as they are.
-    return ", ".join(repr(name[:100])[1:-1] for name in names[:NAMES_LISTED]) + more
+    return min(wanted, key=lambda naming: len(wanted[naming] ^ theirs.keys()))
 
 
 def _converted(layer: Layer, theirs: Tensors, *, caffe: bool) -> dict[str, torch.Tensor]:
@@ -204,34 +183,22 @@ def _converted(layer: Layer, theirs: Tensors, *, caffe: bool) -> dict[str, torch
     return {f"{layer.ours}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _refuse_misfit(path: Path, layers: list[Layer], theirs: Tensors) -> None:
-    """Raise `CheckpointError` where a tensor has a shape that none of the layouts has, or is not finite."""
+def _wanted(layers: list[Layer], *, caffe: bool, two_logits: bool) -> Tensors:
+    """Every tensor of a file in one of the layouts, on the device "meta": for its shape."""
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in BottomUpNetwork().state_dict().items()}
-    shapes: dict[str, set[tuple[int, ...]]] = {ANCHORS: {expected["cell_anchors"]}}
-    for layer in layers:
-        for tensor, name in zip(layer.kind.value, layer.their_tensors(), strict=True):
-            shapes[name] = _shapes_of(layer, tensor, expected)
-    for name in shapes.keys() & theirs.keys():
-        if tuple(theirs[name].shape) not in shapes[name]:
-            fitting = " or ".join(map(str, sorted(shapes[name])))
-            raise CheckpointError(
-                f"{path}: {name} has shape {tuple(theirs[name].shape)}, not {fitting};"
-                " only the ResNet-101 detector of 1,600 classes and 400 attributes fits."
-            )
-        if not bool(theirs[name].isfinite().all()):
-            raise CheckpointError(f"{path}: {name} holds NaN or infinite numbers; get the file again.")
-
-
-def _shapes_of(layer: Layer, tensor: str, expected: Mapping[str, tuple[int, ...]]) -> set[tuple[int, ...]]:
-    """The shapes that one tensor of a layer may have in a file."""
-    if not layer.ours:
-        rest = (FEATURE_DIM,) * (tensor == "weight")
-        return {(4 * NUM_CLASSES, *rest), (4 * (NUM_CLASSES + 1), *rest)}
-    # Four numbers per channel normalise it, as many as there are biases once they are folded.
-    rows, *others = expected[f"{layer.ours}.bias" if tensor.startswith("norm.") else f"{layer.ours}.{tensor}"]
-    either = {rows, 2 * rows} if layer.ours == "rpn.objectness" else {rows}
-    return {(number, *others) for number in either}
+        ours = BottomUpNetwork().state_dict()
+        shapes = {"rpn.objectness": 2 * NUM_CELL_ANCHORS} if two_logits else {}
+        wanted = {}
+        for layer in layers:
+            for tensor, name in zip(layer.kind.value, layer.their_tensors(), strict=True):
+                if not layer.ours:
+                    rest = (FEATURE_DIM,) * (tensor == "weight")
+                    wanted[name] = torch.empty(4 * (NUM_CLASSES + caffe), *rest)
+                    continue
+                # Four numbers per channel normalise it, as many as there are biases once they are folded.
+                like = ours[f"{layer.ours}.bias" if tensor.startswith("norm.") else f"{layer.ours}.{tensor}"]
+                wanted[name] = torch.empty(shapes.get(layer.ours, len(like)), *like.shape[1:])
+        return wanted
 
 
 def _fingerprint(ours: Tensors, edge: float) -> str:

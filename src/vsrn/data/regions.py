@@ -1,0 +1,150 @@
+"""Regions of one image, and the one table of what a region carries.
+
+The fields of `Regions` are that table: stores, indexes and messages between machines read from it what their arrays
+are called, which type they have on disk and how they are padded. A further thing that regions carry is one more field,
+and where it is optional a `has_` flag of `SplitHeader`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from vsrn.errors import DataError
+from vsrn.metrics import FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class RegionArray:
+    """How one field of `Regions` is stored.
+
+    name      of the field
+    suffix    of its file, which begins with the split's name
+    dtype     on disk
+    shape     of one region's value; -1 is the extractor's `feature_dim`
+    filler    what a row holds beyond an image's own regions
+    named     whether it holds numbers of the `RegionNames` field of the same name, and is stored only where those exist
+    optional  whether regions may lack it
+    """
+
+    name: str
+    suffix: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    filler: int = 0
+    named: bool = False
+    optional: bool = False
+
+    def row_shape(self, feature_dim: int) -> tuple[int, ...]:
+        """The shape of one region's value."""
+        return tuple(feature_dim if side == -1 else side for side in self.shape)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What an extractor says of one image, or what a store holds of many: then each array has one more axis in front.
+
+    features    (N, F) float32
+    boxes       (N, 4) float32, xyxy as fractions of the image's width and height
+    scores      (N,) float32 detection confidence, falling; None where regions are not detections
+    classes     (N,) number of the most probable class; None where it is not known
+    attributes  (N,) number of the most probable attribute, -1 where none is more probable; None where it is not known
+
+    N may differ from image to image, where an extractor's `num_regions` is the most.
+    """
+
+    features: FloatArray = field(metadata={"suffix": "_ims.npy", "dtype": "<f2", "shape": (-1,)})
+    boxes: FloatArray = field(metadata={"suffix": "_boxes.npy", "dtype": "<f4", "shape": (4,)})
+    scores: FloatArray | None = field(default=None, metadata={"suffix": "_scores.npy", "dtype": "<f4"})
+    classes: IntArray | None = field(
+        default=None, metadata={"suffix": "_classes.npy", "dtype": "<i2", "filler": -1, "named": True}
+    )
+    attributes: IntArray | None = field(
+        default=None, metadata={"suffix": "_attributes.npy", "dtype": "<i2", "filler": -1, "named": True}
+    )
+
+    def arrays(self) -> Iterator[tuple[RegionArray, npt.NDArray[Any]]]:
+        """Every array that these regions have, with how it is stored."""
+        for array in ARRAYS:
+            values = getattr(self, array.name)
+            if values is not None:
+                yield array, values
+
+
+ARRAYS = tuple(RegionArray(one.name, optional=one.default is None, **one.metadata) for one in fields(Regions))
+
+
+class RegionNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What regions may be called: the `{split}_names.json` beside the arrays.
+
+    classes     by number, such as "dog"; empty where classes have no names, and then they are not stored
+    attributes  by number, such as "brown"; empty where attributes have no names, and then they are not stored
+    """
+
+    classes: list[str] = []
+    attributes: list[str] = []
+
+    def labels(self, classes: IntArray, attributes: IntArray | None = None) -> list[str]:
+        """(N,) numbers, -1 for none -> a label of each region. Raises `IndexError` where a number has no name.
+
+        >>> RegionNames(["dog", "sky"], ["brown"]).labels(np.array([0, 1]), np.array([0, -1]))
+        ['brown dog', 'sky']
+        """
+        named = [self.classes[number] if number >= 0 else "" for number in classes]
+        if attributes is None:
+            return named
+        described = [self.attributes[number] if number >= 0 else "" for number in attributes]
+        return [f"{how} {what}".strip() for how, what in zip(described, named, strict=True)]
+
+    def labels_of(self, regions: Regions) -> list[str] | None:
+        """A label of each region of an image; None where their classes are not known, or have no names.
+
+        Raises `DataError` where a number has no name.
+        """
+        if regions.classes is None or not self.classes:
+            return None
+        self.check_named(regions)
+        return self.labels(regions.classes, regions.attributes if self.attributes else None)
+
+    def check_named(self, regions: Regions) -> None:
+        """Raise `DataError` where there are names, and not for every number of these regions."""
+        for what, names, numbers in (
+            ("class", self.classes, regions.classes),
+            ("attribute", self.attributes, regions.attributes),
+        ):
+            if names and numbers is not None and numbers.max(initial=-1) >= len(names):
+                raise DataError(
+                    f"a region is of {what} {numbers.max()}, but only 0 to {len(names) - 1} have names; give the names"
+                    " that belong to the extractor."
+                )
+
+
+def pad_regions(regions: Sequence[Regions]) -> tuple[FloatArray, IntArray | None]:
+    """Regions of B images -> (B, N, F) features, zeros after each image's own; (B,) counts, None where all have N."""
+    counts = np.array([len(image.features) for image in regions])
+    features = padded([image.features for image in regions], int(counts.max()))
+    return features, None if (counts == counts[0]).all() else counts
+
+
+def padded(rows: Sequence[npt.NDArray[Any]], length: int, filler: int = 0) -> npt.NDArray[Any]:
+    """Arrays of at most `length` regions -> one array (B, length, ...), `filler` where an image has fewer."""
+    if all(len(row) == length for row in rows):
+        return np.stack(rows)
+    whole = np.full((len(rows), length, *rows[0].shape[1:]), filler, dtype=rows[0].dtype)
+    for place, row in enumerate(rows):
+        whole[place, : len(row)] = row
+    return whole
+
+
+def first_of_zeros(batch: FloatArray, counts: IntArray | None = None) -> int | None:
+    """(B, N, F) features, (B,) real regions of each or None -> place of the first image of zeros alone, or None."""
+    # Only an image whose first region is zeros can be one: one region in N is looked at.
+    for place in np.flatnonzero(~batch[:, 0].any(axis=1)):
+        if not batch[place, : None if counts is None else counts[place]].any():
+            return int(place)
+    return None
