@@ -54,7 +54,7 @@ def run_command(command: str, arguments: list[str]) -> int:
     try:
         from vsrn.cli.options import call
 
-        module = importlib.import_module(f"vsrn.cli.{command}")
+        module = importlib.import_module(f"vsrn.cli.{command.replace('-', '_')}")
         function = module.main_for(arguments) if hasattr(module, "main_for") else module.main
         return call(function, command, arguments)
     except VsrnError as error:
@@ -74,7 +74,7 @@ def run_command(command: str, arguments: list[str]) -> int:
 
 def _about(error: OSError) -> str:
     """One sentence for an error of the operating system that no part of vsrn has translated."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return "no space left on the disk; free some and run the same command again (`vsrn train` with --resume)."
     what = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
