@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listening import Ear, listening
 from PIL import Image
 
 import vsrn
-from listening import Ear, listening
 
 SECONDS_OF_SERVICE = 25
 OWN_CLOUD = r"GET http://(169\.254\.169\.254|metadata\.google\.internal)/\S* HTTP/1\.1$"
