@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from vsrn.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "src/vsrn"
@@ -39,6 +44,32 @@ def test_every_file_and_name_that_a_page_points_to_exists(page: Path) -> None:
             )
     for path in re.findall(r"`((?:tests|configs|experiments|benchmarks)/[\w/.-]+)`", text):
         assert (ROOT / path).exists(), path
+
+
+def typed_commands() -> dict[str, set[str]]:
+    """Each command of vsrn that a page shows, with the options that it shows there."""
+    shown: dict[str, set[str]] = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        fenced = re.findall(r"^```(?:sh|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        code = [line for block in fenced for line in block.splitlines()]
+        code += [*re.findall(r"`(vsrn [^`]+)`", text), *re.findall(r"^ {4,}.*", text, re.MULTILINE)]
+        for line in code:
+            for command, rest in re.findall(r"(?:^|[\s$(])vsrn ([a-z][a-z-]*)((?:\s[^#|;&)]*)?)", line):
+                shown.setdefault(command, set()).update(re.findall(r"(?<=\s)--?[a-z][\w.-]*", rest))
+    return shown
+
+
+@pytest.mark.parametrize(("command", "options"), sorted(typed_commands().items()))
+def test_every_command_and_option_that_a_page_shows_exists(command: str, options: set[str]) -> None:
+    if command not in COMMANDS:
+        pytest.skip(f"there is no command {command}")
+    arguments = [sys.executable, "-m", "vsrn", command, "--help"]
+    environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    said = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
+    for option in options:
+        # Fields of a config are typed with "_" or "-", and listed with "-".
+        assert re.search(rf"(?<![\w.-]){re.escape(option.replace('_', '-'))}(?![\w-])", said), option
 
 
 def test_every_page_that_the_code_points_to_exists() -> None:
