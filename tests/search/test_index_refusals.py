@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import COLOURS_BY_NAME, JOINT_DIM, colour_model, export_colours, save_photo
+from colours import COLOURS_BY_NAME, JOINT_DIM, Colours, colour_model, export_colours, save_photo
+from PIL import Image
 
 import vsrn
 from vsrn.config import EFFICIENTNET, Config, DataConfig, ModelConfig, NetworkConfig
-from vsrn.data.region_store import StoreInfo
+from vsrn.data.region_store import FloatArray, StoreInfo
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError, SearchError
 from vsrn.extractors import base as extractors
+from vsrn.extractors.base import ExtractorFiles
 from vsrn.model.saved import StoredModel, build_model, write_model
 from vsrn.search.build import update_index
 from vsrn.search.writer import IndexWriter
@@ -187,3 +189,26 @@ def test_what_cannot_be_is_refused_and_the_index_stays(
     if refusal is not overwritten_records:
         with contextlib.closing(sqlite3.connect(idx / "records.sqlite")) as records:
             assert records.execute("SELECT count(*) FROM photos").fetchone() == (4,)
+
+
+class Overflowing(Colours):
+    """An extractor whose features of a white photo are beyond float16, in which an index keeps them."""
+
+    def features(self, photo: FloatArray) -> FloatArray:
+        return super().features(photo) * np.float32(1e6 if photo.min() == 1 else 1)
+
+
+def make_overflowing(_argument: str, _files: ExtractorFiles) -> Overflowing:
+    return Overflowing()
+
+
+def test_a_photo_whose_features_overflow_is_skipped_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(extractors._EXTRACTORS, "colours", f"{__name__}:make_overflowing")
+    for number in range(3):
+        save_photo(tmp_path / "photos" / f"{number}.png", number)
+    Image.new("RGB", (24, 16), "white").save(tmp_path / "photos" / "white.png")
+    report = update_index(tmp_path / "photos", tmp_path / "idx", model)
+    assert [(file.id, "is not finite" in file.reason) for file in report.skipped] == [("white.png", True)]
+    assert report.num_photos == 3
