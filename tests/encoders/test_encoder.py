@@ -191,3 +191,11 @@ def test_a_scan_compares_and_says_that_it_has_no_embedding(tmp_path: Path) -> No
         model.caption_regions(features)
     again = make_model(tmp_path / "again", store, seed=1, kind="scan")
     assert vsrn.load(again, "cpu").fingerprint != model.fingerprint
+
+
+def test_an_index_extracts_where_its_model_computes(
+    models: dict[str, Path], photos: list[Path], tmp_path: Path
+) -> None:
+    with vsrn.build_index(vsrn.load(models["exported"], "cpu"), photos[0].parent, tmp_path / "idx") as index:
+        assert len(index) == 3
+    assert {files.device for files in MADE} == {"cpu"}

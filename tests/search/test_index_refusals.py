@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import JOINT_DIM, colour_model, export_colours, save_photo
+from colours import JOINT_DIM, Colours, colour_model, export_colours, save_photo
+from PIL import Image
 
 import vsrn
 from vsrn.config import EFFICIENTNET, Config, DataConfig, ModelConfig, NetworkConfig
-from vsrn.data.region_store import StoreInfo
+from vsrn.data.region_store import FloatArray, StoreInfo
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError, SearchError
 from vsrn.model.build import build_model
@@ -181,3 +182,23 @@ def test_what_cannot_be_is_refused_and_the_index_stays(
     if refusal is not overwritten_records:
         with contextlib.closing(sqlite3.connect(idx / "records.sqlite")) as records:
             assert records.execute("SELECT count(*) FROM photos").fetchone() == (4,)
+
+
+FEATURES = Colours.features
+
+
+def overflowing(extractor: Colours, photo: FloatArray) -> FloatArray:
+    """Features that are beyond float16, in which an index keeps them, where the photo is white."""
+    return FEATURES(extractor, photo) * np.float32(1e6 if photo.min() == 1 else 1)
+
+
+def test_a_photo_whose_features_overflow_is_skipped_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Colours, "features", overflowing)
+    for number in range(3):
+        save_photo(tmp_path / "photos" / f"{number}.png", number)
+    Image.new("RGB", (24, 16), "white").save(tmp_path / "photos" / "white.png")
+    report = update_index(tmp_path / "photos", tmp_path / "idx", model)
+    assert [(file.id, "is not finite" in file.reason) for file in report.skipped] == [("white.png", True)]
+    assert report.num_photos == 3

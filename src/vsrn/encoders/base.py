@@ -230,6 +230,15 @@ class Encoder(ABC):
         captions = self.encode_captions(split.captions, advance)
         return EncodedVectors(np.concatenate(parts), captions, self.similarity)
 
+    def extract(self, prepared: Sequence[Prepared]) -> list[Regions]:
+        """What `extractor.prepare` gave for each photo of a batch -> the regions of each. Threads take turns.
+
+        Raises what `extractor` raises.
+        """
+        extractor = self.extractor
+        with self._extracting:
+            return extractor(prepared)
+
     def explain(self, photo: Path | str, sentence: str, view: ExplainView = "sentence") -> Explanation:
         """Which regions of a photo file earned its match with a sentence, or made its embedding (view "image").
 
@@ -283,7 +292,7 @@ class Encoder(ABC):
 
         Raises what `encode_images` raises, and `CheckpointError` where the model has no captioner.
         """
-        # A model that cannot write says so before any photo is read.
+        # Before any photo is read, so that a model without a captioner fails at once.
         _ = self.caption_writer
         for features, counts in self._photo_regions(photos):
             yield from self.write_captions(features, counts, beam)
@@ -352,15 +361,6 @@ class Encoder(ABC):
 
         extractor = self.extractor
         return self.extract([prepare_photo(extractor, Path(photo)) for photo in photos])
-
-    def extract(self, prepared: Sequence[Prepared]) -> list[Regions]:
-        """What `extractor.prepare` gave for each photo -> the regions of each. Threads take turns.
-
-        Raises what `extractor` raises.
-        """
-        extractor = self.extractor
-        with self._extracting:
-            return extractor(prepared)
 
 
 def check_counts(counts: IntArray, padded: npt.NDArray[Any], what: str, of: str) -> None:

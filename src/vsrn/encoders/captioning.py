@@ -26,7 +26,7 @@ from vsrn.model.captioner import SHRINK_AT, Captioner, State
 from vsrn.model.gru import at_least_float32
 from vsrn.tensors import load_weights, read_tensors, write_tensors
 
-# Never written: two that are no words, and one that stands for all words that are not known.
+# Never written: two are no words, and <unk> stands for every unknown word.
 FORBIDDEN = (PAD, START, UNK)
 WIDEST_BEAM = 100
 # Images times beams that are searched at a time.
@@ -74,7 +74,7 @@ class CaptionWriter:
 def write_captioner(
     path: Path, captioner: Captioner, label: dict[str, str], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a captioner's weights to a safetensors file, with a label that says which model it is from.
+    """Write a captioner's weights to a safetensors file, with a label that names its model.
 
     Raises `CheckpointError` where a weight is NaN, or infinite in this type.
     """
@@ -93,7 +93,7 @@ def read_captioner(
 ) -> CaptionWriter:
     """Read what `write_captioner` wrote onto a device; it computes in float32 however its weights are stored.
 
-    label   what the file must say of its model
+    label   what the file must name as its model
     device  `cpu`, `cuda`, `mps` or `auto`
 
     Raises `CheckpointError` where the model has no captioner, or the file is broken or another model's.

@@ -43,7 +43,7 @@ CAPTIONER_FILE = "captioner.safetensors"
 CONFIG_FILE = "config.toml"
 VOCABULARY_FILE = "vocabulary.json"
 INFO_FILE = "export.json"
-# Name of the entry by which an encoder says which model it is from.
+# The metadata entry of an encoder that holds the fingerprint of its model.
 MODEL_KEY = "vsrn_model"
 # Names of the encoders' outputs.
 EMBEDDINGS, REGIONS = "embeddings", "regions"
@@ -314,7 +314,7 @@ def _read_info(folder: Path) -> ExportInfo:
 def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Everything that goes wrong is raised, and said again by us in one sentence.
+    # Errors are raised as exceptions, which we turn into one sentence; nothing is to be logged.
     options.log_severity_level = 4
     # An idle worker sleeps instead of spinning: the query path shares its cores with everything else.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

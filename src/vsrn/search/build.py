@@ -284,7 +284,8 @@ def _thumbnail(photo: Image.Image) -> bytes:
 
 def _rounded(regions: Regions) -> Regions:
     """Regions as the index keeps them, so that a vector is exactly what they encode to."""
-    return replace(regions, features=regions.features.astype(np.float16).astype(np.float32))
+    with np.errstate(over="ignore"):
+        return replace(regions, features=regions.features.astype(np.float16).astype(np.float32))
 
 
 def _vectors(encoder: Encoder, regions: Sequence[Regions]) -> FloatArray:
