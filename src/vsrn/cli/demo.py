@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from vsrn.evaluation.evaluate import Judgement
 
 SENTENCES = (
-    "a small yellow flower that sits inside something round and red",
+    "a small yellow star that sits inside something round and red",
     "a white box in a green ring, and it is dark",
-    "a red tree over the sea, left of an orange star",
+    "a red boat at sea, to the left of an orange star",
 )
 
 

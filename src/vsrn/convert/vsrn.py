@@ -108,8 +108,8 @@ def training_config(model: ModelConfig, options: Options) -> Config:
         gradient_clip=float(options["grad_clip"]),
         validate_every=int(options["val_step"]),
     )
-    negatives = "hardest" if options["max_violation"] else "all"
-    return Config(model=model, train=recipe, loss=LossConfig(margin=float(options["margin"]), negatives=negatives))
+    loss = LossConfig(margin=float(options["margin"]), negatives="hardest" if options["max_violation"] else "all")
+    return Config(model=model, train=recipe, loss=loss)
 
 
 def _captioner_config(options: Options, weights: Weights) -> CaptionerConfig:
