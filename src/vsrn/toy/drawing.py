@@ -17,13 +17,13 @@ BROWN: RGB = (121, 85, 61)
 
 
 class _Backdrop(NamedTuple):
-    """A gradient from `top` to `bottom` with `count` ellipses (width, height in pixels) scattered over it."""
+    """A gradient from `top` to `bottom` with `number` ellipses (width, height in pixels) scattered over it."""
 
     top: RGB
     bottom: RGB
     mark: RGB
     size: tuple[int, int]
-    count: int
+    number: int
 
 
 BACKDROPS = {
@@ -54,7 +54,7 @@ def _draw_backdrop(background: str, variant: int) -> Image.Image:
     image = Image.composite(bottom, top, Image.linear_gradient("L").resize(size))
     draw = ImageDraw.Draw(image)
     width, height = (side * SCALE for side in backdrop.size)
-    for x, y in generator.uniform(0, PICTURE_SIZE * SCALE, size=(backdrop.count, 2)):
+    for x, y in generator.uniform(0, PICTURE_SIZE * SCALE, size=(backdrop.number, 2)):
         draw.ellipse((x - width / 2, y - height / 2, x + width / 2, y + height / 2), backdrop.mark)
     return image.reduce(SCALE)
 
