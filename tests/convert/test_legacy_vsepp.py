@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torchvision
 
 from vsrn.convert.checkpoint import read_checkpoint
-from vsrn.convert.vsepp import VGG_KEYS
+from vsrn.convert.vsepp import VGG_KEYS, vsepp_model_config
 from vsrn.errors import CheckpointError
 from vsrn.model.image_network import ImageNetwork
 from vsrn.model.vsepp import build_vsepp
@@ -50,6 +51,18 @@ def test_a_network_spread_over_gpus_gives_what_torchvisions_own_gives(tmp_path: 
     features = network(((pixels / 255 - mean) / std).permute(0, 3, 1, 2))
     expected = torch.nn.functional.normalize(fc(torch.nn.functional.normalize(features)))
     torch.testing.assert_close(model.image_encoder(pixels).embeddings, expected, rtol=0, atol=1e-5)
+
+
+def test_the_config_of_a_checkpoint_leaves_its_weights_alone() -> None:
+    weights = {
+        "image_encoder.projection.weight": torch.zeros(4, 6),
+        "image_encoder.network.trunk.bn1.running_mean": torch.zeros(3),
+        "caption_encoder.embedding.weight": torch.zeros(9, 5),
+        "caption_encoder.gru.weight_hh_l0": torch.zeros(12, 4),
+    }
+    options = {"no_imgnorm": False, "use_abs": False, "measure": "cosine", "cnn_type": "resnet18", "crop_size": 224}
+    model = vsepp_model_config(options | {"finetune": False}, MappingProxyType(weights))
+    assert (model.feature_dim, model.joint_dim, model.word_dim, model.caption_layers) == (6, 4, 5, 1)
 
 
 @torch.no_grad()

@@ -11,12 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from vsrn.config import read_config
+import vsrn
+from vsrn.config import LossConfig, read_config
+from vsrn.model.losses import contrastive_loss
 from vsrn.training import distributed
 from vsrn.training.batches import Batch
 from vsrn.training.run import prepare_run
 from vsrn.training.trainer import Trainer
+
+
+class LearnedTemperature(nn.Module):
+    def __init__(self, loss: LossConfig) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(loss.temperature))
+
+    def forward(self, similarities: torch.Tensor, _epochs: float) -> torch.Tensor:
+        return contrastive_loss(similarities, self.temperature)
+
+
+vsrn.register_loss("learned-in-two-processes", LearnedTemperature)
 
 
 class Silent:
@@ -34,15 +49,16 @@ def main(config: str, run: str, out: str, steps: str) -> None:
     with distributed.process_group(torch.device("cpu")):
         prepared = prepare_run(read_config(config), Path(run), resume=False, process=distributed.rank())
         prepared.model.double()
+        prepared.loss.double()
         trainer = DoubleTrainer(prepared, Silent())
         seen: list[dict[str, Any]] = []
         for batch, _ in zip(trainer.batches.epoch(0), range(int(steps)), strict=False):
             trainer._step(batch)
             losses = distributed.mean_over_processes(torch.stack(trainer.recent.losses[-1]))
-            gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+            gradients = {name: p.grad.clone() for name, p in trainer.learner.parameters().items() if p.grad is not None}
             seen.append({"losses": losses, "gradients": gradients})
         if distributed.rank() == 0:
-            torch.save({"steps": seen, "weights": trainer.model.state_dict()}, out)
+            torch.save({"steps": seen, "weights": trainer.step.state_dict()}, out)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from PIL import Image
 from vsrn.data.annotations import read_karpathy
 from vsrn.errors import DataError
 from vsrn.toy import ToyObject, ToyScene, describe, draw_scene, draw_toy_world, invent_scenes
-from vsrn.toy.sprites import draw_sprite
+from vsrn.toy.drawing import draw_sprite
 
 Relation = Callable[[ToyObject, ToyObject], bool]
 
 NAME_OF_WORD = {
-    **{word: word for word in ("ball", "box", "triangle", "star", "ring", "heart", "house", "tree", "boat", "flower")},
-    **{"circle": "ball", "square": "box", "hoop": "ring", "sailboat": "boat", "cottage": "house"},
+    **{word: word for word in ("ball", "box", "ring", "star", "boat")},
+    **{"circle": "ball", "square": "box", "hoop": "ring", "sailboat": "boat"},
 }
 COLOUR_WORDS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 LARGE, SMALL = ("big", "large", "huge"), ("small", "little", "tiny")
@@ -78,17 +78,13 @@ BETWEEN: dict[str, Relation] = {
     "within": _inside,
     "around": _swapped(_inside),
     "surrounding": _swapped(_inside),
-    "on the left and": _left,
-    "on the right and": _swapped(_left),
-    "at the top and": _above,
-    "at the bottom and": _swapped(_above),
     "bigger than": _bigger,
     "smaller than": _swapped(_bigger),
     "and": lambda one, other: one != other,
     "together with": lambda one, other: one != other,
 }
 # Where the colour of an object shows that has something else in its middle.
-SPOTS = {"ring": (0.5, 0.08), "flower": (0.5, 0.2), "boat": (0.6, 0.5)}
+SPOTS = {"ring": (0.5, 0.08), "boat": (0.6, 0.5)}
 
 scenes = st.integers(0, 2**32).map(lambda seed: invent_scenes(1, np.random.default_rng(seed))[0])
 
@@ -195,7 +191,7 @@ def test_every_object_colour_relation_and_background_occurs_often() -> None:
     drawn = invent_scenes(600, np.random.default_rng(0))
     things = [thing for scene in drawn for thing in scene.objects]
     for values, kinds in (
-        ([thing.name for thing in things], 10),
+        ([thing.name for thing in things], 5),
         ([thing.colour for thing in things], 8),
         ([scene.relation for scene in drawn], 5),
         ([scene.background for scene in drawn], 5),
@@ -269,7 +265,7 @@ def test_a_folder_that_holds_a_dataset_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "dataset.json").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("train", "val"), [(0, 5), (5, 0), (-1, 5), (20_000, 1)])
+@pytest.mark.parametrize(("train", "val"), [(0, 5), (5, 0), (-1, 5), (5_000, 1)])
 def test_impossible_sizes_are_refused_before_anything_is_written(tmp_path: Path, train: int, val: int) -> None:
     with pytest.raises(DataError, match=rf"{train} train and {val} val pictures; ask for"):
         draw_toy_world(tmp_path / "toy", train=train, val=val)

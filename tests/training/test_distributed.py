@@ -58,19 +58,21 @@ def take_steps(config: Config, folder: Path, processes: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("fields", "dropped"),
+    ("fields", "dropped", "loss"),
     [
-        ({"normalisation": "flickr30k"}, 0.0),
-        ({"normalisation": "coco"}, 0.0),
-        ({"aggregator": "gpo", "caption_aggregator": "gpo", "caption_bidirectional": True}, 0.6),
+        ({"normalisation": "flickr30k"}, 0.0, "triplet"),
+        ({"normalisation": "coco"}, 0.0, "learned-in-two-processes"),
+        ({"aggregator": "gpo", "caption_aggregator": "gpo", "caption_bidirectional": True}, 0.6, "triplet"),
     ],
-    ids=["flickr30k", "coco", "VSE-infinity's pooling and dropping"],
+    ids=["flickr30k", "coco and a loss that learns", "VSE-infinity's pooling and dropping"],
 )
 def test_two_processes_take_the_same_steps_as_one(
-    config: Config, tmp_path: Path, fields: dict[str, Any], dropped: float
+    config: Config, tmp_path: Path, fields: dict[str, Any], dropped: float, loss: str
 ) -> None:
     config = replace(config, model=replace(config.model, **fields), train=replace(config.train, drop_regions=dropped))
+    config = replace(config, loss=replace(config.loss, matching=loss))
     one, two = take_steps(config, tmp_path, 1), take_steps(config, tmp_path, 2)
+    assert ("loss.temperature" in one["steps"][0]["gradients"]) == (loss != "triplet")
     for alone, shared in zip(one["steps"], two["steps"], strict=True):
         torch.testing.assert_close(shared["losses"], alone["losses"], rtol=1e-5, atol=0)
         for name, gradient in alone["gradients"].items():

@@ -1,4 +1,4 @@
-"""`vsrn demo`: the whole way on a small drawn world, with nothing to download."""
+"""`vsrn demo`: every step on a small drawn world, with nothing to download."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from vsrn.evaluation.evaluate import Judgement
 
 SENTENCES = (
-    "a small yellow flower that sits inside something round and red",
+    "a small yellow star that sits inside something round and red",
     "a white box in a green ring, and it is dark",
-    "a red tree over the sea, left of an orange star",
+    "a red boat at sea, to the left of an orange star",
 )
 
 
@@ -54,7 +54,7 @@ def main(
 
 
 def draw(output: Path, train: int, val: int) -> None:
-    """Step 1: the world, unless an earlier demo drew it."""
+    """Step 1: draw the world, unless an earlier demo did."""
     from vsrn.toy import draw_toy_world
 
     say(f"1. Drawing {train + val} scenes of coloured things, five captions each -> {output / 'world'}")
@@ -72,7 +72,7 @@ def extract(output: Path) -> None:
 
 
 def train_model(output: Path, epochs: int) -> None:
-    """Step 3: what `vsrn train` does, with a config that is written down to be changed."""
+    """Step 3: what `vsrn train` does, with a config that is written to disk for the user to change."""
     from vsrn.cli.train import train as train_command
     from vsrn.config import config_to_toml
     from vsrn.files import write_atomically
@@ -106,7 +106,7 @@ def evaluate(output: Path) -> tuple[Encoder, Judgement]:
 
 
 def search(encoder: Encoder, judgement: Judgement) -> None:
-    """Step 5: three sentences of our own, and what the pictures they find were captioned."""
+    """Step 5: three new sentences, and a caption of each picture that they find."""
     from vsrn.encoders.encoded import EncodedVectors
 
     say("\n5. Sentences that nobody wrote for these pictures:")
@@ -122,9 +122,9 @@ def search(encoder: Encoder, judgement: Judgement) -> None:
 
 
 def toy_config(store: Path, epochs: int) -> Config:
-    """A small VSRN: every part of the paper's model, sized for a laptop's processor.
+    """A small VSRN for a laptop: every part of the paper's model.
 
-    All negatives rather than the hardest: from scratch, those need more steps than a demo has to get anywhere.
+    The loss has all negatives: with the hardest alone, a fresh model needs more steps than a demo has.
     """
     return Config(
         data=DataConfig(path=str(store), validation="val"),

@@ -1,9 +1,9 @@
-"""The captioning head: a sequence-to-sequence writer with attention over reasoned regions.
+"""The captioning head: a sequence-to-sequence decoder with attention over reasoned regions (section 3.4).
 
-It must write the caption from what the image encoder says, which shapes the image side (section 3.4).
+Its loss trains the image encoder too: captions must be readable from the regions.
 
-Shapes: B captions, N regions, D joint size, H captioner size (doubled where the encoder reads in
-two directions), T tokens of the longest caption in the batch, V vocabulary size.
+Shapes: B captions, N regions, D joint size, H captioner size (doubled where the encoder is
+bidirectional), T tokens of the longest caption in the batch, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from vsrn.model.gru import at_least_float32
 
 State = tuple[torch.Tensor, torch.Tensor | None]
 
-# Rows are dropped from the running batch once this share of it, or less, is still being written.
+# Finished captions are cut from the running batch once this share of its rows, or less, is unfinished.
 SHRINK_AT = 0.75
 
 
 class AttendedRegions(NamedTuple):
     """Regions ready to be attended to at every step.
 
-    states  (B, N, H) what the captioner's encoder says of each region
-    keys    (B, N, H) their half of the attention's first layer, the same at every step
+    states  (B, N, H) states of the captioner's encoder
+    keys    (B, N, H) the states' share of the attention's first layer, the same at every step
     mask    (B, N) True where a region is real, or None
     """
 
@@ -92,8 +92,8 @@ class Captioner(nn.Module):
         for step in range(int(steps[0])):
             rows = int((steps > step).sum())
             if rows <= SHRINK_AT * len(state[0]):
-                # The longest captions come first, so those still being written are the first rows.
-                # Cutting at every step would cost more (in the backward pass) than it saves.
+                # The longest captions come first, so the unfinished ones are the first rows.
+                # Cutting at every step would cost more in the backward pass than it saves.
                 state, regions = _first(state, rows), regions.first(rows)
             state = self.step(words[step][: len(state[0])], state, regions)
             outputs.append(state[0][:rows])
@@ -121,7 +121,7 @@ class Captioner(nn.Module):
         return torch.stack(words, dim=1), torch.stack(scores, dim=1)
 
     def read(self, regions: torch.Tensor, counts: torch.Tensor | None) -> tuple[AttendedRegions, State]:
-        """(B, N, D) reasoned regions, (B,) real ones of each -> what attention sees, and the decoder's first state."""
+        """(B, N, D) reasoned regions, (B,) real ones of each -> regions to attend to, and the decoder's first state."""
         inputs = self.dropout(self.projection(regions))
         if counts is None:
             mask = None
@@ -142,7 +142,7 @@ class Captioner(nn.Module):
     def step(self, words: torch.Tensor, state: State, regions: AttendedRegions) -> State:
         """(rows, word size) embedded previous words and the state -> the next state.
 
-        There may be K rows an image, one behind the other: rows = B K. The regions are then shared, not repeated.
+        There may be K rows for each image, next to each other (rows = B K), which share its regions.
         """
         context = self._attend(state[0], regions)
         inputs = self.dropout(torch.cat([words, context.to(words.dtype)], dim=-1))

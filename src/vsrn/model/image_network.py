@@ -22,30 +22,32 @@ from vsrn.errors import CheckpointError, ConfigError, did_you_mean
 from vsrn.extractors.grid import load_network, weights_path
 from vsrn.tensors import load_weights, read_tensor_file
 
-# What the classifiers of torchvision learned with, as shares of full brightness.
+# Normalisation of torchvision's classifiers, for pixels of 0 to 1.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# As in `GridExtractor`: what these weights learned with, in levels of 0 to 255.
+# Normalisation of EfficientNet-Lite0, as in `GridExtractor`, for pixels of 0 to 255.
 EFFICIENTNET_MEAN, EFFICIENTNET_STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
-# Two classifiers help their training by others inside, which a file may hold, and scale their pixels themselves.
-_WITH_HELPERS = ("googlenet", "inception_v3")
-_OF_HELPERS = ("aux1.", "aux2.", "AuxLogits.")
-# The photos that stay in a processor's cache, where nothing is kept for a gradient: twice the rate of many at once.
+# GoogLeNet and Inception v3 checkpoints carry auxiliary training heads (aux1.*, aux2.*, AuxLogits.*), and both networks
+# rescale their input themselves (transform_input=True).
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
+_AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
+# Photos in one forward pass without gradients on the CPU: so few stay in its cache, at twice the rate of a large batch.
 PHOTOS_AT_ONCE = 4
 
 
 class ImageNetwork(nn.Module):
-    """Pixels to one feature vector a photo; what is inside carries the names that torchvision or timm gives it."""
+    """Pixels to one feature vector a photo; the layers have the names that torchvision or timm gives them."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(self, name: str) -> None:
-        """A network of random weights. Raises `ConfigError` where the name is unknown."""
+        """Random weights. Raises `ConfigError` where the name is unknown."""
         super().__init__()
         self.trunk, self.feature_dim = _trunk(name)
         levels = [255 * share for share in IMAGENET_MEAN], [255 * share for share in IMAGENET_STD]
         mean, std = (EFFICIENTNET_MEAN, EFFICIENTNET_STD) if name == EFFICIENTNET else levels
-        # Constants of the name, not of the weights: they are never stored, nor made without memory.
+        # Constants of the network's name: not stored with the weights, and on the CPU even where the weights are made
+        # on the meta device.
         with torch.device("cpu"):
             self.register_buffer("mean", torch.tensor(mean), persistent=False)
             self.register_buffer("std", torch.tensor(std), persistent=False)
@@ -53,7 +55,7 @@ class ImageNetwork(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, S, S, 3) uint8 RGB -> (B, F)."""
         weight = next(self.trunk.parameters())
-        # Channels last in memory, as the photos come: four times faster on a processor.
+        # permute keeps the channels last in memory, as photos come: four times faster on a CPU.
         scaled = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2).to(weight.dtype)
         if torch.is_grad_enabled() or scaled.device.type != "cpu":
             features: torch.Tensor = self.trunk(scaled)
@@ -61,9 +63,9 @@ class ImageNetwork(nn.Module):
         return torch.cat([self.trunk(few) for few in torch.split(scaled, PHOTOS_AT_ONCE)])
 
     def train(self, mode: bool = True) -> ImageNetwork:
-        """Training mode, but for BatchNorm, which keeps the statistics that it came with.
+        """Set training or evaluation mode; BatchNorm stays in evaluation mode, with its pretrained statistics.
 
-        A batch of captions is too few, and too repetitive, a sample of photos to estimate them anew.
+        The photos of a batch of captions are too few, and repeat too often, to estimate other ones.
         """
         super().train(mode)
         for module in self.modules():
@@ -102,14 +104,14 @@ def fill_trunk(network: ImageNetwork, weights: Mapping[str, torch.Tensor], where
 
 
 def feature_dim_of(name: str) -> int:
-    """Numbers that a network makes of a photo. Raises `ConfigError` where its name is unknown."""
+    """Size of a network's feature vector. Raises `ConfigError` where its name is unknown."""
     with torch.device("meta"):
         return ImageNetwork(name).feature_dim
 
 
 def network_names() -> list[str]:
     """Every name that `ImageNetwork` takes."""
-    # SqueezeNet ends in a convolution: it has no feature vector before its classes.
+    # SqueezeNet ends in a convolution, so it has no feature vector before its classes.
     classifiers = torchvision.models.list_models(module=torchvision.models, exclude="squeezenet*")
     return [EFFICIENTNET, *sorted(classifiers)]
 
@@ -124,10 +126,10 @@ def _trunk(name: str) -> tuple[nn.Module, int]:
             f"there is no network '{name}'; model.network.name is {EFFICIENTNET} or a classifier of torchvision, such"
             f" as vgg19 or resnet152.{did_you_mean(name, network_names())}"
         )
-    helpers = {"aux_logits": False, "init_weights": False, "transform_input": True} if name in _WITH_HELPERS else {}
-    # RegNet computes its own widths with tensors, so it cannot be made without memory.
+    heads = {"aux_logits": False, "init_weights": False, "transform_input": True} if name in _WITH_AUXILIARY else {}
+    # RegNet computes its widths with tensors, so it cannot be made on the meta device.
     with torch.device("cpu") if name.startswith("regnet") else contextlib.nullcontext():
-        network = torchvision.models.get_model(name, weights=None, **helpers)
+        network = torchvision.models.get_model(name, weights=None, **heads)
     last, layer = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     parent, _, leaf = last.rpartition(".")
     setattr(network.get_submodule(parent), leaf, nn.Identity())
@@ -135,17 +137,17 @@ def _trunk(name: str) -> tuple[nn.Module, int]:
 
 
 def _without_classifier(weights: Mapping[str, torch.Tensor], trunk: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights without those of the last layer, and of layers that only help a classifier's training."""
+    """The weights without those of the last layer and of auxiliary training heads."""
     wanted = trunk.state_dict().keys()
     return {
         name: tensor
         for name, tensor in weights.items()
-        if name in wanted or not (name.startswith(_OF_HELPERS) or _was_taken_out(name, trunk))
+        if name in wanted or not (name.startswith(_AUXILIARY_HEADS) or _was_taken_out(name, trunk))
     }
 
 
 def _was_taken_out(name: str, trunk: nn.Module) -> bool:
-    """Whether the layer of this tensor is no longer in the trunk."""
+    """Whether the trunk has an identity in place of this tensor's layer."""
     try:
         return isinstance(trunk.get_submodule(name.rpartition(".")[0]), nn.Identity)
     except AttributeError:

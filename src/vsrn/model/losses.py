@@ -65,7 +65,7 @@ class ContrastiveLoss(nn.Module):
         return contrastive_loss(similarities, self.temperature)
 
 
-def contrastive_loss(similarities: torch.Tensor, temperature: float) -> torch.Tensor:
+def contrastive_loss(similarities: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
     """Cross entropy of each image's caption among all captions, and of each caption's image, summed over the batch.
 
     The symmetric loss of CLIP (Radford et al. 2021, figure 3), which averages where this sums, as Eq. 9 does.

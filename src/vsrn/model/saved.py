@@ -44,7 +44,7 @@ class StoredModel(Generic[ModelT_co]):
 
 
 def write_model(folder: Path, stored: StoredModel[BaseModel]) -> None:
-    """Write the portable part of a run; the weights come last, so a folder that has them is whole."""
+    """Write the portable part of a run; the weights are written last, so a folder that has them is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG_FILE, config_to_toml(stored.config).encode())
     write_atomically(folder / VOCABULARY_FILE, stored.vocabulary.to_json())

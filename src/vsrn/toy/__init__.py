@@ -1,10 +1,4 @@
-"""A small invented world in the real file formats: coloured things in relations, five captions a picture.
-
-scenes.py     what there is, and where: backgrounds, objects, relations, boxes
-drawing.py    ToyScene -> picture; sprites.py draws one object, backdrops.py the background
-captions.py   ToyScene -> five sentences
-world.py      a folder of pictures and the dataset.json that describes them
-"""
+"""A small invented world in the real file formats: coloured things in relations, five captions a picture."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "box": ("box", "square"),
     "ring": ("ring", "hoop"),
     "boat": ("boat", "sailboat"),
-    "house": ("house", "cottage"),
 }
 PHRASES: dict[str, tuple[str, ...]] = {
     "left of": ("to the left of", "on the left of", "left of"),
@@ -28,25 +27,12 @@ INVERSE = {
     "below": "above",
     "inside": "around",
 }
-ENDS = {
-    "left of": ("on the left", "on the right"),
-    "right of": ("on the right", "on the left"),
-    "above": ("at the top", "at the bottom"),
-    "below": ("at the bottom", "at the top"),
-}
 PLACES: dict[str, tuple[str, ...]] = {
     "sky": ("in the sky", "among the clouds", "up in the air"),
     "sea": ("at sea", "on the water", "out on the waves"),
     "sand": ("on the sand", "on the beach", "in the desert"),
     "grass": ("on the grass", "in a meadow", "on the lawn"),
     "night": ("at night", "in the dark", "after sunset"),
-}
-VERBS: dict[str, tuple[str, ...]] = {
-    "sky": ("floats", "hangs", "hovers"),
-    "sea": ("floats", "drifts", "bobs"),
-    "sand": ("rests", "lies", "sits"),
-    "grass": ("rests", "stands", "sits"),
-    "night": ("glows", "hangs", "shines"),
 }
 LARGE = ("big", "large", "huge")
 SMALL = ("small", "little", "tiny")
@@ -64,54 +50,38 @@ def describe(scene: ToyScene, generator: np.random.Generator) -> list[str]:
 def _whole(scene: ToyScene, generator: np.random.Generator) -> str:
     first, second = (_noun(thing, generator) for thing in (scene.first, scene.second))
     relation, place = pick(generator, PHRASES[scene.relation]), pick(generator, PLACES[scene.background])
-    verb = pick(generator, VERBS[scene.background])
-    openings = (f"{_a(first)} {verb}", _a(first), f"There is {_a(first)}")
-    return _sentence(f"{pick(generator, openings)} {relation} {_a(second)} {place}")
+    opening = pick(generator, ("", "There is ", "Here is "))
+    return _sentence(f"{opening}{_a(first)} {relation} {_a(second)} {place}")
 
 
 def _turned(scene: ToyScene, generator: np.random.Generator) -> str:
     first, second = (_noun(thing, generator) for thing in (scene.first, scene.second))
-    relation = pick(generator, PHRASES[INVERSE[scene.relation]])
-    if scene.relation not in ENDS or generator.random() < 0.5:
-        return _sentence(f"The {second} is {relation} the {first}")
-    here, there = ENDS[scene.relation]
-    return _sentence(f"{_a(second)} {there} and {_a(first)} {here}")
+    verb = pick(generator, ("is", "can be seen"))
+    return _sentence(f"The {second} {verb} {pick(generator, PHRASES[INVERSE[scene.relation]])} the {first}")
 
 
 def _both(scene: ToyScene, generator: np.random.Generator) -> str:
     nouns = [_noun(thing, generator) for thing in (scene.first, scene.second)]
     one, other = (nouns[index] for index in generator.permutation(2))
     place = pick(generator, PLACES[scene.background])
-    return _sentence(
-        pick(
-            generator,
-            (
-                f"{_a(one)} and {_a(other)} {place}",
-                f"{_a(one)} together with {_a(other)} {place}",
-                f"A picture of {_a(one)} and {_a(other)} {place}",
-                f"We can see {_a(one)} and {_a(other)} {place}",
-            ),
-        )
-    )
+    opening = pick(generator, ("", "", "A picture of ", "We can see "))
+    return _sentence(f"{opening}{_a(one)} {pick(generator, ('and', 'together with'))} {_a(other)} {place}")
 
 
 def _colours_only(scene: ToyScene, generator: np.random.Generator) -> str:
     first, second = scene.first.colour, scene.second.colour
     relation, place = pick(generator, PHRASES[scene.relation]), pick(generator, PLACES[scene.background])
-    return _sentence(
-        pick(
-            generator,
-            (
-                f"Something {first} {relation} something {second} {place}",
-                f"{_a(first)} shape {relation} {_a(second)} one {place}",
-                f"{_a(first)} thing {relation} {_a(second)} thing {place}",
-            ),
-        )
-    )
+    pairs = [
+        (f"something {first}", f"something {second}"),
+        (f"{_a(first)} shape", f"{_a(second)} one"),
+        (f"{_a(first)} thing", f"{_a(second)} thing"),
+    ]
+    one, other = pick(generator, pairs)
+    return _sentence(f"{one} {relation} {other} {place}")
 
 
 def _names_only(scene: ToyScene, generator: np.random.Generator) -> str:
-    """Sizes stand where colours are left out, unless both objects are equally large."""
+    """Names with sizes instead of colours, or names alone where both objects are equally large."""
     first, second = (_word(thing, generator) for thing in (scene.first, scene.second))
     difference = scene.first.side - scene.second.side
     place = pick(generator, PLACES[scene.background])
@@ -121,16 +91,12 @@ def _names_only(scene: ToyScene, generator: np.random.Generator) -> str:
     first_size, second_size = (pick(generator, words) for words in sizes)
     relation = pick(generator, PHRASES[scene.relation])
     comparison = "bigger" if difference > 0 else "smaller"
-    return _sentence(
-        pick(
-            generator,
-            (
-                f"{_a(first_size)} {first} {relation} {_a(second_size)} {second} {place}",
-                f"{_a(first_size)} {first} and {_a(second_size)} {second} {place}",
-                f"{_a(first)} that is {comparison} than the {second} {place}",
-            ),
-        )
+    sentences = (
+        f"{_a(first_size)} {first} {relation} {_a(second_size)} {second} {place}",
+        f"{_a(first_size)} {first} and {_a(second_size)} {second} {place}",
+        f"{_a(first)} that is {comparison} than the {second} {place}",
     )
+    return _sentence(pick(generator, sentences))
 
 
 def _noun(thing: ToyObject, generator: np.random.Generator) -> str:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 PICTURE_SIZE = 224
 NUM_VARIANTS = 6
 
-NAMES = ("ball", "box", "triangle", "star", "ring", "heart", "house", "tree", "boat", "flower")
+NAMES = ("ball", "box", "ring", "star", "boat")
 CONTAINERS = ("ball", "box", "ring")
 RELATIONS = ("left of", "right of", "above", "below", "inside")
 COLOURS: dict[str, RGB] = {
@@ -28,7 +28,7 @@ COLOURS: dict[str, RGB] = {
     "pink": (245, 150, 190),
     "white": (250, 248, 244),
 }
-# What would hardly show on a background is not drawn there.
+# Colours that hardly show on a background are not drawn there.
 CLASHES: dict[str, frozenset[str]] = {
     "sky": frozenset({"blue", "white"}),
     "sea": frozenset({"blue", "green"}),
@@ -68,7 +68,7 @@ class ToyScene:
     """One picture before it is drawn: `first` is `relation` `second`, on `background`.
 
     The two objects differ in name and in colour, so either word says which of them is meant.
-    variant  0 to 5, which of the drawings of the background is used
+    variant  0 to 5, which drawing of the background is used
     """
 
     background: str
