@@ -72,7 +72,7 @@ def run_command(command: str, arguments: list[str]) -> int:
 
 def _about(error: OSError) -> str:
     """One sentence for what the operating system refused, which no part of vsrn has put into words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return "no space left on the disk; free some and run the same command again (`vsrn train` with --resume)."
     what = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
