@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vsrn.files import normal_name, printable, replacing, write_atomically
+from vsrn.files import normal_name, printable, read_at, replacing, take_lock, write_all, write_at, write_atomically
 
 
 def test_names_that_look_alike_are_one_name() -> None:
@@ -121,3 +121,61 @@ def write_half(path: Path, error: BaseException) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(b"half")
         raise error
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vsrn.files import take_lock
+release = take_lock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_lock_is_held_by_one_and_freed_by_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError):
+            take_lock(path)
+        holder.kill()
+        holder.wait()
+    release = take_lock(path)
+    with pytest.raises(BlockingIOError):
+        take_lock(path)
+    release()
+    take_lock(path)()
+
+
+@pytest.mark.parametrize("what", ["link", "link to nothing", "pipe", "folder"])
+def test_what_lies_where_the_lock_should_be_is_left_alone(tmp_path: Path, what: str) -> None:
+    precious, path = tmp_path / "precious", tmp_path / "lock"
+    precious.write_bytes(b"precious")
+    if what.startswith("link"):
+        path.symlink_to(precious if what == "link" else tmp_path / "nothing")
+    elif what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match="lock"):
+        take_lock(path)
+    assert precious.read_bytes() == b"precious"
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("posix", [True, False])
+def test_threads_read_and_write_their_own_places_of_one_file(
+    tmp_path: Path, posix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the system has no pread and pwrite, as Windows."""
+    if not posix:
+        monkeypatch.delattr(os, "pread")
+        monkeypatch.delattr(os, "pwrite")
+    with (tmp_path / "file").open("wb+", buffering=0) as file:
+        write_all(file.fileno(), bytes(400))
+        places = [(number, bytes([number]) * 4) for number in range(100)]
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda at: write_at(file.fileno(), at[1], 4 * at[0]), places)) == {4}
+            assert list(pool.map(lambda at: read_at(file.fileno(), 4, 4 * at[0]), places)) == [at[1] for at in places]

@@ -10,14 +10,19 @@ import os
 import re
 import shutil
 import stat
+import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vsrn.errors import DataError
 
 # Windows has neither; there, links need an administrator and pipes have no names in folders.
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+# Elsewhere line ends are left alone anyway.
+_BINARY = getattr(os, "O_BINARY", 0)
+# A file of Windows has one place for all threads.
+_ONE_AT_A_TIME = threading.Lock()
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -28,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("rb+") as written:  # Windows syncs only what may be written
             os.fsync(written.fileno())
         temporary.replace(path)
     finally:
@@ -99,11 +104,46 @@ def open_plain(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
     A link in the last part of the path is not followed, and a pipe is not waited for. Raises `OSError`, with
     `errno.ELOOP` for a link and `errno.EINVAL` for what else is no regular file.
     """
-    descriptor = os.open(path, flags | _NO_LINKS, mode)
+    descriptor = os.open(path, flags | _NO_LINKS | _BINARY, mode)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return descriptor
+
+
+def take_lock(path: Path) -> Callable[[], None]:
+    """Hold a lock file until what this gives is called, or until the process ends, however it ends.
+
+    Raises `BlockingIOError` where another holds it, and what `open_plain` raises, as for a link.
+    """
+    # Only who writes waits for this package.
+    import filelock  # noqa: PLC0415
+
+    os.close(open_plain(path, os.O_RDWR | os.O_CREAT))
+    lock = filelock.FileLock(path, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise BlockingIOError(errno.EAGAIN, "another process holds it", str(path)) from error
+    return lock.release
+
+
+def read_at(descriptor: int, size: int, start: int) -> bytes:
+    """Up to `size` bytes of an open file from `start` on; threads may share the file."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, start)
+    with _ONE_AT_A_TIME:
+        os.lseek(descriptor, start, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+def write_at(descriptor: int, content: bytes | memoryview, start: int) -> int:
+    """Write to an open file from `start` on; gives how many bytes were written."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, content, start)
+    with _ONE_AT_A_TIME:
+        os.lseek(descriptor, start, os.SEEK_SET)
+        return os.write(descriptor, content)
 
 
 def read_plain(path: Path) -> bytes:

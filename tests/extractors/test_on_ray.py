@@ -16,8 +16,8 @@ from shy import Shy, contents, vsrn_extract
 from vsrn.data.photos import PhotoFile
 from vsrn.data.region_writer import SkippedPhoto
 from vsrn.errors import PhotoError
-from vsrn.extractors.extract import SettledBatch, prepare_or_refuse
-from vsrn.extractors.ray import _pack, _pack_photos, _unpack, _unpack_photos
+from vsrn.extractors.extract import ExtractedBatch, prepare_or_refuse
+from vsrn.extractors.ray import batch_of_columns, columns_of_batch, columns_of_photos, photos_of_columns
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
@@ -131,13 +131,13 @@ def test_without_ray_one_sentence_says_how_to_get_it(
     assert not (tmp_path / "store").exists()
 
 
-def test_a_list_of_photos_survives_the_journey_as_bytes() -> None:
+def test_a_list_of_photos_survives_the_journey_as_columns() -> None:
     """Needs no Ray: names that are no UTF-8 and reasons not to open a file reach the actor."""
     sent = [
         PhotoFile("caf\\xe9.jpg", Path(os.fsdecode(b"photos/caf\xe9.jpg"))),
         PhotoFile("out.jpg", Path("photos/out.jpg"), PhotoError("out.jpg is a link that leads out.", "link")),
     ]
-    got = _unpack_photos(_pack_photos(sent))
+    got = photos_of_columns(columns_of_photos(sent))
     assert [(photo.id, photo.path) for photo in got] == [(photo.id, photo.path) for photo in sent]
     assert got[0].refusal is None
     assert got[1].refusal is not None
@@ -148,13 +148,13 @@ def test_a_list_of_photos_survives_the_journey_as_bytes() -> None:
 
 
 @pytest.mark.parametrize("num_photos", [0, 1, 5])
-def test_a_settled_batch_survives_the_journey_as_bytes(num_photos: int) -> None:
+def test_a_settled_batch_survives_the_journey_as_columns(num_photos: int) -> None:
     """Needs no Ray: what an actor sends is what the writer gets, photos of one and of two regions alike."""
     shy = Shy()
     photos = [np.full(3, number, np.float32) for number in range(num_photos)]
     ids = [f"{number}.png" for number in range(num_photos)]
-    sent = SettledBatch(ids, shy(photos), [SkippedPhoto("x.png", "it is no photo", "no-photo")])
-    got = _unpack(_pack(sent), shy)
+    sent = ExtractedBatch(ids, shy(photos), [SkippedPhoto("x.png", "it is no photo", "no-photo")])
+    got = batch_of_columns(columns_of_batch(sent))
     assert (got.ids, got.skipped) == (sent.ids, sent.skipped)
     for one, other in zip(sent.regions, got.regions, strict=True):
         assert one.scores is not None

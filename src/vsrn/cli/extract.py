@@ -154,9 +154,9 @@ class Bars:
         self.what: str | None = None
         self.bar: ProgressBar | None = None
 
-    def at(self, split: str, settled: int, total: int) -> None:
+    def at(self, split: str, done: int, total: int) -> None:
         """A split has so many of its photos finished."""
-        self._show(f"extracting {split}", "photos", settled, total)
+        self._show(f"extracting {split}", "photos", done, total)
 
     def looked_through(self, done: int, total: int) -> None:
         """So many bytes of all files have been looked through."""

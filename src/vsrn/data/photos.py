@@ -59,6 +59,8 @@ LEAST_MEMORY = 300_000_000
 # unpacked, at about 100 megapixels a second. So many times the limit are.
 JPEG_EXCESS = 10
 READ_TRIES = 3
+# Windows has no pipes among files, and must be told not to change line ends.
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -196,7 +198,7 @@ def read_photo(
 
 def _read_once(path: Path, name: str) -> FileContent | None:
     """Read a file; None where it changed meanwhile."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):

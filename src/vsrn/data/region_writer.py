@@ -15,13 +15,12 @@ whoever opens the split next does what is left of that; `_ims.npy`, by which a s
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self, TypeVar
@@ -34,12 +33,12 @@ from vsrn.data.region_store import SkippedPhoto, StoreInfo, per_image
 from vsrn.data.regions import RegionNames, Regions, padded
 from vsrn.data.shards import FEATURES_FILE, SHARD_FILE, SplitHeader
 from vsrn.errors import DataError
-from vsrn.files import open_or_make, sync_folder, write_all, write_synced
+from vsrn.files import open_or_make, sync_folder, take_lock, write_all, write_synced
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _Line = TypeVar("_Line")
 COUNTS = "_counts.npy"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 class GrowingArray:
@@ -129,22 +128,24 @@ class RegionWriter:
         self.folder, self.split, self.header = Path(folder), split, header
         self.ids: list[str] = []
         self.skipped: list[SkippedPhoto] = []
-        with _told_of_full_disk(self.folder):
+        with _named_full_disk(self.folder):
             _make_folder(self.folder)
             finish_interrupted(self.folder, split)
             if (self.folder / f"{split}{FEATURES_FILE}").exists():
                 raise DataError(f"{self.folder} already holds a split '{split}'; choose another -o.")
-            self._journal = _open_journal(self._partial("_journal.jsonl"))
-            try:
+            with ExitStack() as opened:
+                opened.callback(_lock(self.folder, split))
+                self._journal = opened.enter_context(open_or_make(self._partial("_journal.jsonl")))
                 self._replay()
-                self._arrays = self._open_arrays()
-            except BaseException:
-                self._journal.close()
-                raise
+                self._arrays = {}
+                for name, kind in self._kinds().items():
+                    self._arrays[name] = GrowingArray(self._partial(name), *kind, len(self.ids))
+                    opened.callback(self._arrays[name].close)
+                self._opened = opened.pop_all()
 
     @property
     def num_seen(self) -> int:
-        """Photos that are settled, done or skipped."""
+        """Photos that are finished: extracted or skipped."""
         return len(self.ids) + len(self.skipped)
 
     def append(self, ids: Sequence[str], regions: Sequence[Regions], skipped: Sequence[SkippedPhoto] = ()) -> None:
@@ -154,7 +155,7 @@ class RegionWriter:
 
         Raises `DataError` where the disk is full; what was appended before is kept.
         """
-        with _told_of_full_disk(self.folder):
+        with _named_full_disk(self.folder):
             if ids:
                 for name, rows in self._rows(regions).items():
                     self._arrays[name].append(rows)
@@ -182,7 +183,7 @@ class RegionWriter:
             texts["_skipped.json"] = msgspec.json.format(msgspec.json.encode(self.skipped)) + b"\n"
         if self.header.shard is not None:
             texts[SHARD_FILE] = msgspec.json.format(msgspec.json.encode(self.header)) + b"\n"
-        with _told_of_full_disk(self.folder):
+        with _named_full_disk(self.folder):
             for array in self._arrays.values():
                 array.seal()
             for name, content in texts.items():
@@ -192,20 +193,24 @@ class RegionWriter:
             # The features go last: a split whose features have their name is complete.
             in_order = sorted(published, key=lambda name: (name == FEATURES_FILE, name))
             self._acknowledge(_Publish(in_order))
+            for array in self._arrays.values():
+                array.close()  # Windows renames no open file
+            self._journal.close()
             _publish(self.folder, self.split, in_order)
         self.close()
 
     def discard(self) -> None:
         """Take back everything: as if the split had never been begun."""
-        for path in [self._partial(name) for name in self._arrays] + [self._partial("_journal.jsonl")]:
-            path.unlink(missing_ok=True)
+        self._journal.close()
+        for name, array in self._arrays.items():
+            array.close()
+            self._partial(name).unlink(missing_ok=True)
+        self._partial("_journal.jsonl").unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
         """Close the files; an unfinished split can be continued later."""
-        for array in self._arrays.values():
-            array.close()
-        self._journal.close()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -270,14 +275,14 @@ class RegionWriter:
         counts = np.lib.format.open_memmap(self._partial(COUNTS), mode="r")
         return bool((counts == self.header.num_regions).all())
 
-    def _open_arrays(self) -> dict[str, GrowingArray]:
-        header, rows = self.header, len(self.ids)
+    def _kinds(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Type and shape of a row of each array."""
+        header = self.header
         kinds: dict[str, tuple[str, tuple[int, ...]]] = {
             array.suffix: (array.dtype, (header.num_regions, *array.row_shape(header.feature_dim)))
             for array in header.arrays()
         }
-        kinds[COUNTS] = ("<i4", ())
-        return {name: GrowingArray(self._partial(name), *kind, rows) for name, kind in kinds.items()}
+        return kinds | {COUNTS: ("<i4", ())}
 
 
 def check_split_name(split: str) -> None:
@@ -298,10 +303,14 @@ def finish_interrupted(folder: Path, split: str) -> None:
     path = _partial(folder, split, "_journal.jsonl")
     if not path.exists():
         return
-    with _open_journal(path) as journal:
-        lines, _ = _read_journal(journal)
+    release = _lock(folder, split)
+    try:
+        with open_or_make(path) as journal:
+            lines, _ = _read_journal(journal)
         if lines and lines[-1].startswith(b'{"publish"'):
             _publish(folder, split, _decode(folder, split, lines[-1], _Publish).publish)
+    finally:
+        release()
 
 
 def _partial(folder: Path, split: str, name: str) -> Path:
@@ -329,14 +338,25 @@ def _publish(folder: Path, split: str, names: Sequence[str]) -> None:
     sync_folder(folder)
 
 
-def _open_journal(path: Path) -> io.FileIO:
-    journal = open_or_make(path)
+def _lock(folder: Path, split: str) -> Callable[[], None]:
+    """Hold the lock of a split; gives what releases it. Raises `DataError` where another process holds it."""
+    path = folder / f"{split}_journal.jsonl.lock"
     try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        release = take_lock(path)
     except BlockingIOError as error:
-        journal.close()
-        raise DataError(f"{path} is being written by another vsrn extract; wait for it or stop it.") from error
-    return journal
+        journal = _partial(folder, split, "_journal.jsonl")
+        raise DataError(f"{journal} is being written by another vsrn extract; wait for it or stop it.") from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise DataError(f"{path} is a link, and may lead out of the folder; delete it.") from error
+
+    def release_and_delete() -> None:
+        if os.name != "nt":  # where a file cannot be deleted while it is open
+            path.unlink(missing_ok=True)
+        release()
+
+    return release_and_delete
 
 
 def _read_journal(journal: io.FileIO) -> tuple[list[bytes], int]:
@@ -352,7 +372,7 @@ def _lines(texts: Sequence[str]) -> bytes:
 
 
 @contextmanager
-def _told_of_full_disk(folder: Path) -> Iterator[None]:
+def _named_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

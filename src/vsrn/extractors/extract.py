@@ -34,7 +34,7 @@ _Ready = TypeVar("_Ready")
 
 
 @dataclass(frozen=True)
-class SettledBatch:
+class ExtractedBatch:
     """What became of neighbouring photos: each has its regions or its reason.
 
     ids      photos that could be read
@@ -47,8 +47,8 @@ class SettledBatch:
     skipped: list[SkippedPhoto]
 
 
-# Called as batches(photos, extractor, batch_size, workers): settled batches of that size, in order.
-BatchMaker = Callable[[Sequence[PhotoFile], RegionExtractor, int, int], Iterator[SettledBatch]]
+# Called as batches(photos, extractor, batch_size, workers): finished batches of that size, in order.
+BatchMaker = Callable[[Sequence[PhotoFile], RegionExtractor, int, int], Iterator[ExtractedBatch]]
 
 
 def prepare_or_refuse(extractor: RegionExtractor, photo: PhotoFile) -> Prepared | PhotoError:
@@ -61,13 +61,13 @@ def prepare_or_refuse(extractor: RegionExtractor, photo: PhotoFile) -> Prepared 
         return error
 
 
-def settle(
+def extract_batch(
     extractor: RegionExtractor, photos: Sequence[PhotoFile], prepared: Sequence[Prepared | PhotoError]
-) -> SettledBatch:
+) -> ExtractedBatch:
     """The dear half: the network, on those photos of a batch that could be read."""
     pairs = list(zip(photos, prepared, strict=True))
     readable = [(photo, got) for photo, got in pairs if not isinstance(got, PhotoError)]
-    return SettledBatch(
+    return ExtractedBatch(
         ids=[photo.id for photo, _ in readable],
         regions=extractor([got for _, got in readable]),
         skipped=[SkippedPhoto(photo.id, str(got), got.kind) for photo, got in pairs if isinstance(got, PhotoError)],
@@ -104,13 +104,13 @@ def made_ready(
 
 def local_batches(
     photos: Sequence[PhotoFile], extractor: RegionExtractor, batch_size: int, workers: int
-) -> Iterator[SettledBatch]:
+) -> Iterator[ExtractedBatch]:
     """Settle batches one after the other, with `workers` threads preparing a few of them ahead."""
     for batch, prepared in made_ready(photos, partial(prepare_or_refuse, extractor), batch_size, workers):
-        yield settle(extractor, batch, prepared)
+        yield extract_batch(extractor, batch, prepared)
 
 
-# Called as progress(split, settled, total): once before the first batch and again after each.
+# Called as progress(split, done, total): once before the first batch and again after each.
 ProgressCallback = Callable[[str, int, int], None]
 
 
@@ -120,7 +120,7 @@ class ExtractionReport:
 
     num_done      photos that have a row
     skipped       photos that have none, and why; also in `{split}_skipped.json`
-    num_resumed   photos that an earlier, interrupted run had settled
+    num_resumed   photos that an earlier, interrupted run had finished
     already_done  whether the split was found finished
     """
 
@@ -149,12 +149,12 @@ def extract(
     captions    by photo id, each on one line; those of the extracted photos are written beside the regions
     shard       (i, n): only the i-th of n blocks of `photos`, into `shard_folder(folder, i, n)`; the list,
                 its captions and `batch_size` must be the same for all n. Such a block may come out empty.
-    batch_size  photos settled at a time; what a kill costs at most
+    batch_size  photos finished at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor
-    batches     who settles them: this process, or a Ray cluster (`vsrn.extractors.ray`)
+    batches     who extracts them: this process, or a Ray cluster (`vsrn.extractors.ray`)
 
     A photo that cannot be read is skipped and reported. Killed at any moment and called again, it goes on
-    behind the last batch it had settled. Small weights that the user named are copied into the store. Raises
+    after the last batch it had finished. Small weights that the user named are copied into the store. Raises
     `DataError` where the split was made from other photos or by another extractor, where the store keeps other
     weights, where no photo could be read, or where the disk is full; `ConfigError` where `batch_size` or `workers`
     is below 1, or `shard` not within 1..n.
@@ -173,12 +173,12 @@ def extract(
     if weights is not None:
         check_same_weights(folder, weights)
 
-    def settle_from(start: int) -> Iterator[SettledBatch]:
+    def batches_from(start: int) -> Iterator[ExtractedBatch]:
         return batches(photos[start:], extractor, batch_size, workers)
 
     ids = [photo.id for photo in photos]
     report = write_split(
-        folder, split, header, ids, settle_from, captions=captions, names=extractor.names, progress=progress
+        folder, split, header, ids, batches_from, captions=captions, names=extractor.names, progress=progress
     )
     if weights is not None:
         keep_weights(weights, folder)
@@ -190,16 +190,16 @@ def write_split(
     split: str,
     header: SplitHeader,
     ids: Sequence[str],
-    settle_from: Callable[[int], Iterator[SettledBatch]],
+    batches_from: Callable[[int], Iterator[ExtractedBatch]],
     *,
     captions: Mapping[str, Sequence[str]] | None,
     names: RegionNames | None = None,
     progress: ProgressCallback | None,
 ) -> ExtractionReport:
-    """Write a split, or what is left of it, from settled batches, wherever they come from.
+    """Write a split, or what is left of it, from extracted batches, wherever they come from.
 
     ids          of the photos, or of the shard's
-    settle_from  called with the number of photos settled before: batches of the others, in order
+    batches_from  called with the number of photos finished before: batches of the others, in order
     captions     by photo id
     names        of the regions' classes and attributes
 
@@ -212,7 +212,7 @@ def write_split(
         num_resumed = writer.num_seen
         seen = partial(progress or _no_progress, split)
         seen(num_resumed, len(ids))
-        for batch in settle_from(num_resumed):
+        for batch in batches_from(num_resumed):
             writer.append(batch.ids, batch.regions, batch.skipped)
             seen(writer.num_seen, len(ids))
         if not writer.ids and header.shard is None:
@@ -362,5 +362,5 @@ def check_settings(batch_size: int, workers: int) -> None:
             raise ConfigError(f"--{name} is {value}; it must be 1 or more.")
 
 
-def _no_progress(split: str, settled: int, total: int) -> None:
+def _no_progress(split: str, done: int, total: int) -> None:
     """Nobody is watching."""

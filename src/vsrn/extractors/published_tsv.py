@@ -31,14 +31,15 @@ from vsrn.data.regions import Regions
 from vsrn.data.shards import SplitHeader
 from vsrn.errors import DataError
 from vsrn.extractors.extract import (
+    ExtractedBatch,
     ExtractionReport,
     ProgressCallback,
-    SettledBatch,
     check_settings,
     choose_splits,
     made_ready,
     write_split,
 )
+from vsrn.files import read_at
 from vsrn.metrics import FloatArray
 
 FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
@@ -110,7 +111,7 @@ class TsvFiles:
         `num_boxes` finite boxes within the photo and as many features that half precision can hold.
         """
         line = self.lines[image_id]
-        fields = os.pread(line.file, line.length, line.start).rstrip(b"\r\n").split(b"\t")
+        fields = read_at(line.file, line.length, line.start).rstrip(b"\r\n").split(b"\t")
         if len(fields) != len(FIELDS):
             raise DataError(f"{line.place} has {len(fields)} fields, not {len(FIELDS)}; {_LAYOUT}")
         boxes = _table(fields[4], "boxes", line)
@@ -135,7 +136,7 @@ class TsvFiles:
         """Note every line of a file; gives, now and then, how many bytes of it are done."""
         try:
             raw = self._files.enter_context(path.open("rb"))
-            magic = os.pread(raw.fileno(), 4, 0)
+            magic = read_at(raw.fileno(), 4, 0)
             if magic == b"PK\x03\x04":
                 raise DataError(f"{path} is a zip archive; unpack it first.")
             copy = source = cast("IO[bytes]", raw)
@@ -243,7 +244,7 @@ def import_tsv(
 ) -> ExtractionReport:
     """All photos of the files into one split of the region store `folder`, in their order, without captions.
 
-    batch_size  photos settled at a time; what a kill costs at most
+    batch_size  photos finished at a time; what a kill costs at most
     workers     threads that read ahead
 
     Killed at any moment and called again, it goes on. Raises `DataError` where a line is wrong (`TsvFiles.read`),
@@ -344,10 +345,10 @@ def _write(
             )
         return regions
 
-    def settle_from(start: int) -> Iterator[SettledBatch]:
+    def batches_from(start: int) -> Iterator[ExtractedBatch]:
         for batch, got in made_ready(list(lines)[start:], read, batch_size, workers):
             pairs = [(photo_id, one) for photo_id, one in zip(batch, got, strict=True) if isinstance(one, Regions)]
             skipped = [one for one in got if isinstance(one, SkippedPhoto)]
-            yield SettledBatch([photo_id for photo_id, _ in pairs], [regions for _, regions in pairs], skipped)
+            yield ExtractedBatch([photo_id for photo_id, _ in pairs], [regions for _, regions in pairs], skipped)
 
-    return write_split(Path(folder), split, header, list(lines), settle_from, captions=captions, progress=progress)
+    return write_split(Path(folder), split, header, list(lines), batches_from, captions=captions, progress=progress)

@@ -1,11 +1,11 @@
-"""The same extraction on the machines of a Ray cluster (`pip install '.[ray]'`).
+"""Extraction on the machines of a Ray cluster (`pip install '.[ray]'`).
 
     with ray_batches("local") as batches:              # or the address of a cluster
         extract(photos, extractor, "store/", "train", batches=batches)
 
 Ray Data carries batches of photo paths to actors, each of which holds an extractor and calls the same
-`prepare_or_refuse` and `settle` as a process alone does. The settled batches stream back in order to the one
-writer, so the store is the same, and a killed run goes on behind the last batch written. Photos must be where the
+`prepare_or_refuse` and `extract_batch` as a process alone does. The batches come back in order to the one
+writer, so the store is the same, and a killed run goes on after the last batch written. Photos must be where the
 actors can open them by the same path, on a shared disk; the store needs to be seen by this process only.
 """
 
@@ -16,41 +16,26 @@ import logging
 import os
 import platform
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from vsrn.data.photos import PhotoFile
 from vsrn.data.region_store import SkippedPhoto
-from vsrn.data.regions import Regions
-from vsrn.errors import ConfigError, DataError, PhotoError, SkipKind, VsrnError
+from vsrn.data.regions import ARRAYS, Regions
+from vsrn.errors import ConfigError, DataError, PhotoError, VsrnError
 from vsrn.extractors.base import ExtractorFiles, RegionExtractor, make_extractor
-from vsrn.extractors.extract import BatchMaker, SettledBatch, cut, prepare_or_refuse, settle
+from vsrn.extractors.extract import BatchMaker, ExtractedBatch, cut, extract_batch, prepare_or_refuse
 
 LOCAL = "local"
 # Ray Data keeps a few hundred bytes here for each batch of a dataset, so a long list becomes several of them.
 _BATCHES_A_DATASET = 8192
 _SECONDS_TO_ANSWER = 10.0
-
-
-class _Settled(msgspec.Struct, frozen=True):
-    """A settled batch as bytes; half precision is what the writer would round to in any case."""
-
-    ids: list[str]
-    counts: list[int]
-    features: bytes
-    boxes: bytes
-    scores: bytes | None
-    classes: bytes | None
-    attributes: bytes | None
-    skipped: list[SkippedPhoto]
 
 
 @contextmanager
@@ -67,7 +52,7 @@ def ray_batches(address: str) -> Iterator[BatchMaker]:
     if started:
         _connect(ray, address)
     try:
-        yield _settle_on_ray
+        yield _batches_on_ray
     finally:
         if started:
             ray.shutdown()
@@ -90,7 +75,7 @@ def _connect(ray: Any, address: str) -> None:
     if address == LOCAL:
         quiet["include_dashboard"] = False
     try:
-        _knock(address)
+        _check_answers(address)
         ray.init(address=address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -100,37 +85,37 @@ def _connect(ray: Any, address: str) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def _check_answers(address: str) -> None:
     """Raise `OSError` where nobody listens: Ray itself would go on trying for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
 
 
-def _settle_on_ray(
+def _batches_on_ray(
     photos: Sequence[PhotoFile],
     extractor: RegionExtractor,
     batch_size: int,
     workers: int,  # noqa: ARG001  # a `BatchMaker` is told
-) -> Iterator[SettledBatch]:
+) -> Iterator[ExtractedBatch]:
     batches = cut(photos, batch_size)
     sample = next((photo.path for photo in photos if photo.refusal is None and photo.path.is_file()), None)
     named = (extractor.name, extractor.files, extractor.fingerprint)
     arguments = (*named, str(Path.cwd()), str(sample or ""), torch.get_num_threads())
     while window := list(islice(batches, _BATCHES_A_DATASET)):
-        for batch, settled in zip(window, _run(window, arguments), strict=True):
-            got = _unpack(settled, extractor)
+        for batch, row in zip(window, _run(window, arguments), strict=True):
+            got = batch_of_columns(row)
             assert len(got.ids) + len(got.skipped) == len(batch)
             yield got
 
 
-def _run(window: Sequence[Sequence[PhotoFile]], arguments: tuple[Any, ...]) -> Iterator[bytes]:
-    """The bytes of each settled batch, in order."""
+def _run(window: Sequence[Sequence[PhotoFile]], arguments: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+    """What an actor gives of each batch, in order."""
     ray, data = importlib.import_module("ray"), importlib.import_module("ray.data")
     context = data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    items = [{"place": place, "photos": _pack_photos(batch)} for place, batch in enumerate(window)]
+    items = [{"place": place, **columns_of_photos(batch)} for place, batch in enumerate(window)]
     cpus, actors = _shares(ray, threads=arguments[-1], at_most=len(items))
     dataset = data.from_items(items, override_num_blocks=len(items)).map(
         _Actor,
@@ -142,7 +127,7 @@ def _run(window: Sequence[Sequence[PhotoFile]], arguments: tuple[Any, ...]) -> I
         if row["refusal"]:
             raise DataError(row["refusal"])
         assert row["place"] == place
-        yield row["settled"]
+        yield row
 
 
 def _shares(ray: Any, *, threads: int, at_most: int) -> tuple[int, int]:
@@ -155,13 +140,13 @@ def _shares(ray: Any, *, threads: int, at_most: int) -> tuple[int, int]:
 class _Actor:
     """An extractor in a process of its own.
 
-    What is wrong with its machine it says in answer to its first batch: Ray buries an actor that raises.
+    What is wrong with its machine it says in answer to its first batch: Ray hides the error of an actor that raises.
     """
 
     def __init__(
         self, name: str, files: ExtractorFiles, fingerprint: str, folder: str, sample: str, threads: int
     ) -> None:
-        """Stand where the driver stands, so that a path means the same photo and reads the same in a message.
+        """Go to the folder of the process that asked, so that a path means the same photo, also in a message.
 
         sample   a photo that the driver can see
         threads  of the driver's torch: the last bits of a network's output depend on their number
@@ -184,12 +169,12 @@ class _Actor:
             self.refusal = str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        settled = b""
-        if not self.refusal:
-            photos = _unpack_photos(row["photos"])
-            prepared = [prepare_or_refuse(self.extractor, photo) for photo in photos]
-            settled = _pack(settle(self.extractor, photos, prepared))
-        return {"place": row["place"], "refusal": self.refusal, "settled": settled}
+        place = {"place": row["place"], "refusal": self.refusal}
+        if self.refusal:
+            return place
+        photos = photos_of_columns(row)
+        prepared = [prepare_or_refuse(self.extractor, photo) for photo in photos]
+        return place | columns_of_batch(extract_batch(self.extractor, photos, prepared))
 
 
 def _go_where_photos_are(folder: str, sample: str) -> None:
@@ -204,52 +189,57 @@ def _go_where_photos_are(folder: str, sample: str) -> None:
         ) from error
 
 
-def _pack_photos(photos: Sequence[PhotoFile]) -> bytes:
-    # A path need not be text that Arrow would take.
-    refusals = [None if photo.refusal is None else (str(photo.refusal), photo.refusal.kind) for photo in photos]
-    return msgspec.msgpack.encode(
-        [(photo.id, os.fsencode(photo.path), refusal) for photo, refusal in zip(photos, refusals, strict=True)]
-    )
+def columns_of_photos(photos: Sequence[PhotoFile]) -> dict[str, Any]:
+    """A batch of photos as columns: lists of text, and paths as bytes, since a path need not be text."""
+    return {
+        "ids": [photo.id for photo in photos],
+        "paths": [os.fsencode(photo.path) for photo in photos],
+        "refusals": ["" if photo.refusal is None else str(photo.refusal) for photo in photos],
+        "kinds": ["" if photo.refusal is None else photo.refusal.kind for photo in photos],
+    }
 
 
-def _unpack_photos(packed: bytes) -> list[PhotoFile]:
-    found = msgspec.msgpack.decode(packed, type=list[tuple[str, bytes, tuple[str, SkipKind] | None]])
+def photos_of_columns(row: Mapping[str, Any]) -> list[PhotoFile]:
+    """The photos that `columns_of_photos` made columns of."""
+    columns = (row[name] for name in ("ids", "paths", "refusals", "kinds"))
     return [
-        PhotoFile(photo_id, Path(os.fsdecode(path)), None if refusal is None else PhotoError(*refusal))
-        for photo_id, path, refusal in found
+        PhotoFile(str(photo_id), Path(os.fsdecode(path)), PhotoError(refusal, kind) if refusal else None)
+        for photo_id, path, refusal, kind in zip(*columns, strict=True)
     ]
 
 
-def _pack(batch: SettledBatch) -> bytes:
-    return msgspec.msgpack.encode(
-        _Settled(
-            ids=batch.ids,
-            counts=[len(photo.features) for photo in batch.regions],
-            features=b"".join(photo.features.astype("<f2").tobytes() for photo in batch.regions),
-            boxes=b"".join(photo.boxes.astype("<f4").tobytes() for photo in batch.regions),
-            scores=_joined([photo.scores for photo in batch.regions], "<f4"),
-            classes=_joined([photo.classes for photo in batch.regions], "<i2"),
-            attributes=_joined([photo.attributes for photo in batch.regions], "<i2"),
-            skipped=batch.skipped,
-        )
+def columns_of_batch(batch: ExtractedBatch) -> dict[str, Any]:
+    """A finished batch as columns: one array a field of `Regions`, with the regions of all photos one after the other.
+
+    Features are float16 already, to which the writer would round them.
+    """
+    columns: dict[str, Any] = {
+        "ids": batch.ids,
+        "counts": [len(photo.features) for photo in batch.regions],
+        "skipped": [photo.id for photo in batch.skipped],
+        "reasons": [photo.reason for photo in batch.skipped],
+        "kinds": [photo.kind for photo in batch.skipped],
+    }
+    for array in ARRAYS:
+        values = [getattr(photo, array.name) for photo in batch.regions]
+        # All photos of a batch have a field, or none of them.
+        there = bool(values) and values[0] is not None
+        # What has no rows goes as one flat array of none, which every table can hold.
+        columns[array.name] = np.concatenate(values).astype(array.dtype).ravel() if there else np.zeros(0, array.dtype)
+    return columns
+
+
+def batch_of_columns(row: Mapping[str, Any]) -> ExtractedBatch:
+    """The batch that `columns_of_batch` made columns of."""
+    counts = [int(count) for count in row["counts"]]
+    ends = np.cumsum(counts, dtype=np.int64)[:-1]
+    split: dict[str, list[Any]] = {}
+    for array in ARRAYS:
+        values = np.asarray(row[array.name], dtype=array.dtype)
+        whole = values.reshape(sum(counts), *array.row_shape(-1)) if values.size else None
+        split[array.name] = [None] * len(counts) if whole is None else np.split(whole, ends)
+    regions = [Regions(**{name: values[place] for name, values in split.items()}) for place in range(len(counts))]
+    skipped = zip(row["skipped"], row["reasons"], row["kinds"], strict=True)
+    return ExtractedBatch(
+        [str(name) for name in row["ids"]], regions, [SkippedPhoto(*map(str, one)) for one in skipped]
     )
-
-
-def _joined(of_photos: Sequence[npt.NDArray[Any] | None], dtype: str) -> bytes | None:
-    """What all photos of a batch have, or none of them."""
-    there = [of_photo.astype(dtype).tobytes() for of_photo in of_photos if of_photo is not None]
-    return b"".join(there) if there else None
-
-
-def _unpack(packed: bytes, extractor: RegionExtractor) -> SettledBatch:
-    settled = msgspec.msgpack.decode(packed, type=_Settled)
-    features = np.frombuffer(settled.features, "<f2").reshape(-1, extractor.feature_dim)
-    boxes = np.frombuffer(settled.boxes, "<f4").reshape(-1, 4)
-    others = [(settled.scores, "<f4"), (settled.classes, "<i2"), (settled.attributes, "<i2")]
-    there = [None if content is None else np.frombuffer(content, dtype) for content, dtype in others]
-    ends = np.cumsum(settled.counts).tolist()
-    slices = [slice(end - count, end) for end, count in zip(ends, settled.counts, strict=True)]
-    regions = [
-        Regions(features[of], boxes[of], *(None if other is None else other[of] for other in there)) for of in slices
-    ]
-    return SettledBatch(settled.ids, regions, settled.skipped)

@@ -20,7 +20,7 @@ import numpy as np
 
 from vsrn.data.region_store import FloatArray
 from vsrn.errors import VsrnError
-from vsrn.files import open_plain
+from vsrn.files import open_plain, read_at
 from vsrn.search.database import Records
 from vsrn.search.growing import not_ours
 from vsrn.search.layout import GROWING, RECORDS_FILE, IndexInfo, growing_path, read_info, regions_size
@@ -131,7 +131,7 @@ def _is_whole(
     end = {"vectors": 2 * info.joint_dim * state.num_rows, "regions": state.regions_end}
     if descriptor is None or start + size > end.get(kind, state.thumbnails_end):
         return False
-    content = os.pread(descriptor, size, start)
+    content = read_at(descriptor, size, start)
     if len(content) != size:
         return False
     if crc is not None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from vsrn.errors import SearchError
-from vsrn.files import open_plain
+from vsrn.files import open_plain, write_at
 
 
 class GrowingFile:
@@ -31,7 +31,7 @@ class GrowingFile:
         """Write `content` after everything else; gives the place of its first byte."""
         start, rest = self.end, memoryview(content)
         while rest:
-            written = os.pwrite(self._file.fileno(), rest, self.end + len(content) - len(rest))
+            written = write_at(self._file.fileno(), rest, self.end + len(content) - len(rest))
             rest = rest[written:]
         self.end += len(content)
         return start

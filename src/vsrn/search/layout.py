@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions
 from vsrn.errors import SearchError
-from vsrn.files import open_plain, read_plain, write_atomically
+from vsrn.files import open_plain, read_at, read_plain, write_atomically
 from vsrn.metrics import FloatArray
 from vsrn.search.growing import not_ours
 from vsrn.search.records import PhotoRecord, State
@@ -142,7 +142,7 @@ def read_piece(path: Path, start: int, size: int, crc: int | None = None) -> byt
     """
     with _opened(path) as descriptor:
         there = os.fstat(descriptor).st_size
-        content = os.pread(descriptor, size, start) if start + size <= there else b""
+        content = read_at(descriptor, size, start) if start + size <= there else b""
     if len(content) != size:
         raise SearchError(f"{path} is shorter than the records say; {REMEDY}")
     if crc is not None and zlib.crc32(content) != crc:

@@ -8,8 +8,6 @@ checksums: `IndexWriter.damaged` says which photos have to be read again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 import shutil
 import zlib
@@ -25,7 +23,7 @@ import numpy as np
 from vsrn.data.region_store import FloatArray, IntArray, Regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
-from vsrn.files import open_plain, sync_folder
+from vsrn.files import sync_folder, take_lock
 from vsrn.search.damage import damaged_pieces, piece_of, stamp_of
 from vsrn.search.database import Records
 from vsrn.search.engine import Keeper
@@ -101,26 +99,19 @@ class Settled:
 
 
 class IndexLock:
-    """Held by the one process that writes to an index."""
+    """Held by the one process that writes to an index, until `release`."""
 
     def __init__(self, folder: Path) -> None:
         """Take it, and clear what killed writers left. Raises `SearchError` where another process holds it."""
         try:
-            self._handle = open_plain(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+            self.release = take_lock(folder / LOCK_FILE)
+        except BlockingIOError as error:
+            raise SearchError(f"{folder} is being written by another vsrn index; wait for it or stop it.") from error
         except OSError as error:
             raise not_ours(folder / LOCK_FILE, error) from error
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._handle)
-            raise SearchError(f"{folder} is being written by another vsrn index; wait for it or stop it.") from error
         for leftover in folder.iterdir():
             if _TEMPORARY.fullmatch(leftover.name):
                 _delete(leftover)
-
-    def release(self) -> None:
-        """Let the next one write."""
-        os.close(self._handle)
 
 
 class IndexWriter:
