@@ -10,6 +10,7 @@ import difflib
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -258,36 +259,12 @@ def config_to_toml(config: Config) -> str:
 def check_config(config: Config, where: str = "the config") -> None:
     """Raise `ConfigError`, naming the file `where`, where a field is out of range or contradicts another."""
     config_from_table(_without_none(dataclasses.asdict(config)), where)
-    loss, drops, epochs = config.loss, config.train.learning_rate_drop, config.train.epochs
-    rules = [
-        *_rules_of_kind(config.model),
-        *_network_rules(config),
-        (
-            loss.matching != "contrastive" or (not loss.warm_up_epochs and loss.negatives == "hardest"),
-            'loss.warm_up_epochs and loss.negatives are for loss.matching = "triplet"; a contrastive loss weighs every'
-            " negative of the batch by itself, so leave them out",
-        ),
-        (
-            not (loss.warm_up_epochs and loss.negatives == "all"),
-            'loss.warm_up_epochs leads to the hardest negatives, which loss.negatives = "all" never reaches;'
-            " leave one of them out",
-        ),
-        (
-            drops == sorted(set(drops)),
-            "train.learning_rate_drop must be rising epochs, such as [10, 20]",
-        ),
-        (
-            max(drops, default=0) < epochs,
-            f"train.learning_rate_drop {drops} lies beyond the last of {epochs} epochs; leave it empty ([]) to keep the"
-            " learning rate",
-        ),
-    ]
-    for holds, complaint in rules:
-        if not holds:
-            raise ConfigError(f"{where}: {complaint}.")
+    complaints = [*_fields_of_other_kinds(config.model), *_contradictions(config)]
+    if complaints:
+        raise ConfigError(f"{where}: {complaints[0]}.")
 
 
-# Which kinds of model read a field; the others must leave it as it is.
+# Which kinds of model read a field; the others must leave it at its default. A registered kind may read any field.
 _READ_BY = {
     **dict.fromkeys(("reasoning_layers", "aggregator", "normalisation", "captioner"), ("vsrn",)),
     **dict.fromkeys(("text_encoder", "caption_bidirectional", "caption_aggregator"), ("vsrn", "vsepp")),
@@ -297,44 +274,44 @@ _READ_BY = {
 }
 
 
-def _rules_of_kind(model: ModelConfig) -> list[tuple[bool, str]]:
-    """Whether each field that another kind reads is left at its default, and the complaint where it is not."""
-    if model.kind not in ("vsrn", "vsepp", "scan"):
-        # A registered model may read any field.
-        return []
-    rules = []
-    for name, kinds in _READ_BY.items():
-        value, default = getattr(model, name), getattr(ModelConfig(), name)
+def _fields_of_other_kinds(model: ModelConfig) -> Iterator[str]:
+    """A complaint for each field that is set and that this kind of model does not read."""
+    for name, kinds in _READ_BY.items() if model.kind in ("vsrn", "vsepp", "scan") else ():
+        value = getattr(model, name)
         off = isinstance(value, CaptionerConfig) and not value.enabled
-        readers = " and ".join(f'"{kind}"' for kind in kinds)
-        complaint = f'model.{name} is read by model.kind = {readers} alone; leave it out of a "{model.kind}"'
-        rules.append((model.kind in kinds or value == default or off, complaint))
-    return rules
+        if not (model.kind in kinds or value == getattr(ModelConfig(), name) or off):
+            readers = " and ".join(f'"{kind}"' for kind in kinds)
+            yield f'model.{name} is read by model.kind = {readers} alone; leave it out of a "{model.kind}"'
 
 
-def _network_rules(config: Config) -> list[tuple[bool, str]]:
-    """Whether each rule for a model of photos holds, and the complaint where it does not."""
-    data, network, epochs = config.data, config.model.network, config.train.epochs
-    return [
-        (
-            bool(network.name) or not (data.photos or data.annotations),
-            "data.photos and data.annotations are for a model that reads photos; set model.network.name",
-        ),
-        (
-            not (network.name and data.path),
-            "model.network reads photos: name data.photos and data.annotations instead of data.path",
-        ),
-        (
-            not network.name or (data.region_order == "stored" and not config.train.drop_regions),
-            "data.region_order and train.drop_regions are for regions, and model.network reads photos",
-        ),
-        (bool(data.photos) == bool(data.annotations), "data.photos and data.annotations go together; name both"),
-        (network.crop_size <= network.photo_size, "model.network.crop_size must be at most model.network.photo_size"),
-        (
-            (network.fine_tune_after or 0) < epochs,
-            f"model.network.fine_tune_after must be below the {epochs} epochs; leave it out to keep the network frozen",
-        ),
-    ]
+def _contradictions(config: Config) -> Iterator[str]:
+    """A complaint for each pair of fields that cannot both be as they are."""
+    data, network, loss, train = config.data, config.model.network, config.loss, config.train
+    drops, epochs = train.learning_rate_drop, train.epochs
+    if loss.matching == "contrastive" and (loss.warm_up_epochs or loss.negatives != "hardest"):
+        yield (
+            'loss.warm_up_epochs and loss.negatives are for loss.matching = "triplet"; a contrastive loss weighs every'
+            " negative of the batch by itself, so leave them out"
+        )
+    if loss.warm_up_epochs and loss.negatives == "all":
+        yield 'loss.warm_up_epochs leads to the hardest negatives, not to loss.negatives = "all"; leave one of them out'
+    if drops != sorted(set(drops)):
+        yield "train.learning_rate_drop must be rising epochs, such as [10, 20]"
+    if max(drops, default=0) >= epochs:
+        where = f"train.learning_rate_drop {drops} lies beyond the last of {epochs} epochs"
+        yield f"{where}; leave it empty ([]) to keep the learning rate"
+    if not network.name and (data.photos or data.annotations):
+        yield "data.photos and data.annotations are for a model that reads photos; set model.network.name"
+    if network.name and data.path:
+        yield "model.network reads photos: name data.photos and data.annotations instead of data.path"
+    if network.name and (data.region_order != "stored" or train.drop_regions):
+        yield "data.region_order and train.drop_regions are for regions, and model.network reads photos"
+    if bool(data.photos) != bool(data.annotations):
+        yield "data.photos and data.annotations go together; name both"
+    if network.crop_size > network.photo_size:
+        yield "model.network.crop_size must be at most model.network.photo_size"
+    if (network.fine_tune_after or 0) >= epochs:
+        yield f"model.network.fine_tune_after must be below the {epochs} epochs; leave it out to freeze the network"
 
 
 def _check_names(table: dict[str, Any], kind: type, where: str, prefix: str) -> None:
@@ -354,26 +331,24 @@ def _check_names(table: dict[str, Any], kind: type, where: str, prefix: str) -> 
 
 
 def _nearest_field(name: str, prefix: str, section: list[str]) -> str | None:
-    """The field of that very name elsewhere, else one spelt alike here, else one spelt alike elsewhere."""
+    """The field of that very name elsewhere, else one spelt alike in this section, else one spelt alike elsewhere."""
     here = {known: prefix + known for known in section}
     everywhere = {dotted.rpartition(".")[2]: dotted for dotted in _dotted_fields(Config)}
     for known, cutoff in ((everywhere, 1.0), (here, 0.6), (everywhere, 0.6)):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-        if near:
-            return known[near[0]]
+        for near in difflib.get_close_matches(name, known, n=1, cutoff=cutoff):
+            return known[near]
     return None
 
 
-def _dotted_fields(kind: type, prefix: str = "") -> list[str]:
-    names = []
+def _dotted_fields(kind: type, prefix: str = "") -> Iterator[str]:
+    """Every field of a config, such as "model.captioner.cell"."""
     for entry in dataclasses.fields(kind):
         nested = _SECTIONS.get(str(entry.type))
-        names += _dotted_fields(nested, f"{prefix}{entry.name}.") if nested else [prefix + entry.name]
-    return names
+        yield from _dotted_fields(nested, f"{prefix}{entry.name}.") if nested else [prefix + entry.name]
 
 
 def _choices(place: str) -> str:
-    """What a field may hold, where that is a closed list; otherwise nothing."""
+    """A sentence with the words that a field may hold; empty where they are not a closed list."""
     kind: Any = Config
     for name in place.split("."):
         kind = get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None

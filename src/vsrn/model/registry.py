@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vsrn.config import Config, LossConfig, ModelConfig
-    from vsrn.model.base import BaseModel, BaseTextEncoder
+    from vsrn.model.base import BaseTextEncoder, MatchingModel
 
 
 class Registry:
@@ -122,11 +122,10 @@ def register_text_encoder(name: str, factory: Callable[[ModelConfig, int], BaseT
     TEXT_ENCODERS.register(name, factory)
 
 
-def register_model(name: str, factory: Callable[[ModelConfig, int], BaseModel]) -> None:
+def register_model(name: str, factory: Callable[[ModelConfig, int], MatchingModel]) -> None:
     """Add a kind of model, for `model.kind`.
 
-    factory  config of the model, size of the vocabulary -> a model. A `vsrn.model.base.MatchingModel` can be trained,
-             evaluated, indexed and searched; another `BaseModel` can be trained only.
+    factory  config of the model, size of the vocabulary -> a `vsrn.model.base.MatchingModel`
 
     Raises `ConfigError` where the name is taken.
     """
