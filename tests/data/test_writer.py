@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import killed_in_a_batch
 
-from vsrn.data.region_store import Regions, open_region_store
-from vsrn.data.region_writer import RegionWriter, SkippedPhoto, SplitHeader, digest_of
+from vsrn.data.region_store import Regions, SkippedPhoto, open_region_store
+from vsrn.data.region_writer import RegionWriter, digest_of
+from vsrn.data.shards import SplitHeader
 from vsrn.errors import DataError
 
 IDS = [f"{number}.jpg" for number in range(60)]

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -278,7 +278,7 @@ def choose_splits(dataset: Path | str, found: Iterable[str], splits: Sequence[st
 
 
 def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:
-    carried = {
+    carried: dict[str, Any] = {
         f"has_{array.name}": bool(getattr(extractor.names, array.name))
         if array.named
         else bool(getattr(extractor, f"has_{array.name}"))

@@ -23,8 +23,7 @@ from typing import IO, Self, cast
 
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto, read_karpathy
-from vsrn.data.photo_names import as_image_id, names_of
+from vsrn.data.annotations import CaptionedPhoto, as_image_id, possible_names, read_karpathy
 from vsrn.data.region_store import SkippedPhoto
 from vsrn.data.region_writer import check_split_name, digest_of
 from vsrn.data.regions import Regions
@@ -304,7 +303,7 @@ def import_tsv_karpathy(
 def _caption_lines_of(photos: Sequence[CaptionedPhoto], tsv: TsvFiles) -> dict[str, str | None]:
     """Photo id -> the image id of its line, None where it has none."""
     return {
-        photo.id: next((name for name in names_of(photo.id, photo.cocoid) if name in tsv.lines), None)
+        photo.id: next((name for name in possible_names(photo.id, photo.cocoid) if name in tsv.lines), None)
         for photo in photos
     }
 

@@ -30,7 +30,7 @@ def make(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
     `CheckpointError` where a file does not fit.
     """
     name = f"{FAMILY}:{argument}"
-    _refuse_unknown(argument)
+    _check_known(argument)
     fetched = files.weights is None
     # What timm is told of a file that was downloaded before, it reads in place of asking the hub.
     overlay = None
@@ -88,7 +88,7 @@ def _downloaded_before(argument: str) -> Path | None:
     return downloaded_before(published.url) if isinstance(published.url, str) else None
 
 
-def _refuse_unknown(argument: str) -> None:
+def _check_known(argument: str) -> None:
     known = timm.list_models()
     if argument.partition(".")[0] not in known:
         raise ConfigError(

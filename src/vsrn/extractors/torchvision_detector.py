@@ -106,7 +106,7 @@ def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
     and `CheckpointError` where a file does not fit.
     """
     name = f"{FAMILY}:{argument}"
-    _refuse_unknown(argument)
+    _check_known(argument)
     check_no_names(name, files)
     weights = get_model_weights(argument).DEFAULT
     if files.weights is None:
@@ -120,7 +120,7 @@ def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
     return DetectorExtractor(name, files, network, RegionNames(classes=weights.meta["categories"][1:]))
 
 
-def _refuse_unknown(argument: str) -> None:
+def _check_known(argument: str) -> None:
     # One-stage detectors (RetinaNet, SSD, FCOS) have nothing that describes a box.
     known = list_models(include=["fasterrcnn*", "maskrcnn*", "keypointrcnn*"])
     if argument not in known:
