@@ -44,7 +44,7 @@ def find_photos(folder: Path | str, *, leave_out: Path | None = None, follow_lin
     follow_links  whether links may lead out of `folder`; else such a link is listed with a refusal
 
     Passed over are hidden files and folders, and folders below `folder` that hold an index. What is not a photo is
-    listed all the same, so that whoever decodes it can say so. Each folder is searched once and each file listed
+    listed all the same, so that the decoder can say so. Each folder is searched once and each file listed
     once, whatever links lead to it: real folders and files go first, of hard links the first by id. A folder that
     cannot be listed and a link that leads nowhere are listed with a refusal.
 

@@ -1,8 +1,8 @@
-"""Photos from a stranger's disk: found, read, and decoded without trusting a byte of them.
+"""Photos, found, read, and decoded without trusting a byte of their files.
 
 find_photos("photos/")       every file under the folder, as (id, path)
 decode_photo("beach.jpg")    one RGB picture, upright, or a `PhotoError` that says why not
-read_photo("beach.jpg")      the same with the photo's size and date
+read_photo("beach.jpg")      that picture, with the photo's size and date
 read_file("beach.jpg")       the bytes of a file and its status, as they were at one moment
 """
 
@@ -108,7 +108,7 @@ class DecodedPhoto:
 
     pixels         8 bits a channel, RGB, upright; may be smaller than the photo
     width, height  of the photo itself, upright, in pixels
-    taken          when, by the clock of the camera that says so in EXIF; None where nobody says
+    taken          when, by the clock of the camera that says so in EXIF; None where it says none
     """
 
     pixels: Image.Image
@@ -118,7 +118,7 @@ class DecodedPhoto:
 
 
 def decode_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None) -> Image.Image:
-    """The picture of `read_photo` alone."""
+    """One photo as an upright RGB picture: `read_photo` without what the file says of it; raises what that raises."""
     return read_photo(source, max_pixels=max_pixels, target_size=target_size).pixels
 
 

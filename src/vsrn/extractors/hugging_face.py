@@ -78,7 +78,7 @@ def pixel_rules(processor: Any) -> PixelRules:
 
 
 def _is_here(source: str) -> bool:
-    """Whether a model's config lies in a folder of this name, or in the hub's cache; asks nobody."""
+    """Whether a model's config lies in a folder of this name, or in the hub's cache; the hub is not asked."""
     if Path(source).is_dir():
         return True
     cached = importlib.import_module("huggingface_hub").try_to_load_from_cache

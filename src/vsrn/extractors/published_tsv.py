@@ -47,7 +47,7 @@ MAX_BOXES = 1000
 # Within so many bytes the four short fields of a line must end.
 _LEAD_BYTES = 400
 _LARGEST_HALF = float(np.finfo(np.float16).max)
-# Rounded and regressed boxes stand out of their photo by a pixel here and there.
+# Rounded and regressed boxes reach out of their photo by a pixel here and there.
 _PIXELS_OUTSIDE = 1.5
 _WHOLE_NUMBER = re.compile(rb"[1-9][0-9]{0,8}")
 _BYTES_BETWEEN_REPORTS = 2**28
@@ -78,7 +78,7 @@ class TsvLine:
 class TsvFiles:
     """Several files as one table.
 
-    lines  by image id, in the order of the files; numbers stand without leading zeros
+    lines  by image id, in the order of the files; numbers are without leading zeros
     """
 
     def __init__(self, paths: Sequence[Path | str], unpack_in: Path, progress: ScanProgress | None = None) -> None:
@@ -323,7 +323,7 @@ def _write(
     present = [line for line in lines.values() if line is not None]
     feature_dim = tsv.read(present[0]).features.shape[1]
     header = SplitHeader(
-        # Nobody knows the weights that made published features; stores of precomputed features do not name them either.
+        # The weights that made published features are not known; stores of precomputed features do not name them either.
         extractor="",
         fingerprint="",
         photos=digest_of(list(lines)),
