@@ -26,7 +26,8 @@ def open_split_for(
     data    region store, or captions of photos, instead of the config's own
     photos  folder of photos, instead of the config's own
 
-    Raises `ConfigError` where neither config nor arguments say where the data is, and `DataError` where it cannot be read.
+    Raises `ConfigError` where neither config nor arguments say where the data is, and `DataError` where it cannot be
+    read.
     """
     if not config.model.network.name:
         if not (data or config.data.path):

@@ -323,7 +323,7 @@ def _write(
     present = [line for line in lines.values() if line is not None]
     feature_dim = tsv.read(present[0]).features.shape[1]
     header = SplitHeader(
-        # The weights that made published features are not known; stores of precomputed features do not name them either.
+        # The weights that made published features are not known.
         extractor="",
         fingerprint="",
         photos=digest_of(list(lines)),

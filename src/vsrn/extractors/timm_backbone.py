@@ -74,7 +74,7 @@ def _classifier_of(network: Any) -> tuple[str, ...]:
 
 
 def _downloaded_before(argument: str) -> Path | None:
-    """The file of a network's published weights in the caches of the hubs that timm asks, or None; the hubs are not asked."""
+    """The file of a network's published weights in the caches of timm's hubs, or None; the hubs are not asked."""
     published = timm.get_pretrained_cfg(argument, allow_unregistered=True)
     if published is None:
         return None
