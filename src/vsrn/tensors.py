@@ -34,7 +34,7 @@ _Network = TypeVar("_Network")
 
 
 class _Ignored:
-    """Takes the place of a value that nobody asks for, such as the best accuracy as a number of numpy."""
+    """Takes the place of a value that is not used, such as the best accuracy as a number of numpy."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -210,7 +210,7 @@ def from_hub(name: str, load: Callable[[], _Network]) -> _Network:
 def not_here(name: str) -> ConfigError:
     """The error where an extractor's weights are not on this machine and may not be downloaded.
 
-    name  as `vsrn extract --extractor` takes it; it may be a stranger's, so it is escaped
+    name  as `vsrn extract --extractor` takes it; it may come from somebody else's file, so it is escaped
     """
     shown = repr(name[:200])[1:-1]
     return ConfigError(

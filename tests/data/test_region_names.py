@@ -12,7 +12,7 @@ from shy import NUM_PHOTOS, UNREADABLE, Shy, extract_part, save_photos
 from vsrn.data.region_store import RegionNames, open_region_store
 from vsrn.errors import DataError
 from vsrn.extractors.base import prepare_photo
-from vsrn.extractors.bottom_up.names import read_region_names
+from vsrn.extractors.bottom_up.extractor import read_region_names
 
 
 @pytest.fixture

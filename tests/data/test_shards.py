@@ -23,10 +23,13 @@ from shy import (
     extract_part,
     extract_shards,
     save_photos,
+    vsrn,
     vsrn_extract,
 )
+from training_runs import assert_same_run, train
 
 from vsrn.cli import main
+from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig
 from vsrn.data.photos import PhotoFile
 from vsrn.data.region_store import RegionStore, open_region_store, splits_of
 from vsrn.data.regions import ARRAYS, Regions
@@ -130,6 +133,26 @@ def test_more_shards_than_files_a_process_may_open(photos: list[PhotoFile], tmp_
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert "(14, 2, 3)" in done.stdout
+
+
+def test_a_run_on_shards_is_the_run_on_one_store_and_is_evaluated_alike(
+    photos: list[PhotoFile], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract_part(photos, tmp_path / "alone")
+    extract_shards(photos, tmp_path / "parts", 5)
+    evaluated = []
+    for name in ("alone", "parts"):
+        config = Config(
+            data=DataConfig(path=str(tmp_path / name), validation="train", min_count=1),
+            model=ModelConfig(joint_dim=8, word_dim=4, captioner=CaptionerConfig(enabled=False)),
+            train=TrainConfig(batch_size=8, epochs=2, learning_rate_drop=[], device="cpu"),
+        )
+        train(config, tmp_path / f"run-{name}")
+        capsys.readouterr()
+        assert vsrn("evaluate", tmp_path / f"run-{name}", "--split", "train", "--json") == 0
+        evaluated.append(json.loads(capsys.readouterr().out.replace(f"run-{name}", "run")))
+    assert_same_run(tmp_path / "run-alone", tmp_path / "run-parts")
+    assert str(evaluated[0]).replace("alone", "parts") == str(evaluated[1])
 
 
 def test_a_row_is_named_by_the_shard_that_it_lies_in(photos: list[PhotoFile], tmp_path: Path) -> None:

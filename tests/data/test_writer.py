@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import killed_in_a_batch
 
-from vsrn.data.region_store import Regions, open_region_store
-from vsrn.data.region_writer import RegionWriter, SkippedPhoto, SplitHeader, digest_of
+from vsrn.data.region_store import Regions, SkippedPhoto, open_region_store
+from vsrn.data.region_writer import RegionWriter, digest_of
+from vsrn.data.regions import ARRAYS
+from vsrn.data.shards import SplitHeader
 from vsrn.errors import DataError
 
 IDS = [f"{number}.jpg" for number in range(60)]
@@ -326,3 +328,16 @@ def test_a_journal_that_renames_files_of_other_folders_is_refused(tmp_path: Path
     with pytest.raises(DataError, match=r"train_journal\.jsonl\.partial cannot be read"):
         write_on(store)
     assert (tmp_path / "other.partial").read_bytes() == b"other"
+
+
+def test_every_optional_array_of_the_table_has_a_flag_in_the_header_and_every_file_its_own_name() -> None:
+    assert {f"has_{array.name}" for array in ARRAYS if array.optional} == {
+        field for field in SplitHeader.__struct_fields__ if field.startswith("has_")
+    }
+    assert {array.suffix for array in ARRAYS} == {
+        "_ims.npy",
+        "_boxes.npy",
+        "_scores.npy",
+        "_classes.npy",
+        "_attributes.npy",
+    }

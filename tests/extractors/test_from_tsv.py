@@ -267,6 +267,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path, capsys: pytest.Cap
         ([tmp_path / "nowhere.tsv"], "cannot be read (No such file"),
         ([tmp_path], "cannot be opened"),
         ([good, good], "image 1 has a line already"),
+        ([], "no files are named"),
         ([good, "--splits", "test", "val"], "name it with --captions"),
         ([good, "--restval"], "name it with --captions"),
     ]

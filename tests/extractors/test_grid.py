@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.base import RegionExtractor, extractor_names, make_extractor, prepare_photo
-from vsrn.extractors.grid import GridExtractor, load_network, weights_path, window_boxes
+from vsrn.extractors.grid import GridExtractor, load_network, weights_path
+from vsrn.extractors.whole_photo import window_boxes
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,24 @@ def test_regions_are_the_published_networks_map_averaged_in_windows(extractor: G
         assert np.abs(features - window.numpy()).max() < 1e-4
 
 
+def test_regions_and_fingerprint_are_to_the_last_bit_what_they_always_were(extractor: GridExtractor) -> None:
+    """Indexes and stores that people have hold this fingerprint, and features that were computed so."""
+    assert extractor.fingerprint == "2dd865b2844d99d07b58a69b8eb46844d19979d70debb6dab4f92e91f630bf51"
+    prepared = [extractor.prepare(drawn(seed)) for seed in range(3)]
+    network: Any = load_network(weights_path())
+    pixels = torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        windows = torch.nn.functional.adaptive_avg_pool2d(network.forward_features((pixels.float() - 127) / 128), 6)
+    for regions, features in zip(extractor(prepared), windows.flatten(2).mT.numpy(), strict=True):
+        assert np.array_equal(regions.features, features)
+        assert (
+            regions.boxes.tobytes()
+            == (np.array([[c, r, c + 2, r + 2] for r in range(6) for c in range(6)]) / 7).astype(np.float32).tobytes()
+        )
+
+
 def test_windows_go_in_raster_order_and_cover_the_photo() -> None:
-    boxes = window_boxes()
+    boxes = window_boxes((7, 6), (7, 6))
     assert boxes.shape == (36, 4)
     assert np.allclose(boxes[0], [0, 0, 2 / 7, 2 / 7])
     assert np.allclose(boxes[1], [1 / 7, 0, 3 / 7, 2 / 7])

@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 from vsrn.data.region_store import FloatArray, Regions
 from vsrn.errors import CheckpointError, ConfigError, PhotoError
 from vsrn.extractors.base import ExtractorFiles, RegionExtractor, make_extractor
-from vsrn.extractors.bottom_up.selection import SelectionRules
+from vsrn.extractors.bottom_up.proposals import SelectionRules
 from vsrn.extractors.torchvision_detector import DetectorExtractor
 from vsrn.tensors import from_hub
 

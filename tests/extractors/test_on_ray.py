@@ -14,7 +14,7 @@ from PIL import Image
 from shy import Shy, contents, vsrn_extract
 
 from vsrn.data.photos import PhotoFile
-from vsrn.data.region_writer import SkippedPhoto
+from vsrn.data.region_store import SkippedPhoto
 from vsrn.errors import PhotoError
 from vsrn.extractors.extract import ExtractedBatch, prepare_or_refuse
 from vsrn.extractors.ray import batch_of_columns, columns_of_batch, columns_of_photos, photos_of_columns

@@ -9,8 +9,9 @@ import tyro
 
 from vsrn.cli.extract import Bars, Splits, check_splits, show, stopped
 from vsrn.cli.options import Json, Output
+from vsrn.errors import ConfigError
 
-Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
+Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES", help_behavior_hint="")]
 
 
 def main(
@@ -44,6 +45,8 @@ def main(
     """
     from vsrn.extractors.published_tsv import TsvFiles, import_tsv, import_tsv_karpathy
 
+    if not files:
+        raise ConfigError("no files are named; write vsrn import-tsv FILES -o STORE.")
     split = check_splits(captions, splits, restval=restval)
     try:
         with Bars() as bars, TsvFiles(files, output, bars.looked_through) as tsv:

@@ -14,7 +14,7 @@ def seen_by(split: CaptionedImages, network: NetworkConfig) -> CaptionedImages:
     """A split of photos as another network's settings bring them to size."""
     from vsrn.data.photo_splits import PhotoSplit, View  # noqa: PLC0415 - decoding photos takes packages
 
-    assert isinstance(split, PhotoSplit), "whoever is no store of regions is a folder of photos"
+    assert isinstance(split, PhotoSplit), "a split that is no store of regions is a folder of photos"
     return replace(split, view=View.of(network))
 
 
@@ -26,7 +26,8 @@ def open_split_for(
     data    region store, or captions of photos, instead of the config's own
     photos  folder of photos, instead of the config's own
 
-    Raises `ConfigError` where nobody says where the data is, and `DataError` where it cannot be read.
+    Raises `ConfigError` where neither config nor arguments say where the data is, and `DataError` where it cannot be
+    read.
     """
     if not config.model.network.name:
         if not (data or config.data.path):

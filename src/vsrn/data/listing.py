@@ -44,7 +44,7 @@ def find_photos(folder: Path | str, *, leave_out: Path | None = None, follow_lin
     follow_links  whether links may lead out of `folder`; else such a link is listed with a refusal
 
     Passed over are hidden files and folders, and folders below `folder` that hold an index. What is not a photo is
-    listed all the same, so that whoever decodes it can say so. Each folder is searched once and each file listed
+    listed all the same, so that the decoder can say so. Each folder is searched once and each file listed
     once, whatever links lead to it: real folders and files go first, of hard links the first by id. A folder that
     cannot be listed and a link that leads nowhere are listed with a refusal.
 
@@ -129,7 +129,7 @@ class _Walk:
             links = set(folders or self.links)
             self.links = [link for link in self.links if link not in links]
             for link in sorted(links):
-                self._look_behind(link)
+                self._follow(link)
         return self.found
 
     def _search(self, top: Path) -> None:
@@ -144,7 +144,7 @@ class _Walk:
                 self.searched.add(identity)
                 entries = sorted(os.scandir(current), key=lambda entry: entry.name)
             except OSError as error:
-                self._refuse_folder(current, error)
+                self._skip_folder(current, error)
                 continue
             if current != self.root and {entry.name for entry in entries} >= _INDEX_FILES:
                 continue
@@ -164,17 +164,17 @@ class _Walk:
                 self.files.add(identity)
                 self.found.append(photo)
 
-    def _look_behind(self, link: Path) -> None:
+    def _follow(self, link: Path) -> None:
         """List what a link leads to, unless it is listed anyway, or say why not."""
         try:
             status = link.stat()
         except OSError as error:
-            self._refuse(link, f"is a link that leads nowhere ({error.strerror}); delete it or mend it.")
+            self._skip(link, f"is a link that leads nowhere ({error.strerror}); delete it or mend it.")
             return
         target = Path(os.path.realpath(link))
         inside = target.is_relative_to(self.real_root)
         if not inside and not self.follow_links:
-            self._refuse(link, f"is a link that leads out of {printable(self.root)}; say --follow-links to follow it.")
+            self._skip(link, f"is a link that leads out of {printable(self.root)}; say --follow-links to follow it.")
         elif stat.S_ISDIR(status.st_mode):
             self._search(link)
         elif not self._is_listed(target, status):
@@ -194,11 +194,11 @@ class _Walk:
     def _photo(self, path: Path) -> PhotoFile:
         return PhotoFile(photo_id(path.relative_to(self.root)), path)
 
-    def _refuse(self, link: Path, reason: str) -> None:
+    def _skip(self, link: Path, reason: str) -> None:
         refusal = PhotoError(f"{printable(link)} {reason}", "link")
         self.found.append(PhotoFile(photo_id(link.relative_to(self.root)), link, refusal))
 
-    def _refuse_folder(self, folder: Path, error: OSError) -> None:
+    def _skip_folder(self, folder: Path, error: OSError) -> None:
         reason = f"{printable(folder)} cannot be listed ({error.strerror}); check its permissions."
         if folder == self.root:
             raise DataError(reason) from error

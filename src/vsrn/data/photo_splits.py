@@ -149,7 +149,7 @@ def open_photo_split(
             f"{annotations} has no split '{split}'; it has {', '.join(sorted(splits))}.{did_you_mean(split, splits)}"
         )
     names = PhotoNames(folder)
-    _refuse_missing(names, splits[name], annotations)
+    _check_present(names, splits[name], annotations)
     return PhotoSplit(
         folder,
         name,
@@ -171,7 +171,7 @@ def _processors() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def _refuse_missing(names: PhotoNames, photos: list[CaptionedPhoto], annotations: Path | str) -> None:
+def _check_present(names: PhotoNames, photos: list[CaptionedPhoto], annotations: Path | str) -> None:
     missing = [photo.id for photo in photos if not names.path(photo.id).is_file()]
     if missing:
         raise DataError(

@@ -1,8 +1,8 @@
-"""Photos from a stranger's disk: found, read, and decoded without trusting a byte of them.
+"""Photos, found, read, and decoded without trusting a byte of their files.
 
 find_photos("photos/")       every file under the folder, as (id, path)
 decode_photo("beach.jpg")    one RGB picture, upright, or a `PhotoError` that says why not
-read_photo("beach.jpg")      the same with the photo's size and date
+read_photo("beach.jpg")      that picture, with the photo's size and date
 read_file("beach.jpg")       the bytes of a file and its status, as they were at one moment
 """
 
@@ -108,7 +108,7 @@ class DecodedPhoto:
 
     pixels         8 bits a channel, RGB, upright; may be smaller than the photo
     width, height  of the photo itself, upright, in pixels
-    taken          when, by the clock of the camera that says so in EXIF; None where nobody says
+    taken          when, by the clock of the camera that says so in EXIF; None where it says none
     """
 
     pixels: Image.Image
@@ -118,7 +118,7 @@ class DecodedPhoto:
 
 
 def decode_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None) -> Image.Image:
-    """The picture of `read_photo` alone."""
+    """One photo as an upright RGB picture: `read_photo` without what the file says of it; raises what that raises."""
     return read_photo(source, max_pixels=max_pixels, target_size=target_size).pixels
 
 
@@ -247,16 +247,16 @@ def _decode(
     is_jpeg = content.startswith(b"\xff\xd8\xff")
     with JpegImageFile(stream) if is_jpeg else Image.open(stream, formats=FORMATS) as image:
         size = image.size
-        _refuse_size(size, name, max_pixels * (JPEG_EXCESS if is_jpeg else 1), max_pixels)
+        _check_size(size, name, max_pixels * (JPEG_EXCESS if is_jpeg else 1), max_pixels)
         coefficients = _coefficient_bytes(image, content, stream.tell())
         image.draft(None, _draft_size(size, max_pixels, target_size))
-        _refuse_size(image.size, name, max_pixels, max_pixels)
-        _refuse_memory(image, name, coefficients, max_pixels, target_size)
+        _check_size(image.size, name, max_pixels, max_pixels)
+        _check_memory(image, name, coefficients, max_pixels, target_size)
         image.load()
         # Pillow opens some files with a header that their pixels then outgrow (a frame of a GIF).
-        _refuse_size(image.size, name, max_pixels, max_pixels)
+        _check_size(image.size, name, max_pixels, max_pixels)
         if image.format == "PNG" and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
-            _refuse_short_png(content, name)
+            _check_whole_png(content, name)
         picture = to_rgb(image, shrink_factor(image.size, target_size))
         return picture, size, _orientation_of(image), _date_of(image)
 
@@ -270,7 +270,7 @@ def _draft_size(size: tuple[int, int], max_pixels: int, target_size: int | None)
     return (width, height) if target_size is None else (min(width, 2 * target_size), min(height, 2 * target_size))
 
 
-def _refuse_size(size: tuple[int, int], name: str, most: int, max_pixels: int) -> None:
+def _check_size(size: tuple[int, int], name: str, most: int, max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise PhotoError(f"{name} is {width} x {height} pixels; replace the file.")
@@ -285,7 +285,7 @@ def _refuse_size(size: tuple[int, int], name: str, most: int, max_pixels: int) -
         )
 
 
-def _refuse_memory(image: Image.Image, name: str, coefficients: int, max_pixels: int, target_size: int | None) -> None:
+def _check_memory(image: Image.Image, name: str, coefficients: int, max_pixels: int, target_size: int | None) -> None:
     """Raise `PhotoError` where decoding would take too much memory: the picture as stored, as RGB, and buffers."""
     width, height = image.size
     shrunk = shrunk_size(image.size, shrink_factor(image.size, target_size))
@@ -331,7 +331,7 @@ def _buffer_bytes(image: Image.Image) -> int:
     return 0
 
 
-def _refuse_short_png(content: bytes, name: str) -> None:
+def _check_whole_png(content: bytes, name: str) -> None:
     """Raise `PhotoError` where a PNG's pixels end before its last row.
 
     Pillow leaves such rows zero and says nothing. Counting them takes as long as decoding, so only a picture whose

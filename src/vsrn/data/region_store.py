@@ -26,29 +26,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vsrn.data.regions import (
-    ARRAYS,
-    RegionArray,
-    RegionNames,
-    Regions,
-    first_of_zeros,
-    pad_regions,
-)
+from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions, first_of_zeros, pad_regions
 from vsrn.data.shards import FEATURES_FILE, JoinedRows, read_header, splits_in_shards, whole_shards
 from vsrn.errors import DataError, did_you_mean
 from vsrn.metrics import FloatArray, IntArray
 
-__all__ = [
-    "FloatArray",
-    "IntArray",
-    "RegionNames",
-    "RegionStore",
-    "Regions",
-    "StoreInfo",
-    "first_of_zeros",
-    "open_region_store",
-    "pad_regions",
-]
+# Regions and the types of arrays are part of what a store gives.
+__all__ = ["FloatArray", "IntArray", "RegionNames", "Regions", "first_of_zeros", "pad_regions"]
 
 CaptionCount = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 SPLIT_ALIASES = {"val": "dev", "dev": "val"}
@@ -144,9 +128,9 @@ class RegionStore:
     def read_regions(self, row: int) -> Regions:
         """The real regions of one row, with everything that they carry. Raises what `read` raises."""
         count = self.num_regions if self.counts is None else int(self.counts[row])
-        values = {array.name: getattr(self.regions, array.name) for array in ARRAYS}
-        real = {name: None if stored is None else np.asarray(stored[row])[:count] for name, stored in values.items()}
-        return Regions(**{**real, "features": self.read([row])[0, :count]})
+        real: dict[str, Any] = {array.name: None for array in ARRAYS}
+        real |= {array.name: np.asarray(stored[row])[:count] for array, stored in self.regions.arrays()}
+        return Regions(**real | {"features": self.read([row])[0, :count]})
 
     def where(self, row: int) -> str:
         """What messages call a row: its file, its number there, and its id where there is one."""

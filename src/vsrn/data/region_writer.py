@@ -1,15 +1,15 @@
 """Writes one split of a region store so that a kill at any moment loses nothing that was finished.
 
-While a split grows, its files carry `.partial` behind their names, and a journal says what is in them:
+While a split grows, the names of its files end in `.partial`, and a journal says what is in them:
 
     train_journal.jsonl.partial    {"extractor": "grid", "fingerprint": "9f...", "photos": "07...", ...}
                                    {"ids": ["a.jpg", "b.jpg"], "skipped": []}
                                    {"ids": ["d.jpg"], "skipped": [{"id": "c.jpg", "reason": "..."}]}
                                    {"publish": ["_boxes.npy", "_ids.txt", ".json", "_ims.npy"]}
 
-Rows reach the disk before the line that acknowledges them. What stands behind the last whole line never
-happened: on reopening it is cut off. Once the `publish` line is there the files only need renaming, and
-whoever opens the split next does what is left of that; `_ims.npy`, by which a split is known, goes last.
+Rows reach the disk before the line that acknowledges them. What follows the last whole line was not
+acknowledged: on reopening it is cut off. Once the `publish` line is there the files only need renaming, and
+the next process that opens the split does what is left of that; `_ims.npy`, by which a split is known, goes last.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class GrowingArray:
     """
 
     def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...], rows: int) -> None:
-        """Open `path` with its first `rows` rows kept and everything behind them cut off.
+        """Open `path` with its first `rows` rows kept and everything after them cut off.
 
         Raises `DataError` where the file is shorter than that.
         """
@@ -69,7 +69,7 @@ class GrowingArray:
             raise
 
     def append(self, rows: npt.NDArray[np.number]) -> None:
-        """Write (B, ...) rows behind the others and wait until they are on disk."""
+        """Write (B, ...) rows after the others and wait until they are on disk."""
         if rows.shape[1:] != self.row_shape:
             raise DataError(f"{self.path} holds rows of shape {self.row_shape}, not {rows.shape[1:]}.")
         write_all(self._file.fileno(), np.ascontiguousarray(rows, dtype=self.dtype).tobytes())

@@ -232,8 +232,8 @@ class JoinedRows:
             files = part._files if isinstance(part, JoinedRows) else [(part.filename, part.offset, part.shape)]
             self._files += files
         self.ends = np.cumsum([shape[0] for _, _, shape in self._files])
-        self.dtype = parts[0].dtype
-        self.shape = (int(self.ends[-1]), *parts[0].shape[1:])
+        self.dtype: np.dtype[Any] = parts[0].dtype
+        self.shape: tuple[int, ...] = (int(self.ends[-1]), *parts[0].shape[1:])
         self.ndim = len(self.shape)
         self._part = functools.lru_cache(maxsize=MAPS_OPEN)(self._open)
 

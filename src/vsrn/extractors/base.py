@@ -45,7 +45,7 @@ class ExtractorFiles:
 class RegionExtractor(Protocol):
     """Turns photos into regions, in two steps so that the second never waits for the first.
 
-    `prepare` is the cheap half (resize, crop); it runs in worker threads and must not touch shared state.
+    `prepare` is the fast half (resize, crop); it runs in worker threads and must not touch shared state.
     Calling the extractor is the expensive half (the network); it runs on batches, in one thread.
     """
 
@@ -160,7 +160,7 @@ def make_extractor(
 
 
 def check_no_argument(name: str, argument: str) -> None:
-    """Raise `ConfigError` where an extractor that has no settings is given some behind a colon."""
+    """Raise `ConfigError` where an extractor that has no settings is given some after a colon."""
     if argument:
         raise ConfigError(f"the extractor '{name}' has no settings; write '{name}', without ':{argument}'.")
 

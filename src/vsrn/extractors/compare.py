@@ -14,8 +14,7 @@ from typing import cast
 
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto, read_karpathy
-from vsrn.data.photo_names import as_image_id, names_of
+from vsrn.data.annotations import CaptionedPhoto, as_image_id, possible_names, read_karpathy
 from vsrn.data.photos import PhotoFile, PhotoNames, find_photos
 from vsrn.data.region_store import RegionStore, map_features, open_region_store
 from vsrn.data.regions import Regions
@@ -127,7 +126,7 @@ def find_rows(
     numbers = [photo.cocoid for photo in captioned] or [None] * len(photos)
     pairs = []
     for photo, number in zip(photos, numbers, strict=True):
-        name = next((name for name in names_of(photo.id, number) if name in row_of), None)
+        name = next((name for name in possible_names(photo.id, number) if name in row_of), None)
         if name is not None:
             pairs.append((photo, row_of[name]))
     if pairs:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -52,7 +52,7 @@ BatchMaker = Callable[[Sequence[PhotoFile], RegionExtractor, int, int], Iterator
 
 
 def prepare_or_refuse(extractor: RegionExtractor, photo: PhotoFile) -> Prepared | PhotoError:
-    """The cheap half: what the extractor reads of this photo, or why it cannot."""
+    """Decode and prepare one photo: what the extractor reads of it, or the error that says why it cannot."""
     if photo.refusal is not None:
         return photo.refusal
     try:
@@ -64,7 +64,7 @@ def prepare_or_refuse(extractor: RegionExtractor, photo: PhotoFile) -> Prepared 
 def extract_batch(
     extractor: RegionExtractor, photos: Sequence[PhotoFile], prepared: Sequence[Prepared | PhotoError]
 ) -> ExtractedBatch:
-    """The dear half: the network, on those photos of a batch that could be read."""
+    """Run the extractor on those photos of a batch that could be prepared."""
     pairs = list(zip(photos, prepared, strict=True))
     readable = [(photo, got) for photo, got in pairs if not isinstance(got, PhotoError)]
     return ExtractedBatch(
@@ -278,7 +278,7 @@ def choose_splits(dataset: Path | str, found: Iterable[str], splits: Sequence[st
 
 
 def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:
-    carried = {
+    carried: dict[str, Any] = {
         f"has_{array.name}": bool(getattr(extractor.names, array.name))
         if array.named
         else bool(getattr(extractor, f"has_{array.name}"))
@@ -363,4 +363,4 @@ def check_settings(batch_size: int, workers: int) -> None:
 
 
 def _no_progress(split: str, done: int, total: int) -> None:
-    """Nobody is watching."""
+    """Report progress to no one."""

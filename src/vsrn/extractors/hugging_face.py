@@ -42,7 +42,7 @@ def make(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
     def load() -> tuple[Any, Any]:
         rules = {"local_files_only": files.weights is not None or not files.download, "trust_remote_code": False}
         config = transformers.AutoConfig.from_pretrained(source, **rules)
-        _refuse_kernels(name, config)
+        _check_no_kernels(name, config)
         processor = transformers.AutoImageProcessor.from_pretrained(source, **rules)
         model = transformers.AutoModel.from_pretrained(source, config=config, use_safetensors=True, **rules)
         return processor, model
@@ -78,7 +78,7 @@ def pixel_rules(processor: Any) -> PixelRules:
 
 
 def _is_here(source: str) -> bool:
-    """Whether a model's config lies in a folder of this name, or in the hub's cache; asks nobody."""
+    """Whether a model's config lies in a folder of this name, or in the hub's cache; the hub is not asked."""
     if Path(source).is_dir():
         return True
     cached = importlib.import_module("huggingface_hub").try_to_load_from_cache
@@ -89,7 +89,7 @@ def _is_here(source: str) -> bool:
         return False
 
 
-def _refuse_kernels(name: str, config: Any) -> None:
+def _check_no_kernels(name: str, config: Any) -> None:
     """Raise `ConfigError` where a config, or a part of it, names a repository of compiled code to compute with."""
     parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", {}))]
     for part in parts:

@@ -23,8 +23,7 @@ from typing import IO, Self, cast
 
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto, read_karpathy
-from vsrn.data.photo_names import as_image_id, names_of
+from vsrn.data.annotations import CaptionedPhoto, as_image_id, possible_names, read_karpathy
 from vsrn.data.region_store import SkippedPhoto
 from vsrn.data.region_writer import check_split_name, digest_of
 from vsrn.data.regions import Regions
@@ -48,7 +47,7 @@ MAX_BOXES = 1000
 # Within so many bytes the four short fields of a line must end.
 _LEAD_BYTES = 400
 _LARGEST_HALF = float(np.finfo(np.float16).max)
-# Rounded and regressed boxes stand out of their photo by a pixel here and there.
+# Rounded and regressed boxes reach out of their photo by a pixel here and there.
 _PIXELS_OUTSIDE = 1.5
 _WHOLE_NUMBER = re.compile(rb"[1-9][0-9]{0,8}")
 _BYTES_BETWEEN_REPORTS = 2**28
@@ -79,7 +78,7 @@ class TsvLine:
 class TsvFiles:
     """Several files as one table.
 
-    lines  by image id, in the order of the files; numbers stand without leading zeros
+    lines  by image id, in the order of the files; numbers are without leading zeros
     """
 
     def __init__(self, paths: Sequence[Path | str], unpack_in: Path, progress: ScanProgress | None = None) -> None:
@@ -304,7 +303,7 @@ def import_tsv_karpathy(
 def _caption_lines_of(photos: Sequence[CaptionedPhoto], tsv: TsvFiles) -> dict[str, str | None]:
     """Photo id -> the image id of its line, None where it has none."""
     return {
-        photo.id: next((name for name in names_of(photo.id, photo.cocoid) if name in tsv.lines), None)
+        photo.id: next((name for name in possible_names(photo.id, photo.cocoid) if name in tsv.lines), None)
         for photo in photos
     }
 
@@ -324,7 +323,7 @@ def _write(
     present = [line for line in lines.values() if line is not None]
     feature_dim = tsv.read(present[0]).features.shape[1]
     header = SplitHeader(
-        # Nobody knows the weights that made published features; stores of precomputed features do not name them either.
+        # The weights that made published features are not known.
         extractor="",
         fingerprint="",
         photos=digest_of(list(lines)),

@@ -30,7 +30,7 @@ def make(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
     `CheckpointError` where a file does not fit.
     """
     name = f"{FAMILY}:{argument}"
-    _refuse_unknown(argument)
+    _check_known(argument)
     fetched = files.weights is None
     # What timm is told of a file that was downloaded before, it reads in place of asking the hub.
     overlay = None
@@ -74,7 +74,7 @@ def _classifier_of(network: Any) -> tuple[str, ...]:
 
 
 def _downloaded_before(argument: str) -> Path | None:
-    """The file of a network's published weights in the caches of the hubs that timm asks, or None; asks nobody."""
+    """The file of a network's published weights in the caches of timm's hubs, or None; the hubs are not asked."""
     published = timm.get_pretrained_cfg(argument, allow_unregistered=True)
     if published is None:
         return None
@@ -88,7 +88,7 @@ def _downloaded_before(argument: str) -> Path | None:
     return downloaded_before(published.url) if isinstance(published.url, str) else None
 
 
-def _refuse_unknown(argument: str) -> None:
+def _check_known(argument: str) -> None:
     known = timm.list_models()
     if argument.partition(".")[0] not in known:
         raise ConfigError(

@@ -23,7 +23,7 @@ from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
-from vsrn.extractors.bottom_up.selection import SelectionRules, select
+from vsrn.extractors.bottom_up.proposals import SelectionRules, select
 from vsrn.tensors import downloaded_before, fingerprint_of, from_hub, load_tensors, not_here
 
 FAMILY = "torchvision"
@@ -107,7 +107,7 @@ def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
     and `CheckpointError` where a file does not fit.
     """
     name = f"{FAMILY}:{argument}"
-    _refuse_unknown(argument)
+    _check_known(argument)
     check_no_names(name, files)
     weights = get_model_weights(argument).DEFAULT
     if files.weights is None:
@@ -121,7 +121,7 @@ def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
     return DetectorExtractor(name, files, network, RegionNames(classes=weights.meta["categories"][1:]))
 
 
-def _refuse_unknown(argument: str) -> None:
+def _check_known(argument: str) -> None:
     # One-stage detectors (RetinaNet, SSD, FCOS) have nothing that describes a box.
     known = list_models(include=["fasterrcnn*", "maskrcnn*", "keypointrcnn*"])
     if argument not in known:

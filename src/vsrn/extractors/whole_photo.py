@@ -25,6 +25,7 @@ from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.tensors import fingerprint_of
 
 POOLED_SIDE = 6
+# A few photos at once stay in the processor's cache: twice the rate of 32 at once.
 PHOTOS_AT_ONCE = 4
 
 
@@ -73,21 +74,22 @@ class WholePhotoExtractor:
         network: nn.Module,
         grid_of: GridOf,
         rules: PixelRules,
+        fingerprint: str = "",
     ) -> None:
         """Wrap a network.
 
-        name     as `vsrn extract --extractor` takes it
-        network  whose weights make the fingerprint
-        grid_of  scaled pixels -> what the network says of each place
+        name         as `vsrn extract --extractor` takes it
+        grid_of      scaled pixels -> what the network says of each place
+        fingerprint  SHA-256 (hex) of weights and settings; "" for that of the name, the rules and the network's weights
         """
         check_no_names(name, files)
         self.name, self.files, self.rules = name, files, rules
         self.device = pick_device(files.device)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.grid_of = grid_of
-        self.fingerprint = fingerprint_of(f"{name}, {rules}, v1", network.state_dict())
+        self.fingerprint = fingerprint or fingerprint_of(f"{name}, {rules}, v1", network.state_dict())
         with torch.inference_mode():
-            grid = grid_of(self.pixels([np.zeros((rules.height, rules.width, 3))]))
+            grid = grid_of(self.pixels([np.zeros((rules.height, rules.width, 3), np.uint8)]))
         self.feature_dim, height, width = grid.features.shape[1:]
         rows, columns = (height, width) if grid.patches else _pooled_size(height, width)
         self.boxes = window_boxes((height, rows), (width, columns))
@@ -105,9 +107,14 @@ class WholePhotoExtractor:
 
     def pixels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
         """(height, width, 3) of 0 to 255 -> (B, 3, height, width) float32, scaled as the network learned."""
-        photos = torch.from_numpy(np.stack(prepared)).to(self.device).permute(0, 3, 1, 2).float() / 255
+        photos = self.levels(prepared) / 255
         mean, std = (photos.new_tensor(numbers)[:, None, None] for numbers in (self.rules.mean, self.rules.std))
         return (photos - mean) / std
+
+    def levels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
+        """(height, width, 3) of 0 to 255 -> (B, 3, height, width) float32 of the same levels, where the network is."""
+        # Channels stay last in memory, as networks on a processor like them.
+        return torch.from_numpy(np.stack(prepared)).to(self.device).permute(0, 3, 1, 2).float()
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """(height, width, 3) uint8 arrays -> `Regions` of each."""
@@ -115,17 +122,17 @@ class WholePhotoExtractor:
         for start in range(0, len(prepared), PHOTOS_AT_ONCE):
             with torch.inference_mode():
                 features = self.features(self.pixels(prepared[start : start + PHOTOS_AT_ONCE]))
-            regions += [Regions(features=photo, boxes=self.boxes) for photo in features]
+            regions += [Regions(features=photo, boxes=self.boxes) for photo in features.numpy()]
         return regions
 
-    def features(self, pixels: torch.Tensor) -> npt.NDArray[np.float32]:
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, height, width) scaled pixels -> (B, N, F) float32."""
         grid = self.grid_of(pixels)
         # On the CPU, since MPS does not pool 7 cells to 6.
         places = grid.features.cpu()
         if not grid.patches:
             places = functional.adaptive_avg_pool2d(places, _pooled_size(*places.shape[2:]))
-        return places.flatten(2).mT.float().contiguous().numpy()
+        return places.flatten(2).mT.float().contiguous()
 
 
 def window_boxes(rows: tuple[int, int], columns: tuple[int, int]) -> npt.NDArray[np.float32]:

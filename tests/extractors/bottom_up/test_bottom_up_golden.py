@@ -18,8 +18,7 @@ from vsrn.extractors.base import RegionExtractor, make_extractor, prepare_photo
 from vsrn.extractors.bottom_up.extractor import BottomUpExtractor, Recipe
 from vsrn.extractors.bottom_up.network import BottomUpNetwork
 from vsrn.extractors.bottom_up.pixels import ScaleRules
-from vsrn.extractors.bottom_up.proposals import ProposalRules, place_anchors, propose
-from vsrn.extractors.bottom_up.selection import SelectionRules
+from vsrn.extractors.bottom_up.proposals import ProposalRules, SelectionRules, place_anchors, propose
 from vsrn.extractors.bottom_up.weights import BOX_DELTAS, read_weights
 from vsrn.extractors.compare import compare, find_rows, open_existing
 from vsrn.extractors.extract import extract

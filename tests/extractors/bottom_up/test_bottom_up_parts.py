@@ -16,8 +16,15 @@ from vsrn.errors import ConfigError, PhotoError
 from vsrn.extractors.bottom_up.extractor import name_of, parse_counts
 from vsrn.extractors.bottom_up.network import POOLED_SIDE, STRIDE
 from vsrn.extractors.bottom_up.pixels import MEAN_BGR, ScaleRules, to_pixels
-from vsrn.extractors.bottom_up.proposals import ProposalRules, apply_deltas, caffe_anchors, default_anchors, propose
-from vsrn.extractors.bottom_up.selection import SelectionRules, select
+from vsrn.extractors.bottom_up.proposals import (
+    ProposalRules,
+    SelectionRules,
+    apply_deltas,
+    caffe_anchors,
+    default_anchors,
+    propose,
+    select,
+)
 
 Box = tuple[float, float, float, float]
 

@@ -17,19 +17,20 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vsrn.data.region_store import read_lines
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
-from vsrn.errors import ConfigError
+from vsrn.errors import ConfigError, DataError
 from vsrn.extractors.base import ExtractorFiles, Prepared
-from vsrn.extractors.bottom_up.names import read_region_names
 from vsrn.extractors.bottom_up.network import FEATURE_DIM, NUM_ATTRIBUTES, NUM_CLASSES
 from vsrn.extractors.bottom_up.pixels import ScaleRules, to_pixels
-from vsrn.extractors.bottom_up.proposals import ProposalRules, propose
-from vsrn.extractors.bottom_up.selection import SelectionRules, select
+from vsrn.extractors.bottom_up.proposals import ProposalRules, SelectionRules, propose, select
 from vsrn.extractors.bottom_up.weights import load_network, read_weights
 from vsrn.metrics import IntArray
 
 NAME = "bottom-up"
+# First lines of published lists of names.
+_BACKGROUND = ("__background__", "__no_attribute__")
 _COUNTS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 
@@ -60,7 +61,7 @@ class BottomUpExtractor:
     ) -> None:
         """Load the weights. Raises `CheckpointError` where the file is missing or foreign.
 
-        names   of its 1,600 classes and 400 attributes (`bottom_up/names.py` reads them)
+        names   of its 1,600 classes and 400 attributes (`read_region_names`)
         device  where it computes: `cpu`, `cuda`, `mps` or `auto`
         """
         self.device, self.files = pick_device(device), ExtractorFiles(Path(weights), device=device)
@@ -156,3 +157,31 @@ def parse_counts(text: str) -> SelectionRules:
             f" {ProposalRules().after_nms}."
         )
     return SelectionRules(fewest, most)
+
+
+def read_region_names(classes: Path | str | None = None, attributes: Path | str | None = None) -> RegionNames:
+    """Read `objects_vocab.txt` and `attributes_vocab.txt` as they are published with the detector, or one of them.
+
+    Of several names on a line, with commas between, the first counts. A first line for the background, or for no
+    attribute, is passed over. Raises `DataError` where a file is missing or has another number of names.
+    """
+    return RegionNames(
+        classes=[] if classes is None else _read_names(Path(classes), NUM_CLASSES, "classes"),
+        attributes=[] if attributes is None else _read_names(Path(attributes), NUM_ATTRIBUTES, "attributes"),
+    )
+
+
+def _read_names(path: Path, number: int, what: str) -> list[str]:
+    try:
+        lines = read_lines(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); name the file of the detector's {what}.") from error
+    if lines and lines[0] in _BACKGROUND:
+        del lines[0]
+    names = [line.split(",")[0].strip() for line in lines]
+    if len(names) != number or not all(name.isprintable() and name for name in names):
+        raise DataError(
+            f"{path} has {len(names):,} lines, {sum(map(bool, names)):,} of them names; the detector's {what} are"
+            f" {number:,}, one a line."
+        )
+    return names
