@@ -135,7 +135,7 @@ def read_weights(path: Path) -> DetectorWeights:
         theirs[ANCHORS], wanted[ANCHORS] = read[ANCHORS], anchors
     remedy = (
         f"only bottom-up attention's ResNet-101 of 1,600 classes and 400 attributes fits, here in {naming}'s naming"
-        " (docs/bottom-up.md)."
+        " (docs/extractors.md)."
     )
     check_fit(theirs, wanted, path, remedy)
     ours: dict[str, torch.Tensor] = {}
