@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vsrn.cli.extract import Photos
-from vsrn.cli.options import Json, print_json, printable
+from vsrn.cli.options import Device, Json, print_json, printable
 from vsrn.cli.progress import progress_bar, say
 from vsrn.errors import ConfigError
 
@@ -31,6 +31,7 @@ def main(
     weights: Path | None = None,
     follow_links: bool = False,
     first: int = 20,
+    device: Device = "auto",
     json: Json = False,
 ) -> int:
     """Extract a few photos and compare their regions with features that you have; nothing is written.
@@ -60,7 +61,7 @@ def main(
     from vsrn.extractors.compare import compare, find_rows, open_existing, photos_to_compare
 
     # A person typed the name, so what it stands for may be downloaded.
-    made = make_extractor(extractor, weights, download=True)
+    made = make_extractor(extractor, weights, download=True, device=device)
     existing = open_existing(features)
     files, captioned = photos_to_compare(photos, captions, split, restval=restval, follow_links=follow_links)
     pairs, by_ids = find_rows(files, existing, captioned)

@@ -16,6 +16,8 @@ from vsrn.errors import PhotoError
 from vsrn.search.records import PhotoRecord
 
 JPEG_QUALITY = 88
+# Windows has neither; its pipes have no names in folders.
+NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def draw_photo(path: Path, record: PhotoRecord, side: int) -> bytes:
@@ -37,7 +39,7 @@ def read_unchanged(path: Path, record: PhotoRecord) -> bytes:
     """The bytes of a file, if they are those that were indexed. Raises `PhotoError`, without its path, if not."""
     try:
         # Opening a pipe would wait for its other end for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | NO_WAITING)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             same = stat.S_ISREG(status.st_mode) and status.st_size == record.size
