@@ -76,16 +76,17 @@ def build_index(model: Encoder | Path | str, photos: Path | str, folder: Path | 
     return open_index(folder)
 
 
-def open_index(folder: Path | str, device: str = "auto") -> Index:
+def open_index(folder: Path | str, uri: str = "", device: str = "auto") -> Index:
     """Open an index to search it; sentences need no torch.
 
+    uri     where an index keeps its vectors in Milvus outside of its folder: that server or file, to be named again
     device  where photos that are searched by are extracted: `cpu`, `cuda`, `mps` or `auto`
 
     Raises `SearchError` where the folder is no index or is broken.
     """
     from vsrn.search.index import open_index  # noqa: PLC0415
 
-    return open_index(folder, device=device)
+    return open_index(folder, uri, device)
 
 
 _PLACES = {
@@ -94,6 +95,11 @@ _PLACES = {
     "Index": "vsrn.search.index",
     "VsrnError": "vsrn.errors",
     "Where": "vsrn.search.records",
+    "register_aggregator": "vsrn.model.registry",
+    "register_extractor": "vsrn.extractors.base",
+    "register_loss": "vsrn.model.registry",
+    "register_model": "vsrn.model.registry",
+    "register_text_encoder": "vsrn.model.registry",
 }
 
 

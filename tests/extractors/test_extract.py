@@ -440,6 +440,25 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         assert not (tmp_path / "store").exists()
 
 
+SLOWLY = """
+import sys
+import time
+from vsrn.cli import main
+from vsrn.data.region_writer import RegionWriter
+
+append = RegionWriter.append
+
+
+def append_slowly(self, *arguments):
+    append(self, *arguments)
+    time.sleep(0.5)
+
+
+RegionWriter.append = append_slowly
+main(sys.argv[1:])
+"""
+
+
 def test_killed_and_interrupted_the_command_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -450,7 +469,8 @@ def test_killed_and_interrupted_the_command_goes_on_where_it_was(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert vsrn(folder, "-o", whole, "--batch-size", "4") == 0
     capsys.readouterr()
-    program = [sys.executable, "-m", "vsrn", "extract", str(folder), "-o", str(broken), "--batch-size", "4"]
+    # A batch takes half a second longer, so that a test that has to wait for the processor is still in time.
+    program = [sys.executable, "-c", SLOWLY, "extract", str(folder), "-o", str(broken), "--batch-size", "4"]
     journal = broken / "photos_journal.jsonl.partial"
     for kill in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
         reached = len(journal.read_bytes()) if journal.exists() else 0
