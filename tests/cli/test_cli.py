@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -243,3 +244,14 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_said_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     say("\n1. Drawing pho\x1b[2Jtos\n\x07...")
     assert capsys.readouterr().err == "\n1. Drawing pho\\x1b[2Jtos\\x0a\\x07...\n"
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_a_reader_that_went_away_is_no_error(argument: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [sys.executable, "-m", "vsrn", argument], stdout=writer, stderr=subprocess.PIPE, check=False, text=True
+    )
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (0, "")

@@ -39,12 +39,12 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 when it worked, 2 on a user's mistake, 130 on Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+    if not arguments or arguments[0] in ("-h", "--help", "--version"):
+        try:
+            print(f"vsrn {vsrn.__version__}" if arguments[:1] == ["--version"] else usage(), flush=True)
+        except BrokenPipeError:
+            _expect_no_reader()
         sys.exit(0 if arguments else USAGE_ERROR)
-    if arguments[0] == "--version":
-        print(f"vsrn {vsrn.__version__}")
-        sys.exit(0)
     command, *rest = arguments
     if command not in COMMANDS:
         fail(f"there is no command '{command}'.{did_you_mean(command, COMMANDS)} See `vsrn --help`.")
@@ -65,13 +65,17 @@ def run_command(command: str, arguments: list[str]) -> int:
         print("\ninterrupted; run the same command again to go on.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output, such as `head`, has closed it. Without this, Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _expect_no_reader()
         return 0
     except OSError as error:
         return complain(_about(error))
     except MemoryError:
         return complain("the memory is used up; free some, or ask for less at a time (a smaller --batch-size).")
+
+
+def _expect_no_reader() -> None:
+    """Write no more: whoever read our output, such as `head`, has closed it, and Python would complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _about(error: OSError) -> str:
