@@ -64,7 +64,7 @@ def main(
         output = Path(f"{photo.stem}-explained.png")
     if output is not None:
         # Where an index's photo lies is known when it is open.
-        _refuse_output(output, photo if index is None else None, force=force or index is not None)
+        _check_output(output, photo if index is None else None, force=force or index is not None)
     picture: Image | None = None
     if index is None:
         import vsrn
@@ -78,7 +78,7 @@ def main(
         with open_index(index) as opened:
             explanation = opened.explain(str(photo_id), sentence, view)
             if output is not None:
-                _refuse_output(output, opened.path(str(photo_id)), force=force)
+                _check_output(output, opened.path(str(photo_id)), force=force)
                 picture = _photo_of(opened, str(photo_id))
     if output is not None and picture is not None:
         _draw(output, picture, explanation, sentence, k)
@@ -104,7 +104,7 @@ def _question(words: Sequence[str], index: Path | None, photo_id: str | None, mo
     return Path(photo_id if photo_id is not None else words[0]), sentence
 
 
-def _refuse_output(output: Path, photo: Path | None, *, force: bool) -> None:
+def _check_output(output: Path, photo: Path | None, *, force: bool) -> None:
     """Raise `ConfigError` where a picture may not be written: an ending, the photo itself, or a file that is there."""
     if output.suffix.lower() not in FORMATS:
         raise ConfigError(

@@ -84,11 +84,11 @@ def create_index(
     if uri and engine != "milvus":
         raise SearchError("--uri is for Milvus; add --engine milvus.")
     if (folder / INFO_FILE).is_file():
-        _refuse_contradiction(folder, read_info(folder), model, explain=explain, engine=engine, uri=uri)
+        _check_agreement(folder, read_info(folder), model, explain=explain, engine=engine, uri=uri)
         return
-    _refuse_foreign(folder)
+    _check_no_other_use(folder)
     source = open_source(DEFAULT_MODEL if model is None else model, device)
-    _refuse_unsearchable(source)
+    _check_searchable(source)
     # A model that cannot read photos here is refused at once.
     names = source.region_names
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def checksums(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): hashlib.sha256(read_plain(file)).hexdigest() for file in files}
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _check_no_other_use(folder: Path) -> None:
     try:
         names = [entry.name for entry in folder.iterdir()]
     except FileNotFoundError:
@@ -205,7 +205,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise SearchError(f"{folder} is no index and holds other files ({foreign[0]}); choose another -o.")
 
 
-def _refuse_unsearchable(model: Encoder) -> None:
+def _check_searchable(model: Encoder) -> None:
     config = model.config
     if config.model.kind == "scan":
         raise SearchError(
@@ -224,7 +224,7 @@ def _refuse_unsearchable(model: Encoder) -> None:
         )
 
 
-def _refuse_contradiction(
+def _check_agreement(
     folder: Path, info: IndexInfo, model: Model | None, *, explain: bool | None, engine: EngineName | None, uri: str
 ) -> None:
     """Raise `SearchError` where an index was made in another way than is asked for now."""

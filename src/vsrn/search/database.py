@@ -85,7 +85,7 @@ class Records:
 
     @classmethod
     def create(cls, path: Path, root: bytes) -> Records:
-        """Begin anew, for photos below `root`; what was there is replaced."""
+        """Make new records, for photos below `root`; those that are there are replaced."""
         for leftover in (path, *_beside(path), Path(f"{path}{_JOURNAL}")):
             leftover.unlink(missing_ok=True)
         with _told(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -182,7 +182,7 @@ class Records:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        self._refuse_closed()
+        self._check_open()
         with _told(self.path):
             if not os.access(self.path.parent, os.W_OK):
                 with _reading_only(self.path) as connection:
@@ -207,7 +207,7 @@ class Records:
         while self._idle:
             self._idle.pop().close()
 
-    def _refuse_closed(self) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise SearchError(f"{self.path.parent} was closed; open the index again.")
 

@@ -24,41 +24,47 @@ class Found(NamedTuple):
 
 
 class Engine(Protocol):
-    """Searches the rows that were there when it was opened. Threads may share it."""
+    """Searches the rows that an index had when the engine was opened. Threads may share it."""
 
     def search(self, query: FloatArray, k: int, allowed: IntArray | None = None) -> Found:
-        """The k rows nearest to a (D,) query, among the `allowed` ones (rising), or among all.
+        """The k rows nearest to a (D,) query.
 
-        A row that died since may still be among them.
+        allowed  the rows to search, rising; None for all
+
+        A row whose photo was removed since the engine was opened may be among them.
         """
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Close connections and files."""
 
 
 class Keeper(Protocol):
-    """Keeps what an engine stores of its own in step with the index, for the one process that writes.
+    """Keeps the engine's own copy of the vectors in step with the index, for the one process that writes.
 
-    What it holds besides the acknowledged rows harms nobody: a search drops what the records do not know.
+    The copy may hold more rows than the index acknowledges: a search drops rows that the records do not know.
     """
 
     def begin(self, generation: int, vectors: FloatArray, dead: IntArray) -> None:
-        """The index stands so: hold these (num_rows, D) rows but for the dead ones, and none behind them."""
+        """Called once when a writer opens, and once for each compaction.
+
+        Afterwards the copy of this generation holds exactly those of the (num_rows, D) vectors whose row is not in
+        `dead`, and no row at or above num_rows.
+        """
 
     def add(self, first_row: int, vectors: FloatArray) -> None:
-        """Hold (B, D) more rows. They are acknowledged after this."""
+        """Copy (B, D) new rows, which begin at `first_row`. Called before the index acknowledges them."""
 
     def remove(self, rows: IntArray) -> None:
-        """Let these rows go. Their photos are gone before this."""
+        """Remove rows. Called after the commit that removed their photos."""
 
     def finish(self, generation: int, vectors: FloatArray) -> None:
-        """All is written; the last word before searches."""
+        """Called once after the last batch: build what searches need, such as a graph."""
 
     def forget(self, generation: int) -> None:
-        """This generation is replaced."""
+        """Delete the copy of a generation that a compaction has replaced."""
 
     def close(self) -> None:
-        """Let go."""
+        """Close connections and files."""
 
 
 def nearest(rows: IntArray, scores: FloatArray, k: int) -> Found:

@@ -23,7 +23,7 @@ from vsrn.search.growing import not_ours
 
 # From here on a scan takes tens of milliseconds.
 GRAPH_FROM = 200_000
-# A graph that covers less of the rows than this is built anew.
+# A graph that covers less than this share of the rows is built again.
 LEAST_COVERED = 0.9
 # A filter that lets less through than this is answered by a scan.
 LEAST_ALLOWED = 0.25
@@ -103,7 +103,7 @@ class FaissKeeper:
         """Dead rows are passed over."""
 
     def finish(self, generation: int, vectors: FloatArray) -> None:
-        """Build the graph anew where too many rows stand outside it."""
+        """Build the graph again where it covers too few of the rows."""
         if len(vectors) < self.graph_from:
             return
         old = find_graph(self.folder, generation, len(vectors))

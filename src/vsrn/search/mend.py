@@ -127,7 +127,7 @@ def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
 
 
 def _mend_records(folder: Path, info: IndexInfo, photos: Path) -> None:
-    """Begin the records anew where they are damaged, with what can still be read of them; the rest is read again."""
+    """Replace damaged records by new ones with what can still be read of them; other photos are read again."""
     path = folder / RECORDS_FILE
     try:
         with contextlib.closing(Records(path)) as records:

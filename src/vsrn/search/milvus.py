@@ -62,7 +62,7 @@ class MilvusEngine:
         return nearest(rows, np.array([hit["distance"] for hit in hits], dtype=np.float32), k)
 
     def close(self) -> None:
-        """Let go of the connection, and of a Lite file."""
+        """Close the connection, and a Lite file."""
         self._client.close()
 
 
@@ -112,7 +112,7 @@ class MilvusKeeper:
             self._client.drop_collection(_collection(self.name, generation))
 
     def close(self) -> None:
-        """Let go of the connection, and of a Lite file."""
+        """Close the connection, and a Lite file."""
         self._client.close()
 
     def _make(self) -> None:

@@ -44,7 +44,7 @@ from vsrn.search.layout import (
 from vsrn.search.model import open_model
 from vsrn.search.records import Change, PhotoRecord, SkippedRecord, Stamp, State
 
-# Where more of the rows are dead than this, the files are written anew without them.
+# Compaction starts where more than this share of the rows belongs to removed photos.
 MOST_DEAD = 0.25
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp(-wal|-shm)?")
 

@@ -40,7 +40,7 @@ class Batcher(Generic[Item, Answer]):
         return await answer
 
     def close(self) -> None:
-        """Let go of the thread."""
+        """Stop the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _answer_all(self) -> None:
