@@ -76,7 +76,7 @@ def build_index(model: Encoder | Path | str, photos: Path | str, folder: Path | 
     return open_index(folder)
 
 
-def open_index(folder: Path | str, uri: str = "", device: str = "auto") -> Index:
+def open_index(folder: Path | str, *, uri: str = "", device: str = "auto") -> Index:
     """Open an index to search it; sentences need no torch.
 
     uri     where an index keeps its vectors in Milvus outside of its folder: that server or file, to be named again

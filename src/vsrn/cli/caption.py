@@ -71,7 +71,7 @@ def _of_index(folder: Path, ids: Sequence[str], beam: int, device: str) -> Itera
     from vsrn.data.region_store import pad_regions
     from vsrn.encoders.base import PHOTOS_AT_ONCE, slices
 
-    with vsrn.open_index(folder, device) as index:
+    with vsrn.open_index(folder, device=device) as index:
         for part in slices(len(ids), PHOTOS_AT_ONCE):
             batch = ids[part]
             regions = pad_regions([index.regions(photo_id) for photo_id in batch])
