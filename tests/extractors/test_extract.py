@@ -14,6 +14,7 @@ import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -474,7 +475,9 @@ def test_killed_and_interrupted_the_command_goes_on_where_it_was(
     journal = broken / "photos_journal.jsonl.partial"
     for kill in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
         reached = len(journal.read_bytes()) if journal.exists() else 0
-        with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        # A shell that puts this run in the background has Ctrl-C ignored, which a child would inherit.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:  # noqa: PLW1509
             while process.poll() is None and (not journal.exists() or len(journal.read_bytes()) <= reached + 200):
                 time.sleep(0.005)
             time.sleep(dice.random() * 0.05)
