@@ -149,7 +149,7 @@ class RegionWriter:
         return len(self.ids) + len(self.skipped)
 
     def append(self, ids: Sequence[str], regions: Sequence[Regions], skipped: Sequence[SkippedPhoto] = ()) -> None:
-        """Settle a batch: it is on disk, whatever happens, when this returns.
+        """Write a batch: when this returns, a kill or a power cut no longer loses it.
 
         A photo may have fewer regions than `header.num_regions`; the rest of its row is zeros.
 

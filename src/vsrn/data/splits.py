@@ -264,7 +264,7 @@ def _repeats_previous(regions: RegionStore) -> np.ndarray[tuple[int], np.dtype[n
     """(num_rows,) True where a row holds the same regions as the row before it."""
     features = regions.features
     repeats = np.zeros(len(features), dtype=bool)
-    # A few numbers of the first region settle nearly every pair without reading the rest of the file.
+    # A few numbers of the first region tell nearly all pairs of rows apart; only equal ones are read whole.
     glimpses = features[:, 0, :16]
     for row in np.flatnonzero((glimpses[1:] == glimpses[:-1]).all(axis=1)) + 1:
         repeats[row] = np.array_equal(features[row], features[row - 1])

@@ -105,7 +105,7 @@ def made_ready(
 def local_batches(
     photos: Sequence[PhotoFile], extractor: RegionExtractor, batch_size: int, workers: int
 ) -> Iterator[ExtractedBatch]:
-    """Settle batches one after the other, with `workers` threads preparing a few of them ahead."""
+    """Extract batches in order, while `workers` threads prepare the next ones."""
     for batch, prepared in made_ready(photos, partial(prepare_or_refuse, extractor), batch_size, workers):
         yield extract_batch(extractor, batch, prepared)
 

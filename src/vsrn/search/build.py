@@ -36,7 +36,7 @@ from vsrn.search.writer import IndexWriter, MovedPhoto, NewPhoto, Settled
 THUMBNAIL_SIDE = 256
 JPEG_QUALITY = 82
 
-# Called as progress(settled, total), once before the first batch and again after each has reached the disk.
+# Called as progress(done, total): once before the first batch, and after each batch that has reached the disk.
 ProgressCallback = Callable[[int, int], None]
 
 
@@ -159,7 +159,7 @@ class _Update:
         self.missing: list[str] = []
 
     def run(self, batch_size: int, workers: int, *, prune: bool, progress: ProgressCallback) -> IndexReport:
-        """Look at what changed, batch by batch, and settle each; what is gone goes last."""
+        """Read what changed and commit it batch by batch; then remove photos whose files are gone."""
         self._follow_root()
         with self.writer.records.read() as view:
             num_known = view.num_photos()

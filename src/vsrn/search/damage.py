@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +19,9 @@ import numpy as np
 
 from vsrn.data.region_store import FloatArray
 from vsrn.errors import VsrnError
-from vsrn.files import open_plain, read_at
+from vsrn.files import read_at
 from vsrn.search.database import Records
-from vsrn.search.growing import not_ours
-from vsrn.search.layout import GROWING, RECORDS_FILE, IndexInfo, growing_path, read_info, regions_size
+from vsrn.search.layout import GROWING, RECORDS_FILE, IndexInfo, growing_path, opened, read_info, regions_size
 from vsrn.search.model import open_model
 from vsrn.search.records import PhotoRecord, Stamp, State, View
 
@@ -88,7 +86,10 @@ def damaged_pieces(
     found: dict[str, set[str]] = {}
     for kind in GROWING:
         path = growing_path(folder, kind, state.generation)
-        with _opened(path) as descriptor:
+        with contextlib.ExitStack() as stack:
+            descriptor = None
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = stack.enter_context(opened(path))
             if descriptor is not None and stamps.get(kind) == stamp_of(os.fstat(descriptor)):
                 continue
             for photo in view.photos():
@@ -139,19 +140,3 @@ def _is_whole(
     if kind == "vectors":
         return not lengths_are_wrong(np.frombuffer(content, "<f2")[None], normalised=normalised)[0]
     return kind != "thumbnails" or content.startswith(JPEG_START)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int | None]:
-    """A descriptor for the block, or None where the file is missing."""
-    try:
-        descriptor = open_plain(path)
-    except FileNotFoundError:
-        yield None
-        return
-    except OSError as error:
-        raise not_ours(path, error) from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -128,7 +128,7 @@ def open_vectors(folder: Path, info: IndexInfo, state: State) -> FloatArray:
     if not state.num_rows:
         # The file itself may not be there yet.
         return np.empty(shape, dtype=np.float16)
-    with _opened(path) as descriptor:
+    with opened(path) as descriptor:
         if os.fstat(descriptor).st_size < size:
             raise SearchError(f"{path} is shorter than the records say; {REMEDY}")
         mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
@@ -140,7 +140,7 @@ def read_piece(path: Path, start: int, size: int, crc: int | None = None) -> byt
 
     Raises `SearchError` where they are not there, or are not those that were written.
     """
-    with _opened(path) as descriptor:
+    with opened(path) as descriptor:
         there = os.fstat(descriptor).st_size
         content = read_at(descriptor, size, start) if start + size <= there else b""
     if len(content) != size:
@@ -154,7 +154,7 @@ REMEDY = "`vsrn index PHOTOS -o INDEX` mends it, reading again only the photos c
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
+def opened(path: Path) -> Iterator[int]:
     """A descriptor for the block. Raises `SearchError` where `path` is a link, and `FileNotFoundError`."""
     try:
         descriptor = open_plain(path)

@@ -352,7 +352,7 @@ def _condition(where: Where) -> tuple[str, list[str]]:
         terms.append("taken >= ?")
         values.append(where.since.isoformat()[:10])
     if where.until is not None:
-        # Any time of that day stands between the day and the day with a last character behind it.
+        # Any time of that day sorts after the day itself and before the day followed by "~".
         terms.append("taken < ?")
         values.append(where.until.isoformat()[:10] + "~")
     return " AND ".join(terms), values
