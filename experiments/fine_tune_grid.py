@@ -34,8 +34,7 @@ from vsrn.data.splits import Split
 from vsrn.data.vocabulary import UNK, Vocabulary
 from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.extractors.base import make_extractor
-from vsrn.extractors.grid import load_network, weights_path
-from vsrn.extractors.whole_photo import POOLED_SIDE
+from vsrn.extractors.grid import POOLED_SIDE, load_network, weights_path
 from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import MatchingModel
 from vsrn.model.losses import cosine_similarities, make_loss

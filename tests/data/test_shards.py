@@ -30,7 +30,7 @@ from training_runs import assert_same_run, train
 
 from vsrn.cli import main
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig
-from vsrn.data.photos import PhotoFile
+from vsrn.data.listing import PhotoFile
 from vsrn.data.region_store import RegionStore, open_region_store, splits_of
 from vsrn.data.regions import ARRAYS, Regions
 from vsrn.data.shards import JoinedRows, Shard, shard_folder, shard_of_folder

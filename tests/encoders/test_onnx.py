@@ -22,7 +22,7 @@ import vsrn.encoders.export as exporting
 from vsrn.cli import main
 from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.convert.checkpoint import read_checkpoint
-from vsrn.data.region_store import FloatArray, IntArray, StoreInfo
+from vsrn.data.region_store import StoreInfo
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders import onnx_graph
 from vsrn.encoders.export import export_onnx, model_fingerprint
@@ -37,6 +37,7 @@ from vsrn.encoders.onnx_backend import (
 )
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.build import build_model
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.reasoning import RegionRelationshipReasoning

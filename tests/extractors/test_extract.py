@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from vsrn.cli import main
-from vsrn.data.photos import PhotoFile, find_photos
+from vsrn.data.listing import PhotoFile, find_photos
 from vsrn.data.region_store import open_region_store
 from vsrn.data.splits import open_split
 from vsrn.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from shy import Shy, contents, vsrn_extract
 
-from vsrn.data.photos import PhotoFile
+from vsrn.data.listing import PhotoFile
 from vsrn.data.region_store import SkippedPhoto
 from vsrn.errors import PhotoError
 from vsrn.extractors.extract import ExtractedBatch, prepare_or_refuse
@@ -44,7 +44,7 @@ from vsrn.errors import DataError
 from vsrn.extractors.extract import extract
 from vsrn.extractors.base import make_extractor
 from vsrn.extractors.ray import ray_batches
-from vsrn.data.photos import find_photos
+from vsrn.data.listing import find_photos
 
 photos, grid = find_photos("photos"), make_extractor("grid")
 

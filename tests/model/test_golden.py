@@ -12,7 +12,7 @@ import torch
 
 from vsrn.config import LossConfig
 from vsrn.convert.checkpoint import LegacyModel, read_checkpoint
-from vsrn.convert.vsrn import CAPTION_KEYS, IMAGE_KEYS
+from vsrn.convert.names import CAPTION_KEYS, IMAGE_KEYS
 from vsrn.encoders.folding import fold
 from vsrn.model import reasoning
 from vsrn.model.losses import SIMILARITIES, make_loss, matching_loss

@@ -15,7 +15,7 @@ from worlds import make_store
 
 import vsrn
 from vsrn.config import EFFICIENTNET, Config, DataConfig, LossConfig, ModelConfig, NetworkConfig, TrainConfig
-from vsrn.data.datasets import open_split_for
+from vsrn.data.photo_splits import open_split_for
 from vsrn.encoders.encoded import EncodedVectors
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import DataError

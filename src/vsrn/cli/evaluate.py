@@ -182,7 +182,7 @@ def judge(
     eccv: bool = False,
 ) -> Judgement:
     """Encode a split by every model, drawing the progress. With `eccv` it must be COCO's test split."""
-    from vsrn.data.datasets import open_split_for
+    from vsrn.data.photo_splits import open_split_for
     from vsrn.encoders import load_encoder
     from vsrn.evaluation.eccv import check_split
     from vsrn.evaluation.evaluate import Judgement

@@ -96,7 +96,7 @@ def main(
         ray: Address of a Ray cluster that sees the photos by the same paths, or `local` for one started here.
         json: Print the result as JSON.
     """
-    from vsrn.data.photos import find_photos
+    from vsrn.data.listing import find_photos
     from vsrn.extractors.base import make_extractor
     from vsrn.extractors.extract import extract, extract_karpathy
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from vsrn.config import Config
-from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.data.tokenizer import join_words
 from vsrn.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from vsrn.devices import pick_device
 from vsrn.encoders.base import DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption
 from vsrn.errors import CheckpointError, ConfigError
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.captioner import SHRINK_AT, Captioner, State
 from vsrn.model.gru import at_least_float32
 from vsrn.tensors import load_weights, read_tensors, write_tensors

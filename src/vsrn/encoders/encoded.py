@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vsrn.data.region_store import FloatArray, IntArray
-from vsrn.metrics import Blocks, mean_blocks, rows_of_block, vector_similarities
+from vsrn.metrics import Blocks, FloatArray, IntArray, mean_blocks, rows_of_block, vector_similarities
 
 # Called with how many were done since the last call.
 Advance = Callable[[int], None]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from vsrn.data.region_store import FloatArray, IntArray, Regions
-from vsrn.metrics import vector_similarities
+from vsrn.data.regions import Regions
+from vsrn.metrics import FloatArray, IntArray, vector_similarities
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder

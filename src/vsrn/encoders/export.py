@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from vsrn.config import Config, ModelConfig, config_to_toml
-from vsrn.data.region_store import FloatArray
 from vsrn.data.splits import at_places, back_in_place, reading_places
 from vsrn.data.vocabulary import START
 from vsrn.encoders.captioning import write_captioner
@@ -35,6 +34,7 @@ from vsrn.encoders.onnx_backend import (
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
+from vsrn.metrics import FloatArray
 from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.model.text_encoder import TextEncoder

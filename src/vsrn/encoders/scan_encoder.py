@@ -11,13 +11,13 @@ import torch
 from typing_extensions import override
 
 from vsrn.config import ScanConfig
-from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Features, slices
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.encoded import EVERY, Advance
 from vsrn.encoders.torch_backend import StoredEncoder
 from vsrn.errors import CheckpointError
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.saved import StoredModel
 from vsrn.model.scan import SCAN, EncodedRegions, similarities
 from vsrn.model.text_encoder import pad_tokens

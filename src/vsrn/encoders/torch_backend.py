@@ -12,13 +12,15 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from vsrn.data.region_store import FloatArray, IntArray, RegionNames, StoreInfo
+from vsrn.data.region_store import StoreInfo
+from vsrn.data.regions import RegionNames
 from vsrn.devices import pick_device
 from vsrn.encoders.base import NO_CAPTIONER, PHOTOS_AT_ONCE, Encoder, Features, slices
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.encoded import Advance
 from vsrn.encoders.folding import fold, last_states
 from vsrn.errors import CheckpointError
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.base import BaseTextEncoder, EncodedImages
 from vsrn.model.saved import StoredModel, read_model
 from vsrn.model.text_encoder import TextEncoder, pad_tokens

@@ -9,7 +9,8 @@ from typing import Generic
 from typing_extensions import TypeVar
 
 from vsrn.config import Config, config_to_toml, read_config
-from vsrn.data.region_store import RegionNames, StoreInfo
+from vsrn.data.region_store import StoreInfo
+from vsrn.data.regions import RegionNames
 from vsrn.data.vocabulary import Vocabulary, read_vocabulary
 from vsrn.errors import CheckpointError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights

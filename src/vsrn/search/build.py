@@ -19,13 +19,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vsrn.data.photos import DecodedPhoto, FileContent, PhotoFile, find_photos, read_file, read_photo
-from vsrn.data.region_store import FloatArray, Regions, pad_regions
+from vsrn.data.listing import PhotoFile, find_photos
+from vsrn.data.photos import DecodedPhoto, FileContent, read_file, read_photo
+from vsrn.data.regions import Regions, pad_regions
 from vsrn.encoders.base import Encoder
 from vsrn.errors import ConfigError, PhotoError, SearchError
 from vsrn.extractors.base import Prepared, RegionExtractor, prepare_pixels
 from vsrn.extractors.extract import made_ready
 from vsrn.files import printable
+from vsrn.metrics import FloatArray
 from vsrn.search.create import Model, create_index
 from vsrn.search.layout import EngineName
 from vsrn.search.mend import mend_index

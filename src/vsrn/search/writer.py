@@ -20,10 +20,11 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from vsrn.data.region_store import FloatArray, IntArray, Regions
+from vsrn.data.regions import Regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
 from vsrn.files import sync_folder, take_lock
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.damage import damaged_pieces, piece_of, stamp_of
 from vsrn.search.database import Records
 from vsrn.search.engine import Keeper

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from vsrn.data.photo_splits import PhotoSplit, Pixels, decoding_threads
-from vsrn.data.region_store import FloatArray, IntArray, first_of_zeros
+from vsrn.data.regions import first_of_zeros
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.data.vocabulary import Vocabulary
 from vsrn.errors import ConfigError, DataError
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.text_encoder import pad_tokens
 
 # Extra seed component: region dropping must not share the random stream that shuffles captions.
