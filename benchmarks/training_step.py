@@ -14,11 +14,11 @@ from harness import interleave, record_ratio
 from problem import make_batch, make_model
 
 from vsrn.config import LossConfig
-from vsrn.model.losses import make_loss
+from vsrn.model.losses import TripletLoss
 from vsrn.training.trainer import autocast
 
 CPU = torch.device("cpu")
-LOSS = make_loss(LossConfig())
+LOSS = TripletLoss(LossConfig())
 
 
 def main() -> None:

@@ -38,9 +38,10 @@ from vsrn.extractors.grid import load_network, weights_path
 from vsrn.extractors.whole_photo import POOLED_SIDE
 from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import MatchingModel
-from vsrn.model.losses import cosine_similarities, make_loss
+from vsrn.model.gru import pad_tokens
+from vsrn.model.losses import cosine_similarities
+from vsrn.model.registry import LOSSES
 from vsrn.model.saved import StoredModel, read_model, write_model
-from vsrn.model.text_encoder import pad_tokens
 from vsrn.training.batches import draw_margins, drop_regions
 from vsrn.training.run import open_training_splits
 
@@ -172,7 +173,9 @@ def embeddings_of(
 
 def loss_of_rounds(images: torch.Tensor, captions: torch.Tensor, loss: LossConfig) -> torch.Tensor:
     """The model's own loss of each photo with one of its captions, the mean over the rounds."""
-    return torch.stack([make_loss(loss)(cosine_similarities(images, each)) for each in captions]).mean()
+    return torch.stack(
+        [LOSSES.make(loss.matching, loss)(cosine_similarities(images, each)) for each in captions]
+    ).mean()
 
 
 def without_some(features: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,8 +18,8 @@ from vsrn.data.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.model.build import build_model
 from vsrn.model.captioner import Captioner
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
 
 DIM = 6

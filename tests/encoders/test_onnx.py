@@ -37,10 +37,10 @@ from vsrn.encoders.onnx_backend import (
 )
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError
-from vsrn.model.build import build_model
-from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.reasoning import RegionRelationshipReasoning
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, read_model, write_model
+from vsrn.model.vsrn import ImageEncoder
 from vsrn.tensors import load_weights
 
 LONGEST = 60

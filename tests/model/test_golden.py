@@ -15,7 +15,7 @@ from vsrn.convert.checkpoint import LegacyModel, read_checkpoint
 from vsrn.convert.vsrn import CAPTION_KEYS, IMAGE_KEYS
 from vsrn.encoders.folding import fold
 from vsrn.model import reasoning
-from vsrn.model.losses import SIMILARITIES, make_loss, matching_loss
+from vsrn.model.losses import SIMILARITIES, TripletLoss, matching_loss
 from vsrn.model.vsrn import build_vsrn
 
 RECORDINGS = ["f30k", "coco", "options", "order"]
@@ -110,7 +110,7 @@ def test_joint_loss_in_training_mode_and_every_gradient(recording: Recording) ->
         if isinstance(module, torch.nn.Dropout):
             module.eval()
     loss: LossConfig = recording.legacy.config.loss
-    losses = model(recording.features, *recording.captions, None, make_loss(loss))
+    losses = model(recording.features, *recording.captions, None, TripletLoss(loss))
     torch.testing.assert_close(losses.joint.detach(), recording.tensor("joint_loss_train"), rtol=1e-5, atol=0)
 
     losses.joint.backward()

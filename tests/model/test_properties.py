@@ -16,12 +16,10 @@ from vsrn.config import CaptionerConfig, LossConfig, ModelConfig
 from vsrn.data.vocabulary import END, PAD, START
 from vsrn.model import captioner as captioner_module
 from vsrn.model.captioner import Captioner
-from vsrn.model.gru import at_least_float32, l2_normalise
-from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.losses import contrastive_loss, cosine_similarities, make_loss, matching_loss, order_similarities
+from vsrn.model.gru import at_least_float32, l2_normalise, pad_tokens
+from vsrn.model.losses import TripletLoss, contrastive_loss, cosine_similarities, matching_loss, order_similarities
 from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
-from vsrn.model.text_encoder import TextEncoder, pad_tokens
-from vsrn.model.vsrn import build_vsrn
+from vsrn.model.vsrn import ImageEncoder, TextEncoder, build_vsrn
 
 B, N, F, D, V = 4, 6, 5, 7, 23
 COUNTS = torch.tensor([6, 3, 1, 4])
@@ -216,9 +214,9 @@ def test_padding_never_changes_the_joint_loss() -> None:
     model = build_vsrn(config, V).double().eval()
     stir(model)
     regions, (tokens, lengths) = features(), random_captions([5, 3, 9, 2])
-    plain = model(regions, tokens, lengths, COUNTS, make_loss(LossConfig()))
+    plain = model(regions, tokens, lengths, COUNTS, TripletLoss(LossConfig()))
     wider = nn.functional.pad(regions, (0, 0, 0, 2), value=9.0)
-    padded = model(wider, nn.functional.pad(tokens, (0, 3)), lengths, COUNTS, make_loss(LossConfig()))
+    padded = model(wider, nn.functional.pad(tokens, (0, 3)), lengths, COUNTS, TripletLoss(LossConfig()))
     assert_close(padded.matching, plain.matching)
     assert_close(padded.generation, plain.generation)
     assert_close(padded.joint, plain.matching + plain.generation)
@@ -464,9 +462,9 @@ def test_under_bf16_embeddings_and_losses_are_float32(
     config = dataclasses.replace(sizes, image_norm=image_norm, similarity=similarity)  # type: ignore[arg-type]
     model = build_vsrn(config, V)
     regions, (tokens, lengths) = features().float(), random_captions([5, 3, 9, 2])
-    exact = model(regions, tokens, lengths, counts, make_loss(LossConfig()))
+    exact = model(regions, tokens, lengths, counts, TripletLoss(LossConfig()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model(regions, tokens, lengths, counts, make_loss(LossConfig()))
+        losses = model(regions, tokens, lengths, counts, TripletLoss(LossConfig()))
         images, captions = model.image_encoder(regions, counts).embeddings, model.caption_encoder(tokens, lengths)
     for tensor in (images, captions, losses.matching, losses.generation):
         assert tensor.dtype is torch.float32

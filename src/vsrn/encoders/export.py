@@ -35,9 +35,8 @@ from vsrn.encoders.onnx_backend import (
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
-from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.saved import StoredModel, write_model
-from vsrn.model.text_encoder import TextEncoder
+from vsrn.model.vsrn import ImageEncoder, TextEncoder
 
 # Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
 TOLERANCE = 1e-4

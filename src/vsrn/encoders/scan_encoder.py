@@ -18,9 +18,9 @@ from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.encoded import EVERY, Advance
 from vsrn.encoders.torch_backend import StoredEncoder
 from vsrn.errors import CheckpointError
+from vsrn.model.gru import pad_tokens
 from vsrn.model.saved import StoredModel
 from vsrn.model.scan import SCAN, EncodedRegions, similarities
-from vsrn.model.text_encoder import pad_tokens
 
 CAPTIONS_PER_BATCH = 512
 # Affinities worked on at once: few enough to stay in the processor's cache from one operation to the next.

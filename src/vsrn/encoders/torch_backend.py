@@ -20,8 +20,9 @@ from vsrn.encoders.encoded import Advance
 from vsrn.encoders.folding import fold, last_states
 from vsrn.errors import CheckpointError
 from vsrn.model.base import BaseTextEncoder, EncodedImages
+from vsrn.model.gru import pad_tokens
 from vsrn.model.saved import StoredModel, read_model
-from vsrn.model.text_encoder import TextEncoder, pad_tokens
+from vsrn.model.vsrn import TextEncoder
 
 Precision = Literal["fp32", "bf16"]
 

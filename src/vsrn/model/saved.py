@@ -15,7 +15,7 @@ from vsrn.errors import CheckpointError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights
 from vsrn.files import write_atomically
 from vsrn.model.base import BaseModel, MatchingModel
-from vsrn.model.build import build_any_model
+from vsrn.model.registry import build_any_model
 from vsrn.tensors import load_weights, read_tensors, write_tensors
 
 CONFIG_FILE = "config.toml"

@@ -16,7 +16,7 @@ from vsrn.data.region_store import FloatArray, IntArray, first_of_zeros
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.data.vocabulary import Vocabulary
 from vsrn.errors import ConfigError, DataError
-from vsrn.model.text_encoder import pad_tokens
+from vsrn.model.gru import pad_tokens
 
 # Extra seed component: region dropping must not share the random stream that shuffles captions.
 _DROPPING = 1
