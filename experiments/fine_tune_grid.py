@@ -36,7 +36,7 @@ from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.extractors.base import make_extractor
 from vsrn.extractors.grid import load_network, weights_path
 from vsrn.extractors.whole_photo import POOLED_SIDE
-from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
+from vsrn.metrics import EncodedSplit, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import MatchingModel
 from vsrn.model.gru import pad_tokens
 from vsrn.model.losses import cosine_similarities
@@ -231,7 +231,7 @@ def validate(averaged: nn.ModuleDict, vocabulary: Vocabulary, split: Split, maps
     captions = encode_tokens(
         model.caption_encoder, [np.array(vocabulary.encode(caption)) for caption in split.captions]
     )
-    blocks = similarity_blocks([np.concatenate(parts)], [captions], "cosine")
+    blocks = similarity_blocks([EncodedSplit(np.concatenate(parts), captions)])
     metrics = retrieval_metrics(rank_blocks(blocks, split.image_of_caption))
     to_text, to_image = metrics.image_to_text, metrics.text_to_image
     return metrics.rsum, f"R@1 {to_text.recall_at_1:.1f} / {to_image.recall_at_1:.1f}, rsum {metrics.rsum:.1f}"

@@ -25,7 +25,7 @@ from vsrn.convert.checkpoint import read_checkpoint
 from vsrn.data.region_store import FloatArray, IntArray, StoreInfo
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders import onnx_graph
-from vsrn.encoders.export import export_onnx, model_fingerprint
+from vsrn.encoders.export import export_onnx
 from vsrn.encoders.onnx_backend import (
     CAPTION_FILE,
     CAPTIONER_FILE,
@@ -39,7 +39,7 @@ from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.model.reasoning import RegionRelationshipReasoning
 from vsrn.model.registry import build_model
-from vsrn.model.saved import StoredModel, read_model, write_model
+from vsrn.model.saved import StoredModel, model_fingerprint, read_model, write_model
 from vsrn.model.vsrn import ImageEncoder
 from vsrn.tensors import load_weights
 

@@ -15,7 +15,6 @@ from worlds import make_model, make_scan, make_store
 from vsrn.cli import run_command
 from vsrn.data.splits import open_split
 from vsrn.encoders import load_encoder
-from vsrn.encoders.encoded import EncodedVectors
 from vsrn.errors import ConfigError
 from vsrn.evaluation.evaluate import Judgement, evaluate
 from vsrn.evaluation.rerank import (
@@ -25,7 +24,7 @@ from vsrn.evaluation.rerank import (
     rerank,
     text_candidates,
 )
-from vsrn.metrics import FloatArray, IntArray, image_to_text_ranks, text_to_image_ranks
+from vsrn.metrics import EncodedSplit, FloatArray, IntArray, rank_blocks
 
 
 def slow_rank(first: FloatArray, second: FloatArray, correct: IntArray, top: int) -> int:
@@ -46,11 +45,12 @@ def test_ranks_are_those_of_sorting_twice(data: st.DataObject, images: int, per_
     first, second = (
         np.array(data.draw(table), dtype=np.float32).reshape(images, len(owners)) for _ in ("first", "second")
     )
-    one, other = (EncodedVectors(scores, np.eye(len(owners), dtype=np.float32)) for scores in (first, second))
+    one, other = (EncodedSplit(scores, np.eye(len(owners), dtype=np.float32)) for scores in (first, second))
     to_text, to_image = text_candidates([one], owners, top), image_candidates([one], owners, top)
     text_scores, image_scores = compare_candidates(other, to_text, to_image)
-    images_ranks = rerank(image_to_text_ranks(first, owners), to_text.correct, text_scores)
-    captions_ranks = rerank(text_to_image_ranks(first, owners), to_image.correct, image_scores)
+    found = rank_blocks(lambda: [(0, first)], owners)
+    images_ranks = rerank(found.image_to_text, to_text.correct, text_scores)
+    captions_ranks = rerank(found.text_to_image, to_image.correct, image_scores)
     for image in range(images):
         assert images_ranks[image] == slow_rank(first[image], second[image], owners == image, top)
     for caption, owner in enumerate(owners):

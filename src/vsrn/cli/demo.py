@@ -93,7 +93,7 @@ def evaluate(output: Path) -> tuple[Encoder, Judgement]:
     from vsrn.encoders import load_encoder
     from vsrn.evaluation.evaluate import Judgement, evaluate
     from vsrn.evaluation.report import evaluation_table, write_html_report
-    from vsrn.training.log import read_log
+    from vsrn.training.checkpoint import read_log
 
     run, photos, report = output / "run", output / "world" / "images", output / "report.html"
     say(f"\n4. How good is it? vsrn evaluate {run} --split val --html {report} --photos {photos}")
@@ -107,11 +107,8 @@ def evaluate(output: Path) -> tuple[Encoder, Judgement]:
 
 def search(encoder: Encoder, judgement: Judgement) -> None:
     """Step 5: three new sentences, and a caption of each picture that they find."""
-    from vsrn.encoders.encoded import EncodedVectors
-
     say("\n5. Sentences that nobody wrote for these pictures:")
     split, encoded = judgement.split, judgement.encoded[0]
-    assert isinstance(encoded, EncodedVectors), "the demo's model is a VSRN"
     ids = split.image_ids()
     for sentence in SENTENCES:
         say(f'\n  "{sentence}"')

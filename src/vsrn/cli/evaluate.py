@@ -118,7 +118,7 @@ def compare(
 def write_report(path: Path, evaluation: Evaluation, photos: Path | None, model: Path) -> None:
     """Write the HTML report, with the training curves of a run."""
     from vsrn.evaluation.report import write_html_report
-    from vsrn.training.log import read_log
+    from vsrn.training.checkpoint import read_log
 
     write_html_report(path, evaluation, photos=photos, history=read_log(model))
     say(f"The report is {path}.")

@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.encoders.base import DEFAULT_BEAM, IMAGES_AT_ONCE, Encoder
-from vsrn.encoders.encoded import EVERY, Advance, EncodedSplit, encoded_blocks
 from vsrn.errors import ConfigError
 from vsrn.metrics import (
+    EVERY,
+    Advance,
     Blocks,
+    EncodedSplit,
     FloatArray,
     IntArray,
     Interval,
@@ -25,6 +27,7 @@ from vsrn.metrics import (
     mean_metrics,
     rank_blocks,
     retrieval_metrics,
+    similarity_blocks,
 )
 
 BoolArray = npt.NDArray[np.bool_]
@@ -142,12 +145,12 @@ class Judgement:
         """
         part = self.split.only(images)
         captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
-        blocks = encoded_blocks([encoded.only(images, captions) for encoded in self.encoded], advance)
+        blocks = similarity_blocks([encoded.only(images, captions) for encoded in self.encoded], advance)
         return rank_blocks(blocks, part.image_of_caption), part.image_of_caption
 
     def blocks(self) -> Blocks:
         """Similarities of all images and all captions, block by block."""
-        return encoded_blocks(self.encoded)
+        return similarity_blocks(self.encoded)
 
     def of_caption(self, caption: int) -> FloatArray:
         """(num_images,) similarity of every image to one caption."""
@@ -162,7 +165,7 @@ class Judgement:
         return None
 
     def _similarities(self, images: slice, captions: slice) -> FloatArray:
-        blocks = encoded_blocks([encoded.only(images, captions) for encoded in self.encoded])
+        blocks = similarity_blocks([encoded.only(images, captions) for encoded in self.encoded])
         return np.concatenate([block for _, block in blocks()])
 
 

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -139,7 +141,8 @@ def _inner_products(vectors: torch.Tensor) -> torch.Tensor:
     return vectors @ vectors.mT
 
 
-class EncodedRegions(NamedTuple):
+@dataclass(frozen=True)
+class EncodedRegions:
     """Images as sets.
 
     vectors  (B, N, D) unit vectors, 0 where a region is padding
@@ -148,6 +151,13 @@ class EncodedRegions(NamedTuple):
 
     vectors: torch.Tensor
     mask: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, images: npt.NDArray[np.integer] | slice) -> EncodedRegions:
+        at = images if isinstance(images, slice) else torch.from_numpy(images).to(self.vectors.device)
+        return EncodedRegions(self.vectors[at], None if self.mask is None else self.mask[at])
 
 
 class RegionProjection(nn.Module):

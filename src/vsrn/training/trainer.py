@@ -24,10 +24,9 @@ from torch import nn
 
 from vsrn.config import Config, TrainConfig
 from vsrn.encoders import encoder_of
-from vsrn.encoders.encoded import encoded_blocks
 from vsrn.encoders.torch_backend import Precision
 from vsrn.errors import TrainingError
-from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics
+from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import BaseModel, Losses
 from vsrn.model.saved import write_weights
 from vsrn.training import distributed
@@ -265,7 +264,7 @@ class Trainer:
     def _validation_metrics(self) -> RetrievalMetrics:
         split = self.prepared.validation
         encoded = encoder_of(self.prepared.stored(), str(self.device)).encode_split(split)
-        ranks = rank_blocks(encoded_blocks([encoded]), split.image_of_caption)
+        ranks = rank_blocks(similarity_blocks([encoded]), split.image_of_caption)
         self.model.train()
         return retrieval_metrics(ranks)
 
