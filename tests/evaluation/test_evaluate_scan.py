@@ -19,7 +19,7 @@ from vsrn.encoders import scan_encoder as set_encoder
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.scan_encoder import ScanEncoder
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.evaluation.evaluate import Judgement, evaluate
+from vsrn.evaluation.evaluate import Retrieval, evaluate
 from vsrn.metrics import FloatArray, IntArray, Ranks, rank_blocks
 from vsrn.model.saved import read_model
 from vsrn.model.scan import similarities
@@ -81,9 +81,9 @@ def test_ranks_are_those_of_the_whole_table(
 ) -> None:
     monkeypatch.setattr("vsrn.metrics.FIVE_FOLD_IMAGES", 5)
     encoder, split = load_encoder(make_scan(tmp_path / "scan", store)), open_split(store, "dev")
-    judgement = Judgement([encoder], split)
+    retrieval = Retrieval([encoder], split)
     seen: list[int] = []
-    _, ranks = evaluate(judgement, ["scan"], five_fold=five_fold, advance=seen.append)
+    _, ranks = evaluate(retrieval, ["scan"], five_fold=five_fold, advance=seen.append)
     table, owners = encoder.encode_split(split).similarities(), split.image_of_caption
     folds = [slice(first, first + 5) for first in range(0, 25, 5)] if five_fold else [slice(0, 25)]
     for fold in folds:
@@ -101,11 +101,11 @@ def test_two_directions_are_an_ensemble_and_two_families_are_none(store: Path, t
         load_encoder(make_scan(tmp_path / direction, store, direction=direction))
         for direction in ("text_to_image", "image_to_text")
     ]
-    _, ranks = evaluate(Judgement(scans, split), ["both"])
+    _, ranks = evaluate(Retrieval(scans, split), ["both"])
     mean = np.mean([scan.encode_split(split).similarities() for scan in scans], axis=0)
     np.testing.assert_array_equal(ranks.text_to_image, ranks_of(mean, split.image_of_caption).text_to_image)
     with pytest.raises(ConfigError, match="an ensemble averages one kind of similarity"):
-        Judgement([scans[0], load_encoder(make_model(tmp_path / "vsrn", store))], split)
+        Retrieval([scans[0], load_encoder(make_model(tmp_path / "vsrn", store))], split)
 
 
 def test_the_command_evaluates_a_scan_and_reports_examples(

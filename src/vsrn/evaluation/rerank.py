@@ -16,7 +16,7 @@ import numpy as np
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.base import Encoder
 from vsrn.errors import ConfigError
-from vsrn.evaluation.evaluate import BoolArray, Judgement, Reranking, best_matches
+from vsrn.evaluation.evaluate import BoolArray, Reranking, Retrieval, best_matches
 from vsrn.metrics import (
     Advance,
     EncodedSplit,
@@ -43,12 +43,12 @@ class Candidates:
     correct: BoolArray
 
 
-class TwoStageJudgement(Judgement):
-    """A `Judgement` whose best `top` matches of every query are re-ordered by a second model.
+class TwoStageRetrieval(Retrieval):
+    """A `Retrieval` whose best `top` matches of every query are re-ordered by a second model.
 
     name  of the second model, for the report
 
-    Raises `ConfigError` where `top` is below 1, and what `Judgement` raises.
+    Raises `ConfigError` where `top` is below 1, and what `Retrieval` raises.
     """
 
     def __init__(

@@ -37,6 +37,11 @@ def l2_normalise(vectors: torch.Tensor, dim: int = -1) -> torch.Tensor:
     return vectors / vectors.pow(2).sum(dim=dim, keepdim=True).sqrt()
 
 
+def mask_of(rows: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor | None:
+    """(B, N, ...) padded rows, (B,) real ones of each -> (B, N) True where a row is real; None where all are."""
+    return None if counts is None else torch.arange(rows.shape[1], device=counts.device) < counts[:, None]
+
+
 def pad_tokens(tokens: Sequence[npt.NDArray[np.integer]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids of B captions -> (B, T) padded with <pad>, and (B,) lengths."""
     lengths = torch.tensor([len(ids) for ids in tokens])

@@ -22,8 +22,8 @@ from torch import nn
 from vsrn.config import EFFICIENTNET, ModelConfig, NetworkConfig
 from vsrn.errors import CheckpointError, ConfigError, did_you_mean
 from vsrn.extractors.grid import load_network, weights_path
-from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel
-from vsrn.model.gru import at_least_float32, l2_normalise
+from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel, make_projection, project
+from vsrn.model.gru import l2_normalise
 from vsrn.model.registry import TEXT_ENCODERS
 from vsrn.model.vsrn import ImageEncoder
 from vsrn.tensors import load_weights, read_tensor_file
@@ -49,9 +49,7 @@ class PhotoEncoder(BaseImageEncoder):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.network = ImageNetwork(config.network.name)
-        self.projection = nn.Linear(self.network.feature_dim, config.joint_dim)
-        nn.init.xavier_uniform_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
+        self.projection = make_projection(self.network.feature_dim, config.joint_dim)
         self.fine_tune(False)
 
     def load_first_weights(self) -> None:
@@ -84,7 +82,7 @@ class PhotoEncoder(BaseImageEncoder):
         """(B, S, S, 3) uint8 RGB -> `EncodedImages` with one region, the whole photo."""
         with torch.set_grad_enabled(self.network_trains and torch.is_grad_enabled()):
             features = l2_normalise(self.network(photos))
-        regions = at_least_float32(self.projection(features.to(self.projection.weight.dtype)))
+        regions = project(self.projection, features)
         embeddings = l2_normalise(regions) if self.config.image_norm else regions
         return EncodedImages(embeddings.abs() if self.config.absolute else embeddings, regions[:, None])
 

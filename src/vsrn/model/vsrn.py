@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from vsrn.config import ModelConfig
-from vsrn.model.base import BaseImageEncoder, BaseTextEncoder, EncodedImages, MatchingModel
+from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel, WordGRU, make_projection, project
 from vsrn.model.captioner import Captioner
-from vsrn.model.gru import at_least_float32, l2_normalise, read_sequences
+from vsrn.model.gru import at_least_float32, l2_normalise, mask_of
 from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
 from vsrn.model.registry import AGGREGATORS, TEXT_ENCODERS
 
@@ -29,18 +29,16 @@ class ImageEncoder(BaseImageEncoder):
         super().__init__(config)
         assert config.feature_dim is not None, "the feature size is known before a model is built"
         dim = config.joint_dim
-        self.projection = nn.Linear(config.feature_dim, dim)
-        nn.init.xavier_uniform_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
+        self.projection = make_projection(config.feature_dim, dim)
         self.reasoning = nn.ModuleList(RegionRelationshipReasoning(dim) for _ in range(config.reasoning_layers))
         self.aggregator: nn.Module = AGGREGATORS.make(config.aggregator, dim)
         self.norm = nn.BatchNorm1d(dim) if config.normalisation == "flickr30k" else None
 
     def forward(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> EncodedImages:
         """(B, N, F) features as stored, (B,) real regions of each or None for all -> `EncodedImages`."""
-        mask = None if counts is None else torch.arange(features.shape[1], device=counts.device) < counts[:, None]
+        mask = mask_of(features, counts)
         # The residual stream stays float32 under bf16 autocast; only the products inside layers are bf16.
-        regions = at_least_float32(self.projection(features.to(self.projection.weight.dtype)))
+        regions = project(self.projection, features)
         if mask is not None:
             regions = regions * mask[..., None]
         if self.config.normalisation == "coco":
@@ -53,12 +51,10 @@ class ImageEncoder(BaseImageEncoder):
         if self.norm is not None:
             embeddings = self.norm(embeddings)
         embeddings = l2_normalise(embeddings) if self.config.image_norm else at_least_float32(embeddings)
-        if self.config.absolute:
-            embeddings = embeddings.abs()
-        return EncodedImages(embeddings, regions)
+        return EncodedImages(embeddings.abs() if self.config.absolute else embeddings, regions)
 
 
-class TextEncoder(BaseTextEncoder):
+class TextEncoder(WordGRU):
     """Word embedding, GRU, state at the last real token, unit length.
 
     The config can make the GRU bidirectional, with the directions' states averaged (the last state is then the mean of
@@ -66,24 +62,10 @@ class TextEncoder(BaseTextEncoder):
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
-        super().__init__(config)
-        self.embedding = nn.Embedding(vocabulary_size, config.word_dim)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        self.gru = nn.GRU(
-            config.word_dim,
-            config.joint_dim,
-            config.caption_layers,
-            batch_first=True,
-            bidirectional=config.caption_bidirectional,
-        )
+        super().__init__(config, vocabulary_size, bidirectional=config.caption_bidirectional)
         self.aggregator: nn.Module | None = None
         if config.caption_aggregator != "last":
             self.aggregator = AGGREGATORS.make(config.caption_aggregator, config.joint_dim)
-
-    @property
-    def words(self) -> nn.Embedding:
-        """(vocabulary size, word size) vectors of the words."""
-        return self.embedding
 
     @property
     def reads_forwards_only(self) -> bool:
@@ -92,25 +74,14 @@ class TextEncoder(BaseTextEncoder):
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, D)."""
-        states = read_sequences(self.gru, self.embedding(tokens), lengths)
-        if self.aggregator is None:
-            return self.embed(self._last(states, lengths.to(states.device)))
-        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return self.embed(self.aggregator(self.mean_of_directions(states), mask.to(states.device)))
-
-    def _last(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(B, T, D or 2D) the GRU's outputs -> (B, D) its last state, or the mean of each direction's."""
-        forward = states[torch.arange(len(states), device=states.device), lengths - 1, : self.gru.hidden_size]
-        if not self.gru.bidirectional:
-            return forward
-        return (at_least_float32(forward) + at_least_float32(states[:, 0, self.gru.hidden_size :])) / 2
-
-    def mean_of_directions(self, states: torch.Tensor) -> torch.Tensor:
-        """(B, T, D or 2D) the GRU's outputs -> (B, T, D)."""
-        if not self.gru.bidirectional:
-            return states
-        forward, backward = at_least_float32(states).chunk(2, dim=-1)
-        return (forward + backward) / 2
+        states = self.states(tokens, lengths)
+        lengths = lengths.to(states.device)
+        if self.aggregator is not None:
+            return self.embed(self.aggregator(self.mean_of_directions(states), mask_of(states, lengths)))
+        last, dim = states[torch.arange(len(states), device=states.device), lengths - 1], self.gru.hidden_size
+        if self.gru.bidirectional:
+            last = (at_least_float32(last[:, :dim]) + at_least_float32(states[:, 0, dim:])) / 2
+        return self.embed(last)
 
     def embed(self, pooled: torch.Tensor) -> torch.Tensor:
         """(B, D) last or pooled states -> (B, D) embeddings."""

@@ -69,7 +69,8 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     torch.manual_seed(config.train.seed)
     model = build_any_model(config, vocabulary)
     if not resume:
-        model.load_first_weights()
+        for part in model.image_encoders:
+            part.load_first_weights()
     if config.data.word_vectors and not resume:
         _start_words(model, config, vocabulary)
     prepared = PreparedRun(
