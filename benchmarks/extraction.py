@@ -19,7 +19,7 @@ from vsrn.data.region_store import open_region_store
 from vsrn.extractors.base import prepare_photo
 from vsrn.extractors.extract import extract
 from vsrn.extractors.grid import GridExtractor
-from vsrn.toy import draw_toy_world
+from vsrn.toy.world import draw_toy_world
 
 PHOTOS, ROUNDS = 400, 4
 

@@ -232,9 +232,9 @@ def test_a_shard_is_a_store_of_its_own_and_may_be_empty(photos: list[PhotoFile],
 
 
 def test_an_interrupted_shard_goes_on(photos: list[PhotoFile], tmp_path: Path) -> None:
-    def interrupt(stop: int, split: str, settled: int, total: int) -> None:
+    def interrupt(stop: int, split: str, done: int, total: int) -> None:
         assert (split, total) == ("train", 12)
-        if settled >= stop:
+        if done >= stop:
             raise KeyboardInterrupt
 
     for stop in (0, 3, 9, 12):

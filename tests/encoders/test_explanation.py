@@ -27,7 +27,7 @@ from vsrn.encoders.onnx_backend import IMAGE_FILE, OnnxEncoder
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, DataError
 from vsrn.metrics import FloatArray
-from vsrn.model.build import build_model
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
 
 SENTENCE = "a red dog sings"

@@ -267,9 +267,9 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_store(photos: Photos, grid:
     found = find_photos(photos.folder)
     extract(found, grid, tmp_path / "whole", "photos", batch_size=2)
 
-    def interrupt(stop: int, split: str, settled: int, total: int) -> None:
+    def interrupt(stop: int, split: str, done: int, total: int) -> None:
         assert (split, total) == ("photos", len(found))
-        if settled >= stop:
+        if done >= stop:
             raise KeyboardInterrupt
 
     for stop in (0, 2, 6, 10, len(found)):

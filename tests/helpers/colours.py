@@ -18,7 +18,7 @@ from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders.export import export_onnx
 from vsrn.extractors.base import ExtractorFiles, Prepared, register_extractor
 from vsrn.metrics import FloatArray
-from vsrn.model.build import build_model
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
 
 WORDS = ["red", "green", "blue", "dark", "light"]

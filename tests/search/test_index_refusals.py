@@ -22,7 +22,7 @@ from vsrn.data.region_store import StoreInfo
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError, SearchError
 from vsrn.metrics import FloatArray
-from vsrn.model.build import build_model
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.search.build import update_index
 from vsrn.search.writer import IndexWriter

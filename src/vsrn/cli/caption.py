@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Device, Json, print_json, printable
+from vsrn.cli.options import Device, Json, print_json
 from vsrn.cli.progress import ProgressBar, progress_bar
 from vsrn.errors import ConfigError
+from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
 
 if TYPE_CHECKING:

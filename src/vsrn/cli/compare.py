@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vsrn.cli.extract import Photos
-from vsrn.cli.options import Device, Json, print_json, printable
+from vsrn.cli.options import Device, Json, print_json
 from vsrn.cli.progress import progress_bar, say
 from vsrn.errors import ConfigError
+from vsrn.files import printable
 
 if TYPE_CHECKING:
     from vsrn.extractors.compare import Comparison

@@ -32,7 +32,7 @@ def main(
         json: Print what was converted as JSON.
     """
     from vsrn.errors import CheckpointError, VocabularyError
-    from vsrn.model.build import build_any_model
+    from vsrn.model.registry import build_any_model
     from vsrn.model.saved import WEIGHTS_FILE, StoredModel, write_model
     from vsrn.tensors import load_weights
 

@@ -12,7 +12,7 @@ from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelCo
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
-    from vsrn.evaluation.evaluate import Judgement
+    from vsrn.evaluation.evaluate import Retrieval
 
 SENTENCES = (
     "a small yellow star that sits inside something round and red",
@@ -42,8 +42,8 @@ def main(
     draw(output, train, val)
     extract(output)
     train_model(output, epochs)
-    encoder, judgement = evaluate(output)
-    search(encoder, judgement)
+    encoder, retrieval = evaluate(output)
+    search(encoder, retrieval)
     say(f"\nThat was the whole way. Open {output / 'report.html'} to see what it finds and what it misses.")
     say("What to try next:")
     say(f"  vsrn train {output / 'toy.toml'} --model.aggregator mean --model.reasoning_layers 0 -o {output / 'mean'}")
@@ -55,7 +55,7 @@ def main(
 
 def draw(output: Path, train: int, val: int) -> None:
     """Step 1: draw the world, unless an earlier demo did."""
-    from vsrn.toy import draw_toy_world
+    from vsrn.toy.world import draw_toy_world
 
     say(f"1. Drawing {train + val} scenes of coloured things, five captions each -> {output / 'world'}")
     if not (output / "world" / "dataset.json").exists():
@@ -85,33 +85,30 @@ def train_model(output: Path, epochs: int) -> None:
         raise KeyboardInterrupt
 
 
-def evaluate(output: Path) -> tuple[Encoder, Judgement]:
+def evaluate(output: Path) -> tuple[Encoder, Retrieval]:
     """Step 4: what `vsrn evaluate` does."""
     from rich.console import Console
 
     from vsrn.data.splits import open_split
     from vsrn.encoders import load_encoder
-    from vsrn.evaluation.evaluate import Judgement, evaluate
+    from vsrn.evaluation.evaluate import Retrieval, evaluate
     from vsrn.evaluation.report import evaluation_table, write_html_report
-    from vsrn.training.log import read_log
+    from vsrn.training.checkpoint import read_log
 
     run, photos, report = output / "run", output / "world" / "images", output / "report.html"
     say(f"\n4. How good is it? vsrn evaluate {run} --split val --html {report} --photos {photos}")
     encoder = load_encoder(run)
-    judgement = Judgement([encoder], open_split(output / "regions", "val"))
-    evaluation, _ = evaluate(judgement, [str(run)], num_examples=8)
+    retrieval = Retrieval([encoder], open_split(output / "regions", "val"))
+    evaluation, _ = evaluate(retrieval, [str(run)], num_examples=8)
     Console().print(evaluation_table(evaluation))
     write_html_report(report, evaluation, photos=photos, history=read_log(run))
-    return encoder, judgement
+    return encoder, retrieval
 
 
-def search(encoder: Encoder, judgement: Judgement) -> None:
+def search(encoder: Encoder, retrieval: Retrieval) -> None:
     """Step 5: three new sentences, and a caption of each picture that they find."""
-    from vsrn.encoders.encoded import EncodedVectors
-
     say("\n5. Sentences that nobody wrote for these pictures:")
-    split, encoded = judgement.split, judgement.encoded[0]
-    assert isinstance(encoded, EncodedVectors), "the demo's model is a VSRN"
+    split, encoded = retrieval.split, retrieval.encoded[0]
     ids = split.image_ids()
     for sentence in SENTENCES:
         say(f'\n  "{sentence}"')
@@ -139,7 +136,8 @@ def toy_config(store: Path, epochs: int) -> Config:
             batch_size=64,
             epochs=epochs,
             learning_rate=1e-3,
-            learning_rate_drop=[epochs * 3 // 4],
+            # A run of one epoch ends before its rate could drop.
+            learning_rate_drop=[epochs * 3 // 4] if epochs > 1 else [],
             validate_every=0,
         ),
     )

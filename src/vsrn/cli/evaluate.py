@@ -15,7 +15,7 @@ from vsrn.cli.progress import progress_bar, say
 if TYPE_CHECKING:
     from vsrn.evaluation.caption_scores import CaptionScores
     from vsrn.evaluation.eccv import ExtendedEvaluation
-    from vsrn.evaluation.evaluate import Evaluation, Judgement
+    from vsrn.evaluation.evaluate import Evaluation, Retrieval
     from vsrn.metrics import Ranks
 
 
@@ -69,9 +69,9 @@ def main(
     from vsrn.evaluation.eccv import extended_evaluation
 
     scores = score_captions(models[0], data, split, beam, device) if captions else None
-    judgement = judge(models, data, photos, split, device, rerank=rerank, top=top, eccv=eccv)
-    evaluation, found = compare(judgement, models, five_fold=five_fold, num_examples=6 if html else 0)
-    extended = extended_evaluation(judgement.split, judgement.blocks()) if eccv else None
+    retrieval = judge(models, data, photos, split, device, rerank=rerank, top=top, eccv=eccv)
+    evaluation, found = compare(retrieval, models, five_fold=five_fold, num_examples=6 if html else 0)
+    extended = extended_evaluation(retrieval.split, retrieval.blocks()) if eccv else None
     if ranks is not None:
         save_ranks(ranks, found)
     if html is not None:
@@ -103,22 +103,22 @@ def check_options(
 
 
 def compare(
-    judgement: Judgement, models: Sequence[Path], *, five_fold: bool, num_examples: int
+    retrieval: Retrieval, models: Sequence[Path], *, five_fold: bool, num_examples: int
 ) -> tuple[Evaluation, Ranks]:
     """Rank what was encoded, drawing the progress."""
     from vsrn.evaluation.evaluate import evaluate
-    from vsrn.evaluation.rerank import TwoStageJudgement
+    from vsrn.evaluation.rerank import TwoStageRetrieval
 
-    stages = 2 if isinstance(judgement, TwoStageJudgement) else 1
-    with progress_bar("comparing", unit="images").of(judgement.split.num_images * stages) as bar:
+    stages = 2 if isinstance(retrieval, TwoStageRetrieval) else 1
+    with progress_bar("comparing", unit="images").of(retrieval.split.num_images * stages) as bar:
         names = [str(model) for model in models]
-        return evaluate(judgement, names, five_fold=five_fold, num_examples=num_examples, advance=bar.advance)
+        return evaluate(retrieval, names, five_fold=five_fold, num_examples=num_examples, advance=bar.advance)
 
 
 def write_report(path: Path, evaluation: Evaluation, photos: Path | None, model: Path) -> None:
     """Write the HTML report, with the training curves of a run."""
     from vsrn.evaluation.report import write_html_report
-    from vsrn.training.log import read_log
+    from vsrn.training.checkpoint import read_log
 
     write_html_report(path, evaluation, photos=photos, history=read_log(model))
     say(f"The report is {path}.")
@@ -180,13 +180,13 @@ def judge(
     rerank: Path | None = None,
     top: int = 50,
     eccv: bool = False,
-) -> Judgement:
+) -> Retrieval:
     """Encode a split by every model, drawing the progress. With `eccv` it must be COCO's test split."""
     from vsrn.data.photo_splits import open_split_for
     from vsrn.encoders import load_encoder
     from vsrn.evaluation.eccv import check_split
-    from vsrn.evaluation.evaluate import Judgement
-    from vsrn.evaluation.rerank import TwoStageJudgement
+    from vsrn.evaluation.evaluate import Retrieval
+    from vsrn.evaluation.rerank import TwoStageRetrieval
 
     encoders = [load_encoder(model, device) for model in models]
     second = None if rerank is None else load_encoder(rerank, device)
@@ -196,8 +196,8 @@ def judge(
     total = (len(encoders) + (second is not None)) * (opened.num_images + len(opened.captions))
     with progress_bar("encoding", unit="images and captions").of(total) as bar:
         if second is None:
-            return Judgement(encoders, opened, bar.advance)
-        return TwoStageJudgement(encoders, second, opened, name=str(rerank), top=top, advance=bar.advance)
+            return Retrieval(encoders, opened, bar.advance)
+        return TwoStageRetrieval(encoders, second, opened, name=str(rerank), top=top, advance=bar.advance)
 
 
 def save_ranks(path: Path, ranks: Ranks) -> None:

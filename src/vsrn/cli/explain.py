@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Device, Json, print_json, printable
+from vsrn.cli.options import Device, Json, print_json
 from vsrn.errors import ConfigError
+from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vsrn.cli.options import SKIPPED_SHOWN, Device, Json, Output, print_json, printable, skipped_lines
+from vsrn.cli.options import SKIPPED_SHOWN, Device, Json, Output, print_json, skipped_lines
 from vsrn.cli.progress import ProgressBar, progress_bar, say
 from vsrn.data.shards import parse_shard, shard_folder
 from vsrn.errors import ConfigError
+from vsrn.files import printable
 
 if TYPE_CHECKING:
     from vsrn.extractors.extract import ExtractionReport

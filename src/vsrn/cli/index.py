@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Device, Json, print_json, printable, skipped_lines
+from vsrn.cli.options import Device, Json, print_json, skipped_lines
 from vsrn.cli.progress import progress_bar, say
 from vsrn.errors import ConfigError
+from vsrn.files import printable
 
 if TYPE_CHECKING:
     from vsrn.search.build import IndexReport

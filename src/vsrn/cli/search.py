@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Device, Json, print_json, printable
+from vsrn.cli.options import Device, Json, print_json
 from vsrn.errors import ConfigError
+from vsrn.files import printable
 
 if TYPE_CHECKING:
     from vsrn.search.index import Hit, Index

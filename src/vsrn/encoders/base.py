@@ -28,11 +28,10 @@ from vsrn.data.region_store import StoreInfo
 from vsrn.data.regions import RegionNames, Regions, pad_regions
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
 from vsrn.data.vocabulary import Vocabulary
-from vsrn.encoders.encoded import Advance, EncodedSplit, EncodedVectors
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.errors import CheckpointError, DataError
 from vsrn.extractors.provenance import learned_extractor
-from vsrn.metrics import FloatArray, IntArray, vector_similarities
+from vsrn.metrics import SIMILARITIES, Advance, EncodedSplit, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.encoders.captioning import CaptionWriter
@@ -202,9 +201,7 @@ class Encoder(ABC):
 
         Raises what `encode_regions` raises.
         """
-        return vector_similarities(
-            self.encode_regions(features, counts), self.encode_captions(captions), self.similarity
-        )
+        return SIMILARITIES[self.similarity](self.encode_regions(features, counts), self.encode_captions(captions))
 
     def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedSplit:
         """Encode each image and each caption of a split once.
@@ -230,7 +227,7 @@ class Encoder(ABC):
                 split.regions.check_zeros(split.rows[images], features, counts)
             advance(len(images))
         captions = self.encode_captions(split.captions, advance)
-        return EncodedVectors(np.concatenate(parts), captions, self.similarity)
+        return EncodedSplit(np.concatenate(parts), captions, SIMILARITIES[self.similarity])
 
     def extract(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """What `extractor.prepare` gave for each photo of a batch -> the regions of each. Threads take turns.

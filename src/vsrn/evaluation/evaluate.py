@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.encoders.base import DEFAULT_BEAM, IMAGES_AT_ONCE, Encoder
-from vsrn.encoders.encoded import EVERY, Advance, EncodedSplit, encoded_blocks
 from vsrn.errors import ConfigError
 from vsrn.metrics import (
+    EVERY,
+    Advance,
     Blocks,
+    EncodedSplit,
     FloatArray,
     IntArray,
     Interval,
@@ -25,6 +27,7 @@ from vsrn.metrics import (
     mean_metrics,
     rank_blocks,
     retrieval_metrics,
+    similarity_blocks,
 )
 
 BoolArray = npt.NDArray[np.bool_]
@@ -118,7 +121,7 @@ class Evaluation:
 MATCHES_SHOWN = 5
 
 
-class Judgement:
+class Retrieval:
     """Every image and caption of a split, encoded once by each model, ready to be ranked.
 
     An ensemble averages *similarities*, as the paper does, so its models may differ in size. Raises `ConfigError`
@@ -142,12 +145,12 @@ class Judgement:
         """
         part = self.split.only(images)
         captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
-        blocks = encoded_blocks([encoded.only(images, captions) for encoded in self.encoded], advance)
+        blocks = similarity_blocks([encoded.only(images, captions) for encoded in self.encoded], advance)
         return rank_blocks(blocks, part.image_of_caption), part.image_of_caption
 
     def blocks(self) -> Blocks:
         """Similarities of all images and all captions, block by block."""
-        return encoded_blocks(self.encoded)
+        return similarity_blocks(self.encoded)
 
     def of_caption(self, caption: int) -> FloatArray:
         """(num_images,) similarity of every image to one caption."""
@@ -162,12 +165,12 @@ class Judgement:
         return None
 
     def _similarities(self, images: slice, captions: slice) -> FloatArray:
-        blocks = encoded_blocks([encoded.only(images, captions) for encoded in self.encoded])
+        blocks = similarity_blocks([encoded.only(images, captions) for encoded in self.encoded])
         return np.concatenate([block for _, block in blocks()])
 
 
 def evaluate(
-    judgement: Judgement,
+    retrieval: Retrieval,
     models: Sequence[str],
     *,
     five_fold: bool = False,
@@ -182,10 +185,10 @@ def evaluate(
 
     Raises `SimilarityError` where a similarity is NaN, or the images do not divide into folds.
     """
-    split = judgement.split
+    split = retrieval.split
     everything = np.arange(split.num_images)
     parts = [everything[fold] for fold in five_folds(split.num_images)] if five_fold else [everything]
-    folds = [judgement.ranks(images, advance) for images in parts]
+    folds = [retrieval.ranks(images, advance) for images in parts]
     evaluation = Evaluation(
         models=list(models),
         data=str(split.folder),
@@ -195,8 +198,8 @@ def evaluate(
         num_folds=len(folds),
         metrics=mean_metrics([retrieval_metrics(ranks) for ranks, _ in folds]),
         intervals=bootstrap_intervals(folds),
-        examples=_examples(judgement, num_examples),
-        reranking=judgement.reranking(),
+        examples=_examples(retrieval, num_examples),
+        reranking=retrieval.reranking(),
     )
     return evaluation, Ranks(
         image_to_text=np.concatenate([ranks.image_to_text for ranks, _ in folds]),
@@ -237,17 +240,17 @@ def write_captions(
     return written
 
 
-def _examples(judgement: Judgement, number: int) -> list[Example]:
+def _examples(retrieval: Retrieval, number: int) -> list[Example]:
     """Queries spread evenly over the split, half of them sentences and half images."""
-    split, ids = judgement.split, judgement.split.image_ids()
+    split, ids = retrieval.split, retrieval.split.image_ids()
     examples = []
     for caption in _spread(len(split.captions), number - number // 2):
-        similarities, owner = judgement.of_caption(caption), split.image_of_caption[caption]
+        similarities, owner = retrieval.of_caption(caption), split.image_of_caption[caption]
         correct = np.arange(split.num_images) == owner
         examples.append(_example("text_to_image", split.captions[caption], similarities, correct, ids))
     for image in _spread(split.num_images, number // 2):
         correct = split.image_of_caption == image
-        examples.append(_example("image_to_text", ids[image], judgement.of_image(image), correct, split.captions))
+        examples.append(_example("image_to_text", ids[image], retrieval.of_image(image), correct, split.captions))
     return examples
 
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.base import Encoder
-from vsrn.encoders.encoded import Advance, EncodedSplit, encoded_blocks
 from vsrn.errors import ConfigError
-from vsrn.evaluation.evaluate import BoolArray, Judgement, Reranking, best_matches
+from vsrn.evaluation.evaluate import BoolArray, Reranking, Retrieval, best_matches
 from vsrn.metrics import (
+    Advance,
+    EncodedSplit,
     FloatArray,
     IntArray,
     Ranks,
@@ -26,6 +27,7 @@ from vsrn.metrics import (
     mean_metrics,
     retrieval_metrics,
     rows_of_block,
+    similarity_blocks,
 )
 
 
@@ -41,12 +43,12 @@ class Candidates:
     correct: BoolArray
 
 
-class TwoStageJudgement(Judgement):
-    """A `Judgement` whose best `top` matches of every query are re-ordered by a second model.
+class TwoStageRetrieval(Retrieval):
+    """A `Retrieval` whose best `top` matches of every query are re-ordered by a second model.
 
     name  of the second model, for the report
 
-    Raises `ConfigError` where `top` is below 1, and what `Judgement` raises.
+    Raises `ConfigError` where `top` is below 1, and what `Retrieval` raises.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class TwoStageJudgement(Judgement):
 def text_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
     """The best `top` captions of every image, by the first stage."""
     rows = []
-    for start, block in encoded_blocks(first)():
+    for start, block in similarity_blocks(first)():
         for image, row in enumerate(block, start=start):
             rows.append(best_matches(row, top, owners == image))
     matches = np.stack(rows)
@@ -116,12 +118,12 @@ def text_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -
 
 def image_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
     """The best `top` images of every caption, by the first stage."""
-    num_images, rows = first[0].num_images, []
+    num_images, rows = len(first[0].images), []
     at_once = rows_of_block(num_images)
     places = np.arange(num_images)
     for start in range(0, len(owners), at_once):
         captions = slice(start, start + at_once)
-        blocks = encoded_blocks([encoded.only(slice(None), captions) for encoded in first])
+        blocks = similarity_blocks([encoded.only(slice(None), captions) for encoded in first])
         columns = np.concatenate([block for _, block in blocks()]).T
         rows += [
             best_matches(column, top, places == owner) for column, owner in zip(columns, owners[captions], strict=True)
