@@ -19,7 +19,7 @@ from PIL import Image
 from vsrn.data.annotations import read_karpathy
 from vsrn.errors import DataError
 from vsrn.toy import ToyObject, ToyScene, describe, draw_scene, draw_toy_world, invent_scenes
-from vsrn.toy.drawing import draw_sprite
+from vsrn.toy.world import draw_sprite
 
 Relation = Callable[[ToyObject, ToyObject], bool]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,8 +92,6 @@ def _search(index: Index, query: dict[str, str], k: int, where: Where, rerank: P
 
 
 def _show(index: Index, hits: Sequence[Hit]) -> None:
-    from vsrn.cli.pictures import picture_protocol
-
     draw = picture_protocol() if sys.stdout.isatty() else None
     for hit in hits:
         print(f"{hit.score:.3f}  {printable(hit.path)}")
@@ -111,3 +112,66 @@ def _day(text: str | None, option: str) -> date | None:
         return date.fromisoformat(text)
     except ValueError as error:
         raise ConfigError(f"{option} {text} is no date; write it as 2024-05-17.") from error
+
+
+ROWS = 8
+KITTY_CHUNK = 4096
+SIXEL_SIDE, SIXEL_COLOURS = 160, 64
+
+# JPEG bytes -> what to print.
+Draw = Callable[[bytes], str]
+
+
+def picture_protocol(environment: Mapping[str, str] = os.environ) -> Draw | None:
+    """The function that makes a picture for this terminal, or None where no variable says that it shows pictures."""
+    term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
+    if term.startswith(("screen", "tmux")):
+        # Multiplexers swallow the sequences.
+        return None
+    if "KITTY_WINDOW_ID" in environment or term in ("xterm-kitty", "xterm-ghostty"):
+        return kitty
+    if program in ("iTerm.app", "WezTerm") or environment.get("LC_TERMINAL") == "iTerm2":
+        return iterm2
+    if term.startswith(("foot", "mlterm", "contour")) or "sixel" in term:
+        return sixel
+    return None
+
+
+def iterm2(jpeg: bytes) -> str:
+    """A JPEG as an inline image of iTerm2: https://iterm2.com/documentation-images.html"""
+    content = base64.b64encode(jpeg).decode()
+    return f"\x1b]1337;File=inline=1;size={len(jpeg)};height={ROWS};preserveAspectRatio=1:{content}\x07"
+
+
+def kitty(jpeg: bytes) -> str:
+    """A JPEG in kitty's graphics protocol, which takes PNG: https://sw.kovidgoyal.net/kitty/graphics-protocol/"""
+    from PIL import Image
+
+    png = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).save(png, "PNG")
+    content = base64.b64encode(png.getvalue()).decode()
+    chunks = [content[first : first + KITTY_CHUNK] for first in range(0, len(content), KITTY_CHUNK)]
+    keys = [f"a=T,f=100,r={ROWS},", *[""] * (len(chunks) - 1)]
+    more = [1] * (len(chunks) - 1) + [0]
+    return "".join(f"\x1b_G{key}m={last};{chunk}\x1b\\" for key, last, chunk in zip(keys, more, chunks, strict=True))
+
+
+def sixel(jpeg: bytes) -> str:
+    """A JPEG as DEC's sixels: six rows at a time, one colour after the other, a character a column."""
+    import numpy as np
+    from PIL import Image
+
+    photo = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    photo.thumbnail((SIXEL_SIDE, SIXEL_SIDE))
+    few = photo.quantize(SIXEL_COLOURS)
+    palette = np.array(few.getpalette(), dtype=int).reshape(-1, 3) * 100 // 255
+    pixels = np.asarray(few)
+    pixels = np.pad(pixels, ((0, -len(pixels) % 6), (0, 0)), constant_values=255)
+    parts = [f'\x1bPq"1;1;{photo.width};{photo.height}']
+    parts += [f"#{colour};2;{red};{green};{blue}" for colour, (red, green, blue) in enumerate(palette)]
+    for band in pixels.reshape(-1, 6, photo.width):
+        for colour in np.unique(band[band < SIXEL_COLOURS]):
+            bits = ((band == colour) << np.arange(6)[:, None]).sum(axis=0)
+            parts.append(f"#{colour}" + "".join(chr(63 + bit) for bit in bits) + "$")
+        parts.append("-")
+    return "".join(parts) + "\x1b\\"
