@@ -6,23 +6,20 @@ import base64
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
-from vsrn.cli.options import Device, Json, print_json, printable
+from vsrn.cli.options import Device, Index, Json, Uri, print_json
 from vsrn.errors import ConfigError
-
-if TYPE_CHECKING:
-    from vsrn.search.index import Hit, Index
-    from vsrn.search.records import Where
+from vsrn.files import printable
 
 
 def main(
-    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    index: Index,
     sentence: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SENTENCE]")] = None,
     *,
     image: Annotated[Path | None, tyro.conf.arg(metavar="PHOTO")] = None,
@@ -32,7 +29,7 @@ def main(
     since: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
     until: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
     rerank: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
-    uri: str = "",
+    uri: Uri = "",
     device: Device = "auto",
     json: Json = False,
 ) -> int:
@@ -41,23 +38,18 @@ def main(
     $ vsrn search idx "two dogs play in the snow" -k 5
     $ vsrn search idx --image query.jpg
     $ vsrn search idx --like holiday/beach.jpg --since 2024-06-01
-    $ vsrn search idx "two dogs play in the snow" --rerank runs/scan
 
-    A terminal that can show pictures (iTerm2, kitty, sixel) shows them; others get paths.
+    A terminal that can show pictures (iTerm2, kitty, sixel) shows them.
 
     Args:
-        index: Folder made by `vsrn index`.
         sentence: What the photos should show.
         image: A photo, in the index or not, that they should be like.
-        like: The same by a photo of the index, named by its id or by a path that a search printed; quicker, since
-            nothing is extracted.
+        like: The same by a photo of the index, named by its id or path; quicker, since nothing is extracted.
         k: How many photos to find.
         folder: Only photos in this folder, below the one that was indexed.
         since: Only photos taken on this day or later.
         until: Only photos taken on this day or earlier.
         rerank: A SCAN that re-orders the best 50 by comparing every word with every region; it needs torch.
-        uri: Server or file of an index made with --engine milvus --uri.
-        json: Print the result as JSON.
     """
     given = {"sentence": sentence, "image": None if image is None else str(image), "like": like}
     query = {name: value for name, value in given.items() if value is not None}
@@ -72,37 +64,28 @@ def main(
 
     where = Where(folder, _day(since, "--since"), _day(until, "--until"))
     with open_index(index, uri, device) as opened:
-        hits = _search(opened, query, k, where, rerank, device)
-        if json:
-            print_json({"index": str(index), "query": query, "hits": [_as_json(hit) for hit in hits]})
+        if rerank is not None:
+            from vsrn.search.rerank import Reranker
+
+            hits = Reranker(opened, rerank, device).search(str(sentence), k, where)
+        elif sentence is not None:
+            hits = opened.search(sentence, k, where)
+        elif image is not None:
+            hits = opened.search_image(image, k, where)
         else:
-            _show(opened, hits)
-    return 0
-
-
-def _search(index: Index, query: dict[str, str], k: int, where: Where, rerank: Path | None, device: str) -> list[Hit]:
-    ((kind, value),) = query.items()
-    if rerank is not None:
-        from vsrn.search.rerank import Reranker
-
-        return Reranker(index, rerank, device).search(value, k, where)
-    if kind == "like":
-        return index.search_like(index.id_of(value), k, where)
-    return (index.search if kind == "sentence" else index.search_image)(value, k, where)
-
-
-def _show(index: Index, hits: Sequence[Hit]) -> None:
-    draw = picture_protocol() if sys.stdout.isatty() else None
-    for hit in hits:
-        print(f"{hit.score:.3f}  {printable(hit.path)}")
-        if draw is not None:
-            print(draw(index.thumbnail(hit.id)))
+            hits = opened.search_like(opened.id_of(str(like)), k, where)
+        if json:
+            found = [{"id": hit.id, "score": round(hit.score, 6), "path": printable(hit.path)} for hit in hits]
+            print_json({"index": str(index), "query": query, "hits": found})
+            return 0
+        draw = picture_protocol() if sys.stdout.isatty() else None
+        for hit in hits:
+            print(f"{hit.score:.3f}  {printable(hit.path)}")
+            if draw is not None:
+                print(draw(opened.thumbnail(hit.id)))
     if not hits:
         print("No photo of the index passes the filters.", file=sys.stderr)
-
-
-def _as_json(hit: Hit) -> dict[str, object]:
-    return {"id": hit.id, "score": round(hit.score, 6), "path": printable(hit.path)}
+    return 0
 
 
 def _day(text: str | None, option: str) -> date | None:

@@ -18,6 +18,7 @@ from typing import Any, TypeGuard
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -35,6 +36,21 @@ THUMBNAIL_SIZE = 256
 JPEG_QUALITY = 82
 # Characters that HTML forbids, and lone surrogates, which UTF-8 cannot encode.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def show(
+    evaluation: Evaluation,
+    extended: ExtendedEvaluation | None = None,
+    scores: CaptionScores | None = None,
+    beam: int = 1,
+) -> None:
+    """Print what was measured on standard output, as tables; `scores` are those of captions written with a `beam`."""
+    console = Console()
+    console.print(evaluation_table(evaluation))
+    if extended is not None:
+        console.print(extended_table(extended))
+    if scores is not None:
+        print(f"Captions written with a beam of {beam}: {caption_words(scores)}")
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
