@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from vsrn.cli.pictures import Draw, iterm2, kitty, picture_protocol, sixel
+from vsrn.cli.search import Draw, iterm2, kitty, picture_protocol, sixel
 
 
 def jpeg(width: int = 90, height: int = 50) -> bytes:

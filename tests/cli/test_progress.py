@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 PROGRAM = """
-from vsrn.cli.progress import progress_bar
-with progress_bar("indexing", unit="photos") as bar:
+from vsrn.cli.progress import ProgressBar, say
+with ProgressBar("indexing", unit="photos") as bar:
     bar.at(30)
     bar.at(40, 80, words="slowly")
     bar.start("looking", unit="MB")
     bar.advance(2)
-    bar.line("A line\\x1b[31m above.")
+    say("A line\\x1b[31m above.")
 """
 
 

@@ -309,8 +309,6 @@ def test_mistakes_about_shards_are_named(
 ) -> None:
     folder = photos[0].path.parent
     mistakes: list[tuple[list[str | Path], str]] = [
-        ([folder, "--merge"], "a region store reads its shards/ as one"),
-        ([folder, "--delete-shards"], "a region store reads its shards/ as one"),
         ([folder, "--shard", "0/2"], "the first of 2 shards is 1/2"),
         ([folder, "--shard", "one"], "write it as i/n"),
         ([folder, "--shard", ""], "write it as i/n"),

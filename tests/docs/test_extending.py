@@ -18,7 +18,7 @@ from worlds import make_store
 
 import vsrn
 from vsrn.cli import run_command
-from vsrn.cli.plugins import import_plugins
+from vsrn.cli.options import import_plugins
 from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, TrainConfig, config_to_toml
 from vsrn.encoders.export import export_onnx
 from vsrn.errors import CheckpointError, ConfigError

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import fromstring
 import numpy as np
 import pytest
 
-from vsrn.evaluation.charts import Curve, axis_ticks, interval_bar, line_chart, training_curves
+from vsrn.evaluation.report import Curve, axis_ticks, interval_bar, line_chart, training_curves
 from vsrn.metrics import Interval
 
 

@@ -288,8 +288,3 @@ def test_a_repaired_file_is_gone_on_with(tmp_path: Path) -> None:
     with TsvFiles([broken], tmp_path) as tsv:
         report = import_tsv(tsv, tmp_path / "store", "photos", batch_size=2)
     assert (report.num_resumed, report.num_done) == (6, 8)
-
-
-def test_the_option_that_became_a_command_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert vsrn("extract", "--from-tsv", tmp_path / "a.tsv", "-o", tmp_path / "store") == 2
-    assert "`vsrn import-tsv FILES -o STORE`" in capsys.readouterr().err.splitlines()[-1]

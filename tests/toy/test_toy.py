@@ -20,10 +20,8 @@ from vsrn.cli.demo import toy_config
 from vsrn.config import check_config
 from vsrn.data.annotations import read_karpathy
 from vsrn.errors import DataError
-from vsrn.toy.captions import describe
-from vsrn.toy.drawing import draw_scene, draw_sprite
-from vsrn.toy.scenes import ToyObject, ToyScene, invent_scenes
-from vsrn.toy.world import draw_toy_world
+from vsrn.toy.scenes import ToyObject, ToyScene, describe, invent_scenes
+from vsrn.toy.world import draw_scene, draw_sprite, draw_toy_world
 
 Relation = Callable[[ToyObject, ToyObject], bool]
 

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0 if arguments else USAGE_ERROR)
     command, *rest = arguments
     if command not in COMMANDS:
-        fail(f"there is no command '{command}'.{did_you_mean(command, COMMANDS)} See `vsrn --help`.")
+        sys.exit(complain(f"there is no command '{command}'.{did_you_mean(command, COMMANDS)} See `vsrn --help`."))
     sys.exit(run_command(command, rest))
 
 
@@ -62,7 +62,7 @@ def run_command(command: str, arguments: list[str]) -> int:
     except VsrnError as error:
         return complain(str(error))
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on.", file=sys.stderr)
+        print("\nStopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         _expect_no_reader()
@@ -97,11 +97,6 @@ def complain(message: str) -> int:
     one_line = " ".join(line.strip() for line in message.splitlines())
     print(f"error: {printable(one_line)}", file=sys.stderr)
     return USAGE_ERROR
-
-
-def fail(message: str) -> None:
-    """Print a user's mistake as one line on standard error, and exit with code 2."""
-    sys.exit(complain(message))
 
 
 def usage() -> str:

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.extract import Photos
-from vsrn.cli.options import Device, Json, print_json
-from vsrn.cli.progress import progress_bar, say
+from vsrn.cli.options import Device, FollowLinks, Json, Photos, Restval, print_json
+from vsrn.cli.progress import ProgressBar, say
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 
 if TYPE_CHECKING:
     from vsrn.extractors.compare import Comparison
 
-Features = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES.npy")]
 DIFFERENT = 1
 
 
 def main(
     photos: Photos,
-    features: Features,
+    features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES.npy")],
     *,
     captions: Path | None = None,
     split: str | None = None,
-    restval: bool = False,
+    restval: Restval = False,
     extractor: str = "grid",
     weights: Path | None = None,
-    follow_links: bool = False,
+    follow_links: FollowLinks = False,
     first: int = 20,
     device: Device = "auto",
     json: Json = False,
@@ -40,20 +37,16 @@ def main(
     $ vsrn compare photos/ data/mine/photos_ims.npy
     $ vsrn compare photos/ test_ims.npy --captions dataset_coco.json --split test --extractor bottom-up --weights W.bin
 
-    Exit status 0 where the extractor, with the weights you have, makes these features, 1 where not. Rows are found by
-    the ids beside the file; else they are the photos, or the captions' split, in order.
+    Exit code 0 where the extractor makes these features, 1 where not. Rows are found by the ids beside the file; else
+    they are the photos, or the captions' split, in order.
 
     Args:
-        photos: Folder of photos.
         features: (images, regions, numbers) or (images, numbers), float16 or float32.
         captions: Karpathy JSON, whose photos are compared.
         split: With --captions, the split that the features are of; needed where the JSON has several.
-        restval: With --captions, count COCO's `restval` images as `train`.
         extractor: As in `vsrn extract`.
         weights: As in `vsrn extract`.
-        follow_links: Read photos also where links lead out of the folder.
         first: How many photos.
-        json: Print the result as JSON.
     """
     if first < 1:
         raise ConfigError(f"--first is {first}; it must be 1 or more.")
@@ -66,51 +59,42 @@ def main(
     existing = open_existing(features)
     files, captioned = photos_to_compare(photos, captions, split, restval=restval, follow_links=follow_links)
     pairs, by_ids = find_rows(files, existing, captioned)
-    with (bar := progress_bar("comparing", unit="photos")).of(len(pairs[:first])):
+    with ProgressBar("comparing", total=len(pairs[:first])) as bar:
         comparison = compare(pairs[:first], existing, made, by_ids=by_ids, advance=bar.advance)
     if json:
-        print_json(_as_json(comparison, features, made.name, made.fingerprint))
+        print_json(
+            {
+                "existing": str(features),
+                "extractor": made.name,
+                "fingerprint": made.fingerprint,
+                "same": comparison.same,
+                "agreeing": comparison.agreeing,
+                "in_place": comparison.in_place,
+                "rows_by": "ids" if comparison.by_ids else "order",
+                "photos": [vars(photo) for photo in comparison.photos],
+            }
+        )
     else:
-        print("\n".join([*_lines(comparison), verdict(comparison, features, made.name)]))
+        _show(comparison, printable(features), made.name)
     return 0 if comparison.same else DIFFERENT
 
 
-def verdict(comparison: Comparison, existing: Path, extractor: str) -> str:
-    """One sentence for the person who asked."""
-    features = printable(existing)
-    share, in_place = f"{comparison.agreeing:.1%}", f"{comparison.in_place:.0%}"
-    rows = "rows found by their ids" if comparison.by_ids else "rows taken in the photos' order"
-    if comparison.same:
-        return (
-            f"SAME: {share} of the regions of {len(comparison.photos)} photos agree, {in_place} of them in the same"
-            f" place; '{extractor}' makes the features of {features} ({rows})."
-        )
-    return (
-        f"DIFFERENT: only {share} of the regions of {len(comparison.photos)} photos agree; '{extractor}' does not"
-        f" make the features of {features}, or its rows are other photos' ({rows})."
-    )
-
-
-def _lines(comparison: Comparison) -> list[str]:
-    """One line a photo, numbers first."""
-    lines = ["     row   regions  agree in place  cosine   least most apart  photo"]
+def _show(comparison: Comparison, features: str, extractor: str) -> None:
+    """Print one line a photo, numbers first, and then the verdict."""
+    print("     row   regions  agree in place  cosine   least most apart  photo")
     for photo in comparison.photos:
         regions = f"{photo.num_ours}" + ("" if photo.num_ours == photo.num_theirs else f", {photo.num_theirs}")
-        lines.append(
+        print(
             f"{photo.row:>8} {regions:>9} {photo.num_agreeing:>6} {photo.num_in_place:>8} {photo.mean_cosine:>7.4f}"
             f" {photo.smallest_cosine:>7.4f} {photo.largest_difference:>10.1%}  {printable(photo.id)}"
         )
-    return lines
-
-
-def _as_json(comparison: Comparison, existing: Path, extractor: str, fingerprint: str) -> dict[str, object]:
-    return {
-        "existing": str(existing),
-        "extractor": extractor,
-        "fingerprint": fingerprint,
-        "same": comparison.same,
-        "agreeing": comparison.agreeing,
-        "in_place": comparison.in_place,
-        "rows_by": "ids" if comparison.by_ids else "order",
-        "photos": [dataclasses.asdict(photo) for photo in comparison.photos],
-    }
+    share = f"{comparison.agreeing:.1%} of the regions of {len(comparison.photos)} photos agree"
+    rows = "rows found by their ids" if comparison.by_ids else "rows taken in the photos' order"
+    if comparison.same:
+        place = f"{comparison.in_place:.0%} of them in the same place"
+        print(f"SAME: {share}, {place}; '{extractor}' makes the features of {features} ({rows}).")
+    else:
+        print(
+            f"DIFFERENT: only {share}; '{extractor}' does not make the features of {features}, or its rows are other"
+            f" photos' ({rows})."
+        )

@@ -29,7 +29,6 @@ def main(
         vocab: The vocabulary it was trained with: a .pkl of 2019, SCAN's JSON, or ours.
         output: Folder to write; it must not hold a model yet.
         captioner: The captioner's weights, where they were saved beside the checkpoint.
-        json: Print what was converted as JSON.
     """
     from vsrn.errors import CheckpointError, VocabularyError
     from vsrn.model.registry import build_any_model

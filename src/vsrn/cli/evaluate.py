@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Device, Json, print_json
-from vsrn.cli.progress import progress_bar, say
+from vsrn.cli.options import Beam, Device, Json, print_json
+from vsrn.cli.progress import ProgressBar, say
+from vsrn.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from vsrn.data.splits import CaptionedImages
+    from vsrn.encoders.base import Encoder
     from vsrn.evaluation.caption_scores import CaptionScores
-    from vsrn.evaluation.eccv import ExtendedEvaluation
-    from vsrn.evaluation.evaluate import Evaluation, Retrieval
+    from vsrn.evaluation.evaluate import Retrieval
     from vsrn.metrics import Ranks
 
 
@@ -33,7 +34,7 @@ def main(
     rerank: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     top: int = 50,
     captions: bool = False,
-    beam: int = 5,
+    beam: Beam = 5,
     eccv: bool = False,
     device: Device = "auto",
     json: Json = False,
@@ -44,9 +45,7 @@ def main(
     $ vsrn evaluate runs/one runs/two --split val
     $ vsrn evaluate runs/flickr8k --split val --rerank runs/scan --top 50
 
-    Several models are an ensemble: their similarities are averaged, as the paper does. With --rerank there are two
-    stages: the first model finds, and a SCAN, which is too slow to compare everything, re-orders the best few of
-    every query, images and captions alike. What that gains and costs is said below the table.
+    Several models are an ensemble: their similarities are averaged, as the paper does.
 
     Args:
         models: Runs, or models made by `vsrn convert`.
@@ -60,27 +59,42 @@ def main(
         rerank: A second model, usually a SCAN, that re-orders the best matches of every query.
         top: Number of matches of a query that the second model re-orders.
         captions: Also write a caption for each image, and print BLEU-4 and CIDEr-D against the split's.
-        beam: Partial captions kept at every step, 1 to 100.
         eccv: Also judge COCO's 5,000 test images by CxC and ECCV Caption, which know more pairs that fit; VSRN
             helped to find those of ECCV Caption (extra `eval`).
-        json: Print the result as JSON.
     """
-    check_options(models, photos=photos, html=html, captions=captions, eccv=eccv, rerank=rerank)
-    from vsrn.evaluation.eccv import extended_evaluation
+    _check_options(models, photos=photos, html=html, captions=captions, eccv=eccv, rerank=rerank)
+    from vsrn.data.photo_splits import open_split_for
+    from vsrn.encoders import load_encoder
+    from vsrn.evaluation.eccv import check_split, extended_evaluation
+    from vsrn.evaluation.evaluate import evaluate
+    from vsrn.evaluation.report import show, write_html_report
+    from vsrn.training.checkpoint import read_log
 
-    scores = score_captions(models[0], data, split, beam, device) if captions else None
-    retrieval = judge(models, data, photos, split, device, rerank=rerank, top=top, eccv=eccv)
-    evaluation, found = compare(retrieval, models, five_fold=five_fold, num_examples=6 if html else 0)
-    extended = extended_evaluation(retrieval.split, retrieval.blocks()) if eccv else None
+    encoders = [load_encoder(model, device) for model in models]
+    second = None if rerank is None else load_encoder(rerank, device)
+    opened = open_split_for(encoders[0].config, split, data=data, photos=photos)
+    if eccv:
+        check_split(opened)
+    scores = _score_captions(encoders[0], data, split, beam) if captions else None
+    retrieval = _judge(encoders, opened, second, str(rerank), top)
+    with ProgressBar("comparing", "images", opened.num_images * (1 if second is None else 2)) as bar:
+        names, examples = [str(model) for model in models], 6 if html else 0
+        evaluation, found = evaluate(retrieval, names, five_fold=five_fold, num_examples=examples, advance=bar.advance)
+    extended = extended_evaluation(opened, retrieval.blocks()) if eccv else None
     if ranks is not None:
-        save_ranks(ranks, found)
+        _save_ranks(ranks, found)
     if html is not None:
-        write_report(html, evaluation, photos, models[0])
-    show(evaluation, extended, scores, beam, json=json)
+        write_html_report(html, evaluation, photos=photos, history=read_log(models[0]))
+        say(f"The report is {html}.")
+    if json:
+        written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
+        print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended.to_json()}))
+    else:
+        show(evaluation, extended, scores, beam)
     return 0
 
 
-def check_options(
+def _check_options(
     models: Sequence[Path],
     *,
     photos: Path | None,
@@ -90,11 +104,9 @@ def check_options(
     rerank: Path | None,
 ) -> None:
     """Raise `CheckpointError` where no model is named, and `ConfigError` for options that contradict each other."""
-    from vsrn.errors import CheckpointError, ConfigError
-
     if not models:
         raise CheckpointError("name at least one run to evaluate, such as runs/flickr8k.")
-    if photos is not None and html is None and not any(map(reads_photos, models)):
+    if photos is not None and html is None and not any(map(_reads_photos, models)):
         raise ConfigError("--photos is for the report; add --html FILE.")
     if captions and len(models) > 1:
         raise ConfigError("--captions are those of one model; name one run.")
@@ -102,67 +114,7 @@ def check_options(
         raise ConfigError("--eccv judges whole rankings, and --rerank changes only their beginning; leave out one.")
 
 
-def compare(
-    retrieval: Retrieval, models: Sequence[Path], *, five_fold: bool, num_examples: int
-) -> tuple[Evaluation, Ranks]:
-    """Rank what was encoded, drawing the progress."""
-    from vsrn.evaluation.evaluate import evaluate
-    from vsrn.evaluation.rerank import TwoStageRetrieval
-
-    stages = 2 if isinstance(retrieval, TwoStageRetrieval) else 1
-    with progress_bar("comparing", unit="images").of(retrieval.split.num_images * stages) as bar:
-        names = [str(model) for model in models]
-        return evaluate(retrieval, names, five_fold=five_fold, num_examples=num_examples, advance=bar.advance)
-
-
-def write_report(path: Path, evaluation: Evaluation, photos: Path | None, model: Path) -> None:
-    """Write the HTML report, with the training curves of a run."""
-    from vsrn.evaluation.report import write_html_report
-    from vsrn.training.checkpoint import read_log
-
-    write_html_report(path, evaluation, photos=photos, history=read_log(model))
-    say(f"The report is {path}.")
-
-
-def show(
-    evaluation: Evaluation,
-    extended: ExtendedEvaluation | None,
-    scores: CaptionScores | None,
-    beam: int,
-    *,
-    json: bool,
-) -> None:
-    """Print all that was measured, as tables or as JSON."""
-    from rich.console import Console
-
-    from vsrn.evaluation.report import caption_words, evaluation_table, extended_table
-
-    if json:
-        written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
-        judged = {} if extended is None else {"extended": extended.to_json()}
-        print_json(evaluation.to_json() | written | judged)
-        return
-    Console().print(evaluation_table(evaluation))
-    if extended is not None:
-        Console().print(extended_table(extended))
-    if scores is not None:
-        print(f"Captions written with a beam of {beam}: {caption_words(scores)}")
-
-
-def score_captions(model: Path, data: Path | None, split: str, beam: int, device: str) -> CaptionScores:
-    """Write a caption for each image of a split and score them, drawing the progress."""
-    from vsrn.data.splits import open_split
-    from vsrn.encoders import load_encoder
-    from vsrn.evaluation.caption_scores import caption_scores
-    from vsrn.evaluation.evaluate import write_captions
-
-    encoder = load_encoder(model, device)
-    opened = open_split(data or encoder.config.data.path, split)
-    with progress_bar("captioning", unit="images").of(opened.num_images) as bar:
-        return caption_scores(write_captions(encoder, opened, beam, bar.advance), opened.captions_by_image())
-
-
-def reads_photos(model: Path) -> bool:
+def _reads_photos(model: Path) -> bool:
     """Whether a model has an image network of its own."""
     from vsrn.config import read_config
 
@@ -170,37 +122,32 @@ def reads_photos(model: Path) -> bool:
     return config.is_file() and bool(read_config(config).model.network.name)
 
 
-def judge(
-    models: Sequence[Path],
-    data: Path | None,
-    photos: Path | None,
-    split: str,
-    device: str,
-    *,
-    rerank: Path | None = None,
-    top: int = 50,
-    eccv: bool = False,
+def _score_captions(encoder: Encoder, data: Path | None, split: str, beam: int) -> CaptionScores:
+    """Write a caption for each image of a split and score them, drawing the progress."""
+    from vsrn.data.splits import open_split
+    from vsrn.evaluation.caption_scores import caption_scores
+    from vsrn.evaluation.evaluate import write_captions
+
+    opened = open_split(data or encoder.config.data.path, split)
+    with ProgressBar("captioning", "images", opened.num_images) as bar:
+        return caption_scores(write_captions(encoder, opened, beam, bar.advance), opened.captions_by_image())
+
+
+def _judge(
+    encoders: Sequence[Encoder], split: CaptionedImages, second: Encoder | None, name: str, top: int
 ) -> Retrieval:
-    """Encode a split by every model, drawing the progress. With `eccv` it must be COCO's test split."""
-    from vsrn.data.photo_splits import open_split_for
-    from vsrn.encoders import load_encoder
-    from vsrn.evaluation.eccv import check_split
+    """Encode a split by every model, drawing the progress; a `second` model of this `name` is to re-order."""
     from vsrn.evaluation.evaluate import Retrieval
     from vsrn.evaluation.rerank import TwoStageRetrieval
 
-    encoders = [load_encoder(model, device) for model in models]
-    second = None if rerank is None else load_encoder(rerank, device)
-    opened = open_split_for(encoders[0].config, split, data=data, photos=photos)
-    if eccv:
-        check_split(opened)
-    total = (len(encoders) + (second is not None)) * (opened.num_images + len(opened.captions))
-    with progress_bar("encoding", unit="images and captions").of(total) as bar:
+    total = (len(encoders) + (second is not None)) * (split.num_images + len(split.captions))
+    with ProgressBar("encoding", "images and captions", total) as bar:
         if second is None:
-            return Retrieval(encoders, opened, bar.advance)
-        return TwoStageRetrieval(encoders, second, opened, name=str(rerank), top=top, advance=bar.advance)
+            return Retrieval(encoders, split, bar.advance)
+        return TwoStageRetrieval(encoders, second, split, name=name, top=top, advance=bar.advance)
 
 
-def save_ranks(path: Path, ranks: Ranks) -> None:
+def _save_ranks(path: Path, ranks: Ranks) -> None:
     """Ranks, from 0, as an .npz with one array per direction."""
     import numpy as np
 
@@ -208,5 +155,5 @@ def save_ranks(path: Path, ranks: Ranks) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **dataclasses.asdict(ranks))
+        np.savez(file, **vars(ranks))
     say(f"Ranks of every query are in {path}.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Device, Json, print_json
+from vsrn.cli.options import Device, Force, Json, Model, print_json
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
@@ -27,13 +27,13 @@ def main(
     image: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE]")] = None,
     sentence: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SENTENCE")] = None,
     *,
-    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
+    model: Model = None,
     index: Annotated[Path | None, tyro.conf.arg(metavar="INDEX")] = None,
     photo_id: Annotated[str | None, tyro.conf.arg(name="id", metavar="ID")] = None,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None,
     view: Literal["sentence", "image"] = "sentence",
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 3,
-    force: bool = False,
+    force: Force = False,
     device: Device = "auto",
     json: Json = False,
 ) -> int:
@@ -42,19 +42,16 @@ def main(
     $ vsrn explain beach.jpg "two dogs play on a beach" -o why.png
     $ vsrn explain --index idx --id holiday/beach.jpg "two dogs play on a beach"
 
-    From an index nothing is extracted, for it keeps the regions of its photos. docs/explain.md says what is computed.
+    docs/explain.md says what is computed. With --json the boxes and weights of all regions are printed.
 
     Args:
         image: A photo, unless it is named by --index and --id.
         sentence: What it is to be compared with.
-        model: With a photo, a run, an exported folder or a packaged model [default: flickr8k-small].
-        index: Folder made by `vsrn index`.
+        index: Folder made by `vsrn index`, which keeps the regions of its photos, so that nothing is extracted.
         photo_id: A photo of the index: its path below the folder that was indexed.
         output: Picture to write: .png, .jpg or .webp [default: PHOTO-explained.png here; none with --json].
         view: What the similarity loses without a region, or the paper's view, which looks at the image alone.
         k: How many boxes to draw.
-        force: Replace the picture if it is there.
-        json: Print boxes and weights of all regions as JSON.
     """
     if k < 0:
         raise ConfigError(f"-k is {k}; ask for 0 boxes or more.")
@@ -63,27 +60,27 @@ def main(
     photo, sentence = _question(words, index, photo_id, model)
     if output is None and not json:
         output = Path(f"{photo.stem}-explained.png")
-    if output is not None:
-        # Where an index's photo lies is known when it is open.
-        _check_output(output, photo if index is None else None, force=force or index is not None)
     picture: Image | None = None
     if index is None:
         import vsrn
 
+        _check_output(output, photo, force=force)
         explanation = vsrn.load(model or DEFAULT_MODEL, device).explain(photo, sentence, view)
-        if output is not None:
-            picture = _decode(photo)
+        picture = _decode(photo) if output is not None else None
     else:
         from vsrn.search.index import open_index
 
         with open_index(index) as opened:
+            _check_output(output, opened.path(str(photo_id)), force=force)
             explanation = opened.explain(str(photo_id), sentence, view)
-            if output is not None:
-                _check_output(output, opened.path(str(photo_id)), force=force)
-                picture = _photo_of(opened, str(photo_id))
+            picture = _photo_of(opened, str(photo_id)) if output is not None else None
     if output is not None and picture is not None:
         _draw(output, picture, explanation, sentence, k)
-    _report(explanation, photo, sentence, k, output, json=json)
+    if json:
+        print_json({"photo": str(photo), "sentence": sentence} | explanation.to_json())
+    else:
+        _show(explanation, k)
+        print(f"The picture is {printable(str(output))}.")
     return 0
 
 
@@ -102,16 +99,18 @@ def _question(words: Sequence[str], index: Path | None, photo_id: str | None, mo
     sentence = words[-1]
     if not sentence.strip():
         raise ConfigError("the sentence is empty; say what the photo may show.")
-    return Path(photo_id if photo_id is not None else words[0]), sentence
+    return Path(words[0] if photo_id is None else photo_id), sentence
 
 
-def _check_output(output: Path, photo: Path | None, *, force: bool) -> None:
+def _check_output(output: Path | None, photo: Path, *, force: bool) -> None:
     """Raise `ConfigError` where a picture may not be written: an ending, the photo itself, or a file that is there."""
+    if output is None:
+        return
     if output.suffix.lower() not in FORMATS:
         raise ConfigError(
             f"-o {printable(output)} is no picture that vsrn writes; end its name in {', '.join(FORMATS)}."
         )
-    if photo is not None and output.exists() and photo.exists() and output.samefile(photo):
+    if output.exists() and photo.exists() and output.samefile(photo):
         raise ConfigError(f"-o {printable(output)} is the photo itself; choose another name.")
     # A link counts as there, wherever it leads.
     if not force and (output.exists() or output.is_symlink()):
@@ -161,10 +160,8 @@ def _draw(output: Path, picture: Image, explanation: Explanation, sentence: str,
     write_atomically(output, buffer.getvalue())
 
 
-def _report(explanation: Explanation, photo: Path, sentence: str, k: int, output: Path | None, *, json: bool) -> None:
-    if json:
-        print_json({"photo": str(photo), "sentence": sentence} | explanation.to_json())
-        return
+def _show(explanation: Explanation, k: int) -> None:
+    """Print the similarity, and for each of the `k` best regions its share, its weight, its box and what it shows."""
     print(f"similarity {explanation.score:.3f}")
     for region in explanation.top(k):
         box = ", ".join(f"{edge:.2f}" for edge in region.box)
@@ -172,5 +169,3 @@ def _report(explanation: Explanation, photo: Path, sentence: str, k: int, output
         print(f"  {region.share:4.0%}  {region.weight:+.4f}  box {box}{name}")
     if not explanation.top(1):
         print("  no region adds to it")
-    assert output is not None, "only JSON goes without a picture"
-    print(f"The picture is {printable(output)}.")

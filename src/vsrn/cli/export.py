@@ -22,19 +22,16 @@ def main(
     """Write what is needed to use a trained model, and nothing of its training.
 
     $ vsrn export runs/flickr8k -o flickr8k
-
     $ vsrn export runs/flickr8k --onnx flickr8k-onnx
 
-    The first copies the weights, the vocabulary and the config. The second writes both encoders as ONNX files, which
-    run without torch, and compares them with the model before it keeps them; it needs `pip install '.[onnx]'`. The
-    captioner comes along, where the model has one, and runs in torch.
+    -o copies the weights, the vocabulary and the config. --onnx writes both encoders as ONNX files, which run without
+    torch (it needs `pip install '.[onnx]'`); a captioner comes along and runs in torch.
 
     Args:
         run: A run, or a model made by `vsrn convert`.
         output: Folder to write the model to; it must not exist yet.
         onnx: Folder to write the ONNX encoders to; it must not exist yet.
         half: Store all weights of the ONNX folder as float16: half the size, computed in float32 all the same.
-        json: Print what was written as JSON.
     """
     from vsrn.errors import ConfigError
 
@@ -48,20 +45,13 @@ def main(
     for folder in filter(None, (output, onnx)):
         check_free(folder)
     stored = read_model(run)
-    written: dict[str, int] = {}
     if output is not None:
         export_model(stored, output)
-        written[str(output)] = size_of(output)
     if onnx is not None:
         export_onnx(stored, onnx, "fp16" if half else "fp32")
-        written[str(onnx)] = size_of(onnx)
-    for name, size in written.items():
+    sizes = {str(folder): sum(file.stat().st_size for file in folder.iterdir()) for folder in (output, onnx) if folder}
+    for name, size in sizes.items():
         say(f"{name}: {size / 1e6:,.1f} MB.")
     if json:
-        print_json({"written": [{"folder": name, "bytes": size} for name, size in written.items()]})
+        print_json({"written": [{"folder": name, "bytes": size} for name, size in sizes.items()]})
     return 0
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of the files of a folder."""
-    return sum(file.stat().st_size for file in folder.iterdir())

@@ -3,61 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from vsrn.cli.extract import Bars, Splits, check_splits, show, stopped
-from vsrn.cli.options import Json, Output
+from vsrn.cli.extract import check_splits, show
+from vsrn.cli.options import BatchSize, Json, Output, Restval, Splits, Workers
+from vsrn.cli.progress import ProgressBar
 from vsrn.errors import ConfigError
-
-Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES", help_behavior_hint="")]
 
 
 def main(
-    files: Files,
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES", help_behavior_hint="")],
     *,
     output: Output,
     captions: Path | None = None,
     splits: Splits = (),
-    restval: bool = False,
-    batch_size: int = 32,
-    workers: int = 2,
+    restval: Restval = False,
+    batch_size: BatchSize = 32,
+    workers: Workers = 2,
     json: Json = False,
 ) -> int:
     """Turn features published as bottom-up attention's TSV into a region store with their boxes, without photos.
 
     $ vsrn import-tsv trainval_36.tsv -o data/coco --captions dataset_coco.json --restval
 
-    Killed or stopped at any moment, the same command goes on where it was.
+    Stopped or killed at any moment, the same command goes on where it was.
 
     Args:
         files: Files in bottom-up attention's TSV layout, plain or gzipped.
-        output: Folder of the region store, made where there is none.
         captions: Karpathy JSON; its splits and captions go into the store. Images are found by COCO's number or their
             file name.
-        splits: With --captions, the splits to write [default: those that the files have photos of]; without, the name
-            of the one split that holds every photo [default: photos].
-        restval: With --captions, count COCO's `restval` images as `train`.
-        batch_size: Photos that are finished, and safe on disk, at a time.
-        workers: Threads that read ahead.
-        json: Print the result as JSON.
     """
     from vsrn.extractors.published_tsv import TsvFiles, import_tsv, import_tsv_karpathy
 
     if not files:
         raise ConfigError("no files are named; write vsrn import-tsv FILES -o STORE.")
     split = check_splits(captions, splits, restval=restval)
-    try:
-        with Bars() as bars, TsvFiles(files, output, bars.looked_through) as tsv:
-            settings = {"batch_size": batch_size, "workers": workers}
+    with ProgressBar("importing") as bar:
+        settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+        settings["progress"] = lambda split, done, total: bar.start(f"importing {split}").at(done, total)
+
+        def scanned(done: int, total: int) -> None:
+            bar.start("looking through the files", "MB").at(done >> 20, total >> 20)
+
+        with TsvFiles(files, output, scanned) as tsv:
             if captions is None:
-                reports = [import_tsv(tsv, output, split, **settings, progress=bars.at)]
+                reports = [import_tsv(tsv, output, split, **settings)]
             else:
-                reports = import_tsv_karpathy(
-                    tsv, captions, output, splits=splits, restval=restval, **settings, progress=bars.at
-                )
-    except KeyboardInterrupt:
-        return stopped()
+                reports = import_tsv_karpathy(tsv, captions, output, splits=splits, restval=restval, **settings)
     show(reports, output, json=json)
     return 0

@@ -1,30 +1,25 @@
-"""What several commands share: parsing, options of the same kind, JSON, and the list of skipped files."""
+"""What several commands share: parsing, options of the same kind, `--plugin`, JSON, and the list of skipped files."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
-from vsrn.cli import plugins
+from vsrn.errors import ConfigError
 from vsrn.files import printable
 
-__all__ = [
-    "ENDINGS_SHOWN",
-    "SKIPPED_SHOWN",
-    "Device",
-    "Json",
-    "Output",
-    "call",
-    "print_json",
-    "printable",
-    "skipped_lines",
-]
+if TYPE_CHECKING:
+    from vsrn.data.region_store import SkippedPhoto
+    from vsrn.search.records import SkippedRecord
+
+    Skipped = Sequence[SkippedPhoto | SkippedRecord]
 
 # Skipped files that are listed of each kind, and endings of other files that are counted apart.
 SKIPPED_SHOWN = 20
@@ -37,37 +32,90 @@ _HEADINGS = {
     "link": "not followed",
     "": "skipped",
 }
+# The other commands neither build nor load a model or an extractor of the user's.
+WITHOUT_PLUGINS = ("demo", "import-tsv", "vocab", "convert")
 
-Output = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
-Json = Annotated[bool, tyro.conf.arg(name="json")]
-Device = Annotated[
-    str, tyro.conf.arg(metavar="DEVICE", help="Where to compute: cpu, cuda, mps, or auto for the best one there is.")
+_arg = tyro.conf.arg
+Photos = Annotated[
+    Path, tyro.conf.Positional, _arg(metavar="PHOTOS", help="Folder of photos, searched with all its folders.")
+]
+Index = Annotated[Path, tyro.conf.Positional, _arg(metavar="INDEX", help="Folder made by `vsrn index`.")]
+Output = Annotated[
+    Path, _arg(aliases=["-o"], metavar="FOLDER", help="Folder of the region store, made where there is none.")
+]
+Splits = Annotated[
+    tuple[str, ...],
+    _arg(
+        aliases=["--split"],
+        help="With --captions, the splits to write [default: all]; without, the name of the one split that holds every"
+        " photo [default: photos].",
+    ),
+]
+Restval = Annotated[bool, _arg(help="With --captions, count COCO's `restval` images as `train`.")]
+FollowLinks = Annotated[bool, _arg(help="Read photos also where links lead out of the folder.")]
+BatchSize = Annotated[int, _arg(help="Photos that are finished, and safe on disk, at a time.")]
+Workers = Annotated[int, _arg(help="Threads that read and decode ahead.")]
+Beam = Annotated[int, _arg(help="Partial captions kept at every step, 1 to 100; 1 takes the likeliest word each time.")]
+Model = Annotated[
+    str | None,
+    _arg(
+        metavar="MODEL",
+        help="A run, an exported folder, or a packaged model [default: flickr8k-small; for an index that is there, its"
+        " own].",
+    ),
+]
+Uri = Annotated[str, _arg(help="Server or file of an index made with --engine milvus --uri.")]
+Force = Annotated[bool, _arg(help="Replace the file if it is there.")]
+Device = Annotated[str, _arg(metavar="DEVICE", help="Where to compute: cpu, cuda, mps, or auto for the best there is.")]
+Json = Annotated[bool, _arg(name="json", help="Print the result as JSON.")]
+Plugins = Annotated[
+    tuple[str, ...],
+    _arg(
+        metavar="MODULE",
+        help="Modules that register parts of your own (docs/extending.md), installed or on PYTHONPATH.",
+    ),
 ]
 
 
 def call(function: Callable[..., int | None], command: str, arguments: Sequence[str]) -> int:
-    """Parse a command's arguments as the parameters of its function, call it, and return its exit code."""
-    if command in plugins.COMMANDS:
-        function = plugins.with_plugins(function)
-    _leave_out_empty_defaults(function)
-    return (
-        tyro.cli(
-            function,
-            prog=f"vsrn {command}",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        or 0
-    )
+    """Parse a command's arguments as the parameters of its function, call it, and return its exit code.
 
-
-def _leave_out_empty_defaults(function: Callable[..., int | None]) -> None:
-    """Keep "(default: None)" out of the help: the text of an option says what leaving it out means."""
+    Most commands also take `--plugin MODULE...` and import those modules before anything else.
+    Nothing but this option imports a plugin: a model's folder or an index never does.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
     hints = get_type_hints(function, include_extras=True)
-    for name, parameter in inspect.signature(function).parameters.items():
+    if command not in WITHOUT_PLUGINS:
+        parameters.append(inspect.Parameter("plugin", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Plugins))
+        hints["plugin"] = Plugins
+    for parameter in parameters:
+        # The text of an option says what leaving it out means, better than "(default: None)".
         if parameter.default in (None, "", ()):
-            hints[name] = Annotated[hints[name], tyro.conf.arg(help_behavior_hint="")]
-    function.__annotations__ = hints
+            hints[parameter.name] = Annotated[hints[parameter.name], _arg(help_behavior_hint="")]
+
+    def run(*positional: Any, plugin: Sequence[str] = (), **options: Any) -> int | None:
+        import_plugins(plugin)
+        return function(*positional, **options)
+
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__, run.__doc__ = hints, function.__doc__
+    return tyro.cli(run, prog=f"vsrn {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)) or 0
+
+
+def import_plugins(modules: Sequence[str]) -> None:
+    """Import modules by their dotted names. Raises `ConfigError` where one cannot be imported."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ConfigError:
+            raise
+        except Exception as error:
+            # A module may fail with any error while it is imported.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ConfigError(
+                f"--plugin {module} cannot be imported ({reason}); name an installed module, or put its folder on"
+                " PYTHONPATH."
+            ) from error
 
 
 def print_json(content: Any) -> None:
@@ -75,36 +123,34 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 
 
-def skipped_lines(skipped: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Lines for a person about skipped files: damaged photos first, each with its reason; what is no photo as one line.
+def skipped_json(skipped: Skipped) -> list[dict[str, str]]:
+    """Skipped files for machines."""
+    return [{"id": file.id, "kind": file.kind, "reason": file.reason} for file in skipped]
 
-    skipped  id, kind (a `vsrn.errors.SkipKind`, or "" where an older run did not say) and reason of each
 
-    Of one kind, the first `SKIPPED_SHOWN` are listed and the others counted.
+def skipped_lines(skipped: Skipped) -> list[str]:
+    """Indented lines for a person about skipped files: damaged photos first, each with its reason, then what is no
+    photo, as one line. Of one kind, the first `SKIPPED_SHOWN` are listed and the others counted.
     """
     lines: list[str] = []
     for kind, heading in _HEADINGS.items():
-        reasons = [reason for _, its_kind, reason in skipped if its_kind == kind]
+        reasons = [printable(file.reason) for file in skipped if file.kind == kind]
         if reasons:
-            lines.append(f"{len(reasons):,} {heading}:")
-            lines += [f"  {printable(reason)}" for reason in reasons[:SKIPPED_SHOWN]]
+            lines += [f"  {len(reasons):,} {heading}:", *(f"    {reason}" for reason in reasons[:SKIPPED_SHOWN])]
         if len(reasons) > SKIPPED_SHOWN:
-            lines.append(f"  and {len(reasons) - SKIPPED_SHOWN:,} more")
-    no_photos = [photo_id for photo_id, kind, _ in skipped if kind == "no-photo"]
+            lines.append(f"    and {len(reasons) - SKIPPED_SHOWN:,} more")
+    no_photos = [file.id for file in skipped if file.kind == "no-photo"]
     if no_photos:
         files = "other file was" if len(no_photos) == 1 else "other files were"
-        lines.append(f"{len(no_photos):,} {files} passed over ({_by_ending(no_photos)})")
+        lines.append(f"  {len(no_photos):,} {files} passed over ({_by_ending(no_photos)})")
     return lines
 
 
 def _by_ending(names: Sequence[str]) -> str:
     """How many names have which ending, the most frequent first: "58 .json, 1 .mp4, 1 without an ending"."""
-    counts = Counter(_ending(name) for name in names).most_common()
+    endings = (PurePosixPath(name).suffix.lower() for name in names)
+    named = (printable(end) if 1 < len(end) <= LONGEST_ENDING else "without an ending" for end in endings)
+    counts = Counter(named).most_common()
     shown = [f"{count:,} {ending}" for ending, count in counts[:ENDINGS_SHOWN]]
     others = sum(count for _, count in counts[ENDINGS_SHOWN:])
     return ", ".join([*shown, f"{others:,} with other endings"] if others else shown)
-
-
-def _ending(name: str) -> str:
-    ending = PurePosixPath(name).suffix.lower()
-    return printable(ending) if 1 < len(ending) <= LONGEST_ENDING else "without an ending"

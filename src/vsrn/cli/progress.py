@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -16,7 +17,7 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """Print one line on standard error; standard output holds results alone.
+    """Print one line on standard error, above a bar if there is one; standard output is for results alone.
 
     Control characters, which a name of a file may hold, are escaped; only empty lines before the message are kept.
     """
@@ -32,11 +33,14 @@ def mute() -> None:
 class ProgressBar:
     """How far a long job is: a count, a rate, the time left, and a few words.
 
+    what   the job as a verb, such as "indexing"
+    unit   what is counted, such as "photos"
+    total  how many there are; None where that is known only later (`at`)
+
     It is a context. A terminal shows the bar inside of it; elsewhere `at` prints a line every 15 seconds.
-    The total may be given before (`of`), or with any step (`at`), once it is known.
     """
 
-    def __init__(self, what: str, unit: str) -> None:
+    def __init__(self, what: str, unit: str = "photos", total: int | None = None) -> None:
         self._last_line = -SECONDS_BETWEEN_LINES
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -49,7 +53,7 @@ class ProgressBar:
             transient=True,
             disable=not _console.is_terminal,
         )
-        self._id = self._progress.add_task(what, total=None, unit=unit, words="")
+        self._id = self._progress.add_task(what, total=total, unit=unit, words="")
 
     def __enter__(self) -> ProgressBar:
         self._progress.start()
@@ -58,16 +62,12 @@ class ProgressBar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def of(self, total: int) -> ProgressBar:
-        """Set the number of units of the whole job, and return the bar."""
-        self._progress.update(self._id, total=total)
-        return self
-
-    def start(self, what: str, unit: str) -> None:
-        """Begin another job on the same bar, unless it is the one that is shown already."""
+    def start(self, what: str, unit: str = "photos") -> ProgressBar:
+        """Begin another job on the same bar, unless it is the one that is shown already; returns the bar."""
         if self._task.description != what:
             self._progress.reset(self._id, description=what, unit=unit, words="")
             self._task.total = None
+        return self
 
     def at(self, done: int, total: int | None = None, words: str = "") -> None:
         """Show that `done` units are finished, of `total` where it is known by now."""
@@ -81,18 +81,9 @@ class ProgressBar:
         """Show that `units` more are finished."""
         self.at(int(self._task.completed) + units)
 
-    def line(self, message: str) -> None:
-        """Print a line that stays on the screen, above the bar."""
-        say(message)
-
     @property
     def _task(self) -> Task:
         return self._progress.tasks[0]
-
-
-def progress_bar(what: str, unit: str) -> ProgressBar:
-    """A bar for a job described by a verb, such as "indexing", and counted in `unit`, such as "photos"."""
-    return ProgressBar(what, unit)
 
 
 class _Rate(ProgressColumn):
@@ -110,11 +101,5 @@ def _line(task: Task) -> str:
     """The state of a job as one line: what, how far, how fast, time left, words."""
     total = "?" if task.total is None else f"{task.total:,.0f}"
     counted = f"{task.description}: {task.completed:,.0f} of {total} {task.fields['unit']}"
-    left = "" if task.time_remaining is None else f", {_duration(task.time_remaining)} left"
+    left = "" if task.time_remaining is None else f", {timedelta(seconds=int(task.time_remaining))} left"
     return f"{counted} {_rate(task)}{left} {task.fields['words']}".rstrip()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

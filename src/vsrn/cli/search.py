@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
-from vsrn.cli.options import Device, Json, print_json
+from vsrn.cli.options import Device, Index, Json, Uri, print_json
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 
-if TYPE_CHECKING:
-    from vsrn.search.index import Hit, Index
-    from vsrn.search.records import Where
-
 
 def main(
-    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    index: Index,
     sentence: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SENTENCE]")] = None,
     *,
     image: Annotated[Path | None, tyro.conf.arg(metavar="PHOTO")] = None,
@@ -30,7 +29,7 @@ def main(
     since: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
     until: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
     rerank: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
-    uri: str = "",
+    uri: Uri = "",
     device: Device = "auto",
     json: Json = False,
 ) -> int:
@@ -39,23 +38,18 @@ def main(
     $ vsrn search idx "two dogs play in the snow" -k 5
     $ vsrn search idx --image query.jpg
     $ vsrn search idx --like holiday/beach.jpg --since 2024-06-01
-    $ vsrn search idx "two dogs play in the snow" --rerank runs/scan
 
-    A terminal that can show pictures (iTerm2, kitty, sixel) shows them; others get paths.
+    A terminal that can show pictures (iTerm2, kitty, sixel) shows them.
 
     Args:
-        index: Folder made by `vsrn index`.
         sentence: What the photos should show.
         image: A photo, in the index or not, that they should be like.
-        like: The same by a photo of the index, named by its id or by a path that a search printed; quicker, since
-            nothing is extracted.
+        like: The same by a photo of the index, named by its id or path; quicker, since nothing is extracted.
         k: How many photos to find.
         folder: Only photos in this folder, below the one that was indexed.
         since: Only photos taken on this day or later.
         until: Only photos taken on this day or earlier.
         rerank: A SCAN that re-orders the best 50 by comparing every word with every region; it needs torch.
-        uri: Server or file of an index made with --engine milvus --uri.
-        json: Print the result as JSON.
     """
     given = {"sentence": sentence, "image": None if image is None else str(image), "like": like}
     query = {name: value for name, value in given.items() if value is not None}
@@ -70,39 +64,28 @@ def main(
 
     where = Where(folder, _day(since, "--since"), _day(until, "--until"))
     with open_index(index, uri, device) as opened:
-        hits = _search(opened, query, k, where, rerank, device)
-        if json:
-            print_json({"index": str(index), "query": query, "hits": [_as_json(hit) for hit in hits]})
+        if rerank is not None:
+            from vsrn.search.rerank import Reranker
+
+            hits = Reranker(opened, rerank, device).search(str(sentence), k, where)
+        elif sentence is not None:
+            hits = opened.search(sentence, k, where)
+        elif image is not None:
+            hits = opened.search_image(image, k, where)
         else:
-            _show(opened, hits)
-    return 0
-
-
-def _search(index: Index, query: dict[str, str], k: int, where: Where, rerank: Path | None, device: str) -> list[Hit]:
-    ((kind, value),) = query.items()
-    if rerank is not None:
-        from vsrn.search.rerank import Reranker
-
-        return Reranker(index, rerank, device).search(value, k, where)
-    if kind == "like":
-        return index.search_like(index.id_of(value), k, where)
-    return (index.search if kind == "sentence" else index.search_image)(value, k, where)
-
-
-def _show(index: Index, hits: Sequence[Hit]) -> None:
-    from vsrn.cli.pictures import picture_protocol
-
-    draw = picture_protocol() if sys.stdout.isatty() else None
-    for hit in hits:
-        print(f"{hit.score:.3f}  {printable(hit.path)}")
-        if draw is not None:
-            print(draw(index.thumbnail(hit.id)))
+            hits = opened.search_like(opened.id_of(str(like)), k, where)
+        if json:
+            found = [{"id": hit.id, "score": round(hit.score, 6), "path": printable(hit.path)} for hit in hits]
+            print_json({"index": str(index), "query": query, "hits": found})
+            return 0
+        draw = picture_protocol() if sys.stdout.isatty() else None
+        for hit in hits:
+            print(f"{hit.score:.3f}  {printable(hit.path)}")
+            if draw is not None:
+                print(draw(opened.thumbnail(hit.id)))
     if not hits:
         print("No photo of the index passes the filters.", file=sys.stderr)
-
-
-def _as_json(hit: Hit) -> dict[str, object]:
-    return {"id": hit.id, "score": round(hit.score, 6), "path": printable(hit.path)}
+    return 0
 
 
 def _day(text: str | None, option: str) -> date | None:
@@ -112,3 +95,66 @@ def _day(text: str | None, option: str) -> date | None:
         return date.fromisoformat(text)
     except ValueError as error:
         raise ConfigError(f"{option} {text} is no date; write it as 2024-05-17.") from error
+
+
+ROWS = 8
+KITTY_CHUNK = 4096
+SIXEL_SIDE, SIXEL_COLOURS = 160, 64
+
+# JPEG bytes -> what to print.
+Draw = Callable[[bytes], str]
+
+
+def picture_protocol(environment: Mapping[str, str] = os.environ) -> Draw | None:
+    """The function that makes a picture for this terminal, or None where no variable says that it shows pictures."""
+    term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
+    if term.startswith(("screen", "tmux")):
+        # Multiplexers swallow the sequences.
+        return None
+    if "KITTY_WINDOW_ID" in environment or term in ("xterm-kitty", "xterm-ghostty"):
+        return kitty
+    if program in ("iTerm.app", "WezTerm") or environment.get("LC_TERMINAL") == "iTerm2":
+        return iterm2
+    if term.startswith(("foot", "mlterm", "contour")) or "sixel" in term:
+        return sixel
+    return None
+
+
+def iterm2(jpeg: bytes) -> str:
+    """A JPEG as an inline image of iTerm2: https://iterm2.com/documentation-images.html"""
+    content = base64.b64encode(jpeg).decode()
+    return f"\x1b]1337;File=inline=1;size={len(jpeg)};height={ROWS};preserveAspectRatio=1:{content}\x07"
+
+
+def kitty(jpeg: bytes) -> str:
+    """A JPEG in kitty's graphics protocol, which takes PNG: https://sw.kovidgoyal.net/kitty/graphics-protocol/"""
+    from PIL import Image
+
+    png = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).save(png, "PNG")
+    content = base64.b64encode(png.getvalue()).decode()
+    chunks = [content[first : first + KITTY_CHUNK] for first in range(0, len(content), KITTY_CHUNK)]
+    keys = [f"a=T,f=100,r={ROWS},", *[""] * (len(chunks) - 1)]
+    more = [1] * (len(chunks) - 1) + [0]
+    return "".join(f"\x1b_G{key}m={last};{chunk}\x1b\\" for key, last, chunk in zip(keys, more, chunks, strict=True))
+
+
+def sixel(jpeg: bytes) -> str:
+    """A JPEG as DEC's sixels: six rows at a time, one colour after the other, a character a column."""
+    import numpy as np
+    from PIL import Image
+
+    photo = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    photo.thumbnail((SIXEL_SIDE, SIXEL_SIDE))
+    few = photo.quantize(SIXEL_COLOURS)
+    palette = np.array(few.getpalette(), dtype=int).reshape(-1, 3) * 100 // 255
+    pixels = np.asarray(few)
+    pixels = np.pad(pixels, ((0, -len(pixels) % 6), (0, 0)), constant_values=255)
+    parts = [f'\x1bPq"1;1;{photo.width};{photo.height}']
+    parts += [f"#{colour};2;{red};{green};{blue}" for colour, (red, green, blue) in enumerate(palette)]
+    for band in pixels.reshape(-1, 6, photo.width):
+        for colour in np.unique(band[band < SIXEL_COLOURS]):
+            bits = ((band == colour) << np.arange(6)[:, None]).sum(axis=0)
+            parts.append(f"#{colour}" + "".join(chr(63 + bit) for bit in bits) + "$")
+        parts.append("-")
+    return "".join(parts) + "\x1b\\"

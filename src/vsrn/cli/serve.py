@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from vsrn.cli.options import Device
+from vsrn.cli.options import Device, Index, Uri
 from vsrn.cli.progress import say
 from vsrn.errors import ConfigError
 
@@ -16,13 +12,13 @@ TOKEN = "VSRN_TOKEN"  # noqa: S105 - the name of a variable
 
 
 def main(
-    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    index: Index,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
     allow_host: tuple[str, ...] = (),
     open: bool = False,
-    uri: str = "",
+    uri: Uri = "",
     device: Device = "auto",
 ) -> int:
     """Search an index in the browser, and let other programs ask it over HTTP.
@@ -35,12 +31,10 @@ def main(
     $ VSRN_TOKEN=$(openssl rand -hex 16) vsrn serve idx --host 0.0.0.0
 
     Args:
-        index: Folder made by `vsrn index`.
         host: Address to listen at. Any but this machine's own needs a token, as VSRN_TOKEN in the environment.
         port: Port to listen at; 0 takes a free one.
         allow_host: Further host names that requests may carry, for instance those of a proxy.
         open: Open the page in the browser.
-        uri: Server or file of an index made with --engine milvus --uri.
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port is {port}; it must be 0 to 65535.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from vsrn.cli.options import Json, print_json
-from vsrn.cli.progress import mute, progress_bar, say
+from vsrn.cli.progress import ProgressBar, mute, say
 from vsrn.config import Config, read_config
 from vsrn.errors import ConfigError
 
@@ -44,7 +43,6 @@ def main_for(arguments: Sequence[str]) -> Callable[..., int]:
             settings: Fields of the config, as --section.field value.
             output: Folder of the run [default: runs/NAME for configs/NAME.toml].
             resume: Go on with the run that is in the folder.
-            json: Print the result as JSON.
         """
         if named is None or Path(named) != config:
             # The config gives the defaults, so it has to be known before the options are.
@@ -80,24 +78,18 @@ def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
         f" {len(prepared.train.captions):,} captions and {len(prepared.vocabulary):,} words;"
         f" {prepared.validation.num_images:,} images choose the best model."
     )
-    reporter = TrainingReporter(folder)
+    reporter = TrainingReporter()
     trainer = Trainer(prepared, reporter)
-    with reporter.drawing(trainer.total_steps):
+    with ProgressBar("training", "steps", trainer.total_steps) as reporter.bar:
         result = trainer.run(resume=resume)
+    progress = result.progress
     if json:
-        print_json(
-            {
-                "run": str(folder),
-                "finished": result.finished,
-                "step": result.progress.step,
-                "best_rsum": result.progress.best_rsum,
-                "best_step": result.progress.best_step,
-            }
-        )
+        best = {"best_rsum": progress.best_rsum, "best_step": progress.best_step}
+        print_json({"run": str(folder), "finished": result.finished, "step": progress.step, **best})
     if not result.finished:
-        say(f"Stopped at step {result.progress.step:,}; everything is saved. To go on, add --resume to the command.")
+        say(f"Stopped at step {progress.step:,}; everything is saved. To go on, add --resume to the command.")
         return 130
-    say(f"Best rsum {result.progress.best_rsum:.1f} at step {result.progress.best_step:,}, kept in {folder}.")
+    say(f"Best rsum {progress.best_rsum:.1f} at step {progress.best_step:,}, kept in {folder}.")
     say(f"Next: vsrn evaluate {folder} --split {data.validation}")
     return 0
 
@@ -105,15 +97,8 @@ def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
 class TrainingReporter:
     """Draws a run's progress on standard error: loss, rate, time left, and a line per validation."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bar = progress_bar("training", unit="steps")
-        self.started = time.monotonic()
-        self.loss = ""
-
-    def drawing(self, total_steps: int) -> Any:
-        """Context in which the bar is on the screen."""
-        return self.bar.of(total_steps)
+    bar: ProgressBar
+    loss = ""
 
     def stepped(self, progress: Progress, row: dict[str, Any] | None) -> None:
         """Move the bar; new losses appear when they are logged."""
@@ -125,7 +110,7 @@ class TrainingReporter:
         """One line: recalls and whether this is the best model so far."""
         to_text, to_image = metrics.image_to_text.recalls, metrics.text_to_image.recalls
         best = " (best so far, kept)" if progress.best_step == progress.step else ""
-        self.bar.line(
+        say(
             f"step {progress.step:,}: R@1/5/10 image-to-text {' '.join(f'{r:.1f}' for r in to_text)},"
             f" text-to-image {' '.join(f'{r:.1f}' for r in to_image)}, rsum {metrics.rsum:.1f}{best}"
         )

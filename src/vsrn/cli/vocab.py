@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, print_json
+from vsrn.cli.options import Force, Json, print_json
 from vsrn.cli.progress import say
 
 
@@ -17,7 +17,7 @@ def main(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")],
     splits: tuple[str, ...] = ("train",),
     min_count: int = 4,
-    force: bool = False,
+    force: Force = False,
     json: Json = False,
 ) -> int:
     """Build a vocabulary: every word that the captions use often enough, the most frequent first.
@@ -31,8 +31,6 @@ def main(
         output: File to write, JSON.
         splits: Splits whose captions are counted.
         min_count: A word seen less often than this becomes <unk>.
-        force: Replace the file if it is there.
-        json: Print what was built as JSON.
     """
     from vsrn.data.region_store import resolve_split
     from vsrn.data.splits import read_split_captions
@@ -51,14 +49,8 @@ def main(
     write_atomically(output, vocabulary.to_json())
     unknown = vocabulary.unknown_share(captions)
     if json:
-        print_json(
-            {
-                "vocabulary": str(output),
-                "num_words": len(vocabulary),
-                "num_captions": len(captions),
-                "unknown_share": round(unknown, 6),
-            }
-        )
+        counts = {"num_words": len(vocabulary), "num_captions": len(captions)}
+        print_json({"vocabulary": str(output), **counts, "unknown_share": round(unknown, 6)})
     say(
         f"{output}: {len(vocabulary):,} words from {len(captions):,} captions;"
         f" {unknown:.2%} of their words are rarer and become <unk>."

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from vsrn.toy.captions import describe
-from vsrn.toy.drawing import draw_scene
-from vsrn.toy.scenes import ToyObject, ToyScene, invent_scenes
-from vsrn.toy.world import draw_toy_world
+from vsrn.toy.scenes import ToyObject, ToyScene, describe, invent_scenes
+from vsrn.toy.world import draw_scene, draw_toy_world
 
 __all__ = ["ToyObject", "ToyScene", "describe", "draw_scene", "draw_toy_world", "invent_scenes"]
