@@ -97,7 +97,7 @@ def main(
 
 def _check(index: Path, *, json: bool) -> int:
     """Say what of an index is damaged."""
-    from vsrn.search.damage import check_index
+    from vsrn.search.mend import check_index
 
     found = check_index(index)
     if json:
