@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -43,20 +43,15 @@ def main(
         workers: Threads that read ahead.
         json: Print the result as JSON.
     """
-    from vsrn.extractors.published_tsv import TsvFiles, import_tsv, import_tsv_karpathy
+    from vsrn.extractors.published_tsv import find_lines, import_tsv
 
     if not files:
         raise ConfigError("no files are named; write vsrn import-tsv FILES -o STORE.")
-    split = check_splits(captions, splits, restval=restval)
+    check_splits(captions, splits, restval=restval)
     try:
-        with Bars() as bars, TsvFiles(files, output, bars.looked_through) as tsv:
-            settings = {"batch_size": batch_size, "workers": workers}
-            if captions is None:
-                reports = [import_tsv(tsv, output, split, **settings, progress=bars.at)]
-            else:
-                reports = import_tsv_karpathy(
-                    tsv, captions, output, splits=splits, restval=restval, **settings, progress=bars.at
-                )
+        with Bars() as bars, find_lines(files, output, bars.looked_through) as lines:
+            settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": bars.at}
+            reports = import_tsv(lines, output, dataset=captions, splits=splits, restval=restval, **settings)
     except KeyboardInterrupt:
         return stopped()
     show(reports, output, json=json)
