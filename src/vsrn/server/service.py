@@ -178,7 +178,6 @@ class Service:
 
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 
 class Batcher(Generic[Item, Answer]):
