@@ -15,9 +15,9 @@ import numpy as np
 
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.base import Encoder
-from vsrn.encoders.encoded import Advance, EncodedSplit, encoded_blocks
+from vsrn.encoders.encoded import EVERY, Advance, EncodedSplit, encoded_blocks
 from vsrn.errors import ConfigError
-from vsrn.evaluation.evaluate import BoolArray, Judgement, Reranking, best_matches
+from vsrn.evaluation.evaluate import BoolArray, Judgement, Reranking, best_matches, mean_similarities
 from vsrn.metrics import (
     FloatArray,
     IntArray,
@@ -106,23 +106,23 @@ class TwoStageJudgement(Judgement):
 
 def text_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
     """The best `top` captions of every image, by the first stage."""
-    rows = []
-    for start, block in encoded_blocks(first)():
-        for image, row in enumerate(block, start=start):
-            rows.append(best_matches(row, top, owners == image))
-    matches = np.stack(rows)
+    matches = np.stack(
+        [
+            best_matches(row, top, owners == image)
+            for start, block in encoded_blocks(first)()
+            for image, row in enumerate(block, start=start)
+        ]
+    )
     return Candidates(matches, owners[matches] == np.arange(len(matches))[:, None])
 
 
 def image_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
     """The best `top` images of every caption, by the first stage."""
-    num_images, rows = first[0].num_images, []
-    at_once = rows_of_block(num_images)
-    places = np.arange(num_images)
+    places, rows = np.arange(first[0].num_images), []
+    at_once = rows_of_block(len(places))
     for start in range(0, len(owners), at_once):
         captions = slice(start, start + at_once)
-        blocks = encoded_blocks([encoded.only(slice(None), captions) for encoded in first])
-        columns = np.concatenate([block for _, block in blocks()]).T
+        columns = mean_similarities(first, EVERY, captions).T
         rows += [
             best_matches(column, top, places == owner) for column, owner in zip(columns, owners[captions], strict=True)
         ]
