@@ -121,7 +121,11 @@ class Judgement:
 
     An ensemble averages *similarities*, as the paper does, so its models may differ in size. Raises `ConfigError`
     where they do not use one kind of similarity.
+
+    stages  how often `ranks` compares each image
     """
+
+    stages = 1
 
     def __init__(self, encoders: Sequence[Encoder], split: CaptionedImages, advance: Advance = lambda _: None) -> None:
         kinds = {encoder.similarity for encoder in encoders}

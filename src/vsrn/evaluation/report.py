@@ -39,7 +39,7 @@ JPEG_QUALITY = 82
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-def show(
+def print_tables(
     evaluation: Evaluation,
     extended: ExtendedEvaluation | None = None,
     scores: CaptionScores | None = None,

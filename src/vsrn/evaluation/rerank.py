@@ -49,6 +49,8 @@ class TwoStageJudgement(Judgement):
     Raises `ConfigError` where `top` is below 1, and what `Judgement` raises.
     """
 
+    stages = 2
+
     def __init__(
         self,
         encoders: Sequence[Encoder],
