@@ -17,10 +17,10 @@ from harness import interleave, record_ratio
 from problem import WORDS, make_captions, make_features, make_model
 from torch.nn.functional import cosine_similarity
 
-from vsrn.data.region_store import IntArray
 from vsrn.data.vocabulary import build_vocabulary
 from vsrn.encoders.folding import fold
 from vsrn.encoders.torch_backend import encode_tokens
+from vsrn.metrics import IntArray
 
 IMAGES, CAPTIONS, BATCH = 512, 4000, 128
 

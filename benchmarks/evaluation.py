@@ -26,7 +26,7 @@ from torch.nn import functional
 from vsrn.config import CaptionerConfig, ModelConfig
 from vsrn.encoders.folding import fold
 from vsrn.encoders.torch_backend import encode_tokens
-from vsrn.metrics import IntArray, RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
+from vsrn.metrics import EncodedSplit, IntArray, RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import MatchingModel
 from vsrn.model.gru import l2_normalise
 from vsrn.model.vsrn import build_vsrn
@@ -127,7 +127,7 @@ def our_seconds(
     scoring, _ = timed(lambda: images @ sentences.T)
 
     def rank() -> RetrievalMetrics:
-        return retrieval_metrics(rank_blocks(similarity_blocks([images], [sentences]), OWNERS))
+        return retrieval_metrics(rank_blocks(similarity_blocks([EncodedSplit(images, sentences)]), OWNERS))
 
     ranking, metrics = timed(rank)
     assert 0 < metrics.rsum < 600

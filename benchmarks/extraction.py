@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from harness import interleave, record
 
-from vsrn.data.photos import find_photos
+from vsrn.data.listing import find_photos
 from vsrn.data.region_store import open_region_store
 from vsrn.extractors.base import prepare_photo
 from vsrn.extractors.extract import extract
 from vsrn.extractors.grid import GridExtractor
-from vsrn.toy import draw_toy_world
+from vsrn.toy.world import draw_toy_world
 
 PHOTOS, ROUNDS = 400, 4
 

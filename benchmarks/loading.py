@@ -16,7 +16,8 @@ from training_step import our_step
 
 from vsrn.data.splits import open_split
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
-from vsrn.training.batches import Batch, TrainingBatches
+from vsrn.model.base import Batch
+from vsrn.training.batches import TrainingBatches
 
 IMAGES = 2000
 

@@ -23,11 +23,10 @@ from vsrn.metrics import FloatArray, IntArray, Ranks
 from vsrn.model.aggregators import GlobalSemanticReasoning
 from vsrn.model.base import MatchingModel
 from vsrn.model.captioner import Captioner
-from vsrn.model.gru import at_least_float32, l2_normalise
-from vsrn.model.image_encoder import ImageEncoder
+from vsrn.model.gru import at_least_float32, l2_normalise, pad_tokens
 from vsrn.model.losses import matching_loss
 from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
-from vsrn.model.text_encoder import TextEncoder, pad_tokens
+from vsrn.model.vsrn import ImageEncoder, TextEncoder
 
 
 def joint_loss(

@@ -13,7 +13,7 @@ from vsrn.config import CaptionerConfig, ModelConfig
 from vsrn.data.vocabulary import END, START
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.base import MatchingModel
-from vsrn.model.text_encoder import pad_tokens
+from vsrn.model.gru import pad_tokens
 from vsrn.model.vsrn import build_vsrn
 
 REGIONS, FEATURE_DIM, JOINT_DIM, BATCH, WORDS, MAX_TOKENS = 36, 1280, 512, 128, 2900, 40

@@ -10,7 +10,7 @@ import obvious
 from harness import interleave, record, record_ratio
 from problem import make_embeddings
 
-from vsrn.metrics import Ranks, rank_blocks, similarity_blocks
+from vsrn.metrics import EncodedSplit, Ranks, rank_blocks, similarity_blocks
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     images, captions, owners = make_embeddings(5000, 1024)
 
     def ours() -> Ranks:
-        return rank_blocks(similarity_blocks([images], [captions]), owners)
+        return rank_blocks(similarity_blocks([EncodedSplit(images, captions)]), owners)
 
     found, expected = ours(), obvious.rank(images, captions, owners)
     check(found, expected, images, captions, owners)

@@ -26,11 +26,13 @@ import torch
 from harness import record
 
 from vsrn.config import CaptionerConfig, Config, ModelConfig
-from vsrn.data.region_store import FloatArray, IntArray, Regions, StoreInfo
+from vsrn.data.region_store import StoreInfo
+from vsrn.data.regions import Regions
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders.export import export_onnx
 from vsrn.extractors.base import make_extractor
-from vsrn.model.build import build_model
+from vsrn.metrics import FloatArray, IntArray
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
 from vsrn.search.create import create_index
 from vsrn.search.faiss import GRAPH_FROM, Base, FaissEngine, build_graph

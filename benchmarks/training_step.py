@@ -14,11 +14,12 @@ from harness import interleave, record_ratio
 from problem import make_batch, make_model
 
 from vsrn.config import LossConfig
-from vsrn.model.losses import make_loss
+from vsrn.model.base import Batch
+from vsrn.model.losses import TripletLoss
 from vsrn.training.trainer import autocast
 
 CPU = torch.device("cpu")
-LOSS = make_loss(LossConfig())
+LOSS = TripletLoss(LossConfig())
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def check(batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> str:
     model = make_model(dropout=0.0).train()
     features, tokens, lengths = batch
     theirs = obvious.joint_loss(copy.deepcopy(model), features, tokens, lengths, LossConfig().margin)
-    ours = model(features, tokens, lengths, None, LOSS).joint
+    ours = model(Batch(features, tokens, lengths, None), LOSS).joint
     difference = abs(float((ours - theirs).detach())) / float(theirs.detach())
     assert difference < 1e-5, difference
     return f"losses differ by {difference:.0e} (relative)"
@@ -50,7 +51,7 @@ def our_step(model: torch.nn.Module, batch: tuple[torch.Tensor, ...], precision:
 
     def step() -> None:
         with autocast(CPU, precision):  # type: ignore[arg-type]
-            loss = model(features, tokens, lengths, None, LOSS).joint
+            loss = model(Batch(features, tokens, lengths, None), LOSS).joint
         take(optimizer, loss)
 
     return step

@@ -34,13 +34,13 @@ from vsrn.data.splits import Split
 from vsrn.data.vocabulary import UNK, Vocabulary
 from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.extractors.base import make_extractor
-from vsrn.extractors.grid import load_network, weights_path
-from vsrn.extractors.whole_photo import POOLED_SIDE
-from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
+from vsrn.extractors.grid import POOLED_SIDE, load_network, weights_path
+from vsrn.metrics import EncodedSplit, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import MatchingModel
-from vsrn.model.losses import cosine_similarities, make_loss
+from vsrn.model.gru import pad_tokens
+from vsrn.model.losses import cosine_similarities
+from vsrn.model.registry import LOSSES
 from vsrn.model.saved import StoredModel, read_model, write_model
-from vsrn.model.text_encoder import pad_tokens
 from vsrn.training.batches import draw_margins, drop_regions
 from vsrn.training.run import open_training_splits
 
@@ -172,7 +172,9 @@ def embeddings_of(
 
 def loss_of_rounds(images: torch.Tensor, captions: torch.Tensor, loss: LossConfig) -> torch.Tensor:
     """The model's own loss of each photo with one of its captions, the mean over the rounds."""
-    return torch.stack([make_loss(loss)(cosine_similarities(images, each)) for each in captions]).mean()
+    return torch.stack(
+        [LOSSES.make(loss.matching, loss)(cosine_similarities(images, each)) for each in captions]
+    ).mean()
 
 
 def without_some(features: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -228,7 +230,7 @@ def validate(averaged: nn.ModuleDict, vocabulary: Vocabulary, split: Split, maps
     captions = encode_tokens(
         model.caption_encoder, [np.array(vocabulary.encode(caption)) for caption in split.captions]
     )
-    blocks = similarity_blocks([np.concatenate(parts)], [captions], "cosine")
+    blocks = similarity_blocks([EncodedSplit(np.concatenate(parts), captions)])
     metrics = retrieval_metrics(rank_blocks(blocks, split.image_of_caption))
     to_text, to_image = metrics.image_to_text, metrics.text_to_image
     return metrics.rsum, f"R@1 {to_text.recall_at_1:.1f} / {to_image.recall_at_1:.1f}, rsum {metrics.rsum:.1f}"

@@ -20,11 +20,11 @@ import tyro
 
 from vsrn.config import CaptionerConfig
 from vsrn.extractors.provenance import kept_weights
-from vsrn.model.base import MatchingModel
-from vsrn.model.build import build_model
+from vsrn.model.base import Batch, MatchingModel
 from vsrn.model.captioner import Captioner
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, read_model, write_model
-from vsrn.training.batches import Batch, TrainingBatches
+from vsrn.training.batches import TrainingBatches
 from vsrn.training.run import open_training_splits
 
 

@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 import tyro
 
-from vsrn.data.region_store import FloatArray, Regions, open_region_store
+from vsrn.data.region_store import open_region_store
+from vsrn.data.regions import Regions
 from vsrn.encoders.explain import Explanation, explain_regions
 from vsrn.encoders.torch_backend import TorchEncoder
+from vsrn.metrics import FloatArray
 
 Box = tuple[float, float, float, float]
 

@@ -11,7 +11,7 @@ import pytest
 
 import vsrn
 from vsrn.cli import run_command
-from vsrn.training.log import read_log
+from vsrn.training.checkpoint import read_log
 
 
 def evaluate(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

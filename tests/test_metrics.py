@@ -15,23 +15,24 @@ from hypothesis import strategies as st
 
 from vsrn.errors import SimilarityError
 from vsrn.metrics import (
+    SIMILARITIES,
     Block,
     Blocks,
     DirectionMetrics,
+    EncodedSplit,
     FloatArray,
     IntArray,
     Ranks,
     bootstrap_intervals,
     direction_metrics,
     five_folds,
-    image_to_text_ranks,
     mean_metrics,
+    order_similarities,
     rank_blocks,
     recall_at,
     retrieval_metrics,
     rsum_difference,
     similarity_blocks,
-    text_to_image_ranks,
 )
 
 
@@ -44,11 +45,11 @@ class Problem:
 
     @property
     def image_to_text_ranks(self) -> IntArray:
-        return image_to_text_ranks(self.similarities, self.image_of_caption)
+        return rank_blocks(lambda: [(0, self.similarities)], self.image_of_caption).image_to_text
 
     @property
     def text_to_image_ranks(self) -> IntArray:
-        return text_to_image_ranks(self.similarities, self.image_of_caption)
+        return rank_blocks(lambda: [(0, self.similarities)], self.image_of_caption).text_to_image
 
     def blocks(self, rows: int) -> Blocks:
         def blocks() -> Iterator[Block]:
@@ -131,7 +132,9 @@ def test_ranks_and_metrics_are_those_of_the_2019_evaluation(
     recorded: dict[str, Any], similarity: str, rows: int
 ) -> None:
     captions = recorded["captions"]
-    blocks = similarity_blocks([recorded["images"]], [captions], similarity, block_bytes=rows * 4 * len(captions))
+    blocks = similarity_blocks(
+        [EncodedSplit(recorded["images"], captions, SIMILARITIES[similarity])], block_bytes=rows * 4 * len(captions)
+    )
     assert max(len(block) for _, block in blocks()) == rows
     ranks = rank_blocks(blocks, five_each(recorded))
     np.testing.assert_array_equal(ranks.image_to_text, recorded[f"i2t_{similarity}_ranks"])
@@ -143,7 +146,11 @@ def test_ranks_and_metrics_are_those_of_the_2019_evaluation(
 
 def test_an_ensemble_has_the_metrics_of_the_2019_evaluation(recorded: dict[str, Any]) -> None:
     blocks = similarity_blocks(
-        [recorded["images"], recorded["images2"]], [recorded["captions"], recorded["captions2"]], block_bytes=9000
+        [
+            EncodedSplit(recorded["images"], recorded["captions"]),
+            EncodedSplit(recorded["images2"], recorded["captions2"]),
+        ],
+        block_bytes=9000,
     )
     metrics = retrieval_metrics(rank_blocks(blocks, five_each(recorded)))
     np.testing.assert_array_equal(as_recorded(metrics.image_to_text), recorded["i2t_ensemble"])
@@ -155,13 +162,14 @@ def test_an_ensemble_averages_similarities_of_models_of_different_sizes() -> Non
     images = [generator.normal(size=(7, dim)) for dim in (3, 5, 2)]
     captions = [generator.normal(size=(11, dim)) for dim in (3, 5, 2)]
     mean = sum(ours @ theirs.T for ours, theirs in zip(images, captions, strict=True)) / 3
-    whole = np.concatenate([block for _, block in similarity_blocks(images, captions, block_bytes=100)()])
+    models = [EncodedSplit(ours, theirs) for ours, theirs in zip(images, captions, strict=True)]
+    whole = np.concatenate([block for _, block in similarity_blocks(models, block_bytes=100)()])
     np.testing.assert_allclose(whole, mean, rtol=1e-12)
 
 
 def test_order_similarity_is_minus_the_length_of_what_the_caption_has_beyond_the_image() -> None:
     images, captions = np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[1.0, 1.0], [4.0, 6.0]])
-    ((_, block),) = similarity_blocks([images], [captions], "order")()
+    ((_, block),) = similarity_blocks([EncodedSplit(images, captions, order_similarities)])()
     np.testing.assert_allclose(block, [[0.0, -5.0], [-np.sqrt(2), -np.sqrt(52)]])
 
 
@@ -298,9 +306,10 @@ def test_ranking_coco_5k_needs_less_than_a_gigabyte_beyond_the_embeddings(models
     images = [generator.normal(size=(5_000, 8)).astype(np.float32) for _ in range(models)]
     captions = [generator.normal(size=(25_000, 8)).astype(np.float32) for _ in range(models)]
     owners = np.repeat(np.arange(5_000), 5)
+    encoded = [EncodedSplit(ours, theirs) for ours, theirs in zip(images, captions, strict=True)]
     tracemalloc.start()
     try:
-        ranks = rank_blocks(similarity_blocks(images, captions), owners)
+        ranks = rank_blocks(similarity_blocks(encoded), owners)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

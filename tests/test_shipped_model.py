@@ -9,7 +9,7 @@ import pytest
 
 import vsrn
 from vsrn.data.annotations import read_karpathy
-from vsrn.metrics import rank_blocks, retrieval_metrics, similarity_blocks
+from vsrn.metrics import EncodedSplit, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.pretrained import find_model
 
 MOST_BYTES = 20_000_000
@@ -31,7 +31,7 @@ def test_it_finds_real_photos_that_it_never_saw(shared: Path) -> None:
     images = model.encode_images([shared / "flickr8k/images" / photo.id for photo in photos])
     captions = model.encode_captions([caption for photo in photos for caption in photo.captions])
     owners = np.repeat(np.arange(PHOTOS), [len(photo.captions) for photo in photos])
-    metrics = retrieval_metrics(rank_blocks(similarity_blocks([images], [captions], "cosine"), owners))
+    metrics = retrieval_metrics(rank_blocks(similarity_blocks([EncodedSplit(images, captions)]), owners))
     # Among so few photos recalls are higher than those of the card; by chance they would be 2.5 and 5 %.
     assert metrics.image_to_text.recall_at_5 > 70
     assert metrics.text_to_image.recall_at_10 > 70

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from vsrn.config import NetworkConfig
 from vsrn.errors import CheckpointError
 from vsrn.extractors.base import make_extractor
-from vsrn.model.image_network import ImageNetwork, load_network_weights
+from vsrn.model.vsepp import ImageNetwork, load_network_weights
 from vsrn.tensors import check_fit, read_tensor_file
 
 Tensors = dict[str, torch.Tensor]

@@ -9,6 +9,7 @@ an iterable of (first_image, S[first_image : first_image + rows]).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,28 @@ IntArray = npt.NDArray[np.integer]
 
 Block = tuple[int, FloatArray]
 Blocks = Callable[[], Iterable[Block]]
+# Called with how many were done since the last call.
+Advance = Callable[[int], None]
 
 RECALL_AT = (1, 5, 10)
 BLOCK_BYTES = 2**26
 KEPT_BYTES = 2**29
 FIVE_FOLD_IMAGES = 1000
+EVERY = slice(None)
+
+
+def inner_products(images: FloatArray, captions: FloatArray) -> FloatArray:
+    """(I, D), (C, D) -> (I, C)."""
+    return np.asarray(images @ captions.T)
+
+
+def order_similarities(images: FloatArray, captions: FloatArray) -> FloatArray:
+    """(I, D), (C, D) -> (I, C): -|| max(0, c - i) ||_2 (Vendrov et al. 2016, order embeddings), image by image."""
+    rows = [-np.sqrt((np.maximum(captions - image, 0) ** 2).sum(axis=1)) for image in images]
+    return np.stack(rows)
+
+
+SIMILARITIES = {"cosine": inner_products, "order": order_similarities}
 
 
 @dataclass(frozen=True)
@@ -95,36 +113,22 @@ class RetrievalMetrics:
         }
 
 
-def image_to_text_ranks(similarities: FloatArray, image_of_caption: IntArray) -> IntArray:
-    """Rank, from 0, of each image's best-placed true caption.
-
-    similarities      (num_images, num_captions)
-    image_of_caption  (num_captions,) the row of the image that a caption belongs to
-
-    A tie counts against the query. Raises `SimilarityError` on NaN, or where an image has no caption.
-
-    >>> image_to_text_ranks(np.array([[0.9, 0.1], [0.8, 0.3]]), np.array([0, 1]))
-    array([0, 1])
-    """
-    return rank_blocks(lambda: [(0, similarities)], image_of_caption).image_to_text
-
-
-def text_to_image_ranks(similarities: FloatArray, image_of_caption: IntArray) -> IntArray:
-    """Rank, from 0, of each caption's image; shapes, ties and errors as `image_to_text_ranks`.
-
-    >>> text_to_image_ranks(np.array([[0.9, 0.1], [0.8, 0.3]]), np.array([0, 1]))
-    array([0, 0])
-    """
-    return rank_blocks(lambda: [(0, similarities)], image_of_caption).text_to_image
-
-
 def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
     """Ranks of both directions from similarities that are made block by block.
 
     A rank is a count of what is at least as similar as the match, so nothing is sorted; rows are counted
     one by one because a row stays in the processor's cache. Every caption's own similarity must be known
     before others are counted against it, so the blocks are asked for twice; both times they must hold the
-    same numbers. Memory: one block and a few numbers per query. Errors as `image_to_text_ranks`.
+    same numbers. Memory: one block and a few numbers per query.
+
+    image_of_caption  (num_captions,) the row of the image that a caption belongs to
+
+    A tie counts against the query. Raises `SimilarityError` on NaN, or where an image has no caption, or a caption no
+    image.
+
+    >>> similarities = np.array([[0.9, 0.1], [0.8, 0.3]])
+    >>> rank_blocks(lambda: [(0, similarities)], np.array([0, 1]))
+    Ranks(image_to_text=array([0, 1]), text_to_image=array([0, 0]))
     """
     captions_of = _captions_by_image(image_of_caption)
     own, image_to_text = np.full(len(image_of_caption), np.nan), []
@@ -151,26 +155,28 @@ def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
     return Ranks(image_to_text=np.array(image_to_text), text_to_image=text_to_image)
 
 
-def similarity_blocks(
-    image_embeddings: Sequence[FloatArray],
-    caption_embeddings: Sequence[FloatArray],
-    similarity: str = "cosine",
-    block_bytes: int = BLOCK_BYTES,
-) -> Blocks:
-    """Blocks of the mean similarity of one or more models (an ensemble averages *similarities*).
+@dataclass(frozen=True)
+class EncodedSplit:
+    """Images and captions as one model encodes them, once each, and how it compares them.
 
-    image_embeddings    per model (num_images, D)
-    caption_embeddings  per model (num_captions, D)
-    similarity          "cosine" (inner product) or "order"
+    images          (num_images, D) embeddings, or what has a length and is indexed by rows as an array is
+    captions        (num_captions, D), or the same
+    compare         some images, some captions -> (images, captions) similarities
+    images_at_once  how many images to compare in one call with all captions; 0 for as many as fill a block
     """
-    images, captions = len(image_embeddings[0]), len(caption_embeddings[0])
-    rows = rows_of_block(captions, block_bytes)
 
-    def of(ours: FloatArray, theirs: FloatArray) -> Callable[[slice], FloatArray]:
-        return lambda rows: vector_similarities(ours[rows], theirs, similarity)
+    images: Any
+    captions: Any
+    compare: Callable[[Any, Any], FloatArray] = inner_products
+    images_at_once: int = 0
 
-    models = [of(ours, theirs) for ours, theirs in zip(image_embeddings, caption_embeddings, strict=True)]
-    return mean_blocks(models, images, captions, rows)
+    def only(self, images: IntArray | slice, captions: IntArray | slice) -> EncodedSplit:
+        """These images and these captions alone, in this order."""
+        return dataclasses.replace(self, images=self.images[images], captions=self.captions[captions])
+
+    def similarities(self, images: slice = EVERY) -> FloatArray:
+        """(images, num_captions) similarities of a range of images with all captions."""
+        return self.compare(self.images[images], self.captions)
 
 
 def rows_of_block(captions: int, block_bytes: int = BLOCK_BYTES) -> int:
@@ -178,22 +184,19 @@ def rows_of_block(captions: int, block_bytes: int = BLOCK_BYTES) -> int:
     return max(1, block_bytes // (4 * max(1, captions)))
 
 
-def mean_blocks(
-    models: Sequence[Callable[[slice], FloatArray]],
-    images: int,
-    captions: int,
-    rows: int,
-    advance: Callable[[int], None] = lambda _: None,
+def similarity_blocks(
+    models: Sequence[EncodedSplit], advance: Advance = lambda _: None, block_bytes: int = BLOCK_BYTES
 ) -> Blocks:
-    """Blocks of the mean similarity of one or more models, each asked for neighbouring images against all captions.
+    """Blocks of the mean similarity of one or more models (an ensemble averages *similarities*).
 
-    rows     images of a block
-    advance  hears of the images of each block that was made
+    advance  called with the number of images of each finished block
     """
+    images, captions = len(models[0].images), len(models[0].captions)
+    rows = min(model.images_at_once or rows_of_block(captions, block_bytes) for model in models)
 
     def make() -> Iterator[Block]:
         for first in range(0, images, rows):
-            parts = (similarities(slice(first, first + rows)) for similarities in models)
+            parts = (model.similarities(slice(first, first + rows)) for model in models)
             block = next(parts)
             for part in parts:
                 block = block + part
@@ -320,21 +323,6 @@ def _captions_by_image(image_of_caption: IntArray) -> Callable[[int], IntArray]:
         return order[ends[image - 1] if image else 0 : ends[image]]
 
     return captions_of
-
-
-def vector_similarities(images: FloatArray, captions: FloatArray, similarity: str = "cosine") -> FloatArray:
-    """(I, D), (C, D) -> (I, C) similarities: "cosine" (inner product) or "order"."""
-    return {"cosine": _inner_products, "order": _order_similarities}[similarity](images, captions)
-
-
-def _inner_products(images: FloatArray, captions: FloatArray) -> FloatArray:
-    return np.asarray(images @ captions.T)
-
-
-def _order_similarities(images: FloatArray, captions: FloatArray) -> FloatArray:
-    """s(i, c) = -|| max(0, c - i) ||_2 (Vendrov et al. 2016, order embeddings), image by image."""
-    rows = [-np.sqrt((np.maximum(captions - image, 0) ** 2).sum(axis=1)) for image in images]
-    return np.stack(rows)
 
 
 def draw_images(num_images: int, samples: int, generator: np.random.Generator) -> IntArray:

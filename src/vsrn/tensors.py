@@ -180,16 +180,21 @@ def listed(names: list[str]) -> str:
 
 
 def fingerprint_of(settings: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 (hex) of a recipe and of weights by name, whatever file they came in.
+    """SHA-256 (hex) of a recipe and of weights by name, whatever file they came in."""
+    digest = hashlib.sha256(settings.encode())
+    hash_tensors(digest, tensors)
+    return digest.hexdigest()
+
+
+def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Add weights, as float32, to a hash in the order of their names.
 
     Tensors of whole numbers are left out: they count training steps or number places, and change nothing.
     """
-    digest = hashlib.sha256(settings.encode())
     for name in sorted(tensors):
         if tensors[name].is_floating_point():
             digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
             digest.update(tensors[name].detach().cpu().float().contiguous().numpy().astype("<f4").data)
-    return digest.hexdigest()
 
 
 def from_hub(name: str, load: Callable[[], _Network]) -> _Network:

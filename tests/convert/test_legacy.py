@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from greedy import greedy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -339,8 +340,8 @@ def test_a_captioner_converted_with_its_model_writes_the_recorded_captions(
     assert convert(tmp_path, folder / "checkpoint.pth.tar", "--captioner", str(folder / "captioner.pth")) == 0
     captioner = read_model(tmp_path / "out").model.captioner
     assert captioner is not None
-    words, scores = captioner.greedy(
-        torch.from_numpy(recorded["reasoned_regions"]), recorded["greedy_caption"].shape[1]
+    words, scores = greedy(
+        captioner, torch.from_numpy(recorded["reasoned_regions"]), recorded["greedy_caption"].shape[1]
     )
     np.testing.assert_array_equal(words.numpy(), recorded["greedy_caption"])
     np.testing.assert_allclose(scores.numpy(), recorded["greedy_logprobs"], rtol=0, atol=1e-5)

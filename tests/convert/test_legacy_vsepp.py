@@ -12,10 +12,9 @@ import torch
 import torchvision
 
 from vsrn.convert.checkpoint import read_checkpoint
-from vsrn.convert.vsepp import VGG_KEYS, vsepp_model_config
+from vsrn.convert.names import VGG_KEYS, vsepp_model_config
 from vsrn.errors import CheckpointError
-from vsrn.model.image_network import ImageNetwork
-from vsrn.model.vsepp import build_vsepp
+from vsrn.model.vsepp import ImageNetwork, build_vsepp
 
 JOINT, WORD, WORDS = 8, 4, 11
 OPTIONS: dict[str, Any] = {

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from worlds import FEATURE_DIM, make_model, make_store
 
 from vsrn.config import CaptionerConfig, Config, RegionOrder
-from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.data.splits import Split, in_order, open_split
 from vsrn.encoders.base import Encoder
-from vsrn.encoders.encoded import EncodedVectors
 from vsrn.encoders.export import export_onnx
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.encoders.torch_backend import TorchEncoder
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.saved import StoredModel, read_model
 from vsrn.training.batches import TrainingBatches
 from vsrn.training.run import open_training_splits
@@ -108,9 +107,8 @@ def test_training_and_validation_read_what_a_store_in_that_order_holds(stores: d
 
 
 def embeddings(encoder: Encoder, split: Split) -> FloatArray:
-    encoded = encoder.encode_split(split)
-    assert isinstance(encoded, EncodedVectors)
-    return encoded.images
+    images: FloatArray = encoder.encode_split(split).images
+    return images
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from shy import NUM_PHOTOS, UNREADABLE, Shy, extract_part, save_photos
 
-from vsrn.data.region_store import RegionNames, open_region_store
+from vsrn.data.region_store import open_region_store
+from vsrn.data.regions import RegionNames
 from vsrn.errors import DataError
 from vsrn.extractors.base import prepare_photo
 from vsrn.extractors.bottom_up.extractor import read_region_names

@@ -30,7 +30,7 @@ from training_runs import assert_same_run, train
 
 from vsrn.cli import main
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig
-from vsrn.data.photos import PhotoFile
+from vsrn.data.listing import PhotoFile
 from vsrn.data.region_store import RegionStore, open_region_store, splits_of
 from vsrn.data.regions import ARRAYS, Regions
 from vsrn.data.shards import JoinedRows, Shard, shard_folder, shard_of_folder
@@ -232,9 +232,9 @@ def test_a_shard_is_a_store_of_its_own_and_may_be_empty(photos: list[PhotoFile],
 
 
 def test_an_interrupted_shard_goes_on(photos: list[PhotoFile], tmp_path: Path) -> None:
-    def interrupt(stop: int, split: str, settled: int, total: int) -> None:
+    def interrupt(stop: int, split: str, done: int, total: int) -> None:
         assert (split, total) == ("train", 12)
-        if settled >= stop:
+        if done >= stop:
             raise KeyboardInterrupt
 
     for stop in (0, 3, 9, 12):

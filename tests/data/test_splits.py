@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsrn.data.region_store import FloatArray, open_region_store
+from vsrn.data.region_store import open_region_store
 from vsrn.data.splits import Split, hold_out, open_split
 from vsrn.errors import DataError
+from vsrn.metrics import FloatArray
 
 N, F = 3, 4
 

@@ -32,7 +32,7 @@ WORDS = ["a", "dog", "cat", "runs", "'s", "<start>", "<unk>"]
 captions_of_few_words = st.lists(st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), max_size=12)
 
 # Of the real Flickr30K test captions, against the real Flickr30K vocabulary.
-UNKNOWN_WORDS, ALL_WORDS = 657, 67_710
+UNKNOWN_WORDS, ALL_WORDS = 657, 67_713
 
 # SCAN's layout: ids are the keys of an object, hence text.
 SCAN = {

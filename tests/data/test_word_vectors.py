@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsrn.data.word_vectors import read_word_vectors
+from vsrn.data.vocabulary import read_word_vectors
 from vsrn.errors import DataError
 
 FLOATS = st.floats(-1e6, 1e6, width=32)

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import killed_in_a_batch
 
-from vsrn.data.region_store import Regions, SkippedPhoto, open_region_store
+from vsrn.data.region_store import SkippedPhoto, open_region_store
 from vsrn.data.region_writer import RegionWriter, digest_of
-from vsrn.data.regions import ARRAYS
+from vsrn.data.regions import ARRAYS, Regions
 from vsrn.data.shards import SplitHeader
 from vsrn.errors import DataError
 

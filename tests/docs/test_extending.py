@@ -20,9 +20,9 @@ import vsrn
 from vsrn.cli import run_command
 from vsrn.cli.options import import_plugins
 from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, TrainConfig, config_to_toml
-from vsrn.encoders.export import export_onnx, model_fingerprint
+from vsrn.encoders.export import export_onnx
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.model.saved import StoredModel, read_model
+from vsrn.model.saved import StoredModel, model_fingerprint, read_model
 from vsrn.training.checkpoint import STATE_FILE
 
 PARTS = dict(

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vsrn.pretrained import MODELS
-from vsrn.toy import draw_toy_world
+from vsrn.toy.world import draw_toy_world
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r'^```(sh|python|toml title="([^"]+)")\n(.*?)^```$', re.MULTILINE | re.DOTALL)

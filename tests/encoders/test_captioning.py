@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from greedy import greedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +19,8 @@ from vsrn.data.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.model.build import build_model
 from vsrn.model.captioner import Captioner
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
 
 DIM = 6
@@ -121,8 +122,8 @@ def test_a_beam_of_one_is_greedy(golden: Any) -> None:
     assert model.captioner is not None
     regions = torch.from_numpy(np.load(golden / "f30k" / "reference.npz")["reasoned_regions"])
     longest = model.captioner.config.max_tokens - 1
-    greedy, _ = model.captioner.eval().greedy(regions, longest)
-    allowed = [row for row in range(len(greedy)) if not set(greedy[row].tolist()) & {PAD, START, UNK, END}]
+    likeliest, _ = greedy(model.captioner.eval(), regions, longest)
+    allowed = [row for row in range(len(likeliest)) if not set(likeliest[row].tolist()) & {PAD, START, UNK, END}]
     assert allowed, "some image's greedy words are such as may be written"
     written = CaptionWriter(model.captioner, words).write(regions.numpy(), beam=1)
     for row in allowed:

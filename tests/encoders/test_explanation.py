@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from vsrn.config import CaptionerConfig, Config, ModelConfig
-from vsrn.data.region_store import FloatArray, Regions
+from vsrn.data.regions import Regions
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.explain import LAMBDA, ExplainView, Explanation, explain_regions, heat_map, region_shares
@@ -26,7 +26,8 @@ from vsrn.encoders.export import export_onnx
 from vsrn.encoders.onnx_backend import IMAGE_FILE, OnnxEncoder
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, DataError
-from vsrn.model.build import build_model
+from vsrn.metrics import FloatArray
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
 
 SENTENCE = "a red dog sings"
@@ -223,7 +224,7 @@ def test_an_explanation_needs_no_torch(tmp_path: Path) -> None:
     program = (
         "import sys, numpy as np, vsrn\n"
         "from vsrn.encoders.explain import explain_regions\n"
-        "from vsrn.data.region_store import Regions\n"
+        "from vsrn.data.regions import Regions\n"
         f"encoder = vsrn.load({str(tmp_path / 'exported')!r})\n"
         "regions = Regions(np.ones((3, 12), np.float32), np.ones((3, 4), np.float32))\n"
         "print([explain_regions(encoder, regions, 'a red dog', view).view for view in ('sentence', 'image')])\n"

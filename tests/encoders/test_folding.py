@@ -7,7 +7,7 @@ import torch
 
 from vsrn.config import ModelConfig
 from vsrn.encoders.folding import fold
-from vsrn.model.image_encoder import ImageEncoder
+from vsrn.model.vsrn import ImageEncoder
 
 COUNTS = torch.tensor([5, 1, 12, 7])
 

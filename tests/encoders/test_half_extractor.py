@@ -19,7 +19,7 @@ from vsrn.encoders.export import export_onnx
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError
 from vsrn.extractors.grid import GridExtractor
-from vsrn.model.build import build_model
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
 
 

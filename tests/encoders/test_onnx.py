@@ -22,10 +22,10 @@ import vsrn.encoders.export as exporting
 from vsrn.cli import main
 from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.convert.checkpoint import read_checkpoint
-from vsrn.data.region_store import FloatArray, IntArray, StoreInfo
+from vsrn.data.region_store import StoreInfo
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders import onnx_graph
-from vsrn.encoders.export import export_onnx, model_fingerprint
+from vsrn.encoders.export import export_onnx
 from vsrn.encoders.onnx_backend import (
     CAPTION_FILE,
     CAPTIONER_FILE,
@@ -37,10 +37,11 @@ from vsrn.encoders.onnx_backend import (
 )
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError
-from vsrn.model.build import build_model
-from vsrn.model.image_encoder import ImageEncoder
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.reasoning import RegionRelationshipReasoning
-from vsrn.model.saved import StoredModel, read_model, write_model
+from vsrn.model.registry import build_model
+from vsrn.model.saved import StoredModel, model_fingerprint, read_model, write_model
+from vsrn.model.vsrn import ImageEncoder
 from vsrn.tensors import load_weights
 
 LONGEST = 60

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vsrn.data.region_store import FloatArray
 from vsrn.encoders.draw import LEAST_SIDE, MOST_SIDE, draw_explanation
 from vsrn.encoders.explain import Explanation, heat_map, region_shares
+from vsrn.metrics import FloatArray
 
 LEFT, RIGHT = (0.125, 0.25, 0.375, 0.75), (0.625, 0.25, 0.875, 0.75)
 

@@ -14,7 +14,7 @@ from vsrn.cli import run_command
 from vsrn.cli.demo import toy_config
 from vsrn.cli.train import train
 from vsrn.config import CaptionerConfig, ModelConfig
-from vsrn.toy import draw_toy_world
+from vsrn.toy.world import draw_toy_world
 
 EXPERIMENT = Path(__file__).parent.parent.parent / "experiments" / "pointing.py"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vsrn.config import ModelConfig
 from vsrn.encoders.folding import prefix_tree
 from vsrn.encoders.torch_backend import encode_tokens
-from vsrn.model.text_encoder import TextEncoder
+from vsrn.model.vsrn import TextEncoder
 
 WORDS = 7
 # Few words, so that captions often share prefixes, repeat each other, or are one another's prefix.

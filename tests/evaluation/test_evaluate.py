@@ -16,7 +16,7 @@ from vsrn.cli import run_command
 from vsrn.data.splits import Split, open_split
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import ConfigError, DataError
-from vsrn.evaluation.evaluate import Judgement, best_matches, evaluate
+from vsrn.evaluation.evaluate import Retrieval, best_matches, evaluate
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_recalls_of_one_model_and_of_ensembles_equal_the_slow_ones(store: Path, 
         make_model(tmp_path / f"model{seed}", store, seed=seed, joint_dim=8 + 8 * seed) for seed in range(models)
     ]
     encoders, split = [TorchEncoder.load(folder) for folder in folders], open_split(store, "dev")
-    evaluation, _ = evaluate(Judgement(encoders, split), [str(folder) for folder in folders])
+    evaluation, _ = evaluate(Retrieval(encoders, split), [str(folder) for folder in folders])
 
     slow = [slow_embeddings(encoder, split) for encoder in encoders]
     mean = torch.stack([images @ captions.T for images, captions in slow]).mean(dim=0)
@@ -64,13 +64,13 @@ def test_recalls_of_one_model_and_of_ensembles_equal_the_slow_ones(store: Path, 
 def test_five_folds_average_over_consecutive_blocks_of_1000_images(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", {"testall": 2000}, captions_per_image=2)
     encoder, split = TorchEncoder.load(make_model(tmp_path / "model", store)), open_split(store, "testall")
-    judgement = Judgement([encoder], split)
-    folded, ranks = evaluate(judgement, ["model"], five_fold=True)
+    retrieval = Retrieval([encoder], split)
+    folded, ranks = evaluate(retrieval, ["model"], five_fold=True)
 
     alone = []
     for first in (0, 1000):
         block = split.only(np.arange(first, first + 1000))
-        alone.append(evaluate(Judgement([encoder], block), ["model"])[0])
+        alone.append(evaluate(Retrieval([encoder], block), ["model"])[0])
     assert folded.num_folds == 2
     assert folded.metrics.rsum == pytest.approx(np.mean([part.metrics.rsum for part in alone]))
     assert folded.metrics.text_to_image.mean_rank == pytest.approx(
@@ -82,8 +82,8 @@ def test_five_folds_average_over_consecutive_blocks_of_1000_images(tmp_path: Pat
 
 def test_examples_show_the_best_matches_and_the_rank_that_was_counted(store: Path, tmp_path: Path) -> None:
     encoder, split = TorchEncoder.load(make_model(tmp_path / "model", store)), open_split(store, "dev")
-    judgement = Judgement([encoder], split)
-    evaluation, ranks = evaluate(judgement, ["model"], num_examples=8)
+    retrieval = Retrieval([encoder], split)
+    evaluation, ranks = evaluate(retrieval, ["model"], num_examples=8)
     images, captions = slow_embeddings(encoder, split)
     assert {example.direction for example in evaluation.examples} == {"text_to_image", "image_to_text"}
     for example in evaluation.examples:
@@ -103,7 +103,7 @@ def test_models_that_compare_differently_are_no_ensemble(store: Path, tmp_path: 
     cosine = make_model(tmp_path / "cosine", store)
     order = make_model(tmp_path / "order", store, similarity="order", absolute=True)
     with pytest.raises(ConfigError, match="one kind of similarity"):
-        Judgement([TorchEncoder.load(cosine), TorchEncoder.load(order)], open_split(store, "dev"))
+        Retrieval([TorchEncoder.load(cosine), TorchEncoder.load(order)], open_split(store, "dev"))
 
 
 def test_regions_of_another_width_are_refused(store: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_regions_of_another_width_are_refused(store: Path, tmp_path: Path) -> No
     (wide / "dev_caps.txt").write_text("a\nb\n")
     encoder = TorchEncoder.load(make_model(tmp_path / "model", store))
     with pytest.raises(DataError, match="regions of 99 numbers, but this model reads 12"):
-        Judgement([encoder], open_split(wide, "dev"))
+        Retrieval([encoder], open_split(wide, "dev"))
 
 
 def test_the_command_prints_json_and_saves_the_ranks_behind_it(

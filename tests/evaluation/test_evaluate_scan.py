@@ -19,10 +19,14 @@ from vsrn.encoders import scan_encoder as set_encoder
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.scan_encoder import ScanEncoder
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.evaluation.evaluate import Judgement, evaluate
-from vsrn.metrics import FloatArray, image_to_text_ranks, text_to_image_ranks
+from vsrn.evaluation.evaluate import Retrieval, evaluate
+from vsrn.metrics import FloatArray, IntArray, Ranks, rank_blocks
 from vsrn.model.saved import read_model
 from vsrn.model.scan import similarities
+
+
+def ranks_of(similarities: FloatArray, owners: IntArray) -> Ranks:
+    return rank_blocks(lambda: [(0, similarities)], owners)
 
 
 @pytest.fixture
@@ -77,16 +81,17 @@ def test_ranks_are_those_of_the_whole_table(
 ) -> None:
     monkeypatch.setattr("vsrn.metrics.FIVE_FOLD_IMAGES", 5)
     encoder, split = load_encoder(make_scan(tmp_path / "scan", store)), open_split(store, "dev")
-    judgement = Judgement([encoder], split)
+    retrieval = Retrieval([encoder], split)
     seen: list[int] = []
-    _, ranks = evaluate(judgement, ["scan"], five_fold=five_fold, advance=seen.append)
+    _, ranks = evaluate(retrieval, ["scan"], five_fold=five_fold, advance=seen.append)
     table, owners = encoder.encode_split(split).similarities(), split.image_of_caption
     folds = [slice(first, first + 5) for first in range(0, 25, 5)] if five_fold else [slice(0, 25)]
     for fold in folds:
         captions = slice(3 * fold.start, 3 * fold.stop)
         part, own = table[fold, captions], owners[captions] - fold.start
-        np.testing.assert_array_equal(ranks.image_to_text[fold], image_to_text_ranks(part, own))
-        np.testing.assert_array_equal(ranks.text_to_image[captions], text_to_image_ranks(part, own))
+        expected = ranks_of(part, own)
+        np.testing.assert_array_equal(ranks.image_to_text[fold], expected.image_to_text)
+        np.testing.assert_array_equal(ranks.text_to_image[captions], expected.text_to_image)
     assert sum(seen) == 25, "the progress bar hears of every image once"
 
 
@@ -96,11 +101,11 @@ def test_two_directions_are_an_ensemble_and_two_families_are_none(store: Path, t
         load_encoder(make_scan(tmp_path / direction, store, direction=direction))
         for direction in ("text_to_image", "image_to_text")
     ]
-    _, ranks = evaluate(Judgement(scans, split), ["both"])
+    _, ranks = evaluate(Retrieval(scans, split), ["both"])
     mean = np.mean([scan.encode_split(split).similarities() for scan in scans], axis=0)
-    np.testing.assert_array_equal(ranks.text_to_image, text_to_image_ranks(mean, split.image_of_caption))
+    np.testing.assert_array_equal(ranks.text_to_image, ranks_of(mean, split.image_of_caption).text_to_image)
     with pytest.raises(ConfigError, match="an ensemble averages one kind of similarity"):
-        Judgement([scans[0], load_encoder(make_model(tmp_path / "vsrn", store))], split)
+        Retrieval([scans[0], load_encoder(make_model(tmp_path / "vsrn", store))], split)
 
 
 def test_the_command_evaluates_a_scan_and_reports_examples(
@@ -109,7 +114,8 @@ def test_the_command_evaluates_a_scan_and_reports_examples(
     scan, report = make_scan(tmp_path / "scan", store), tmp_path / "report.html"
     assert run_command("evaluate", [str(scan), "--split", "dev", "--json", "--html", str(report)]) == 0
     split = open_split(store, "dev")
-    ranks = text_to_image_ranks(load_encoder(scan).encode_split(split).similarities(), split.image_of_caption)
+    similarities = load_encoder(scan).encode_split(split).similarities()
+    ranks = ranks_of(similarities, split.image_of_caption).text_to_image
     printed = json.loads(capsys.readouterr().out)
     assert printed["text_to_image"]["recall_at_5"] == pytest.approx(100 * np.mean(ranks < 5), abs=0.01)
     best = load_encoder(scan).encode_split(split).similarities()[:, 0].max()

@@ -15,17 +15,16 @@ from worlds import make_model, make_scan, make_store
 from vsrn.cli import run_command
 from vsrn.data.splits import open_split
 from vsrn.encoders import load_encoder
-from vsrn.encoders.encoded import EncodedVectors
 from vsrn.errors import ConfigError
-from vsrn.evaluation.evaluate import Judgement, evaluate
+from vsrn.evaluation.evaluate import Retrieval, evaluate
 from vsrn.evaluation.rerank import (
-    TwoStageJudgement,
+    TwoStageRetrieval,
     compare_candidates,
     image_candidates,
     rerank,
     text_candidates,
 )
-from vsrn.metrics import FloatArray, IntArray, image_to_text_ranks, text_to_image_ranks
+from vsrn.metrics import EncodedSplit, FloatArray, IntArray, rank_blocks
 
 
 def slow_rank(first: FloatArray, second: FloatArray, correct: IntArray, top: int) -> int:
@@ -46,11 +45,12 @@ def test_ranks_are_those_of_sorting_twice(data: st.DataObject, images: int, per_
     first, second = (
         np.array(data.draw(table), dtype=np.float32).reshape(images, len(owners)) for _ in ("first", "second")
     )
-    one, other = (EncodedVectors(scores, np.eye(len(owners), dtype=np.float32)) for scores in (first, second))
+    one, other = (EncodedSplit(scores, np.eye(len(owners), dtype=np.float32)) for scores in (first, second))
     to_text, to_image = text_candidates([one], owners, top), image_candidates([one], owners, top)
     text_scores, image_scores = compare_candidates(other, to_text, to_image)
-    images_ranks = rerank(image_to_text_ranks(first, owners), to_text.correct, text_scores)
-    captions_ranks = rerank(text_to_image_ranks(first, owners), to_image.correct, image_scores)
+    found = rank_blocks(lambda: [(0, first)], owners)
+    images_ranks = rerank(found.image_to_text, to_text.correct, text_scores)
+    captions_ranks = rerank(found.text_to_image, to_image.correct, image_scores)
     for image in range(images):
         assert images_ranks[image] == slow_rank(first[image], second[image], owners == image, top)
     for caption, owner in enumerate(owners):
@@ -79,9 +79,9 @@ def test_vsrn_finds_and_scan_re_orders(
 ) -> None:
     monkeypatch.setattr("vsrn.metrics.FIVE_FOLD_IMAGES", 5)
     encoders, split = [load_encoder(vsrn), load_encoder(scan)], open_split(store, "dev")
-    judgement = TwoStageJudgement(encoders[:1], encoders[1], split, name="scan", top=4)
+    retrieval = TwoStageRetrieval(encoders[:1], encoders[1], split, name="scan", top=4)
     heard: list[int] = []
-    evaluation, ranks = evaluate(judgement, ["vsrn"], five_fold=five_fold, num_examples=8, advance=heard.append)
+    evaluation, ranks = evaluate(retrieval, ["vsrn"], five_fold=five_fold, num_examples=8, advance=heard.append)
     first, second = (encoder.encode_split(split).similarities() for encoder in encoders)
     for caption, rank in enumerate(ranks.text_to_image):
         owner = split.image_of_caption[caption]
@@ -89,7 +89,7 @@ def test_vsrn_finds_and_scan_re_orders(
         correct = np.arange(25)[fold] == owner
         assert rank == slow_rank(first[fold, caption], second[fold, caption], correct, 4)
     assert sum(heard) == 50
-    alone, before = evaluate(Judgement(encoders[:1], split), ["vsrn"], five_fold=five_fold)
+    alone, before = evaluate(Retrieval(encoders[:1], split), ["vsrn"], five_fold=five_fold)
     assert evaluation.reranking is not None
     assert evaluation.reranking.alone == alone.metrics
     assert not np.array_equal(before.text_to_image, ranks.text_to_image)
@@ -107,12 +107,12 @@ def test_vsrn_finds_and_scan_re_orders(
 
 def test_all_candidates_give_the_second_models_ranks(store: Path, vsrn: Path, scan: Path) -> None:
     encoder, split = load_encoder(scan), open_split(store, "dev")
-    _, ranks = evaluate(TwoStageJudgement([load_encoder(vsrn)], encoder, split, name="scan", top=1000), ["vsrn"])
-    _, alone = evaluate(Judgement([encoder], split), ["scan"])
+    _, ranks = evaluate(TwoStageRetrieval([load_encoder(vsrn)], encoder, split, name="scan", top=1000), ["vsrn"])
+    _, alone = evaluate(Retrieval([encoder], split), ["scan"])
     np.testing.assert_array_equal(ranks.image_to_text, alone.image_to_text)
     np.testing.assert_array_equal(ranks.text_to_image, alone.text_to_image)
     with pytest.raises(ConfigError, match="--top is 0"):
-        TwoStageJudgement([encoder], encoder, split, name="scan", top=0)
+        TwoStageRetrieval([encoder], encoder, split, name="scan", top=0)
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -131,7 +131,7 @@ def test_the_command_says_what_a_second_stage_gains_and_costs(
         )
         second = content["reranking"]
         assert (second["model"], second["top"]) == (str(scan), 3)
-        _, alone = evaluate(Judgement([load_encoder(vsrn)], open_split(store, "dev")), ["vsrn"])
+        _, alone = evaluate(Retrieval([load_encoder(vsrn)], open_split(store, "dev")), ["vsrn"])
         before = 100 * np.mean(alone.text_to_image < 1)
         assert second["before"]["text_to_image"]["recall_at_1"] == pytest.approx(before, abs=0.01)
         # Re-ordering the best three moves nothing across that border, in neither direction.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from shy import vsrn, vsrn_extract
 
-from vsrn.data.photos import PhotoFile
+from vsrn.data.listing import PhotoFile
 from vsrn.errors import DataError
 from vsrn.extractors.compare import compare_regions, find_rows, open_existing
 

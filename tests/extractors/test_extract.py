@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from vsrn.cli import main
-from vsrn.data.photos import PhotoFile, find_photos
+from vsrn.data.listing import PhotoFile, find_photos
 from vsrn.data.region_store import open_region_store
 from vsrn.data.splits import open_split
 from vsrn.errors import ConfigError, DataError
@@ -267,9 +267,9 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_store(photos: Photos, grid:
     found = find_photos(photos.folder)
     extract(found, grid, tmp_path / "whole", "photos", batch_size=2)
 
-    def interrupt(stop: int, split: str, settled: int, total: int) -> None:
+    def interrupt(stop: int, split: str, done: int, total: int) -> None:
         assert (split, total) == ("photos", len(found))
-        if settled >= stop:
+        if done >= stop:
             raise KeyboardInterrupt
 
     for stop in (0, 2, 6, 10, len(found)):

@@ -184,9 +184,9 @@ def test_lines_are_found_in_any_unicode_form(tmp_path: Path) -> None:
 def test_interrupted_anywhere_it_goes_on_to_the_same_store(tmp_path: Path, ending: str) -> None:
     table = write_tsv(tmp_path / f"many.{ending}", [make_row(str(n), n, boxes=2 + n % 3) for n in range(1, 10)])
 
-    def interrupt(stop: int, split: str, settled: int, total: int) -> None:
+    def interrupt(stop: int, split: str, done: int, total: int) -> None:
         assert (split, total) == ("photos", 9)
-        if settled >= stop:
+        if done >= stop:
             raise KeyboardInterrupt
 
     with TsvFiles([table], tmp_path / "whole") as tsv:

@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.base import RegionExtractor, extractor_names, make_extractor, prepare_photo
-from vsrn.extractors.grid import GridExtractor, load_network, weights_path
-from vsrn.extractors.whole_photo import window_boxes
+from vsrn.extractors.grid import GridExtractor, load_network, weights_path, window_boxes
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from torchvision.models import get_model
 from torchvision.ops import box_iou
 
-from vsrn.data.region_store import FloatArray, Regions
+from vsrn.data.regions import Regions
 from vsrn.errors import CheckpointError, ConfigError, PhotoError
 from vsrn.extractors.base import ExtractorFiles, RegionExtractor, make_extractor
-from vsrn.extractors.bottom_up.proposals import SelectionRules
+from vsrn.extractors.bottom_up.network import SelectionRules
 from vsrn.extractors.torchvision_detector import DetectorExtractor
+from vsrn.metrics import FloatArray
 from vsrn.tensors import from_hub
 
 # (network, places of its map along a side, whether they are patches): a map, one with channels last, patches.

@@ -23,7 +23,7 @@ from vsrn.config import Config, DataConfig, ModelConfig, NetworkConfig
 from vsrn.data.vocabulary import build_vocabulary
 from vsrn.errors import ConfigError
 from vsrn.extractors.base import make_extractor
-from vsrn.model.build import build_any_model
+from vsrn.model.registry import build_any_model
 from vsrn.model.saved import StoredModel, write_model
 
 NAMES = ["hf:someone/model", "timm:resnet18.a1_in1k", "torchvision:fasterrcnn_resnet50_fpn"]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from shy import Shy, contents, vsrn_extract
 
-from vsrn.data.photos import PhotoFile
+from vsrn.data.listing import PhotoFile
 from vsrn.data.region_store import SkippedPhoto
 from vsrn.errors import PhotoError
 from vsrn.extractors.extract import ExtractedBatch, prepare_or_refuse
@@ -44,12 +44,12 @@ from vsrn.errors import DataError
 from vsrn.extractors.extract import extract
 from vsrn.extractors.base import make_extractor
 from vsrn.extractors.ray import ray_batches
-from vsrn.data.photos import find_photos
+from vsrn.data.listing import find_photos
 
 photos, grid = find_photos("photos"), make_extractor("grid")
 
-def interrupt(split, settled, total):
-    if settled >= 6:
+def interrupt(split, done, total):
+    if done >= 6:
         raise KeyboardInterrupt
 
 with ray_batches("local") as batches:
@@ -148,7 +148,7 @@ def test_a_list_of_photos_survives_the_journey_as_columns() -> None:
 
 
 @pytest.mark.parametrize("num_photos", [0, 1, 5])
-def test_a_settled_batch_survives_the_journey_as_columns(num_photos: int) -> None:
+def test_a_finished_batch_survives_the_journey_as_columns(num_photos: int) -> None:
     """Needs no Ray: what an actor sends is what the writer gets, photos of one and of two regions alike."""
     shy = Shy()
     photos = [np.full(3, number, np.float32) for number in range(num_photos)]

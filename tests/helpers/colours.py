@@ -12,11 +12,13 @@ from PIL import Image
 from torch import nn
 
 from vsrn.config import CaptionerConfig, Config, ModelConfig
-from vsrn.data.region_store import FloatArray, RegionNames, Regions, StoreInfo
+from vsrn.data.region_store import StoreInfo
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders.export import export_onnx
 from vsrn.extractors.base import ExtractorFiles, Prepared, register_extractor
-from vsrn.model.build import build_model
+from vsrn.metrics import FloatArray
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
 
 WORDS = ["red", "green", "blue", "dark", "light"]

@@ -30,7 +30,7 @@ from colours import save_photo
 import vsrn
 import vsrn.search.faiss  # otherwise loaded again by every child
 from vsrn.search.build import update_index
-from vsrn.search.writer import IndexWriter, Settled
+from vsrn.search.writer import Changes, IndexWriter
 
 Contents = dict[str, tuple[str, bytes]]
 BATCH = 3
@@ -106,15 +106,15 @@ def forked(work: Callable[[], None], kill_after: float | None = None) -> bool:
 
 def index_and_tell(photos: Path, index: Path, model: Path, told: Path, death: Death | None = None) -> None:
     """Index, and append to `told` what has been acknowledged as soon as it has."""
-    settle, really_write = IndexWriter.settle, os.write
+    write, really_write = IndexWriter.write, os.write
     diary = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def settle_and_tell(self: IndexWriter, settled: Settled) -> None:
-        settle(self, settled)
-        line = {"added": {photo.id: photo.sha256 for photo in settled.added}, "gone": list(settled.gone)}
+    def write_and_tell(self: IndexWriter, changes: Changes) -> None:
+        write(self, changes)
+        line = {"added": {photo.id: photo.sha256 for photo in changes.added}, "gone": list(changes.gone)}
         really_write(diary, json.dumps(line).encode() + b"\n")
 
-    IndexWriter.settle = settle_and_tell  # type: ignore[method-assign]
+    IndexWriter.write = write_and_tell  # type: ignore[method-assign]
     if death is not None:
         death.install()
     update_index(photos, index, model, batch_size=BATCH, workers=1, prune=True)

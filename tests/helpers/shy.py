@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from vsrn.cli import main
-from vsrn.data.photos import PhotoFile
-from vsrn.data.region_store import RegionNames, Regions
+from vsrn.data.listing import PhotoFile
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.extractors.base import ExtractorFiles, Prepared
 from vsrn.extractors.extract import ExtractionReport, extract
 

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from vsrn.config import Config
 from vsrn.metrics import RetrievalMetrics
-from vsrn.training.checkpoint import STATE_FILE, Progress
-from vsrn.training.log import read_log
+from vsrn.training.checkpoint import STATE_FILE, Progress, read_log
 from vsrn.training.run import prepare_run
 from vsrn.training.trainer import Trainer, TrainingResult
 

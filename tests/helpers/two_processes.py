@@ -6,7 +6,6 @@ python two_processes.py CONFIG RUN OUT STEPS
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from torch import nn
 
 import vsrn
 from vsrn.config import LossConfig, read_config
+from vsrn.model.base import Batch
 from vsrn.model.losses import contrastive_loss
 from vsrn.training import distributed
-from vsrn.training.batches import Batch
 from vsrn.training.run import prepare_run
 from vsrn.training.trainer import Trainer
 
@@ -42,7 +41,7 @@ class Silent:
 
 class DoubleTrainer(Trainer):
     def _step(self, batch: Batch) -> None:
-        super()._step(replace(batch, features=batch.features.double()))
+        super()._step(batch._replace(features=batch.features.double()))
 
 
 def main(config: str, run: str, out: str, steps: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, ScanConfig
 from vsrn.data.splits import read_captions
 from vsrn.data.vocabulary import build_vocabulary
-from vsrn.model.build import build_any_model
+from vsrn.model.registry import build_any_model
 from vsrn.model.saved import StoredModel, write_model
 
 WORDS = ["red", "blue", "green", "tall", "small", "dog", "cat", "bird", "boat", "tree", "runs", "sleeps", "sings"]

@@ -9,9 +9,8 @@ import torch
 
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
-from vsrn.encoders.export import model_fingerprint
-from vsrn.model.build import build_model
-from vsrn.model.saved import StoredModel
+from vsrn.model.registry import build_model
+from vsrn.model.saved import StoredModel, model_fingerprint
 
 SIZES = ModelConfig(feature_dim=4, joint_dim=6, word_dim=3, reasoning_layers=1)
 CAPTIONER = CaptionerConfig(hidden_dim=3, word_dim=2)

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from greedy import greedy
 
 from vsrn.config import LossConfig
 from vsrn.convert.checkpoint import LegacyModel, read_checkpoint
-from vsrn.convert.vsrn import CAPTION_KEYS, IMAGE_KEYS
+from vsrn.convert.names import CAPTION_KEYS, IMAGE_KEYS
 from vsrn.encoders.folding import fold
 from vsrn.model import reasoning
-from vsrn.model.losses import SIMILARITIES, make_loss, matching_loss
+from vsrn.model.base import Batch
+from vsrn.model.losses import SIMILARITIES, TripletLoss, matching_loss
 from vsrn.model.vsrn import build_vsrn
 
 RECORDINGS = ["f30k", "coco", "options", "order"]
@@ -99,7 +101,7 @@ def test_generation_loss(recording: Recording) -> None:
 def test_greedy_captions(recording: Recording) -> None:
     assert recording.model.captioner is not None
     recorded = recording.tensor("greedy_caption")
-    words, scores = recording.model.captioner.greedy(recording.tensor("reasoned_regions"), recorded.shape[1])
+    words, scores = greedy(recording.model.captioner, recording.tensor("reasoned_regions"), recorded.shape[1])
     assert torch.equal(words, recorded)
     assert_close(scores, recording.tensor("greedy_logprobs"))
 
@@ -110,7 +112,7 @@ def test_joint_loss_in_training_mode_and_every_gradient(recording: Recording) ->
         if isinstance(module, torch.nn.Dropout):
             module.eval()
     loss: LossConfig = recording.legacy.config.loss
-    losses = model(recording.features, *recording.captions, None, make_loss(loss))
+    losses = model(Batch(recording.features, *recording.captions, None), TripletLoss(loss))
     torch.testing.assert_close(losses.joint.detach(), recording.tensor("joint_loss_train"), rtol=1e-5, atol=0)
 
     losses.joint.backward()

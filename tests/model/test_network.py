@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from vsrn.config import EFFICIENTNET, NetworkConfig
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.grid import GridExtractor
-from vsrn.model.image_network import ImageNetwork, feature_dim_of, load_network_weights, network_names
+from vsrn.model.vsepp import ImageNetwork, feature_dim_of, load_network_weights, network_names
 
 # The smallest of each.
 FAMILIES = [

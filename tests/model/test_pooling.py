@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from vsrn.config import ModelConfig
 from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.model.aggregators import POSITION_DIM, GeneralisedPooling, position_encodings
-from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.text_encoder import TextEncoder, pad_tokens
+from vsrn.model.gru import pad_tokens
+from vsrn.model.vsrn import ImageEncoder, TextEncoder
 
 D, V = 6, 9
 CAPTION_ENCODERS: list[dict[str, Any]] = [

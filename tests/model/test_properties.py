@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from greedy import greedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,13 +16,12 @@ from torch import nn
 from vsrn.config import CaptionerConfig, LossConfig, ModelConfig
 from vsrn.data.vocabulary import END, PAD, START
 from vsrn.model import captioner as captioner_module
+from vsrn.model.base import Batch
 from vsrn.model.captioner import Captioner
-from vsrn.model.gru import at_least_float32, l2_normalise
-from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.losses import contrastive_loss, cosine_similarities, make_loss, matching_loss, order_similarities
+from vsrn.model.gru import at_least_float32, l2_normalise, pad_tokens
+from vsrn.model.losses import TripletLoss, contrastive_loss, cosine_similarities, matching_loss, order_similarities
 from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
-from vsrn.model.text_encoder import TextEncoder, pad_tokens
-from vsrn.model.vsrn import build_vsrn
+from vsrn.model.vsrn import ImageEncoder, TextEncoder, build_vsrn
 
 B, N, F, D, V = 4, 6, 5, 7, 23
 COUNTS = torch.tensor([6, 3, 1, 4])
@@ -194,12 +194,12 @@ def test_padded_regions_never_change_what_the_captioner_loses_or_writes(cell: st
     regions[torch.arange(N) >= COUNTS[:, None]] = 0
     tokens, lengths = random_captions([5, 3, 9, 2])
     together = captioner.generation_loss(regions, tokens, lengths, COUNTS)
-    words, scores = captioner.greedy(regions, 5, COUNTS)
+    words, scores = greedy(captioner, regions, 5, COUNTS)
     losses = []
     for image, count in enumerate(COUNTS.tolist()):
         alone = regions[image : image + 1, :count]
         losses.append(captioner.generation_loss(alone, tokens[image : image + 1], lengths[image : image + 1]))
-        own_words, own_scores = captioner.greedy(alone, 5)
+        own_words, own_scores = greedy(captioner, alone, 5)
         assert torch.equal(words[image], own_words[0])
         assert_close(scores[image], own_scores[0])
     assert_close(together, torch.stack(losses).sum() / B)
@@ -216,9 +216,9 @@ def test_padding_never_changes_the_joint_loss() -> None:
     model = build_vsrn(config, V).double().eval()
     stir(model)
     regions, (tokens, lengths) = features(), random_captions([5, 3, 9, 2])
-    plain = model(regions, tokens, lengths, COUNTS, make_loss(LossConfig()))
+    plain = model(Batch(regions, tokens, lengths, COUNTS), TripletLoss(LossConfig()))
     wider = nn.functional.pad(regions, (0, 0, 0, 2), value=9.0)
-    padded = model(wider, nn.functional.pad(tokens, (0, 3)), lengths, COUNTS, make_loss(LossConfig()))
+    padded = model(Batch(wider, nn.functional.pad(tokens, (0, 3)), lengths, COUNTS), TripletLoss(LossConfig()))
     assert_close(padded.matching, plain.matching)
     assert_close(padded.generation, plain.generation)
     assert_close(padded.joint, plain.matching + plain.generation)
@@ -359,7 +359,7 @@ def test_the_order_of_a_batch_does_not_change_the_generation_loss() -> None:
 def test_greedy_feeds_back_the_word_that_the_obvious_decoder_finds_most_probable(cell: str) -> None:
     captioner = make_captioner(cell, bidirectional=False)
     image = features(1, N, D)
-    words, scores = captioner.greedy(image, 5)
+    words, scores = greedy(captioner, image, 5)
     previous, obvious = START, ObviousDecoder(captioner, image[0])
     for word, score in zip(words[0].tolist(), scores[0], strict=True):
         log_probabilities = obvious.after(torch.tensor(previous)).detach()
@@ -464,9 +464,9 @@ def test_under_bf16_embeddings_and_losses_are_float32(
     config = dataclasses.replace(sizes, image_norm=image_norm, similarity=similarity)  # type: ignore[arg-type]
     model = build_vsrn(config, V)
     regions, (tokens, lengths) = features().float(), random_captions([5, 3, 9, 2])
-    exact = model(regions, tokens, lengths, counts, make_loss(LossConfig()))
+    exact = model(Batch(regions, tokens, lengths, counts), TripletLoss(LossConfig()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model(regions, tokens, lengths, counts, make_loss(LossConfig()))
+        losses = model(Batch(regions, tokens, lengths, counts), TripletLoss(LossConfig()))
         images, captions = model.image_encoder(regions, counts).embeddings, model.caption_encoder(tokens, lengths)
     for tensor in (images, captions, losses.matching, losses.generation):
         assert tensor.dtype is torch.float32

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from vsrn.config import LossConfig, ModelConfig, ScanConfig
-from vsrn.model.losses import make_loss
+from vsrn.model.base import Batch
+from vsrn.model.losses import TripletLoss
 from vsrn.model.scan import SCAN, similarities
 
 F, D, N, V = 7, 6, 5, 20
@@ -142,7 +143,7 @@ def test_padded_regions_change_neither_loss_nor_gradient(direction: Any, junk: f
     wider = nn.functional.pad(features, (0, 0, 0, 3), value=-junk)
     gradients = []
     for each in (features, wider):
-        loss = model(each, tokens, LENGTHS, COUNTS, make_loss(LossConfig())).joint
+        loss = model(Batch(each, tokens, LENGTHS, COUNTS), TripletLoss(LossConfig())).joint
         model.zero_grad()
         loss.backward()
         gradients.append({"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters()})
@@ -154,9 +155,9 @@ def test_padded_regions_change_neither_loss_nor_gradient(direction: Any, junk: f
 def test_under_bf16_similarities_stay_float32_and_near() -> None:
     model = SCAN(model_config(), V)
     features, tokens = torch.randn(4, N, F), torch.randint(4, V, (4, 6))
-    exact = model(features, tokens, LENGTHS, None, make_loss(LossConfig())).joint
+    exact = model(Batch(features, tokens, LENGTHS, None), TripletLoss(LossConfig())).joint
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = model(features, tokens, LENGTHS, None, make_loss(LossConfig())).joint
+        rounded = model(Batch(features, tokens, LENGTHS, None), TripletLoss(LossConfig())).joint
     assert rounded.dtype == torch.float32
     assert rounded.item() != exact.item()
     assert rounded.item() == pytest.approx(exact.item(), rel=0.05)
@@ -167,9 +168,9 @@ def test_a_warm_up_begins_with_all_negatives() -> None:
     inputs = torch.randn(4, N, F), torch.randint(4, V, (4, 6)), LENGTHS, None
     loss = LossConfig(warm_up_epochs=2)
     every, worst = (
-        model(*inputs, make_loss(replace(loss, warm_up_epochs=0, negatives=negatives))).matching
+        model(Batch(*inputs), TripletLoss(replace(loss, warm_up_epochs=0, negatives=negatives))).matching
         for negatives in ("all", "hardest")
     )
-    assert model(*inputs, make_loss(loss), epochs=0).matching == every
-    assert model(*inputs, make_loss(loss), epochs=2).matching == worst
-    torch.testing.assert_close(model(*inputs, make_loss(loss), epochs=1).matching, (every + worst) / 2)
+    assert model(Batch(*inputs), TripletLoss(loss), epochs=0).matching == every
+    assert model(Batch(*inputs), TripletLoss(loss), epochs=2).matching == worst
+    torch.testing.assert_close(model(Batch(*inputs), TripletLoss(loss), epochs=1).matching, (every + worst) / 2)

@@ -170,8 +170,8 @@ def test_a_killed_repair_goes_on(photos: Path, idx: Path) -> None:
     before = contents(idx)
     (idx / "vectors-1.f16").write_bytes(bytes(VECTOR * NUM_PHOTOS))
 
-    def stop(settled: int, _: int) -> None:
-        if settled >= 2:
+    def stop(done: int, _: int) -> None:
+        if done >= 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.errors import SearchError
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.engine import Engine, Found
 from vsrn.search.faiss import Base, FaissEngine, FaissKeeper, find_graph
 from vsrn.search.milvus import MilvusEngine, MilvusKeeper

@@ -18,11 +18,12 @@ from colours import JOINT_DIM, Colours, colour_model, export_colours, save_photo
 from PIL import Image
 
 import vsrn
-from vsrn.data.photos import find_photos
-from vsrn.data.region_store import FloatArray, open_region_store
+from vsrn.data.listing import find_photos
+from vsrn.data.region_store import open_region_store
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import SearchError
 from vsrn.extractors.extract import extract
+from vsrn.metrics import FloatArray
 from vsrn.model.saved import write_model
 from vsrn.search.build import IndexReport, update_index
 

@@ -14,7 +14,7 @@ import pytest
 from colours import Colours, colour_model, export_colours, save_photo
 
 import vsrn
-from vsrn.data.region_store import RegionNames, Regions
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.encoders.explain import ExplainView
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import SearchError

@@ -15,13 +15,15 @@ from colours import Colours, colour_model, save_photo
 
 import vsrn
 from vsrn.cli import main
-from vsrn.data.photos import find_photos
-from vsrn.data.region_store import FloatArray, RegionNames, Regions, StoreInfo
+from vsrn.data.listing import find_photos
+from vsrn.data.region_store import StoreInfo
+from vsrn.data.regions import RegionNames, Regions
 from vsrn.encoders.export import export_model, export_onnx
 from vsrn.errors import CheckpointError, DataError
 from vsrn.extractors.base import ExtractorFiles, Prepared, prepare_photo, register_extractor
 from vsrn.extractors.extract import extract
 from vsrn.extractors.provenance import NAMES_FILE, carry_names
+from vsrn.metrics import FloatArray
 from vsrn.model.saved import read_model
 from vsrn.search.build import update_index
 from vsrn.search.layout import INFO_FILE

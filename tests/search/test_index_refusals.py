@@ -18,10 +18,11 @@ from PIL import Image
 
 import vsrn
 from vsrn.config import EFFICIENTNET, Config, DataConfig, ModelConfig, NetworkConfig
-from vsrn.data.region_store import FloatArray, StoreInfo
+from vsrn.data.region_store import StoreInfo
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError, DataError, SearchError
-from vsrn.model.build import build_model
+from vsrn.metrics import FloatArray
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.search.build import update_index
 from vsrn.search.writer import IndexWriter

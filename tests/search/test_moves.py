@@ -108,8 +108,8 @@ def test_removals_come_last(photos: Path, idx: Path) -> None:
     for number in range(50, 53):
         save_photo(photos / f"{number}.png", number)
 
-    def stop(settled: int, total: int) -> None:
-        if settled == total:
+    def stop(done: int, total: int) -> None:
+        if done == total:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

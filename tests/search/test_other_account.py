@@ -100,7 +100,7 @@ def test_a_killed_writer_s_index_is_read_where_nobody_may_write(tmp_path: Path) 
     for number in range(6):
         save_photo(photos / f"{number}.png", number)
     program = INDEX.replace("update_index(*sys.argv[1:])", "update_index(*sys.argv[1:], batch_size=2, progress=stop)")
-    killed = "import os\ndef stop(settled, total):\n    settled >= 4 and os.kill(os.getpid(), 9)\n" + program
+    killed = "import os\ndef stop(done, total):\n    done >= 4 and os.kill(os.getpid(), 9)\n" + program
     with without_rights(killed, photos, idx, model) as writer:
         assert writer.wait() == -9
     assert (idx / "records.sqlite-wal").stat().st_size

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vsrn.cli import main, run_command
-from vsrn.toy import draw_toy_world
+from vsrn.toy.world import draw_toy_world
 
 SCENES = 40
 

@@ -18,7 +18,7 @@ from vsrn.cli import run_command
 from vsrn.config import Config, ModelConfig
 from vsrn.data.region_store import StoreInfo
 from vsrn.errors import SearchError, VsrnError
-from vsrn.model.build import build_any_model
+from vsrn.model.registry import build_any_model
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.model.scan import SCAN, similarities
 from vsrn.search.build import update_index

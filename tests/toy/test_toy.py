@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vsrn.cli.demo import toy_config
+from vsrn.config import check_config
 from vsrn.data.annotations import read_karpathy
 from vsrn.errors import DataError
-from vsrn.toy import ToyObject, ToyScene, describe, draw_scene, draw_toy_world, invent_scenes
-from vsrn.toy.world import draw_sprite
+from vsrn.toy.scenes import ToyObject, ToyScene, describe, invent_scenes
+from vsrn.toy.world import draw_scene, draw_sprite, draw_toy_world
 
 Relation = Callable[[ToyObject, ToyObject], bool]
 
@@ -276,3 +278,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot be written to .*file/toy: Not a directory; name another folder"):
         draw_toy_world(tmp_path / "file" / "toy", train=1, val=1)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_the_demos_config_is_one_that_training_takes_whatever_the_epochs(tmp_path: Path, epochs: int) -> None:
+    check_config(toy_config(tmp_path, epochs))

@@ -19,8 +19,7 @@ from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainC
 from vsrn.data.splits import open_split
 from vsrn.errors import ConfigError
 from vsrn.training.batches import TrainingBatches
-from vsrn.training.checkpoint import STATE_FILE
-from vsrn.training.log import read_log
+from vsrn.training.checkpoint import STATE_FILE, read_log
 from vsrn.training.run import prepare_run
 
 STEPS = 4

@@ -13,7 +13,8 @@ from worlds import make_store
 
 from vsrn.data.splits import Split, open_split
 from vsrn.data.vocabulary import build_vocabulary
-from vsrn.training.batches import Batch, TrainingBatches, draw_margins, drop_regions
+from vsrn.model.base import Batch
+from vsrn.training.batches import TrainingBatches, draw_margins, drop_regions
 
 MARGINS = st.floats(-1, 1, width=32)
 

@@ -25,8 +25,7 @@ from vsrn.metrics import RetrievalMetrics
 from vsrn.model.base import MatchingModel
 from vsrn.model.losses import cosine_similarities, matching_loss
 from vsrn.training.batches import TrainingBatches
-from vsrn.training.checkpoint import STATE_FILE, Progress
-from vsrn.training.log import read_log
+from vsrn.training.checkpoint import STATE_FILE, Progress, read_log
 from vsrn.training.run import prepare_run
 from vsrn.training.trainer import Trainer, learning_rate_at
 

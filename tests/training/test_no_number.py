@@ -19,8 +19,9 @@ from vsrn.cli import run_command
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig, config_to_toml
 from vsrn.data.region_store import open_region_store
 from vsrn.errors import ConfigError, DataError, TrainingError
-from vsrn.model.build import build_any_model
-from vsrn.model.losses import make_loss
+from vsrn.model.base import Batch
+from vsrn.model.losses import TripletLoss
+from vsrn.model.registry import build_any_model
 from vsrn.training.batches import TrainingBatches
 from vsrn.training.checkpoint import STATE_FILE, Progress
 from vsrn.training.run import prepare_run, zeros_divide
@@ -118,7 +119,7 @@ def test_the_models_that_refuse_are_those_that_divide_zero_by_zero(
     batch = next(TrainingBatches(prepared.train, prepared.vocabulary, 8, seed=0).epoch(0))
     features = batch.features.float()
     features[0] = 0
-    losses = model(features, batch.tokens, batch.lengths, None, make_loss(config.loss))
+    losses = model(Batch(features, batch.tokens, batch.lengths, None), TripletLoss(config.loss))
     losses.joint.backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     whole = all(bool(gradient.isfinite().all()) for gradient in gradients) and bool(losses.joint.isfinite())

@@ -17,8 +17,7 @@ from vsrn.config import Config, DataConfig, ModelConfig, ScanConfig, TrainConfig
 from vsrn.data.splits import open_split
 from vsrn.encoders import load_encoder
 from vsrn.metrics import rank_blocks, retrieval_metrics
-from vsrn.training.checkpoint import STATE_FILE
-from vsrn.training.log import read_log
+from vsrn.training.checkpoint import STATE_FILE, read_log
 
 
 @pytest.fixture

@@ -15,14 +15,13 @@ from worlds import make_store
 
 import vsrn
 from vsrn.config import EFFICIENTNET, Config, DataConfig, LossConfig, ModelConfig, NetworkConfig, TrainConfig
-from vsrn.data.datasets import open_split_for
-from vsrn.encoders.encoded import EncodedVectors
+from vsrn.data.photo_splits import open_split_for
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import DataError
-from vsrn.evaluation.evaluate import Judgement, evaluate
+from vsrn.evaluation.evaluate import Retrieval, evaluate
 from vsrn.model.vsepp import PhotoEncoder
 from vsrn.training.batches import PhotoBatches
-from vsrn.training.log import read_log
+from vsrn.training.checkpoint import read_log
 from vsrn.training.run import prepare_run
 
 NUM_PHOTOS = 24
@@ -126,10 +125,9 @@ def test_a_photo_has_the_same_vector_from_the_library_and_in_evaluation(config: 
     split = open_split_for(model.stored.config, "val")
     files = [Path(config.data.photos) / name for name in split.image_ids()]
     encoded = model.encode_split(split)
-    assert isinstance(encoded, EncodedVectors)
     np.testing.assert_allclose(model.encode_images(files), encoded.images, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(encoded.images, axis=1), 1, atol=1e-5)
-    evaluation, _ = evaluate(Judgement([model], split), ["run"])
+    evaluation, _ = evaluate(Retrieval([model], split), ["run"])
     validated = [row["validation"]["rsum"] for row in read_log(run) if "validation" in row]
     assert evaluation.metrics.rsum == pytest.approx(max(validated), abs=0.05)
     rounded = TorchEncoder.load(run, device="cpu", precision="bf16").encode_images(files)

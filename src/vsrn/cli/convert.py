@@ -31,7 +31,7 @@ def main(
         captioner: The captioner's weights, where they were saved beside the checkpoint.
     """
     from vsrn.errors import CheckpointError, VocabularyError
-    from vsrn.model.build import build_any_model
+    from vsrn.model.registry import build_any_model
     from vsrn.model.saved import WEIGHTS_FILE, StoredModel, write_model
     from vsrn.tensors import load_weights
 

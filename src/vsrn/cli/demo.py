@@ -40,7 +40,7 @@ def main(
     world, regions, run, config = (output / name for name in ("world", "regions", "run", "toy.toml"))
     say(f"1. Drawing {train + val} scenes of coloured things, five captions each -> {world}")
     if not (world / "dataset.json").exists():
-        from vsrn.toy import draw_toy_world
+        from vsrn.toy.world import draw_toy_world
 
         draw_toy_world(world, train=train, val=val)
     write_atomically(config, config_to_toml(toy_config(regions, epochs)).encode())
@@ -107,7 +107,8 @@ def toy_config(store: Path, epochs: int) -> Config:
             batch_size=64,
             epochs=epochs,
             learning_rate=1e-3,
-            learning_rate_drop=[epochs * 3 // 4],
+            # A run of one epoch ends before its rate could drop.
+            learning_rate_drop=[epochs * 3 // 4] if epochs > 1 else [],
             validate_every=0,
         ),
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
     from vsrn.evaluation.caption_scores import CaptionScores
     from vsrn.evaluation.eccv import ExtendedEvaluation
-    from vsrn.evaluation.evaluate import Evaluation, Judgement
+    from vsrn.evaluation.evaluate import Evaluation, Retrieval
     from vsrn.metrics import Ranks
 
 
@@ -62,7 +62,7 @@ def main(
         eccv: Also judge COCO's 5,000 test images by CxC and ECCV Caption (docs/results.md; extra `eval`).
     """
     _check_options(models, photos=photos, html=html, captions=captions, eccv=eccv, rerank=rerank)
-    from vsrn.data.datasets import open_split_for
+    from vsrn.data.photo_splits import open_split_for
     from vsrn.encoders import load_encoder
     from vsrn.evaluation.eccv import check_split, extended_evaluation
 
@@ -71,9 +71,9 @@ def main(
     if eccv:
         check_split(opened)
     scores = _score_captions(encoders[0], data, split, beam) if captions else None
-    judgement = _judge(encoders, opened, None if rerank is None else load_encoder(rerank, device), str(rerank), top)
-    evaluation, found = _rank(judgement, models, five_fold=five_fold, num_examples=6 if html else 0)
-    extended = extended_evaluation(opened, judgement.blocks()) if eccv else None
+    retrieval = _judge(encoders, opened, None if rerank is None else load_encoder(rerank, device), str(rerank), top)
+    evaluation, found = _rank(retrieval, models, five_fold=five_fold, num_examples=6 if html else 0)
+    extended = extended_evaluation(opened, retrieval.blocks()) if eccv else None
     if ranks is not None:
         _save_ranks(ranks, found)
     if html is not None:
@@ -123,27 +123,27 @@ def _score_captions(encoder: Encoder, data: Path | None, split: str, beam: int) 
 
 def _judge(
     encoders: Sequence[Encoder], split: CaptionedImages, second: Encoder | None, name: str, top: int
-) -> Judgement:
+) -> Retrieval:
     """Encode a split by every model, drawing the progress; a `second` model of this `name` is to re-order."""
-    from vsrn.evaluation.evaluate import Judgement
-    from vsrn.evaluation.rerank import TwoStageJudgement
+    from vsrn.evaluation.evaluate import Retrieval
+    from vsrn.evaluation.rerank import TwoStageRetrieval
 
     total = (len(encoders) + (second is not None)) * (split.num_images + len(split.captions))
     with ProgressBar("encoding", "images and captions", total) as bar:
         if second is None:
-            return Judgement(encoders, split, bar.advance)
-        return TwoStageJudgement(encoders, second, split, name=name, top=top, advance=bar.advance)
+            return Retrieval(encoders, split, bar.advance)
+        return TwoStageRetrieval(encoders, second, split, name=name, top=top, advance=bar.advance)
 
 
 def _rank(
-    judgement: Judgement, models: Sequence[Path], *, five_fold: bool, num_examples: int
+    retrieval: Retrieval, models: Sequence[Path], *, five_fold: bool, num_examples: int
 ) -> tuple[Evaluation, Ranks]:
     """Rank what was encoded, drawing the progress."""
     from vsrn.evaluation.evaluate import evaluate
 
-    with ProgressBar("comparing", "images", judgement.split.num_images * judgement.stages) as bar:
+    with ProgressBar("comparing", "images", retrieval.split.num_images * retrieval.stages) as bar:
         names = [str(model) for model in models]
-        return evaluate(judgement, names, five_fold=five_fold, num_examples=num_examples, advance=bar.advance)
+        return evaluate(retrieval, names, five_fold=five_fold, num_examples=num_examples, advance=bar.advance)
 
 
 def _save_ranks(path: Path, ranks: Ranks) -> None:
@@ -161,7 +161,7 @@ def _save_ranks(path: Path, ranks: Ranks) -> None:
 def _write_report(path: Path, evaluation: Evaluation, photos: Path | None, model: Path) -> None:
     """Write the HTML report, with the training curves of a run."""
     from vsrn.evaluation.report import write_html_report
-    from vsrn.training.log import read_log
+    from vsrn.training.checkpoint import read_log
 
     write_html_report(path, evaluation, photos=photos, history=read_log(model))
     say(f"The report is {path}.")

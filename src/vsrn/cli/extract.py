@@ -70,7 +70,7 @@ def main(
     part = None if shard is None else parse_shard(shard)
     split = check_splits(captions, splits, restval=restval)
     say(f"Loading the extractor '{extractor}'...")
-    from vsrn.data.photos import find_photos
+    from vsrn.data.listing import find_photos
     from vsrn.extractors.base import make_extractor
     from vsrn.extractors.extract import extract, extract_karpathy
 

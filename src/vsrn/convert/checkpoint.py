@@ -10,10 +10,18 @@ from typing import Any
 import torch
 
 from vsrn.config import Config, check_config
-from vsrn.convert.scan import SCAN
+from vsrn.convert.names import (
+    CAPTIONER_KEYS,
+    SCAN,
+    VSRN,
+    Family,
+    Options,
+    Renaming,
+    is_vsepp,
+    training_config,
+    vsepp_family,
+)
 from vsrn.convert.unpickle import load_pickled_tensors
-from vsrn.convert.vsepp import is_vsepp, vsepp_family
-from vsrn.convert.vsrn import CAPTIONER_KEYS, VSRN, Family, Options, Renaming, training_config
 from vsrn.errors import CheckpointError
 
 

@@ -1,4 +1,4 @@
-"""A split whose images are photos: for models that read pixels, without a region store."""
+"""A split whose images are photos, for models that read pixels; and opening whichever kind a model reads."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vsrn.config import NetworkConfig
+from vsrn.config import Config, NetworkConfig
 from vsrn.data.annotations import CaptionedPhoto, read_annotations
 from vsrn.data.listing import PhotoNames
 from vsrn.data.photos import decode_photo
-from vsrn.data.region_store import SPLIT_ALIASES, IntArray
-from vsrn.data.splits import captions_of
-from vsrn.errors import DataError, did_you_mean
+from vsrn.data.region_store import SPLIT_ALIASES
+from vsrn.data.splits import CaptionedImages, captions_of, open_split
+from vsrn.errors import ConfigError, DataError, did_you_mean
+from vsrn.metrics import IntArray
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -178,3 +179,36 @@ def _check_present(names: PhotoNames, photos: list[CaptionedPhoto], annotations:
             f"{annotations} names {len(missing):,} photos that {names.folder} does not have, such as {missing[0]};"
             " check the folder."
         )
+
+
+def seen_by(split: CaptionedImages, network: NetworkConfig) -> CaptionedImages:
+    """A split of photos as another network's settings bring them to size."""
+    assert isinstance(split, PhotoSplit), "a split that is no store of regions is a folder of photos"
+    return replace(split, view=View.of(network))
+
+
+def open_split_for(
+    config: Config, split: str, *, data: Path | str | None = None, photos: Path | str | None = None
+) -> CaptionedImages:
+    """Open a split as the config's model reads it; `val` and `dev` stand for each other.
+
+    data    region store, or captions of photos, instead of the config's own
+    photos  folder of photos, instead of the config's own
+
+    Raises `ConfigError` where neither config nor arguments say where the data is, and `DataError` where it cannot be
+    read.
+    """
+    if not config.model.network.name:
+        if not (data or config.data.path):
+            raise ConfigError(
+                "data.path is not set: name the folder of a region store with captions (`vsrn evaluate` takes it as"
+                " --data)."
+            )
+        return open_split(data or config.data.path, split).in_order(config.data.region_order)
+    data, photos = data or config.data.annotations, photos or config.data.photos
+    if not data or not photos:
+        raise ConfigError(
+            "this model reads photos, and nobody says where they are: set data.photos to their folder and"
+            " data.annotations to their captions (`vsrn evaluate` takes them as --photos and --data)."
+        )
+    return open_photo_split(photos, data, split, View.of(config.model.network), restval=config.data.restval)

@@ -1,6 +1,5 @@
-"""Photos, found, read, and decoded without trusting a byte of their files.
+"""Photos read and decoded without trusting a byte of their files.
 
-find_photos("photos/")       every file under the folder, as (id, path)
 decode_photo("beach.jpg")    one RGB picture, upright, or a `PhotoError` that says why not
 read_photo("beach.jpg")      that picture, with the photo's size and date
 read_file("beach.jpg")       the bytes of a file and its status, as they were at one moment
@@ -23,22 +22,9 @@ from pathlib import Path, PurePath
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vsrn.data.listing import PhotoFile, PhotoNames, find_photos, photo_id
 from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
 from vsrn.errors import PhotoError, SkipKind
 from vsrn.files import printable
-
-__all__ = [
-    "DecodedPhoto",
-    "FileContent",
-    "PhotoFile",
-    "PhotoNames",
-    "decode_photo",
-    "find_photos",
-    "photo_id",
-    "read_file",
-    "read_photo",
-]
 
 # Formats that Pillow decodes by itself: EPS and the like start other programs, so they stay out.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

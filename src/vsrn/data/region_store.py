@@ -26,13 +26,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions, first_of_zeros, pad_regions
+from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions, first_of_zeros
 from vsrn.data.shards import FEATURES_FILE, JoinedRows, read_header, splits_in_shards, whole_shards
 from vsrn.errors import DataError, did_you_mean
 from vsrn.metrics import FloatArray, IntArray
-
-# Regions and the types of arrays are part of what a store gives.
-__all__ = ["FloatArray", "IntArray", "RegionNames", "Regions", "first_of_zeros", "pad_regions"]
 
 CaptionCount = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 SPLIT_ALIASES = {"val": "dev", "dev": "val"}

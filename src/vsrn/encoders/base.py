@@ -24,15 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.config import Config, RegionOrder
-from vsrn.data.datasets import seen_by
-from vsrn.data.region_store import FloatArray, IntArray, RegionNames, Regions, StoreInfo, pad_regions
+from vsrn.data.region_store import StoreInfo
+from vsrn.data.regions import RegionNames, Regions, pad_regions
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
 from vsrn.data.vocabulary import Vocabulary
-from vsrn.encoders.encoded import Advance, EncodedSplit, EncodedVectors
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.errors import CheckpointError, DataError
 from vsrn.extractors.provenance import learned_extractor
-from vsrn.metrics import vector_similarities
+from vsrn.metrics import SIMILARITIES, Advance, EncodedSplit, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.encoders.captioning import CaptionWriter
@@ -202,9 +201,7 @@ class Encoder(ABC):
 
         Raises what `encode_regions` raises.
         """
-        return vector_similarities(
-            self.encode_regions(features, counts), self.encode_captions(captions), self.similarity
-        )
+        return SIMILARITIES[self.similarity](self.encode_regions(features, counts), self.encode_captions(captions))
 
     def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedSplit:
         """Encode each image and each caption of a split once.
@@ -218,6 +215,8 @@ class Encoder(ABC):
         if isinstance(split, Split):
             split = split.in_order(self.region_order)
         else:
+            from vsrn.data.photo_splits import seen_by  # noqa: PLC0415 - decoding photos takes packages
+
             split = seen_by(split, self.config.model.network)
         parts = []
         for part in slices(split.num_images, IMAGES_AT_ONCE):
@@ -228,7 +227,7 @@ class Encoder(ABC):
                 split.regions.check_zeros(split.rows[images], features, counts)
             advance(len(images))
         captions = self.encode_captions(split.captions, advance)
-        return EncodedVectors(np.concatenate(parts), captions, self.similarity)
+        return EncodedSplit(np.concatenate(parts), captions, SIMILARITIES[self.similarity])
 
     def extract(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """What `extractor.prepare` gave for each photo of a batch -> the regions of each. Threads take turns.

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from vsrn.config import Config
-from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.data.tokenizer import join_words
 from vsrn.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from vsrn.devices import pick_device
 from vsrn.encoders.base import DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.model.captioner import SHRINK_AT, Captioner, State
+from vsrn.metrics import FloatArray, IntArray
+from vsrn.model.captioner import SHRINK_AT, Captioner, rows_of
 from vsrn.model.gru import at_least_float32
 from vsrn.tensors import load_weights, read_tensors, write_tensors
 
@@ -168,7 +168,7 @@ class _Search:
         continued = self.words.gather(1, beams[:, :, None].expand(-1, -1, self.words.shape[2]))
         self.words = torch.cat([continued, words[:, :, None]], dim=2)
         rows = torch.arange(len(beams), device=beams.device)[:, None] * scores.shape[1] + beams
-        self.state = _rows_of(self.state, rows.flatten())
+        self.state = rows_of(self.state, rows.flatten())
 
     def _collect(self, length: int) -> None:
         """Take captions that have ended out of the beams, and note each image's best."""
@@ -183,10 +183,6 @@ class _Search:
     def _keep(self, living: torch.Tensor) -> None:
         """Go on with these images of the batch alone."""
         rows = torch.arange(len(self.state[0]), device=living.device).view(self.totals.shape)[living].flatten()
-        self.state, self.regions = _rows_of(self.state, rows), self.regions.of(living)
+        self.state, self.regions = rows_of(self.state, rows), self.regions.of(living)
         self.images, self.widths = self.images[living], self.widths[living]
         self.words, self.totals = self.words[living], self.totals[living]
-
-
-def _rows_of(state: State, rows: torch.Tensor) -> State:
-    return state[0][rows], None if state[1] is None else state[1][rows]

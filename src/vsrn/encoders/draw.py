@@ -12,8 +12,8 @@ from bisect import bisect_right
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
-from vsrn.data.region_store import FloatArray
 from vsrn.encoders.explain import Explanation, WeighedRegion
+from vsrn.metrics import FloatArray
 
 # The photo's longer side is brought between these, so that letters and lines fit it.
 LEAST_SIDE, MOST_SIDE = 640, 1024

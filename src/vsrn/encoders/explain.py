@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from vsrn.data.region_store import FloatArray, IntArray, Regions
-from vsrn.metrics import vector_similarities
+from vsrn.data.regions import Regions
+from vsrn.metrics import SIMILARITIES, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
@@ -103,16 +103,16 @@ def explain_regions(
 
     Raises what the encoder raises, such as `DataError` where the regions are not of the size that it reads.
     """
-    caption = encoder.encode_captions([sentence])
+    caption, compare = encoder.encode_captions([sentence]), SIMILARITIES[encoder.similarity]
     if view == "sentence":
         images = encoder.encode_regions(*without_each(regions.features))
-        similarities = vector_similarities(images, caption, encoder.similarity)[:, 0]
+        similarities = compare(images, caption)[:, 0]
         # Without its only region an image has no embedding; its similarity then counts as 0.
         without = similarities[1:] if len(regions.features) > 1 else np.zeros(1, np.float32)
         score, weights = float(similarities[0]), similarities[0] - without
     else:
         images, reasoned = encoder.reasoned_regions(regions.features[None])
-        score = float(vector_similarities(images, caption, encoder.similarity)[0, 0])
+        score = float(compare(images, caption)[0, 0])
         weights = reasoned[0] @ images[0]
     weights = weights.astype(np.float32)
     heat = heat_map(regions.boxes, region_shares(weights, view))

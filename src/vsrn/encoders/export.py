@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 import torch
 
-from vsrn.config import Config, ModelConfig, config_to_toml
-from vsrn.data.region_store import FloatArray
+from vsrn.config import config_to_toml
 from vsrn.data.splits import at_places, back_in_place, reading_places
 from vsrn.data.vocabulary import START
 from vsrn.encoders.captioning import write_captioner
@@ -35,9 +32,9 @@ from vsrn.encoders.onnx_backend import (
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
-from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.saved import StoredModel, write_model
-from vsrn.model.text_encoder import TextEncoder
+from vsrn.metrics import FloatArray
+from vsrn.model.saved import StoredModel, model_fingerprint, write_model
+from vsrn.model.vsrn import ImageEncoder, TextEncoder
 
 # Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
 TOLERANCE = 1e-4
@@ -104,55 +101,6 @@ def check_free(folder: Path) -> None:
     """Raise `CheckpointError` where something is in the place of a folder to be written."""
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise CheckpointError(f"{folder} already exists; choose another folder.")
-
-
-def model_fingerprint(stored: StoredModel[Any]) -> str:
-    """SHA-256 (hex) of everything that decides an embedding: the encoders' weights, as float32, by name, and settings.
-
-    Settings count where no weight shows them and they are not the defaults, so that one more setting changes no
-    fingerprint. The captioner is left out: a model and its export, or its copy without a captioner, have the same.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(stored.model.state_dict().items()):
-        if not name.startswith("captioner.") and tensor.is_floating_point():
-            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").data)
-    digest.update("".join(_settings_without_weights(stored.config)).encode())
-    if stored.config.model.kind == "scan":
-        digest.update(repr(stored.config.model.scan).encode())
-    return digest.hexdigest()
-
-
-# Fields of `ModelConfig` that add no line of their own to a fingerprint: they show in the weights, or the function
-# below has them, or fingerprints are older. Every other field, and so every new one, is added where it is not the
-# default.
-_NOT_IN_FINGERPRINTS = {
-    *("kind", "feature_dim", "joint_dim", "word_dim", "caption_layers", "caption_bidirectional", "caption_aggregator"),
-    *("reasoning_layers", "aggregator", "normalisation", "image_norm", "absolute", "similarity"),
-    *("captioner", "scan", "network"),
-}
-
-
-def _settings_without_weights(config: Config) -> list[str]:
-    """The lines of a fingerprint for the settings that decide an embedding and show in no weight."""
-    model, order, default = config.model, config.data.region_order, ModelConfig()
-    settings = {
-        f"model.kind = {model.kind}\n": model.kind != "vsrn",
-        # The other two normalisations differ by a BatchNorm.
-        "model.normalisation = none\n": model.normalisation == "none",
-        "model.image_norm = false\n": not model.image_norm,
-        "model.absolute = true\n": model.absolute,
-        f"data.region_order = {order}\n": order != "stored",
-        # vsrn's own aggregators and losses are known by the weights.
-        f"model.aggregator = {model.aggregator}\n": model.aggregator not in ("gru", "mean", "gpo"),
-        f"model.caption_aggregator = {model.caption_aggregator}\n": model.caption_aggregator not in ("last", "gpo"),
-        f"loss.matching = {config.loss.matching}\n": config.loss.matching not in ("triplet", "contrastive"),
-    }
-    for field in dataclasses.fields(model):
-        value = getattr(model, field.name)
-        if field.name not in _NOT_IN_FINGERPRINTS:
-            settings[f"model.{field.name} = {value}\n"] = value != getattr(default, field.name)
-    return [setting for setting, holds in settings.items() if holds]
 
 
 def _check_exportable(stored: StoredModel) -> None:

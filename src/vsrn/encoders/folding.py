@@ -19,12 +19,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vsrn.data.region_store import IntArray
 from vsrn.data.vocabulary import PAD
+from vsrn.metrics import IntArray
 from vsrn.model.aggregators import GlobalSemanticReasoning
 from vsrn.model.gru import at_least_float32
-from vsrn.model.image_encoder import ImageEncoder
 from vsrn.model.reasoning import FoldedProducts, RegionRelationshipReasoning
+from vsrn.model.vsrn import ImageEncoder
 
 
 class GRULayer:

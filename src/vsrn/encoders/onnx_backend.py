@@ -26,13 +26,14 @@ import onnxruntime
 from typing_extensions import override
 
 from vsrn.config import Config, read_config
-from vsrn.data.region_store import FloatArray, IntArray, RegionNames, StoreInfo
+from vsrn.data.region_store import StoreInfo
+from vsrn.data.regions import RegionNames
 from vsrn.data.vocabulary import PAD, Vocabulary, read_vocabulary
 from vsrn.encoders.base import Encoder, Features, check_counts, slices
-from vsrn.encoders.encoded import Advance
 from vsrn.errors import CheckpointError, ConfigError, DataError, VocabularyError
 from vsrn.extractors.provenance import NAMES_FILE, kept_names, kept_weights
 from vsrn.files import read_plain
+from vsrn.metrics import Advance, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.encoders.captioning import CaptionWriter

@@ -26,8 +26,7 @@ from vsrn.extractors.grid import GridExtractor, read_fine_tuned
 from vsrn.extractors.provenance import NAME
 from vsrn.files import write_atomically
 from vsrn.model.aggregators import GlobalSemanticReasoning, mirrored_places
-from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.text_encoder import TextEncoder
+from vsrn.model.vsrn import ImageEncoder, TextEncoder
 from vsrn.tensors import write_tensors
 
 OPSET = 17

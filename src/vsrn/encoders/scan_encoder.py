@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -11,18 +12,18 @@ import torch
 from typing_extensions import override
 
 from vsrn.config import ScanConfig
-from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Features, slices
 from vsrn.encoders.captioning import CaptionWriter
-from vsrn.encoders.encoded import EVERY, Advance
 from vsrn.encoders.torch_backend import StoredEncoder
 from vsrn.errors import CheckpointError
+from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
+from vsrn.model.gru import pad_tokens
 from vsrn.model.saved import StoredModel
 from vsrn.model.scan import SCAN, EncodedRegions, similarities
-from vsrn.model.text_encoder import pad_tokens
 
 CAPTIONS_PER_BATCH = 512
+IMAGES_COMPARED_AT_ONCE = 16
 # Affinities worked on at once: few enough to stay in the processor's cache from one operation to the next.
 AFFINITIES_AT_ONCE = 2**19
 NO_EMBEDDING = (
@@ -33,7 +34,7 @@ NO_EMBEDDING = (
 
 @dataclass(frozen=True)
 class EncodedWords:
-    """Words of many captions, end to end.
+    """Words of many captions, end to end: every word once in memory.
 
     vectors  (all words, D) unit vectors
     starts   (num_captions,) where each caption begins
@@ -44,54 +45,29 @@ class EncodedWords:
     starts: IntArray
     lengths: IntArray
 
-    def of(self, captions: IntArray) -> torch.Tensor:
-        """(C,) captions of equal length T -> (C, T, D)."""
-        places = self.starts[captions][:, None] + np.arange(self.lengths[captions[0]])
-        return self.vectors[torch.from_numpy(places).to(self.vectors.device)]
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, captions: IntArray | slice) -> EncodedWords:
+        return EncodedWords(self.vectors, self.starts[captions], self.lengths[captions])
+
+    def batches(self, regions: int) -> Iterator[tuple[IntArray, torch.Tensor]]:
+        """Captions of equal length T, as many as go with so many regions, and their words (C, T, D)."""
+        for length in np.unique(self.lengths):
+            captions = np.flatnonzero(self.lengths == length)
+            for part in slices(len(captions), max(1, AFFINITIES_AT_ONCE // (regions * int(length)))):
+                places = self.starts[captions[part]][:, None] + np.arange(length)
+                yield captions[part], self.vectors[torch.from_numpy(places).to(self.vectors.device)]
 
 
-@dataclass(frozen=True)
-class EncodedSets:
-    """A split as sets of regions and of words. Memory: every region and every word once."""
-
-    regions: EncodedRegions
-    words: EncodedWords
-    config: ScanConfig
-    images_at_once: int = 16
-
-    @property
-    def num_images(self) -> int:
-        """How many images there are."""
-        return len(self.regions.vectors)
-
-    @property
-    def num_captions(self) -> int:
-        """How many captions there are."""
-        return len(self.words.lengths)
-
-    def only(self, images: IntArray | slice, captions: IntArray | slice) -> EncodedSets:
-        """These images and these captions alone, in this order."""
-        words = replace(self.words, starts=self.words.starts[captions], lengths=self.words.lengths[captions])
-        return replace(self, regions=_rows(self.regions, images), words=words)
-
-    @torch.inference_mode()
-    def similarities(self, images: slice = EVERY) -> FloatArray:
-        """(images, num_captions) similarities of a range of images with all captions."""
-        vectors, mask = _rows(self.regions, images)
-        found = np.empty((len(vectors), self.num_captions), dtype=np.float32)
-        for captions in self._batches(vectors.shape[0] * vectors.shape[1]):
-            words = self.words.of(captions)
-            lengths = torch.from_numpy(self.words.lengths[captions])
-            found[:, captions] = similarities(vectors, words, lengths, mask, self.config).cpu()
-        return found
-
-    def _batches(self, regions: int) -> Iterator[IntArray]:
-        """Captions of equal length, as many as go with so many regions."""
-        for length in np.unique(self.words.lengths):
-            captions = np.flatnonzero(self.words.lengths == length)
-            at_once = max(1, AFFINITIES_AT_ONCE // (regions * int(length)))
-            for first in range(0, len(captions), at_once):
-                yield captions[first : first + at_once]
+@torch.inference_mode()
+def compare_sets(config: ScanConfig, regions: EncodedRegions, words: EncodedWords) -> FloatArray:
+    """Regions of I images, words of C captions -> (I, C) similarities."""
+    found = np.empty((len(regions.vectors), len(words)), dtype=np.float32)
+    for captions, vectors in words.batches(regions.vectors.shape[0] * regions.vectors.shape[1]):
+        lengths = torch.from_numpy(words.lengths[captions])
+        found[:, captions] = similarities(regions.vectors, vectors, lengths, regions.mask, config).cpu()
+    return found
 
 
 class ScanEncoder(StoredEncoder):
@@ -113,7 +89,7 @@ class ScanEncoder(StoredEncoder):
         raise CheckpointError(NO_CAPTIONER)
 
     @override
-    def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedSets:
+    def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedSplit:
         self.check_split(split)
         parts = []
         for part in slices(split.num_images, IMAGES_AT_ONCE):
@@ -122,12 +98,13 @@ class ScanEncoder(StoredEncoder):
             advance(len(images))
         masks = [part.mask for part in parts if part.mask is not None]
         regions = EncodedRegions(torch.cat([part.vectors for part in parts]), torch.cat(masks) if masks else None)
-        return EncodedSets(regions, self._sets_of_words(split.captions, advance), self.model.config.scan)
+        words = self._sets_of_words(split.captions, advance)
+        return EncodedSplit(regions, words, partial(compare_sets, self.model.config.scan), IMAGES_COMPARED_AT_ONCE)
 
     @override
     def compare(self, features: FloatArray, counts: IntArray | None, captions: Sequence[str]) -> FloatArray:
         regions = self._sets_of_regions(*self._check_features(features, counts))
-        return EncodedSets(regions, self._sets_of_words(captions), self.model.config.scan).similarities()
+        return compare_sets(self.model.config.scan, regions, self._sets_of_words(captions))
 
     def _no_embedding(self, *_: object, **__: object) -> NoReturn:
         raise CheckpointError(NO_EMBEDDING)
@@ -157,8 +134,3 @@ class ScanEncoder(StoredEncoder):
                 vectors[starts[caption] : starts[caption] + lengths[caption]] = of_caption[: lengths[caption]]
             advance(len(batch))
         return EncodedWords(vectors, starts, lengths)
-
-
-def _rows(regions: EncodedRegions, images: IntArray | slice) -> EncodedRegions:
-    at = images if isinstance(images, slice) else torch.from_numpy(images).to(regions.vectors.device)
-    return EncodedRegions(regions.vectors[at], None if regions.mask is None else regions.mask[at])

@@ -12,16 +12,18 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from vsrn.data.region_store import FloatArray, IntArray, RegionNames, StoreInfo
+from vsrn.data.region_store import StoreInfo
+from vsrn.data.regions import RegionNames
 from vsrn.devices import pick_device
 from vsrn.encoders.base import NO_CAPTIONER, PHOTOS_AT_ONCE, Encoder, Features, slices
 from vsrn.encoders.captioning import CaptionWriter
-from vsrn.encoders.encoded import Advance
 from vsrn.encoders.folding import fold, last_states
 from vsrn.errors import CheckpointError
+from vsrn.metrics import Advance, FloatArray, IntArray
 from vsrn.model.base import BaseTextEncoder, EncodedImages
-from vsrn.model.saved import StoredModel, read_model
-from vsrn.model.text_encoder import TextEncoder, pad_tokens
+from vsrn.model.gru import pad_tokens
+from vsrn.model.saved import StoredModel, model_fingerprint, read_model
+from vsrn.model.vsrn import TextEncoder
 
 Precision = Literal["fp32", "bf16"]
 
@@ -47,8 +49,6 @@ class StoredEncoder(Encoder):
     @cached_property
     @override
     def fingerprint(self) -> str:
-        from vsrn.encoders.export import model_fingerprint  # noqa: PLC0415 - onnxruntime comes with it
-
         return model_fingerprint(self.stored)
 
     @property

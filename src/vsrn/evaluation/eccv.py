@@ -40,7 +40,7 @@ _ECCV_METRICS = {"eccv_map_at_r": "map_at_r", "eccv_rprecision": "r_precision", 
 
 @dataclass(frozen=True)
 class ExtendedEvaluation:
-    """Both sets of judgements, in percent, by direction ("image_to_text", "text_to_image") and name.
+    """Both sets of retrievals, in percent, by direction ("image_to_text", "text_to_image") and name.
 
     cxc   recall_at_1, recall_at_5, recall_at_10
     eccv  map_at_r, r_precision, recall_at_1

@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.encoders.base import DEFAULT_BEAM, IMAGES_AT_ONCE, Encoder
-from vsrn.encoders.encoded import EVERY, Advance, EncodedSplit, encoded_blocks
 from vsrn.errors import ConfigError
 from vsrn.metrics import (
+    EVERY,
+    Advance,
     Blocks,
+    EncodedSplit,
     FloatArray,
     IntArray,
     Interval,
@@ -25,6 +27,7 @@ from vsrn.metrics import (
     mean_metrics,
     rank_blocks,
     retrieval_metrics,
+    similarity_blocks,
 )
 
 BoolArray = npt.NDArray[np.bool_]
@@ -116,7 +119,7 @@ class Evaluation:
         }
 
 
-class Judgement:
+class Retrieval:
     """Every image and caption of a split, encoded once by each model, ready to be ranked.
 
     An ensemble averages *similarities*, as the paper does, so its models may differ in size. Raises `ConfigError`
@@ -144,12 +147,12 @@ class Judgement:
         """
         part = self.split.only(images)
         captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
-        blocks = encoded_blocks([encoded.only(images, captions) for encoded in self.encoded], advance)
+        blocks = similarity_blocks([encoded.only(images, captions) for encoded in self.encoded], advance)
         return rank_blocks(blocks, part.image_of_caption), part.image_of_caption
 
     def blocks(self) -> Blocks:
         """Similarities of all images and all captions, block by block."""
-        return encoded_blocks(self.encoded)
+        return similarity_blocks(self.encoded)
 
     def of_caption(self, caption: int) -> FloatArray:
         """(num_images,) similarity of every image to one caption."""
@@ -166,12 +169,12 @@ class Judgement:
 
 def mean_similarities(encoded: Sequence[EncodedSplit], images: slice, captions: slice) -> FloatArray:
     """(num_images, num_captions) mean over the models of the similarities of some images to some captions."""
-    blocks = encoded_blocks([each.only(images, captions) for each in encoded])
+    blocks = similarity_blocks([each.only(images, captions) for each in encoded])
     return np.concatenate([block for _, block in blocks()])
 
 
 def evaluate(
-    judgement: Judgement,
+    retrieval: Retrieval,
     models: Sequence[str],
     *,
     five_fold: bool = False,
@@ -186,10 +189,10 @@ def evaluate(
 
     Raises `SimilarityError` where a similarity is NaN, or the images do not divide into folds.
     """
-    split = judgement.split
+    split = retrieval.split
     everything = np.arange(split.num_images)
     parts = [everything[fold] for fold in five_folds(split.num_images)] if five_fold else [everything]
-    folds = [judgement.ranks(images, advance) for images in parts]
+    folds = [retrieval.ranks(images, advance) for images in parts]
     ranks = Ranks(
         image_to_text=np.concatenate([found.image_to_text for found, _ in folds]),
         text_to_image=np.concatenate([found.text_to_image for found, _ in folds]),
@@ -203,8 +206,8 @@ def evaluate(
         num_folds=len(folds),
         metrics=mean_metrics([retrieval_metrics(ranks) for ranks, _ in folds]),
         intervals=bootstrap_intervals(folds),
-        examples=_examples(judgement, num_examples),
-        reranking=judgement.reranking(),
+        examples=_examples(retrieval, num_examples),
+        reranking=retrieval.reranking(),
     ), ranks
 
 
@@ -241,17 +244,17 @@ def write_captions(
     return written
 
 
-def _examples(judgement: Judgement, number: int) -> list[Example]:
+def _examples(retrieval: Retrieval, number: int) -> list[Example]:
     """Queries spread evenly over the split, half of them sentences and half images."""
-    split, ids = judgement.split, judgement.split.image_ids()
+    split, ids = retrieval.split, retrieval.split.image_ids()
     everything, examples = np.arange(split.num_images), []
     for caption in _spread(len(split.captions), number - number // 2):
         correct = everything == split.image_of_caption[caption]
-        found = judgement.of_caption(caption)
+        found = retrieval.of_caption(caption)
         examples.append(_example("text_to_image", split.captions[caption], found, correct, ids))
     for image in _spread(split.num_images, number // 2):
         correct = split.image_of_caption == image
-        examples.append(_example("image_to_text", ids[image], judgement.of_image(image), correct, split.captions))
+        examples.append(_example("image_to_text", ids[image], retrieval.of_image(image), correct, split.captions))
     return examples
 
 

@@ -24,7 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vsrn import __version__
-from vsrn.data.photos import PhotoNames, decode_photo
+from vsrn.data.listing import PhotoNames
+from vsrn.data.photos import decode_photo
 from vsrn.errors import DataError, PhotoError
 from vsrn.evaluation.caption_scores import CaptionScores
 from vsrn.evaluation.eccv import CAVEAT, ExtendedEvaluation

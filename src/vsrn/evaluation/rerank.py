@@ -15,10 +15,12 @@ import numpy as np
 
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.base import Encoder
-from vsrn.encoders.encoded import EVERY, Advance, EncodedSplit, encoded_blocks
 from vsrn.errors import ConfigError
-from vsrn.evaluation.evaluate import BoolArray, Judgement, Reranking, best_matches, mean_similarities
+from vsrn.evaluation.evaluate import BoolArray, Reranking, Retrieval, best_matches, mean_similarities
 from vsrn.metrics import (
+    EVERY,
+    Advance,
+    EncodedSplit,
     FloatArray,
     IntArray,
     Ranks,
@@ -26,6 +28,7 @@ from vsrn.metrics import (
     mean_metrics,
     retrieval_metrics,
     rows_of_block,
+    similarity_blocks,
 )
 
 
@@ -41,12 +44,12 @@ class Candidates:
     correct: BoolArray
 
 
-class TwoStageJudgement(Judgement):
-    """A `Judgement` whose best `top` matches of every query are re-ordered by a second model.
+class TwoStageRetrieval(Retrieval):
+    """A `Retrieval` whose best `top` matches of every query are re-ordered by a second model.
 
     name  of the second model, for the report
 
-    Raises `ConfigError` where `top` is below 1, and what `Judgement` raises.
+    Raises `ConfigError` where `top` is below 1, and what `Retrieval` raises.
     """
 
     stages = 2
@@ -111,7 +114,7 @@ def text_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -
     matches = np.stack(
         [
             best_matches(row, top, owners == image)
-            for start, block in encoded_blocks(first)()
+            for start, block in similarity_blocks(first)()
             for image, row in enumerate(block, start=start)
         ]
     )
@@ -120,7 +123,7 @@ def text_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -
 
 def image_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
     """The best `top` images of every caption, by the first stage."""
-    places, rows = np.arange(first[0].num_images), []
+    places, rows = np.arange(len(first[0].images)), []
     at_once = rows_of_block(len(places))
     for start in range(0, len(owners), at_once):
         captions = slice(start, start + at_once)

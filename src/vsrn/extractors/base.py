@@ -98,8 +98,8 @@ ExtractorFactory = Callable[[str, ExtractorFiles], RegionExtractor]
 _EXTRACTORS: dict[str, ExtractorFactory | str] = {
     "bottom-up": "vsrn.extractors.bottom_up.extractor:make",
     "grid": "vsrn.extractors.grid:make",
-    "hf": "vsrn.extractors.hugging_face:make",
-    "timm": "vsrn.extractors.timm_backbone:make",
+    "hf": "vsrn.extractors.hubs:make_hugging_face",
+    "timm": "vsrn.extractors.hubs:make_timm",
     "torchvision": "vsrn.extractors.torchvision_detector:make",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 
 from vsrn.data.annotations import CaptionedPhoto, as_image_id, possible_names, read_karpathy
-from vsrn.data.photos import PhotoFile, PhotoNames, find_photos
+from vsrn.data.listing import PhotoFile, PhotoNames, find_photos
 from vsrn.data.region_store import RegionStore, map_features, open_region_store
 from vsrn.data.regions import Regions
 from vsrn.errors import ConfigError, DataError

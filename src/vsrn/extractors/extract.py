@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from vsrn.data.annotations import read_karpathy
-from vsrn.data.photos import PhotoFile, PhotoNames
+from vsrn.data.listing import PhotoFile, PhotoNames
 from vsrn.data.region_store import SkippedPhoto, StoreInfo, read_lines, read_skipped, read_store_info
 from vsrn.data.region_writer import RegionWriter, check_split_name, digest_of, finish_interrupted
 from vsrn.data.regions import ARRAYS, RegionNames, Regions

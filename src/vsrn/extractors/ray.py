@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vsrn.data.photos import PhotoFile
+from vsrn.data.listing import PhotoFile
 from vsrn.data.region_store import SkippedPhoto
 from vsrn.data.regions import ARRAYS, Regions
 from vsrn.errors import ConfigError, DataError, PhotoError, VsrnError

@@ -23,7 +23,7 @@ from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
-from vsrn.extractors.bottom_up.proposals import SelectionRules, select
+from vsrn.extractors.bottom_up.network import SelectionRules, select
 from vsrn.tensors import downloaded_before, fingerprint_of, from_hub, load_tensors, not_here
 
 FAMILY = "torchvision"

@@ -16,10 +16,26 @@ from torch import nn
 
 from vsrn.config import ModelConfig
 from vsrn.model.captioner import Captioner
+from vsrn.model.gru import at_least_float32, read_sequences
 from vsrn.model.losses import SIMILARITIES
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
 MatchingLoss = Callable[[torch.Tensor, float], torch.Tensor]
+
+
+class Batch(NamedTuple):
+    """B matching pairs of an image and a caption.
+
+    features  (B, N, F) as stored, float16 or float32; or (B, S, S, 3) uint8 pixels
+    tokens    (B, T) ids, padded with <pad>
+    lengths   (B,) real tokens of each caption, on the CPU, where packing wants them
+    counts    (B,) real regions of each image, or None where all are real
+    """
+
+    features: torch.Tensor
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    counts: torch.Tensor | None = None
 
 
 class EncodedImages(NamedTuple):
@@ -73,6 +89,34 @@ class BaseTextEncoder(nn.Module):
         return None
 
 
+class WordGRU(BaseTextEncoder):
+    """Base class of text encoders with a word embedding and a GRU, whose directions are averaged."""
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int, *, bidirectional: bool) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(vocabulary_size, config.word_dim)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        self.gru = nn.GRU(
+            config.word_dim, config.joint_dim, config.caption_layers, batch_first=True, bidirectional=bidirectional
+        )
+
+    @property
+    def words(self) -> nn.Embedding:
+        """(vocabulary size, word size) vectors of the words."""
+        return self.embedding
+
+    def states(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(B, T) token ids, (B,) real tokens of each -> (B, T, D or 2D) the GRU's outputs, 0 after the last token."""
+        return read_sequences(self.gru, self.embedding(tokens), lengths)
+
+    def mean_of_directions(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, T, D or 2D) the GRU's outputs -> (B, T, D)."""
+        if not self.gru.bidirectional:
+            return states
+        forward, backward = at_least_float32(states).chunk(2, dim=-1)
+        return (forward + backward) / 2
+
+
 class BaseModel(nn.Module, abc.ABC):
     """A model that learns which images and captions belong together, from pairs that do."""
 
@@ -81,42 +125,29 @@ class BaseModel(nn.Module, abc.ABC):
         self.config = config
 
     @property
-    @abc.abstractmethod
     def similarity(self) -> str:
-        """Name of the scale of its similarities; models of one scale can be averaged."""
+        """Name of the scale of its similarities, such as "cosine" or "order"; models of one scale can be averaged."""
+        return self.config.similarity
+
+    @property
+    def image_encoders(self) -> list[BaseImageEncoder]:
+        """The parts that read images."""
+        return [part for part in self.children() if isinstance(part, BaseImageEncoder)]
 
     @property
     def words(self) -> nn.Embedding | None:
-        """(vocabulary size, word size) vectors of the words, which `data.word_vectors` can start; None without any."""
-        return None
-
-    def load_first_weights(self) -> None:
-        """Take the pretrained weights that the config names, before training starts; most models have none."""
-
-    def begin_epoch(self, _epoch: int) -> bool:
-        """Prepare for an epoch (from 0) of training; returns whether other parameters are trained than before."""
-        return False
+        """The vectors of words of the part that reads captions; None without any."""
+        return next((part.words for part in self.children() if isinstance(part, BaseTextEncoder)), None)
 
     @abc.abstractmethod
     def forward(
-        self,
-        features: torch.Tensor,
-        tokens: torch.Tensor,
-        lengths: torch.Tensor,
-        counts: torch.Tensor | None,
-        loss: MatchingLoss,
-        gather: Gather = lambda rows: rows,
-        epochs: float = math.inf,
+        self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: float = math.inf
     ) -> Losses:
         """The losses of B matching pairs.
 
-        features  (B, N, F) regions of each pair's image, or (B, S, S, 3) uint8 its pixels
-        tokens    (B, T) ids of each pair's caption, padded with <pad>
-        lengths   (B,) real tokens of each caption, on the CPU
-        counts    (B,) real regions of each image, or None where all are real
-        loss      matching loss of (B, B) similarities after so many epochs
-        gather    makes the rows of the global batch of this process's rows, where several processes train together
-        epochs    epochs trained so far, for a loss that warms up; by default the warm-up is over
+        loss    matching loss of (B, B) similarities after so many epochs
+        gather  makes the rows of the global batch of this process's rows, where several processes train together
+        epochs  epochs trained so far, for a loss that warms up; by default the warm-up is over
         """
 
 
@@ -138,35 +169,11 @@ class MatchingModel(BaseModel):
         self.caption_encoder = text_encoder
         self.captioner = captioner
 
-    @property
-    def similarity(self) -> str:
-        """How an image and a caption embedding are compared: "cosine" or "order"."""
-        return self.config.similarity
-
-    @property
-    def words(self) -> nn.Embedding | None:
-        """The text encoder's vectors of the words; the captioner has its own."""
-        return self.caption_encoder.words
-
-    def load_first_weights(self) -> None:
-        """Take the pretrained weights that the config names for the image encoder, before training starts."""
-        self.image_encoder.load_first_weights()
-
-    def begin_epoch(self, epoch: int) -> bool:
-        """Prepare for an epoch (from 0) of training; returns whether other parameters are trained than before."""
-        return self.image_encoder.begin_epoch(epoch)
-
     def forward(
-        self,
-        features: torch.Tensor,
-        tokens: torch.Tensor,
-        lengths: torch.Tensor,
-        counts: torch.Tensor | None,
-        loss: MatchingLoss,
-        gather: Gather = lambda rows: rows,
-        epochs: float = math.inf,
+        self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: float = math.inf
     ) -> Losses:
         """The losses of B matching pairs; `BaseModel.forward` says what it takes."""
+        features, tokens, lengths, counts = batch
         images = self.image_encoder(features, counts)
         captions = self.caption_encoder(tokens, lengths)
         similarities = SIMILARITIES[self.config.similarity](gather(images.embeddings), gather(captions))
@@ -175,3 +182,16 @@ class MatchingModel(BaseModel):
             return Losses(matching, torch.zeros_like(matching))
         generation = self.captioner.generation_loss(images.reasoned_regions, tokens, lengths, counts)
         return Losses(matching, generation)
+
+
+def make_projection(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer with Xavier's weights and no bias at first, as the 2019 code made it."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def project(layer: nn.Linear, features: torch.Tensor) -> torch.Tensor:
+    """(..., F) features of any precision -> (..., D) in float32 or wider, also under bf16 autocast."""
+    return at_least_float32(layer(features.to(layer.weight.dtype)))

@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import CaptionerConfig
-from vsrn.data.vocabulary import END, START
-from vsrn.model.gru import at_least_float32
+from vsrn.data.vocabulary import END
+from vsrn.model.gru import at_least_float32, mask_of
 
 State = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -37,11 +37,7 @@ class AttendedRegions(NamedTuple):
     keys: torch.Tensor
     mask: torch.Tensor | None
 
-    def first(self, rows: int) -> AttendedRegions:
-        """The first `rows` images of the batch."""
-        return AttendedRegions(self.states[:rows], self.keys[:rows], None if self.mask is None else self.mask[:rows])
-
-    def of(self, images: torch.Tensor) -> AttendedRegions:
+    def of(self, images: torch.Tensor | slice) -> AttendedRegions:
         """These images of the batch, by their places in it."""
         return AttendedRegions(self.states[images], self.keys[images], None if self.mask is None else self.mask[images])
 
@@ -94,7 +90,7 @@ class Captioner(nn.Module):
             if rows <= SHRINK_AT * len(state[0]):
                 # The longest captions come first, so the unfinished ones are the first rows.
                 # Cutting at every step would cost more in the backward pass than it saves.
-                state, regions = _first(state, rows), regions.first(rows)
+                state, regions = rows_of(state, slice(rows)), regions.of(slice(rows))
             state = self.step(words[step][: len(state[0])], state, regions)
             outputs.append(state[0][:rows])
             targets.append(labels[:rows, step + 1])
@@ -102,32 +98,12 @@ class Captioner(nn.Module):
         logits = at_least_float32(self.output(torch.cat(outputs)))
         return functional.cross_entropy(logits, torch.cat(targets), reduction="sum") / len(tokens)
 
-    @torch.no_grad()
-    def greedy(
-        self, reasoned_regions: torch.Tensor, num_words: int, counts: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The most probable word at every step, not stopping at <end>.
-
-        reasoned_regions (B, N, D) -> words (B, num_words) and their log-probabilities, same shape.
-        """
-        regions, state = self.read(reasoned_regions, counts)
-        word = torch.full((len(reasoned_regions),), START, device=reasoned_regions.device)
-        words, scores = [], []
-        for _ in range(num_words):
-            state = self.step(self.embedding(word), state, regions)
-            score, word = at_least_float32(self.output(state[0])).log_softmax(dim=-1).max(dim=-1)
-            words.append(word)
-            scores.append(score)
-        return torch.stack(words, dim=1), torch.stack(scores, dim=1)
-
     def read(self, regions: torch.Tensor, counts: torch.Tensor | None) -> tuple[AttendedRegions, State]:
         """(B, N, D) reasoned regions, (B,) real ones of each -> regions to attend to, and the decoder's first state."""
         inputs = self.dropout(self.projection(regions))
         if counts is None:
-            mask = None
             states, last = self.encoder(inputs)
         else:
-            mask = torch.arange(regions.shape[1], device=regions.device) < counts[:, None]
             packed = pack_padded_sequence(inputs, counts.cpu(), batch_first=True, enforce_sorted=False)
             packed_states, last = self.encoder(packed)
             states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=regions.shape[1])
@@ -137,7 +113,7 @@ class Captioner(nn.Module):
             state: State = (_join_directions(last[0]), _join_directions(last[1]))
         else:
             state = (_join_directions(last), None)
-        return AttendedRegions(states, keys, mask), state
+        return AttendedRegions(states, keys, mask_of(regions, counts)), state
 
     def step(self, words: torch.Tensor, state: State, regions: AttendedRegions) -> State:
         """(rows, word size) embedded previous words and the state -> the next state.
@@ -169,8 +145,9 @@ class Captioner(nn.Module):
         return (weights @ regions.states).flatten(0, 1)
 
 
-def _first(state: State, rows: int) -> State:
-    return state[0][:rows], None if state[1] is None else state[1][:rows]
+def rows_of(state: State, rows: torch.Tensor | slice) -> State:
+    """These rows of the decoder's state."""
+    return state[0][rows], None if state[1] is None else state[1][rows]
 
 
 def _join_directions(last: torch.Tensor) -> torch.Tensor:

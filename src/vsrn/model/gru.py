@@ -12,13 +12,18 @@ reset, update, new.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from vsrn.data.vocabulary import PAD
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -30,6 +35,20 @@ def l2_normalise(vectors: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """Vectors of unit length along `dim`, in float32 or float64; there is no epsilon, so zeros become NaN."""
     vectors = at_least_float32(vectors)
     return vectors / vectors.pow(2).sum(dim=dim, keepdim=True).sqrt()
+
+
+def mask_of(rows: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor | None:
+    """(B, N, ...) padded rows, (B,) real ones of each -> (B, N) True where a row is real; None where all are."""
+    return None if counts is None else torch.arange(rows.shape[1], device=counts.device) < counts[:, None]
+
+
+def pad_tokens(tokens: Sequence[npt.NDArray[np.integer]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of B captions -> (B, T) padded with <pad>, and (B,) lengths."""
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    padded = torch.full((len(tokens), int(lengths.max())), PAD)
+    for row, ids in enumerate(tokens):
+        padded[row, : len(ids)] = torch.as_tensor(ids)
+    return padded, lengths
 
 
 def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:

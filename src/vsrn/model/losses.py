@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from vsrn.config import LossConfig
 from vsrn.model.gru import at_least_float32
-from vsrn.model.registry import LOSSES
 
 
 def cosine_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
@@ -30,15 +29,6 @@ def order_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Te
 
 
 SIMILARITIES = {"cosine": cosine_similarities, "order": order_similarities}
-
-
-def make_loss(loss: LossConfig) -> nn.Module:
-    """The matching loss that a config names: a module of (B, B) similarities and the epochs trained so far.
-
-    Raises `ConfigError` where nobody registered the name.
-    """
-    module: nn.Module = LOSSES.make(loss.matching, loss)
-    return module
 
 
 class TripletLoss(nn.Module):

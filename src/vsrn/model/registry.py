@@ -1,4 +1,4 @@
-"""The parts of a model by name: those of vsrn, and those that `vsrn.register_*` adds.
+"""The parts of a model by name, those of vsrn and those that `vsrn.register_*` adds, and models built of them.
 
 A config names its parts; the tables here turn a name into the factory that makes the part. vsrn's own factories are
 written as "module:attribute" and imported when they are first used, so that names can be checked without torch.
@@ -6,6 +6,7 @@ written as "module:attribute" and imported when they are first used, so that nam
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vsrn.config import Config, LossConfig, ModelConfig
-    from vsrn.model.base import BaseTextEncoder, MatchingModel
+    from vsrn.data.vocabulary import Vocabulary
+    from vsrn.model.base import BaseModel, BaseTextEncoder, MatchingModel
 
 
 class Registry:
@@ -74,7 +76,7 @@ AGGREGATORS = Registry(
         "gpo": "vsrn.model.aggregators:GeneralisedPooling",
     },
 )
-TEXT_ENCODERS = Registry("model.text_encoder", {"gru": "vsrn.model.text_encoder:TextEncoder"})
+TEXT_ENCODERS = Registry("model.text_encoder", {"gru": "vsrn.model.vsrn:TextEncoder"})
 LOSSES = Registry(
     "loss.matching",
     {"triplet": "vsrn.model.losses:TripletLoss", "contrastive": "vsrn.model.losses:ContrastiveLoss"},
@@ -144,3 +146,37 @@ def check_parts(config: Config, where: str = "the config") -> None:
     """Raise `ConfigError`, naming the file `where`, where a config names a part or a loss that nobody registered."""
     check_model_parts(config.model, where)
     LOSSES.check(config.loss.matching, where)
+
+
+def build_any_model(
+    config: Config, vocabulary: Vocabulary, *, empty: bool = False, where: str = "the config"
+) -> BaseModel:
+    """A fresh model of the config's kind and sizes.
+
+    empty  whether its tensors take no memory until `load_weights` fills them
+    where  the file of the config, for messages
+
+    Raises `ConfigError` where the config names a part that nobody registered.
+    """
+    import torch  # noqa: PLC0415 - names of parts are checked without it
+
+    from vsrn.model.base import BaseModel  # noqa: PLC0415 - as above
+
+    check_model_parts(config.model, where)
+    with torch.device("meta") if empty else contextlib.nullcontext():
+        model = MODEL_KINDS.make(config.model.kind, config.model, len(vocabulary))
+    if not isinstance(model, BaseModel):
+        raise ConfigError(f"the factory of model.kind '{config.model.kind}' makes no vsrn.model.base.BaseModel.")
+    return model
+
+
+def build_model(config: Config, vocabulary: Vocabulary) -> MatchingModel:
+    """A fresh model with a vector for each image and each caption, of the config's kind and sizes.
+
+    Raises what `build_any_model` raises.
+    """
+    from vsrn.model.base import MatchingModel  # noqa: PLC0415 - as above
+
+    model = build_any_model(config, vocabulary)
+    assert isinstance(model, MatchingModel), config.model.kind
+    return model

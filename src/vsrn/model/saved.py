@@ -1,22 +1,24 @@
-"""A model on disk, the portable part of a run: config.toml, vocabulary.json, model.safetensors."""
+"""A model on disk, the portable part of a run: config.toml, vocabulary.json, model.safetensors; its fingerprint."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Generic
 
 from typing_extensions import TypeVar
 
-from vsrn.config import Config, config_to_toml, read_config
-from vsrn.data.region_store import RegionNames, StoreInfo
+from vsrn.config import Config, ModelConfig, config_to_toml, read_config
+from vsrn.data.region_store import StoreInfo
+from vsrn.data.regions import RegionNames
 from vsrn.data.vocabulary import Vocabulary, read_vocabulary
 from vsrn.errors import CheckpointError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights
 from vsrn.files import write_atomically
 from vsrn.model.base import BaseModel, MatchingModel
-from vsrn.model.build import build_any_model
-from vsrn.tensors import load_weights, read_tensors, write_tensors
+from vsrn.model.registry import build_any_model
+from vsrn.tensors import hash_tensors, load_weights, read_tensors, write_tensors
 
 CONFIG_FILE = "config.toml"
 VOCABULARY_FILE = "vocabulary.json"
@@ -107,3 +109,50 @@ def read_any_model(folder: Path | str) -> StoredModel[BaseModel]:
     load_weights(model, weights, folder / WEIGHTS_FILE)
     regions = StoreInfo(metadata.get("extractor", ""), metadata.get("extractor_fingerprint", ""))
     return StoredModel(config, vocabulary, model.eval(), regions, kept_weights(folder), kept_names(folder))
+
+
+def model_fingerprint(stored: StoredModel[BaseModel]) -> str:
+    """SHA-256 (hex) of everything that decides an embedding: the encoders' weights, as float32, by name, and settings.
+
+    Settings count where no weight shows them and they are not the defaults, so that one more setting changes no
+    fingerprint. The captioner is left out: a model and its export, or its copy without a captioner, have the same.
+    """
+    digest = hashlib.sha256()
+    tensors = stored.model.state_dict()
+    hash_tensors(digest, {name: tensor for name, tensor in tensors.items() if not name.startswith("captioner.")})
+    digest.update("".join(_settings_without_weights(stored.config)).encode())
+    if stored.config.model.kind == "scan":
+        digest.update(repr(stored.config.model.scan).encode())
+    return digest.hexdigest()
+
+
+# Fields of `ModelConfig` that add no line of their own to a fingerprint: they show in the weights, or the function
+# below has them, or fingerprints are older. Every other field, and so every new one, is added where it is not the
+# default.
+_NOT_IN_FINGERPRINTS = {
+    *("kind", "feature_dim", "joint_dim", "word_dim", "caption_layers", "caption_bidirectional", "caption_aggregator"),
+    *("reasoning_layers", "aggregator", "normalisation", "image_norm", "absolute", "similarity"),
+    *("captioner", "scan", "network"),
+}
+
+
+def _settings_without_weights(config: Config) -> list[str]:
+    """The lines of a fingerprint for the settings that decide an embedding and show in no weight."""
+    model, order, default = config.model, config.data.region_order, ModelConfig()
+    settings = {
+        f"model.kind = {model.kind}\n": model.kind != "vsrn",
+        # The other two normalisations differ by a BatchNorm.
+        "model.normalisation = none\n": model.normalisation == "none",
+        "model.image_norm = false\n": not model.image_norm,
+        "model.absolute = true\n": model.absolute,
+        f"data.region_order = {order}\n": order != "stored",
+        # vsrn's own aggregators and losses are known by the weights.
+        f"model.aggregator = {model.aggregator}\n": model.aggregator not in ("gru", "mean", "gpo"),
+        f"model.caption_aggregator = {model.caption_aggregator}\n": model.caption_aggregator not in ("last", "gpo"),
+        f"loss.matching = {config.loss.matching}\n": config.loss.matching not in ("triplet", "contrastive"),
+    }
+    for name in (entry.name for entry in fields(model)):
+        value = getattr(model, name)
+        if name not in _NOT_IN_FINGERPRINTS:
+            settings[f"model.{name} = {value}\n"] = value != getattr(default, name)
+    return [setting for setting, holds in settings.items() if holds]

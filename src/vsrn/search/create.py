@@ -14,7 +14,7 @@ from pathlib import Path
 
 import safetensors
 
-from vsrn.data.region_store import RegionNames
+from vsrn.data.regions import RegionNames
 from vsrn.encoders import load_encoder
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.onnx_backend import (

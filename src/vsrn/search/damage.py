@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vsrn.data.region_store import FloatArray
 from vsrn.errors import VsrnError
 from vsrn.files import read_at
+from vsrn.metrics import FloatArray
 from vsrn.search.database import Records
 from vsrn.search.layout import GROWING, RECORDS_FILE, IndexInfo, growing_path, opened, read_info, regions_size
 from vsrn.search.model import open_model

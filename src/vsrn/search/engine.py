@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from vsrn.data.region_store import FloatArray, IntArray
+from vsrn.metrics import FloatArray, IntArray
 
 
 class Found(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.errors import SearchError
 from vsrn.files import printable
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.engine import Engine, Keeper
 from vsrn.search.layout import MILVUS_FILE, IndexInfo
 from vsrn.search.records import State

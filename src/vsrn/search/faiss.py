@@ -15,9 +15,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.errors import SearchError
 from vsrn.files import open_plain, replacing
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.engine import Found, nearest
 from vsrn.search.growing import not_ours
 

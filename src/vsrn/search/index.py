@@ -20,11 +20,12 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from vsrn.data.region_store import FloatArray, IntArray, Regions
+from vsrn.data.regions import Regions
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError, UnknownPhotoError
 from vsrn.files import normal_name, printable
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.damage import JPEG_START, lengths_are_wrong
 from vsrn.search.database import Records
 from vsrn.search.engine import Engine

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vsrn.data.region_store import FloatArray, IntArray
 from vsrn.errors import ConfigError, SearchError
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.engine import Found, nearest
 
 # As many as a server gives in one answer.

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import vsrn
-from vsrn.data.photos import FORMATS, FileContent, PhotoFile
+from vsrn.data.listing import PhotoFile
+from vsrn.data.photos import FORMATS, FileContent
 from vsrn.errors import PhotoError
 from vsrn.search.database import Records
 from vsrn.search.records import Known, SkippedRecord, Stamp

@@ -16,9 +16,9 @@ from typing import Annotated, Any, NamedTuple, Self
 import msgspec
 import numpy as np
 
-from vsrn.data.region_store import IntArray
 from vsrn.errors import SearchError, SkipKind
 from vsrn.files import normal_name
+from vsrn.metrics import IntArray
 
 # SQLite takes at most so many values in one statement, whatever it was built with.
 VALUES_AT_ONCE = 500

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vsrn.data.region_store import pad_regions
+from vsrn.data.regions import pad_regions
 from vsrn.encoders import load_encoder
 from vsrn.errors import CheckpointError, SearchError
 from vsrn.search.index import EVERYWHERE, Hit, Index

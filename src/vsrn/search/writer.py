@@ -20,10 +20,11 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from vsrn.data.region_store import FloatArray, IntArray, Regions
+from vsrn.data.regions import Regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
 from vsrn.files import sync_folder, take_lock
+from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.damage import damaged_pieces, piece_of, stamp_of
 from vsrn.search.database import Records
 from vsrn.search.engine import Keeper
@@ -81,7 +82,7 @@ class MovedPhoto:
 
 
 @dataclass(frozen=True)
-class Settled:
+class Changes:
     """What became of some files.
 
     added    photos, new or changed
@@ -148,22 +149,22 @@ class IndexWriter:
             self._keeper.begin(self._state.generation, open_vectors(folder, self.info, self._state), dead)
             self._undo = undo.pop_all()
 
-    def settle(self, settled: Settled) -> None:
-        """Make it so: it is on disk, whatever happens, when this returns. Raises `OSError` where the disk is full."""
-        records = self._append(settled.added)
+    def write(self, changes: Changes) -> None:
+        """Write changes: they are on disk when this returns. Raises `OSError` where the disk is full."""
+        records = self._append(changes.added)
         if records:
-            vectors = np.stack([photo.vector for photo in settled.added]).astype("<f2")
+            vectors = np.stack([photo.vector for photo in changes.added]).astype("<f2")
             self._keeper.add(self._state.num_rows, vectors)
-        replaced = [*(photo.id for photo in settled.added), *(file.id for file in settled.skipped), *settled.gone]
+        replaced = [*(photo.id for photo in changes.added), *(file.id for file in changes.skipped), *changes.gone]
         with self.records.write() as change:
             died = _rows_of(change, replaced)
             change.remove(replaced)
-            change.unskip([*replaced, *(photo.id for photo in settled.moved)])
+            change.unskip([*replaced, *(photo.id for photo in changes.moved)])
             change.add(records)
-            change.skip(settled.skipped)
-            for photo_id, stamp in settled.touched:
+            change.skip(changes.skipped)
+            for photo_id, stamp in changes.touched:
                 change.touch(photo_id, stamp)
-            for photo in settled.moved:
+            for photo in changes.moved:
                 change.rename(photo.old_id, photo.id, photo.path, photo.stamp)
             state = self._next_state(num_rows=self._state.num_rows + len(records))
             change.reach(state)

@@ -11,11 +11,12 @@ import anyio
 import anyio.to_thread
 from starlette.concurrency import run_in_threadpool
 
-from vsrn.data.region_store import FloatArray, Regions, pad_regions
+from vsrn.data.regions import Regions, pad_regions
 from vsrn.data.tokenizer import tokenize
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.explain import Explanation
 from vsrn.errors import SearchError
+from vsrn.metrics import FloatArray
 from vsrn.search.index import Hit, Index
 from vsrn.search.records import PhotoRecord, Where
 from vsrn.server.batching import Batcher

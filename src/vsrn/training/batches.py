@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from vsrn.data.photo_splits import PhotoSplit, Pixels, decoding_threads
-from vsrn.data.region_store import FloatArray, IntArray, first_of_zeros
+from vsrn.data.regions import first_of_zeros
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.data.vocabulary import Vocabulary
 from vsrn.errors import ConfigError, DataError
-from vsrn.model.text_encoder import pad_tokens
+from vsrn.metrics import FloatArray, IntArray
+from vsrn.model.base import Batch
+from vsrn.model.gru import pad_tokens
 
 # Extra seed component: region dropping must not share the random stream that shuffles captions.
 _DROPPING = 1
@@ -51,31 +52,6 @@ def drop_regions(features: FloatArray, counts: IntArray | None, margins: FloatAr
     moved = np.take_along_axis(features, order[..., None], axis=1)
     moved[places >= left[:, None]] = 0
     return moved, left
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B matching pairs of an image and a caption, longest caption first.
-
-    features  (B, N, F) as stored, float16 or float32; or (B, S, S, 3) uint8 pixels
-    tokens    (B, T) ids, padded with <pad>
-    lengths   (B,) real tokens of each caption, on the CPU
-    counts    (B,) real regions of each image, or None where all are real
-    """
-
-    features: torch.Tensor
-    tokens: torch.Tensor
-    lengths: torch.Tensor
-    counts: torch.Tensor | None
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device; lengths stay on the CPU, where packing wants them."""
-        return Batch(
-            _send(self.features, device),
-            _send(self.tokens, device),
-            self.lengths,
-            None if self.counts is None else _send(self.counts, device),
-        )
 
 
 class Share(NamedTuple):
@@ -226,6 +202,11 @@ def batches_for(split: CaptionedImages) -> type[TrainingBatches]:
     return TrainingBatches if isinstance(split, Split) else PhotoBatches
 
 
-def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy to a device; to a GPU from pinned memory, so that the copy does not wait for the step before."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+def send(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device, but for the lengths; to a GPU from pinned memory, so that no copy waits for a step."""
+
+    def sent(tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+    counts = None if batch.counts is None else sent(batch.counts)
+    return Batch(sent(batch.features), sent(batch.tokens), batch.lengths, counts)

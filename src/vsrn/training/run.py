@@ -11,18 +11,15 @@ import torch
 from torch import nn
 
 from vsrn.config import Config, ModelConfig, check_config, config_to_toml, read_config
-from vsrn.data.datasets import open_split_for
+from vsrn.data.photo_splits import open_split_for
 from vsrn.data.region_store import RegionStore, StoreInfo
 from vsrn.data.splits import CaptionedImages, Split, hold_out
-from vsrn.data.vocabulary import Vocabulary, build_vocabulary, read_vocabulary
-from vsrn.data.word_vectors import read_word_vectors
+from vsrn.data.vocabulary import Vocabulary, build_vocabulary, read_vocabulary, read_word_vectors
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights, weights_of
 from vsrn.files import write_atomically
 from vsrn.model.base import BaseModel
-from vsrn.model.build import build_any_model
-from vsrn.model.losses import make_loss
-from vsrn.model.registry import check_parts
+from vsrn.model.registry import LOSSES, build_any_model, check_parts
 from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel
 from vsrn.training.checkpoint import STATE_FILE
 
@@ -71,10 +68,13 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     torch.manual_seed(config.train.seed)
     model = build_any_model(config, vocabulary)
     if not resume:
-        model.load_first_weights()
+        for part in model.image_encoders:
+            part.load_first_weights()
     if config.data.word_vectors and not resume:
         _start_words(model, config, vocabulary)
-    prepared = PreparedRun(folder, config, train, validation, vocabulary, model, make_loss(config.loss))
+    prepared = PreparedRun(
+        folder, config, train, validation, vocabulary, model, LOSSES.make(config.loss.matching, config.loss)
+    )
     if process > 0:
         # The processes start from the same weights and drop different inputs.
         torch.manual_seed(config.train.seed + process * 2**32)
@@ -150,7 +150,7 @@ def _feature_dim_of(config: Config, train: CaptionedImages) -> int:
     """Numbers of a region's features, or of the model's own network for a photo."""
     if isinstance(train, Split):
         return train.regions.feature_dim
-    from vsrn.model.image_network import feature_dim_of  # noqa: PLC0415 - packages of image networks take long to import
+    from vsrn.model.vsepp import feature_dim_of  # noqa: PLC0415 - packages of image networks take long to import
 
     return feature_dim_of(config.model.network.name)
 

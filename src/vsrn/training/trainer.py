@@ -24,16 +24,14 @@ from torch import nn
 
 from vsrn.config import Config, TrainConfig
 from vsrn.encoders import encoder_of
-from vsrn.encoders.encoded import encoded_blocks
 from vsrn.encoders.torch_backend import Precision
 from vsrn.errors import TrainingError
-from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics
-from vsrn.model.base import BaseModel, Losses
+from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
+from vsrn.model.base import BaseModel, Batch, Losses
 from vsrn.model.saved import write_weights
 from vsrn.training import distributed
-from vsrn.training.batches import Batch, batches_for
-from vsrn.training.checkpoint import Learner, Progress, read_state, write_state
-from vsrn.training.log import RunLog
+from vsrn.training.batches import batches_for, send
+from vsrn.training.checkpoint import Learner, Progress, RunLog, read_state, write_state
 from vsrn.training.run import PreparedRun
 
 
@@ -102,9 +100,8 @@ class _Step(nn.Module):
 
     def forward(self, batch: Batch, epochs: float) -> Losses:
         """The losses of a batch, after so many epochs."""
-        return self.model(
-            batch.features, batch.tokens, batch.lengths, batch.counts, self.loss, distributed.gather_batch, epochs
-        )
+        losses: Losses = self.model(batch, self.loss, distributed.gather_batch, epochs)
+        return losses
 
 
 class Trainer:
@@ -174,7 +171,8 @@ class Trainer:
         epoch = self.progress.epoch
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.config, epoch)
-        if self.model.begin_epoch(epoch):
+        changes = [part.begin_epoch(epoch) for part in self.model.image_encoders]
+        if any(changes):
             self.parallel = distributed.shared(self.step)
         for batch in self.batches.epoch(epoch, self.progress.step_in_epoch):
             self._step(batch)
@@ -191,7 +189,7 @@ class Trainer:
         return False
 
     def _step(self, batch: Batch) -> None:
-        batch = batch.to(self.device)
+        batch = send(batch, self.device)
         with autocast(self.device, self.config.train.precision):
             losses: Losses = self.parallel(batch, self.progress.step / self.batches.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -265,7 +263,7 @@ class Trainer:
     def _validation_metrics(self) -> RetrievalMetrics:
         split = self.prepared.validation
         encoded = encoder_of(self.prepared.stored(), str(self.device)).encode_split(split)
-        ranks = rank_blocks(encoded_blocks([encoded]), split.image_of_caption)
+        ranks = rank_blocks(similarity_blocks([encoded]), split.image_of_caption)
         self.model.train()
         return retrieval_metrics(ranks)
 

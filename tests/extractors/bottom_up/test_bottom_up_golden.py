@@ -12,13 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from seeded_detector import hugging_face_file, milvlg_file, recording
 
-from vsrn.data.photos import find_photos
+from vsrn.data.listing import find_photos
 from vsrn.errors import CheckpointError
 from vsrn.extractors.base import RegionExtractor, make_extractor, prepare_photo
-from vsrn.extractors.bottom_up.extractor import BottomUpExtractor, Recipe
-from vsrn.extractors.bottom_up.network import BottomUpNetwork
-from vsrn.extractors.bottom_up.pixels import ScaleRules
-from vsrn.extractors.bottom_up.proposals import ProposalRules, SelectionRules, place_anchors, propose
+from vsrn.extractors.bottom_up.extractor import BottomUpExtractor, Recipe, ScaleRules
+from vsrn.extractors.bottom_up.network import BottomUpNetwork, ProposalRules, SelectionRules, place_anchors, propose
 from vsrn.extractors.bottom_up.weights import BOX_DELTAS, read_weights
 from vsrn.extractors.compare import compare, find_rows, open_existing
 from vsrn.extractors.extract import extract

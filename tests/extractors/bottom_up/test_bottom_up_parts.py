@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torchvision.ops import roi_pool
 
 from vsrn.errors import ConfigError, PhotoError
-from vsrn.extractors.bottom_up.extractor import name_of, parse_counts
-from vsrn.extractors.bottom_up.network import POOLED_SIDE, STRIDE
-from vsrn.extractors.bottom_up.pixels import MEAN_BGR, ScaleRules, to_pixels
-from vsrn.extractors.bottom_up.proposals import (
+from vsrn.extractors.bottom_up.extractor import MEAN_BGR, ScaleRules, name_of, parse_counts, to_pixels
+from vsrn.extractors.bottom_up.network import (
+    POOLED_SIDE,
+    STRIDE,
     ProposalRules,
     SelectionRules,
     apply_deltas,

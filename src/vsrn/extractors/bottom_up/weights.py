@@ -22,8 +22,14 @@ from pathlib import Path
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from vsrn.extractors.bottom_up.network import FEATURE_DIM, NUM_CELL_ANCHORS, NUM_CLASSES, BottomUpNetwork
-from vsrn.extractors.bottom_up.proposals import caffe_anchors, default_anchors
+from vsrn.extractors.bottom_up.network import (
+    FEATURE_DIM,
+    NUM_CELL_ANCHORS,
+    NUM_CLASSES,
+    BottomUpNetwork,
+    caffe_anchors,
+    default_anchors,
+)
 from vsrn.tensors import check_fit, read_tensor_file
 
 Tensors = Mapping[str, torch.Tensor]

@@ -1,4 +1,4 @@
-"""VSRN's checkpoints of 2019 in our terms, and what they share with those of SCAN and VSE++.
+"""Where each name of a published checkpoint is mapped to ours: VSRN (2019), VSE++ (2018) and SCAN (2018).
 
 All three codes lay their checkpoints out alike: a pair of [image part, caption part], and the command-line options.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vsrn.config import CaptionerConfig, Config, LossConfig, ModelConfig, TrainConfig
+from vsrn.config import CaptionerConfig, Config, LossConfig, ModelConfig, NetworkConfig, TrainConfig, config_from_table
 
 Weights = Mapping[str, torch.Tensor]
 Options = Mapping[str, Any]
@@ -127,3 +127,76 @@ def _captioner_config(options: Options, weights: Weights) -> CaptionerConfig:
 
 
 VSRN = Family(Renaming("image_encoder.", IMAGE_KEYS), Renaming("caption_encoder.", CAPTION_KEYS), vsrn_model_config)
+
+
+PROJECTION = {"fc.": "projection."}
+NETWORK = "network.trunk."
+WHOLE_KEYS = {**PROJECTION, "cnn.module.": NETWORK, "cnn.": NETWORK}
+# Before 2018 torchvision's VGG dropped out before its first linear layer, which moved the two that are left.
+VGG_KEYS = {
+    **PROJECTION,
+    "cnn.classifier.1.": f"{NETWORK}classifier.0.",
+    "cnn.classifier.4.": f"{NETWORK}classifier.3.",
+    "cnn.features.module.": f"{NETWORK}features.",
+    "cnn.": NETWORK,
+}
+
+
+def is_vsepp(image_part: object) -> bool:
+    """Whether this is VSE++'s image side: a network, or a projection and nothing else."""
+    if not isinstance(image_part, dict):
+        return False
+    names = [str(name) for name in image_part]
+    return any(name.startswith("cnn.") for name in names) or set(names) == {"fc.weight", "fc.bias"}
+
+
+def vsepp_family(options: Options) -> Family:
+    """How a VSE++ becomes ours; names of its image part depend on the network that the options name."""
+    table = VGG_KEYS if str(options["cnn_type"]).startswith("vgg") else WHOLE_KEYS
+    return Family(Renaming("image_encoder.", table), Renaming("caption_encoder.", CAPTION_KEYS), vsepp_model_config)
+
+
+def vsepp_model_config(options: Options, weights: Weights) -> ModelConfig:
+    """The config of a VSE++: sizes from the tensors, the rest from the original's options."""
+    reads_photos = any(name.startswith(f"image_encoder.{NETWORK}") for name in weights)
+    crop_size = int(options["crop_size"])
+    network = NetworkConfig(
+        name=str(options["cnn_type"]),
+        weights="hub",
+        fine_tune_after=0 if options["finetune"] else None,
+        photo_size=max(256, crop_size),
+        crop_size=crop_size,
+    )
+    fields = sizes_and_norms(options, weights)
+    return ModelConfig(kind="vsepp", **fields, network=network if reads_photos else NetworkConfig())
+
+
+def scan_model_config(options: Options, weights: Weights) -> ModelConfig:
+    """The config of a SCAN: sizes from the tensors, the rest from the original's options."""
+    joint_dim, feature_dim = weights["region_encoder.projection.weight"].shape
+    if options.get("no_imgnorm") or options.get("no_txtnorm"):
+        raise ValueError("it is a SCAN whose vectors have no unit length (no_imgnorm, no_txtnorm), which ours have.")
+    # config_from_table refuses choices that we do not have, and names them.
+    scan = {
+        "direction": {"t2i": "text_to_image", "i2t": "image_to_text"}[options["cross_attn"]],
+        "first_norm": options["raw_feature_norm"],
+        "inverse_temperature": float(options["lambda_softmax"]),
+        "aggregation": options["agg_func"].lower(),
+        "logsumexp_factor": float(options["lambda_lse"]),
+        "bidirectional": "word_encoder.gru.weight_ih_l0_reverse" in weights,
+    }
+    words = weights["word_encoder.embedding.weight"]
+    layers = sum(name.startswith("word_encoder.gru.weight_hh_l") and "reverse" not in name for name in weights)
+    return ModelConfig(
+        kind="scan",
+        feature_dim=feature_dim,
+        joint_dim=joint_dim,
+        word_dim=words.shape[1],
+        caption_layers=layers,
+        scan=config_from_table({"model": {"scan": scan}}, where="its options").model.scan,
+    )
+
+
+SCAN = Family(
+    Renaming("region_encoder.", {"fc.": "projection."}), Renaming("word_encoder.", CAPTION_KEYS), scan_model_config
+)

@@ -1,0 +1,168 @@
+"""Other people's networks as extractors: timm's backbones, and vision models in Hugging Face's layout.
+
+    timm:resnet50.a1_in1k                  a map, pooled to 6 x 6 windows
+    timm:vit_base_patch16_224.augreg_in21k a transformer's patches, which are regions as they are
+    hf:openai/clip-vit-base-patch32        CLIP, SigLIP, DINOv2 and whatever else `transformers.AutoModel` opens
+                                           (`pip install '.[hub]'`)
+
+Of Hugging Face's models, weights are read from safetensors only, and no code that comes with a model runs:
+transformers would ask a person at a terminal whether it may, and would fetch the kernels that a config names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from PIL import Image
+from timm.data.config import resolve_data_config
+
+from vsrn.errors import ConfigError, did_you_mean
+from vsrn.extractors.base import ExtractorFiles
+from vsrn.extractors.grid import Grid, PixelRules, WholePhotoExtractor, patch_grid
+from vsrn.tensors import downloaded_before, from_hub, load_tensors, not_here
+
+
+def make_timm(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
+    """What `--extractor timm:NAME [--weights FILE]` asks for.
+
+    Without a file, the weights come from the caches of timm's hubs, or where `files.download` allows it from the hubs.
+    Raises `ConfigError` where timm has no such network, the weights are not here or the hub does not answer, and
+    `CheckpointError` where a file does not fit.
+    """
+    name, known = f"timm:{argument}", timm.list_models()
+    if argument.partition(".")[0] not in known:
+        raise ConfigError(
+            f"timm has no network '{argument}'; write 'timm:' and a name of `timm.list_models()`."
+            f"{did_you_mean(argument, known)}"
+        )
+    fetched = files.weights is None
+    # What timm is told of a file that was downloaded before, it reads in place of asking the hub.
+    overlay = None
+    if fetched and not files.download:
+        cached = _timm_downloaded_before(argument)
+        if cached is None:
+            raise not_here(name)
+        overlay = {"file": str(cached)}
+    network: Any = from_hub(
+        name,
+        lambda: timm.create_model(argument, pretrained=fetched, num_classes=0, pretrained_cfg_overlay=overlay),
+    )
+    if files.weights is not None:
+        # Regions are read before the classifier.
+        names = network.pretrained_cfg.get("classifier") or ()
+        classifier = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+        load_tensors(network, files.weights, ignored=classifier)
+    config = resolve_data_config({}, model=network)  # type: ignore[no-untyped-call]
+    _, height, width = config["input_size"]
+    resample = Image.Resampling[config["interpolation"].upper()]
+    rules = PixelRules(height, width, tuple(config["mean"]), tuple(config["std"]), int(resample))
+    return WholePhotoExtractor(name, files, network, lambda pixels: _timm_grid(network, pixels), rules)
+
+
+def _timm_grid(network: Any, pixels: torch.Tensor) -> Grid:
+    """(B, 3, height, width) scaled pixels -> the network's map, or its patches."""
+    output: torch.Tensor = network.forward_features(pixels)
+    if output.ndim == 3:
+        return Grid(patch_grid(output, *network.patch_embed.grid_size), patches=True)
+    if getattr(network, "output_fmt", "NCHW") == "NHWC":
+        output = output.permute(0, 3, 1, 2)
+    return Grid(output, patches=False)
+
+
+def _timm_downloaded_before(argument: str) -> Path | None:
+    """The file of a network's published weights in the caches of timm's hubs, or None; the hubs are not asked."""
+    published = timm.get_pretrained_cfg(argument, allow_unregistered=True)
+    if published is None:
+        return None
+    if published.hf_hub_id:
+        names = [published.hf_hub_filename] if published.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+        repository, _, revision = published.hf_hub_id.partition("@")
+        for name in names:
+            found = try_to_load_from_cache(repository, name, revision=revision or None)
+            if isinstance(found, str):
+                return Path(found)
+    return downloaded_before(published.url) if isinstance(published.url, str) else None
+
+
+def make_hugging_face(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
+    """What `--extractor hf:NAME [--weights FOLDER]` asks for: the folder holds config, preprocessor and weights.
+
+    Without a folder they come from the hub's cache, or where `files.download` allows it from the hub. Raises
+    `ConfigError` where transformers is not installed, the model is not here, the hub does not answer, or the model
+    brings code of its own or does not look at images in patches.
+    """
+    if not argument:
+        raise ConfigError("'hf:' wants the name of a model, as in hf:facebook/dinov2-base.")
+    name, source = f"hf:{argument}", argument
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError as error:
+        raise ConfigError(
+            f"'hf:' needs the package transformers ({error}); run `pip install '.[hub]'` in the checkout."
+        ) from error
+    if files.weights is not None:
+        source = str(files.weights)
+        if not files.weights.is_dir():
+            raise ConfigError(f"{source} is no folder; --weights names the folder of a Hugging Face model.")
+    elif not files.download and not _is_here(source):
+        raise not_here(name)
+
+    def load() -> tuple[Any, Any]:
+        rules = {"local_files_only": files.weights is not None or not files.download, "trust_remote_code": False}
+        config = transformers.AutoConfig.from_pretrained(source, **rules)
+        _check_no_kernels(name, config)
+        processor = transformers.AutoImageProcessor.from_pretrained(source, **rules)
+        model = transformers.AutoModel.from_pretrained(source, config=config, use_safetensors=True, **rules)
+        return processor, model
+
+    processor, model = from_hub(name, load)
+    # The half that looks at images; of a model of images alone, all of it.
+    vision = getattr(model, "vision_model", model)
+    patch = getattr(getattr(vision, "config", None), "patch_size", None)
+    if not isinstance(patch, int):
+        raise ConfigError(f"'{name}' does not look at images in patches; give it as timm:NAME, or use another model.")
+    rules = _processor_rules(processor)
+    cells = (rules.height // patch, rules.width // patch)
+
+    def grid_of(pixels: torch.Tensor) -> Grid:
+        return Grid(patch_grid(vision(pixel_values=pixels).last_hidden_state, *cells), patches=True)
+
+    return WholePhotoExtractor(name, files, vision, grid_of, rules)
+
+
+def _processor_rules(processor: Any) -> PixelRules:
+    """What a model's own image processor says, but that photos are squashed where it would crop them."""
+    size: dict[str, int] = dict(processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size)
+    side = size.get("shortest_edge") or 0
+    height, width = size.get("height") or side, size.get("width") or side
+    if min(height, width) < 1:
+        raise ConfigError(f"the model's preprocessor_config.json does not say how large photos are made: {size}.")
+    resample = processor.resample if processor.resample is not None else Image.Resampling.BICUBIC
+    return PixelRules(height, width, tuple(processor.image_mean), tuple(processor.image_std), int(resample))
+
+
+def _is_here(source: str) -> bool:
+    """Whether a model's config lies in a folder of this name, or in the hub's cache; the hub is not asked."""
+    try:
+        return Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json"), str)
+    except ValueError:
+        # No name of a repository.
+        return False
+
+
+def _check_no_kernels(name: str, config: Any) -> None:
+    """Raise `ConfigError` where a config, or a part of it, names a repository of compiled code to compute with."""
+    parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", {}))]
+    for part in parts:
+        for field in ("_attn_implementation", "_experts_implementation"):
+            wanted = str(getattr(part, field, None) or "")
+            if "/" in wanted:
+                raise ConfigError(
+                    f"'{name}' wants to compute with code from '{wanted}', and no code of a model runs here; take"
+                    " attn_implementation and experts_implementation out of its config.json."
+                )
