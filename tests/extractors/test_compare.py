@@ -177,5 +177,3 @@ def test_mistakes_get_one_sentence(
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: ")
         assert says in last
-    assert vsrn("extract", photos, "--compare", existing) == 2
-    assert "`vsrn compare PHOTOS FEATURES.npy`" in capsys.readouterr().err.splitlines()[-1]

@@ -62,7 +62,7 @@ def run_command(command: str, arguments: list[str]) -> int:
     except VsrnError as error:
         return complain(str(error))
     except KeyboardInterrupt:
-        print("\nStopped. What is finished is kept; run the same command again to go on.", file=sys.stderr)
+        print("\nStopped; everything finished is kept. The same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         _expect_no_reader()

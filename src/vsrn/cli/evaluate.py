@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from vsrn.data.splits import CaptionedImages
     from vsrn.encoders.base import Encoder
     from vsrn.evaluation.caption_scores import CaptionScores
-    from vsrn.evaluation.evaluate import Retrieval
+    from vsrn.evaluation.eccv import ExtendedEvaluation
+    from vsrn.evaluation.evaluate import Evaluation, Retrieval
     from vsrn.metrics import Ranks
 
 
@@ -49,8 +50,7 @@ def main(
 
     Args:
         models: Runs, or models made by `vsrn convert`.
-        data: Region store, or for a model that reads photos their captions: a Karpathy JSON, or a folder of
-            COCO's annotations [default: what the first model learned from].
+        data: Region store, or the captions for a model that reads photos [default: what the first model learned from].
         split: Name of the split on disk: train, dev, test, testall, ...
         five_fold: Average over consecutive blocks of 1,000 images: COCO 1K, on its testall split.
         html: Also write a report with example queries to this file.
@@ -59,38 +59,26 @@ def main(
         rerank: A second model, usually a SCAN, that re-orders the best matches of every query.
         top: Number of matches of a query that the second model re-orders.
         captions: Also write a caption for each image, and print BLEU-4 and CIDEr-D against the split's.
-        eccv: Also judge COCO's 5,000 test images by CxC and ECCV Caption, which know more pairs that fit; VSRN
-            helped to find those of ECCV Caption (extra `eval`).
+        eccv: Also judge COCO's 5,000 test images by CxC and ECCV Caption (docs/results.md; extra `eval`).
     """
     _check_options(models, photos=photos, html=html, captions=captions, eccv=eccv, rerank=rerank)
     from vsrn.data.photo_splits import open_split_for
     from vsrn.encoders import load_encoder
     from vsrn.evaluation.eccv import check_split, extended_evaluation
-    from vsrn.evaluation.evaluate import evaluate
-    from vsrn.evaluation.report import show, write_html_report
-    from vsrn.training.checkpoint import read_log
 
     encoders = [load_encoder(model, device) for model in models]
-    second = None if rerank is None else load_encoder(rerank, device)
     opened = open_split_for(encoders[0].config, split, data=data, photos=photos)
     if eccv:
         check_split(opened)
     scores = _score_captions(encoders[0], data, split, beam) if captions else None
-    retrieval = _judge(encoders, opened, second, str(rerank), top)
-    with ProgressBar("comparing", "images", opened.num_images * (1 if second is None else 2)) as bar:
-        names, examples = [str(model) for model in models], 6 if html else 0
-        evaluation, found = evaluate(retrieval, names, five_fold=five_fold, num_examples=examples, advance=bar.advance)
+    retrieval = _judge(encoders, opened, None if rerank is None else load_encoder(rerank, device), str(rerank), top)
+    evaluation, found = _rank(retrieval, models, five_fold=five_fold, num_examples=6 if html else 0)
     extended = extended_evaluation(opened, retrieval.blocks()) if eccv else None
     if ranks is not None:
         _save_ranks(ranks, found)
     if html is not None:
-        write_html_report(html, evaluation, photos=photos, history=read_log(models[0]))
-        say(f"The report is {html}.")
-    if json:
-        written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
-        print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended.to_json()}))
-    else:
-        show(evaluation, extended, scores, beam)
+        _write_report(html, evaluation, photos, models[0])
+    _show(evaluation, extended, scores, beam, json=json)
     return 0
 
 
@@ -147,6 +135,17 @@ def _judge(
         return TwoStageRetrieval(encoders, second, split, name=name, top=top, advance=bar.advance)
 
 
+def _rank(
+    retrieval: Retrieval, models: Sequence[Path], *, five_fold: bool, num_examples: int
+) -> tuple[Evaluation, Ranks]:
+    """Rank what was encoded, drawing the progress."""
+    from vsrn.evaluation.evaluate import evaluate
+
+    with ProgressBar("comparing", "images", retrieval.split.num_images * retrieval.stages) as bar:
+        names = [str(model) for model in models]
+        return evaluate(retrieval, names, five_fold=five_fold, num_examples=num_examples, advance=bar.advance)
+
+
 def _save_ranks(path: Path, ranks: Ranks) -> None:
     """Ranks, from 0, as an .npz with one array per direction."""
     import numpy as np
@@ -157,3 +156,30 @@ def _save_ranks(path: Path, ranks: Ranks) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **vars(ranks))
     say(f"Ranks of every query are in {path}.")
+
+
+def _write_report(path: Path, evaluation: Evaluation, photos: Path | None, model: Path) -> None:
+    """Write the HTML report, with the training curves of a run."""
+    from vsrn.evaluation.report import write_html_report
+    from vsrn.training.checkpoint import read_log
+
+    write_html_report(path, evaluation, photos=photos, history=read_log(model))
+    say(f"The report is {path}.")
+
+
+def _show(
+    evaluation: Evaluation,
+    extended: ExtendedEvaluation | None,
+    scores: CaptionScores | None,
+    beam: int,
+    *,
+    json: bool,
+) -> None:
+    """Print all that was measured, as tables or as JSON."""
+    from vsrn.evaluation.report import print_tables
+
+    if json:
+        written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
+        print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended.to_json()}))
+    else:
+        print_tables(evaluation, extended, scores, beam)

@@ -52,10 +52,8 @@ def main(
 ) -> int:
     """Turn a folder of photos into a region store: features, boxes and ids of each photo's regions.
 
-    $ vsrn extract photos/ -o data/mine
     $ vsrn extract flickr8k/images -o data/flickr8k --captions dataset_flickr8k.json
     $ vsrn extract photos/ -o data/mine --extractor bottom-up --weights pytorch_model.bin
-    $ vsrn extract photos/ -o data/mine --shard 3/16
 
     Stopped or killed at any moment, the same command goes on where it was. Photos that cannot be read are listed.
 
@@ -63,12 +61,10 @@ def main(
         captions: Karpathy JSON; its splits and captions go into the store, and only its photos are read.
         extractor: What makes the regions: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME` or `torchvision:NAME`
             (docs/extractors.md).
-        weights: Weights of the extractor: for `grid` fine-tuned ones (.safetensors), for `bottom-up` the published,
-            for the others a copy of what they would download.
+        weights: Weights of the extractor; needed for `bottom-up`, for others instead of those they come with.
         classes: For `bottom-up`, a file that names the detector's classes, one a line; regions then keep theirs.
         attributes: For `bottom-up`, a file that names the detector's attributes, one a line.
-        shard: i/n, extract only the i-th of n parts, into shards/ of the store, which is read as one store when all
-            parts are there.
+        shard: i/n, extract only the i-th of n parts, into shards/; all n are then read as one store.
         ray: Address of a Ray cluster that sees the photos by the same paths, or `local` for one started here.
     """
     part = None if shard is None else parse_shard(shard)

@@ -6,16 +6,21 @@ import base64
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from vsrn.cli.options import Device, Index, Json, Uri, print_json
 from vsrn.errors import ConfigError
 from vsrn.files import printable
+
+if TYPE_CHECKING:
+    from vsrn.search.index import Hit
+    from vsrn.search.index import Index as OpenIndex
+    from vsrn.search.records import Where
 
 
 def main(
@@ -64,28 +69,36 @@ def main(
 
     where = Where(folder, _day(since, "--since"), _day(until, "--until"))
     with open_index(index, uri, device) as opened:
-        if rerank is not None:
-            from vsrn.search.rerank import Reranker
-
-            hits = Reranker(opened, rerank, device).search(str(sentence), k, where)
-        elif sentence is not None:
-            hits = opened.search(sentence, k, where)
-        elif image is not None:
-            hits = opened.search_image(image, k, where)
-        else:
-            hits = opened.search_like(opened.id_of(str(like)), k, where)
+        hits = _search(opened, query, k, where, rerank, device)
         if json:
             found = [{"id": hit.id, "score": round(hit.score, 6), "path": printable(hit.path)} for hit in hits]
             print_json({"index": str(index), "query": query, "hits": found})
-            return 0
-        draw = picture_protocol() if sys.stdout.isatty() else None
-        for hit in hits:
-            print(f"{hit.score:.3f}  {printable(hit.path)}")
-            if draw is not None:
-                print(draw(opened.thumbnail(hit.id)))
+        else:
+            _show(opened, hits)
+    return 0
+
+
+def _search(
+    index: OpenIndex, query: dict[str, str], k: int, where: Where, rerank: Path | None, device: str
+) -> list[Hit]:
+    ((kind, value),) = query.items()
+    if rerank is not None:
+        from vsrn.search.rerank import Reranker
+
+        return Reranker(index, rerank, device).search(value, k, where)
+    if kind == "like":
+        return index.search_like(index.id_of(value), k, where)
+    return (index.search if kind == "sentence" else index.search_image)(value, k, where)
+
+
+def _show(index: OpenIndex, hits: Sequence[Hit]) -> None:
+    draw = picture_protocol() if sys.stdout.isatty() else None
+    for hit in hits:
+        print(f"{hit.score:.3f}  {printable(hit.path)}")
+        if draw is not None:
+            print(draw(index.thumbnail(hit.id)))
     if not hits:
         print("No photo of the index passes the filters.", file=sys.stderr)
-    return 0
 
 
 def _day(text: str | None, option: str) -> date | None:

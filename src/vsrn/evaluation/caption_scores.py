@@ -112,44 +112,30 @@ def cider_d(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) 
     images_with = Counter(
         gram for people in references for gram in {gram for words in people for gram in _grams(words)}
     )
+
+    def weights_of(words: Words) -> dict[Gram, float]:
+        counts = Counter(_grams(words)).items()
+        return {gram: count * math.log(len(references) / max(1, images_with[gram])) for gram, count in counts}
+
     scores = []
     for words, people in zip(candidates, references, strict=True):
-        caption = _Vector.of(words, images_with, len(references))
-        similarities = [_similarity(caption, _Vector.of(person, images_with, len(references))) for person in people]
+        weights = weights_of(words)
+        similarities = [
+            math.exp(-((len(words) - len(person)) ** 2) / (2 * SIGMA**2)) * _clipped_cosine(weights, weights_of(person))
+            for person in people
+        ]
         scores.append(10 * sum(similarities) / len(similarities))
     return np.array(scores, dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class _Vector:
-    """A sentence as weights of its n-grams; `norms` are those of its 1-grams to its 4-grams."""
-
-    weights: Mapping[Gram, float]
-    norms: list[float]
-    length: int
-
-    @classmethod
-    def of(cls, words: Words, images_with: Mapping[Gram, int], num_images: int) -> _Vector:
-        weights = {
-            gram: count * math.log(num_images / max(1, images_with.get(gram, 0)))
-            for gram, count in Counter(_grams(words)).items()
-        }
-        squares = _by_length({gram: weight**2 for gram, weight in weights.items()})
-        return cls(weights, [math.sqrt(square) for square in squares], len(words))
-
-
-def _similarity(caption: _Vector, reference: _Vector) -> float:
-    shared = {
-        gram: min(weight, reference.weights[gram]) * reference.weights[gram]
-        for gram, weight in caption.weights.items()
-        if gram in reference.weights
-    }
-    cosines = [
-        product / (ours * theirs) if ours and theirs else 0.0
-        for product, ours, theirs in zip(_by_length(shared), caption.norms, reference.norms, strict=True)
-    ]
-    gap = caption.length - reference.length
-    return math.exp(-(gap**2) / (2 * SIGMA**2)) * sum(cosines) / LONGEST_GRAM
+def _clipped_cosine(caption: Mapping[Gram, float], reference: Mapping[Gram, float]) -> float:
+    """Mean over n = 1 to 4 of the cosine of two sentences' n-grams; a weight counts up to the reference's."""
+    shared = _by_length(
+        {gram: min(caption[gram], reference[gram]) * reference[gram] for gram in caption.keys() & reference.keys()}
+    )
+    ours, theirs = (_by_length({gram: w**2 for gram, w in weights.items()}) for weights in (caption, reference))
+    norms = np.sqrt(ours * theirs)
+    return float(np.divide(shared, norms, out=np.zeros(LONGEST_GRAM), where=norms > 0).mean())
 
 
 def _grams(words: Words) -> Iterable[Gram]:
@@ -159,9 +145,7 @@ def _grams(words: Words) -> Iterable[Gram]:
             yield tuple(words[first : first + n])
 
 
-def _by_length(of_gram: Mapping[Gram, float]) -> list[float]:
-    """Sums over the 1-grams, the 2-grams, the 3-grams and the 4-grams."""
-    sums = [0.0] * LONGEST_GRAM
-    for gram, value in of_gram.items():
-        sums[len(gram) - 1] += value
-    return sums
+def _by_length(of_gram: Mapping[Gram, float]) -> FloatArray:
+    """(4,) sums over the 1-grams, the 2-grams, the 3-grams and the 4-grams."""
+    lengths, values = [len(gram) - 1 for gram in of_gram], np.array(list(of_gram.values()), dtype=np.float64)
+    return np.asarray(np.bincount(np.array(lengths, dtype=int), values, minlength=LONGEST_GRAM), dtype=np.float64)

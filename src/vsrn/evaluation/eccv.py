@@ -24,21 +24,23 @@ from vsrn.data.annotations import coco_number
 from vsrn.data.splits import CaptionedImages
 from vsrn.errors import ConfigError, DataError
 from vsrn.evaluation.evaluate import best_matches
-from vsrn.metrics import Blocks, FloatArray, check_no_nan
+from vsrn.metrics import RECALL_AT, Blocks, FloatArray, check_no_nan
 
 CAPTIONS_JUDGED = 5
 QUERIES_AT_ONCE = 256
 CAVEAT = (
     "VSRN was one of the five models that proposed ECCV Caption's positives, so it favours VSRN and models like it."
 )
-_RECALL_AT = (1, 5, 10)
+Ids = npt.NDArray[np.int64]
+
 _DIRECTIONS = {"i2t": "image_to_text", "t2i": "text_to_image"}
+_CXC_METRICS = {f"cxc_r{k}": f"recall_at_{k}" for k in RECALL_AT}
 _ECCV_METRICS = {"eccv_map_at_r": "map_at_r", "eccv_rprecision": "r_precision", "eccv_r1": "recall_at_1"}
 
 
 @dataclass(frozen=True)
 class ExtendedEvaluation:
-    """Both sets of judgements, in percent, by direction ("image_to_text", "text_to_image") and name.
+    """Both sets of retrievals, in percent, by direction ("image_to_text", "text_to_image") and name.
 
     cxc   recall_at_1, recall_at_5, recall_at_10
     eccv  map_at_r, r_precision, recall_at_1
@@ -59,10 +61,9 @@ class ExtendedEvaluation:
 def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> ExtendedEvaluation:
     """Judge the similarities of COCO's 5,000 test images and their captions.
 
-    Raises `ConfigError` where the package is not installed, `DataError` where the split is another one, and
-    `SimilarityError` where a similarity is NaN.
+    Raises what `check_split` raises, and `SimilarityError` where a similarity is NaN.
     """
-    judge, images, captions = _judge_of(split)
+    judge, images, captions = check_split(split)
     judged = np.flatnonzero(captions >= 0)
     ids = captions[judged]
     # No metric looks further down a ranking than the longest list of positives.
@@ -79,31 +80,38 @@ def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> ExtendedEvalu
             _rankings(images, similarities, ids, deepest["i2t"]),
             _rankings(ids, similarities.T, images, deepest["t2i"]),
             target_metrics=("cxc_recalls", *_ECCV_METRICS),
-            Ks=_RECALL_AT,
+            Ks=RECALL_AT,
             verbose=False,
         )
-    return ExtendedEvaluation(
-        cxc=_by_direction(found, {f"cxc_r{k}": f"recall_at_{k}" for k in _RECALL_AT}),
-        eccv=_by_direction(found, _ECCV_METRICS),
-    )
+
+    def by_direction(names: dict[str, str]) -> dict[str, dict[str, float]]:
+        return {
+            ours: {name: 100 * float(found[theirs][way]) for theirs, name in names.items()}
+            for way, ours in _DIRECTIONS.items()
+        }
+
+    return ExtendedEvaluation(by_direction(_CXC_METRICS), by_direction(_ECCV_METRICS))
 
 
-def check_split(split: CaptionedImages) -> None:
-    """Check, before anything is encoded, that `extended_evaluation` can judge this split.
+def check_split(split: CaptionedImages) -> tuple[Any, Ids, Ids]:
+    """The package's judge, and COCO's numbers of a split's images and captions (`coco_ids`).
 
-    Raises `ConfigError` where the package is not installed, and `DataError` where the split is another one.
+    Raises `ConfigError` where the package is not installed, and `DataError` where the split is not COCO's test split.
     """
-    _judge_of(split)
-
-
-def _judge_of(split: CaptionedImages) -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    judge = _load_judge()
+    try:
+        with warnings.catch_warnings():
+            # It warns of packages that it can do without.
+            warnings.simplefilter("ignore")
+            from eccv_caption import Metrics  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise ConfigError(
+            "CxC and ECCV Caption need the package eccv-caption; run `pip install '.[eval]'` in the checkout."
+        ) from error
+    judge = Metrics()
     return judge, *coco_ids(split, judge.coco_ids.tolist(), judge.coco_gts["t2i"])
 
 
-def coco_ids(
-    split: CaptionedImages, test_captions: Sequence[int], image_of: dict[int, list[int]]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def coco_ids(split: CaptionedImages, test_captions: Sequence[int], image_of: dict[int, list[int]]) -> tuple[Ids, Ids]:
     """COCO's number of every image, and of every caption or -1 where it is none of an image's first five.
 
     test_captions  COCO's numbers of the 25,000 test captions, in the field's order
@@ -140,9 +148,7 @@ def coco_ids(
     return images, captions
 
 
-def _rankings(
-    queries: npt.NDArray[np.int64], similarities: FloatArray, matches: npt.NDArray[np.int64], top: int
-) -> dict[int, list[int]]:
+def _rankings(queries: Ids, similarities: FloatArray, matches: Ids, top: int) -> dict[int, list[int]]:
     """Query -> its `top` best matches, best first; `similarities` is (queries, matches)."""
     found = {}
     for first in range(0, len(queries), QUERIES_AT_ONCE):
@@ -151,23 +157,3 @@ def _rankings(
         for query, row in zip(queries[first : first + QUERIES_AT_ONCE].tolist(), rows, strict=True):
             found[query] = matches[best_matches(row, top)].tolist()
     return found
-
-
-def _load_judge() -> Any:
-    try:
-        with warnings.catch_warnings():
-            # It warns of packages that it can do without.
-            warnings.simplefilter("ignore")
-            from eccv_caption import Metrics  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise ConfigError(
-            "CxC and ECCV Caption need the package eccv-caption; run `pip install '.[eval]'` in the checkout."
-        ) from error
-    return Metrics()
-
-
-def _by_direction(found: dict[str, dict[str, float]], names: dict[str, str]) -> dict[str, dict[str, float]]:
-    return {
-        ours: {name: 100 * float(found[theirs][way]) for theirs, name in names.items()}
-        for way, ours in _DIRECTIONS.items()
-    }

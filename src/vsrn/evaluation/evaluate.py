@@ -33,6 +33,7 @@ from vsrn.metrics import (
 BoolArray = npt.NDArray[np.bool_]
 
 DIRECTIONS = ("image_to_text", "text_to_image")
+MATCHES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -118,15 +119,16 @@ class Evaluation:
         }
 
 
-MATCHES_SHOWN = 5
-
-
 class Retrieval:
     """Every image and caption of a split, encoded once by each model, ready to be ranked.
 
     An ensemble averages *similarities*, as the paper does, so its models may differ in size. Raises `ConfigError`
     where they do not use one kind of similarity.
+
+    stages  how often `ranks` compares each image
     """
+
+    stages = 1
 
     def __init__(self, encoders: Sequence[Encoder], split: CaptionedImages, advance: Advance = lambda _: None) -> None:
         kinds = {encoder.similarity for encoder in encoders}
@@ -154,19 +156,21 @@ class Retrieval:
 
     def of_caption(self, caption: int) -> FloatArray:
         """(num_images,) similarity of every image to one caption."""
-        return self._similarities(EVERY, slice(caption, caption + 1))[:, 0]
+        return mean_similarities(self.encoded, EVERY, slice(caption, caption + 1))[:, 0]
 
     def of_image(self, image: int) -> FloatArray:
         """(num_captions,) similarity of every caption to one image."""
-        return self._similarities(slice(image, image + 1), EVERY)[0]
+        return mean_similarities(self.encoded, slice(image, image + 1), EVERY)[0]
 
     def reranking(self) -> Reranking | None:
         """What a second stage gained and cost: None, as there is no second stage here."""
         return None
 
-    def _similarities(self, images: slice, captions: slice) -> FloatArray:
-        blocks = similarity_blocks([encoded.only(images, captions) for encoded in self.encoded])
-        return np.concatenate([block for _, block in blocks()])
+
+def mean_similarities(encoded: Sequence[EncodedSplit], images: slice, captions: slice) -> FloatArray:
+    """(num_images, num_captions) mean over the models of the similarities of some images to some captions."""
+    blocks = similarity_blocks([each.only(images, captions) for each in encoded])
+    return np.concatenate([block for _, block in blocks()])
 
 
 def evaluate(
@@ -189,7 +193,11 @@ def evaluate(
     everything = np.arange(split.num_images)
     parts = [everything[fold] for fold in five_folds(split.num_images)] if five_fold else [everything]
     folds = [retrieval.ranks(images, advance) for images in parts]
-    evaluation = Evaluation(
+    ranks = Ranks(
+        image_to_text=np.concatenate([found.image_to_text for found, _ in folds]),
+        text_to_image=np.concatenate([found.text_to_image for found, _ in folds]),
+    )
+    return Evaluation(
         models=list(models),
         data=str(split.folder),
         split=split.name,
@@ -200,11 +208,7 @@ def evaluate(
         intervals=bootstrap_intervals(folds),
         examples=_examples(retrieval, num_examples),
         reranking=retrieval.reranking(),
-    )
-    return evaluation, Ranks(
-        image_to_text=np.concatenate([ranks.image_to_text for ranks, _ in folds]),
-        text_to_image=np.concatenate([ranks.text_to_image for ranks, _ in folds]),
-    )
+    ), ranks
 
 
 def best_matches(similarities: FloatArray, top: int, correct: BoolArray | None = None) -> IntArray:
@@ -243,11 +247,11 @@ def write_captions(
 def _examples(retrieval: Retrieval, number: int) -> list[Example]:
     """Queries spread evenly over the split, half of them sentences and half images."""
     split, ids = retrieval.split, retrieval.split.image_ids()
-    examples = []
+    everything, examples = np.arange(split.num_images), []
     for caption in _spread(len(split.captions), number - number // 2):
-        similarities, owner = retrieval.of_caption(caption), split.image_of_caption[caption]
-        correct = np.arange(split.num_images) == owner
-        examples.append(_example("text_to_image", split.captions[caption], similarities, correct, ids))
+        correct = everything == split.image_of_caption[caption]
+        found = retrieval.of_caption(caption)
+        examples.append(_example("text_to_image", split.captions[caption], found, correct, ids))
     for image in _spread(split.num_images, number // 2):
         correct = split.image_of_caption == image
         examples.append(_example("image_to_text", ids[image], retrieval.of_image(image), correct, split.captions))

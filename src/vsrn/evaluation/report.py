@@ -7,15 +7,16 @@ write_html_report(Path("report.html"), evaluation, photos=Path("photos/"))
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TypeGuard
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.console import Console
@@ -28,7 +29,7 @@ from vsrn.data.photos import decode_photo
 from vsrn.errors import DataError, PhotoError
 from vsrn.evaluation.caption_scores import CaptionScores
 from vsrn.evaluation.eccv import CAVEAT, ExtendedEvaluation
-from vsrn.evaluation.evaluate import DIRECTIONS, Evaluation
+from vsrn.evaluation.evaluate import Evaluation
 from vsrn.files import write_atomically
 from vsrn.metrics import FIVE_FOLD_IMAGES, RECALL_AT, DirectionMetrics, Interval
 
@@ -39,7 +40,7 @@ JPEG_QUALITY = 82
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-def show(
+def print_tables(
     evaluation: Evaluation,
     extended: ExtendedEvaluation | None = None,
     scores: CaptionScores | None = None,
@@ -51,7 +52,8 @@ def show(
     if extended is not None:
         console.print(extended_table(extended))
     if scores is not None:
-        print(f"Captions written with a beam of {beam}: {caption_words(scores)}")
+        words = f"BLEU-4 {with_interval(scores, 'bleu_4', scores.bleu_4)}, CIDEr-D"
+        print(f"Captions written with a beam of {beam}: {words} {with_interval(scores, 'cider_d', scores.cider_d)}")
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -59,9 +61,10 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # with its intervals wrapped, the table fits 80 columns
-        title=Text(f"{model_words(evaluation)} on {evaluation.data}, split {evaluation.split}"),
+        title=Text(f"{' + '.join(evaluation.models)} on {evaluation.data}, split {evaluation.split}"),
         caption=Text(
-            f"rsum {rsum_words(evaluation)} of 600; {count_words(evaluation)}\n{reranking_words(evaluation)}".rstrip()
+            f"rsum {with_interval(evaluation, 'rsum', evaluation.metrics.rsum)} of 600; {count_words(evaluation)}\n"
+            f"{reranking_words(evaluation)}".rstrip()
         ),
     )
     table.add_column("")
@@ -69,14 +72,14 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         table.add_column(f"R@{k}", justify="right", min_width=len("[97.0–99.9]"))
     for head in ("average", "median\nrank", "mean\nrank"):
         table.add_column(head, justify="right")
-    for direction in DIRECTIONS:
+    for direction, words in DIRECTION_WORDS.items():
         metrics: DirectionMetrics = getattr(evaluation.metrics, direction)
         recalls = [
-            _with_interval(recall, evaluation.intervals.get(f"{direction}.recall_at_{k}"))
+            with_interval(evaluation, f"{direction}.recall_at_{k}", recall)
             for k, recall in zip(RECALL_AT, metrics.recalls, strict=True)
         ]
         others = [f"{metrics.average_recall:.1f}", median_words(metrics.median_rank), f"{metrics.mean_rank:,.1f}"]
-        table.add_row(*map(Text, [DIRECTION_WORDS[direction], *recalls, *others]))
+        table.add_row(*map(Text, [words, *recalls, *others]))
     return table
 
 
@@ -86,9 +89,9 @@ def extended_table(extended: ExtendedEvaluation) -> Table:
     table.add_column("")
     for head in (*(f"CxC\nR@{k}" for k in RECALL_AT), "ECCV\nmAP@R", "ECCV\nR-prec.", "ECCV\nR@1"):
         table.add_column(head, justify="right")
-    for direction in DIRECTIONS:
+    for direction, words in DIRECTION_WORDS.items():
         values = [*extended.cxc[direction].values(), *extended.eccv[direction].values()]
-        table.add_row(Text(DIRECTION_WORDS[direction]), *(f"{value:.1f}" for value in values))
+        table.add_row(words, *(f"{value:.1f}" for value in values))
     return table
 
 
@@ -108,13 +111,14 @@ def write_html_report(
     The file appears whole or not at all. Raises `DataError` where it cannot be written, or where
     `photos` is not a folder.
     """
-    path, photos = Path(path), None if photos is None else Path(photos)
-    if photos is not None and not photos.is_dir():
+    path, folder = Path(path), None if photos is None else Path(photos).resolve()
+    if folder is not None and not folder.is_dir():
         raise DataError(f"there is no folder {photos}; name the folder that the evaluated photos are in.")
     page = _template_environment().get_template("report.html.j2")
     content = page.render(
         evaluations=[evaluations] if isinstance(evaluations, Evaluation) else evaluations,
-        thumbnails=Thumbnails(photos),
+        thumbnail=functools.cache(functools.partial(_thumbnail, folder, PhotoNames(folder or Path()))),
+        photos=folder,
         curves=training_curves(history or []),
         style=Path(__file__).with_name("report.css").read_text(encoding="utf-8"),
     )
@@ -126,56 +130,25 @@ def write_html_report(
         raise DataError(f"{fact}; name another file.") from error
 
 
-class Thumbnails:
-    """Photos as small pictures for an HTML page.
+def _thumbnail(folder: Path | None, names: PhotoNames, image_id: str) -> str:
+    """A `data:` address of a photo of the folder as a JPEG of at most 256 pixels a side.
 
-    photos  the folder that image ids are paths in; nothing outside it is read. None: there are no photos
+    It is empty where the photo is missing or damaged, or where its id leads out of the folder: absolute, by `..` or by
+    a link.
     """
-
-    def __init__(self, photos: Path | None) -> None:
-        self.folder = None if photos is None else photos.resolve()
-        self._names = PhotoNames(self.folder or Path())
-        self._sources: dict[str, str] = {}
-
-    def source(self, image_id: str) -> str:
-        """A `data:` address of the photo as a JPEG of at most 256 pixels a side.
-
-        It is empty where the photo is missing, damaged or not in the folder.
-        """
-        if image_id not in self._sources:
-            jpeg = self._jpeg(image_id)
-            self._sources[image_id] = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
-        return self._sources[image_id]
-
-    def _jpeg(self, image_id: str) -> bytes:
-        path = self._inside(image_id)
-        if path is None:
-            return b""
-        try:
-            photo = decode_photo(path, target_size=THUMBNAIL_SIZE)
-        except PhotoError:
-            return b""
-        photo.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-        # A report is passed on, so it must not hold the comments and positions that a camera wrote.
-        photo.info = {}
-        buffer = io.BytesIO()
-        photo.save(buffer, "JPEG", quality=JPEG_QUALITY)
-        return buffer.getvalue()
-
-    def _inside(self, image_id: str) -> Path | None:
-        """The file that an id names, unless it leads out of the folder: absolute, by `..` or by a link."""
-        if self.folder is None:
-            return None
-        try:
-            path = self._names.path(image_id).resolve()
-        except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, a circle of links
-            return None
-        return path if ".." not in Path(image_id).parts and path.is_relative_to(self.folder) else None
-
-
-def model_words(evaluation: Evaluation) -> str:
-    """The model's name, or the names of an ensemble."""
-    return " + ".join(evaluation.models)
+    try:
+        path = names.path(image_id).resolve()
+        if folder is None or ".." in Path(image_id).parts or not path.is_relative_to(folder):
+            return ""
+        photo = decode_photo(path, target_size=THUMBNAIL_SIZE)
+    except (PhotoError, OSError, ValueError, RuntimeError):  # a NUL, a name too long, a circle of links
+        return ""
+    photo.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    # A report is passed on, so it must not hold the comments and positions that a camera wrote.
+    photo.info = {}
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def count_words(evaluation: Evaluation) -> str:
@@ -199,21 +172,6 @@ def reranking_words(evaluation: Evaluation) -> str:
     )
 
 
-def rsum_words(evaluation: Evaluation) -> str:
-    """The sum of the six recalls with its 95% interval, as `493.2 [475.0–510.2]`."""
-    return _with_interval(evaluation.metrics.rsum, evaluation.intervals.get("rsum"))
-
-
-def caption_words(scores: CaptionScores) -> str:
-    """Both scores of written captions with their intervals.
-
-    >>> caption_words(CaptionScores(20.04, 101.6, {"bleu_4": Interval(18.9, 21.1), "cider_d": Interval(90.0, 112.5)}))
-    'BLEU-4 20.0 [18.9–21.1], CIDEr-D 101.6 [90.0–112.5]'
-    """
-    bleu_4 = _with_interval(scores.bleu_4, scores.intervals["bleu_4"])
-    return f"BLEU-4 {bleu_4}, CIDEr-D {_with_interval(scores.cider_d, scores.intervals['cider_d'])}"
-
-
 def median_words(rank: float) -> str:
     """A median rank, without a decimal where it is whole, as it is unless folds are averaged.
 
@@ -223,20 +181,17 @@ def median_words(rank: float) -> str:
     return f"{rank:,.1f}".removesuffix(".0")
 
 
-def interval_words(evaluation: Evaluation, name: str) -> str:
-    """The 95% interval of a metric as `[31.5–37.1]`, or nothing where there is none."""
-    return _bounds(evaluation.intervals.get(name))
+def with_interval(evaluation: Evaluation | CaptionScores, name: str, value: float) -> str:
+    """A metric with its 95% interval, if it has one, as `493.2 [475.0–510.2]`."""
+    return f"{value:.1f} {interval_words(evaluation, name)}".rstrip()
 
 
-def _with_interval(value: float, interval: Interval | None) -> str:
-    return f"{value:.1f} {_bounds(interval)}".rstrip()
-
-
-def _bounds(interval: Interval | None) -> str:
-    """Both bounds to one decimal, but a plain 100, so that all intervals are equally wide."""
-    if interval is None:
-        return ""
-    return f"[{interval.low:.1f}–{interval.high:.1f}]".replace("100.0", "100")
+def interval_words(evaluation: Evaluation | CaptionScores, name: str) -> str:
+    """The 95% interval of a metric as `[31.5–37.1]`, or nothing where there is none; a bound of 100 is a plain 100, so
+    that all intervals are equally wide.
+    """
+    interval = evaluation.intervals.get(name)
+    return "" if interval is None else f"[{interval.low:.1f}–{interval.high:.1f}]".replace("100.0", "100")
 
 
 def _template_environment() -> Environment:
@@ -249,20 +204,9 @@ def _template_environment() -> Environment:
         undefined=StrictUndefined,
         finalize=lambda value: _UNPRINTABLE.sub("\ufffd", value) if type(value) is str else value,
     )
-    environment.filters["model_words"] = model_words
-    environment.globals |= {
-        "count_words": count_words,
-        "direction_words": DIRECTION_WORDS,
-        "directions": DIRECTIONS,
-        "interval_bar": interval_bar,
-        "interval_words": interval_words,
-        "line_chart": line_chart,
-        "median_words": median_words,
-        "recall_at": RECALL_AT,
-        "reranking_words": reranking_words,
-        "rsum_words": rsum_words,
-        "version": __version__,
-    }
+    words = (count_words, interval_bar, interval_words, line_chart, median_words, reranking_words, with_interval)
+    environment.globals |= {function.__name__: function for function in words}
+    environment.globals |= {"direction_words": DIRECTION_WORDS, "recall_at": RECALL_AT, "version": __version__}
     return environment
 
 
@@ -302,12 +246,18 @@ def interval_bar(value: float, interval: Interval | None, full: float = 100.0) -
 def training_curves(history: History) -> list[Curve]:
     """The curves that a run's rows allow: rsum on validation, matching and generation loss.
 
-    Rows without a finite number at a curve's place are left out.
+    Rows without a finite number at a curve's place are left out; a loss has at most `MOST_POINTS` points, each the mean
+    of neighbouring steps.
     """
-    validation = [(row.get("step"), _validation_rsum(row)) for row in history]
-    curves = [Curve("Sum of recalls on validation", _finite(validation), best_is_highest=True)]
+    validations = [
+        (row.get("step"), row["validation"]) for row in history if isinstance(row.get("validation"), Mapping)
+    ]
+    rsums = _finite((step, metrics.get("rsum")) for step, metrics in validations)
+    curves = [Curve("Sum of recalls on validation", rsums, best_is_highest=True)]
     for key, title in (("matching_loss", "Matching loss"), ("generation_loss", "Generation loss")):
-        curves.append(Curve(title, _thinned(_finite((row.get("step"), row.get(key)) for row in history))))
+        if points := _finite((row.get("step"), row.get(key)) for row in history):
+            parts = np.array_split(points, min(len(points), MOST_POINTS))
+            curves.append(Curve(title, [tuple(part.mean(axis=0).tolist()) for part in parts]))
     return [curve for curve in curves if any(value for _, value in curve.points)]
 
 
@@ -318,7 +268,7 @@ def line_chart(curve: Curve) -> str:
     last_step = max(step for step, _ in curve.points) or 1.0
     places = [_place(point, last_step, ticks[-1]) for point in curve.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    noted = _noted_point(curve)
+    noted = max(curve.points, key=lambda point: point[1]) if curve.best_is_highest else curve.points[-1]
     x, y = _place(noted, last_step, ticks[-1])
     words = f"{'best' if curve.best_is_highest else 'last'} {noted[1]:,.1f} at step {noted[0]:,.0f}"
     return (
@@ -362,15 +312,6 @@ def _place(point: Point, last_step: float, highest: float) -> Point:
     return LEFT + (RIGHT - LEFT) * step / last_step, BOTTOM - (BOTTOM - TOP) * value / highest
 
 
-def _noted_point(curve: Curve) -> Point:
-    return max(curve.points, key=lambda point: point[1]) if curve.best_is_highest else curve.points[-1]
-
-
-def _validation_rsum(row: Mapping[str, Any]) -> object:
-    validation = row.get("validation")
-    return validation.get("rsum") if isinstance(validation, Mapping) else None
-
-
 def _finite(pairs: Iterable[tuple[object, object]]) -> list[Point]:
     """The pairs of numbers from 0 up to `HIGHEST`, sorted by step; NaN and what is no number are left out."""
     return sorted((float(step), float(value)) for step, value in pairs if _is_number(step) and _is_number(value))
@@ -378,10 +319,3 @@ def _finite(pairs: Iterable[tuple[object, object]]) -> list[Point]:
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and 0 <= value < HIGHEST
-
-
-def _thinned(points: list[Point]) -> list[Point]:
-    """At most `MOST_POINTS` points, each the mean of a stretch of steps."""
-    stretch = math.ceil(len(points) / MOST_POINTS) or 1
-    parts = [points[first : first + stretch] for first in range(0, len(points), stretch)]
-    return [(fmean(step for step, _ in part), fmean(value for _, value in part)) for part in parts]

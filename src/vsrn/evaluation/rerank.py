@@ -16,8 +16,9 @@ import numpy as np
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.base import Encoder
 from vsrn.errors import ConfigError
-from vsrn.evaluation.evaluate import BoolArray, Reranking, Retrieval, best_matches
+from vsrn.evaluation.evaluate import BoolArray, Reranking, Retrieval, best_matches, mean_similarities
 from vsrn.metrics import (
+    EVERY,
     Advance,
     EncodedSplit,
     FloatArray,
@@ -50,6 +51,8 @@ class TwoStageRetrieval(Retrieval):
 
     Raises `ConfigError` where `top` is below 1, and what `Retrieval` raises.
     """
+
+    stages = 2
 
     def __init__(
         self,
@@ -108,23 +111,23 @@ class TwoStageRetrieval(Retrieval):
 
 def text_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
     """The best `top` captions of every image, by the first stage."""
-    rows = []
-    for start, block in similarity_blocks(first)():
-        for image, row in enumerate(block, start=start):
-            rows.append(best_matches(row, top, owners == image))
-    matches = np.stack(rows)
+    matches = np.stack(
+        [
+            best_matches(row, top, owners == image)
+            for start, block in similarity_blocks(first)()
+            for image, row in enumerate(block, start=start)
+        ]
+    )
     return Candidates(matches, owners[matches] == np.arange(len(matches))[:, None])
 
 
 def image_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
     """The best `top` images of every caption, by the first stage."""
-    num_images, rows = len(first[0].images), []
-    at_once = rows_of_block(num_images)
-    places = np.arange(num_images)
+    places, rows = np.arange(len(first[0].images)), []
+    at_once = rows_of_block(len(places))
     for start in range(0, len(owners), at_once):
         captions = slice(start, start + at_once)
-        blocks = similarity_blocks([encoded.only(slice(None), captions) for encoded in first])
-        columns = np.concatenate([block for _, block in blocks()]).T
+        columns = mean_similarities(first, EVERY, captions).T
         rows += [
             best_matches(column, top, places == owner) for column, owner in zip(columns, owners[captions], strict=True)
         ]

@@ -17,7 +17,6 @@ NUM_VARIANTS = 6
 
 NAMES = ("ball", "box", "ring", "star", "boat")
 CONTAINERS = ("ball", "box", "ring")
-RELATIONS = ("left of", "right of", "above", "below", "inside")
 COLOURS: dict[str, RGB] = {
     "red": (219, 58, 52),
     "orange": (243, 146, 47),
@@ -29,14 +28,33 @@ COLOURS: dict[str, RGB] = {
     "white": (250, 248, 244),
 }
 # Colours that hardly show on a background are not drawn there.
-CLASHES: dict[str, frozenset[str]] = {
-    "sky": frozenset({"blue", "white"}),
-    "sea": frozenset({"blue", "green"}),
-    "sand": frozenset({"yellow", "white"}),
-    "grass": frozenset({"green"}),
-    "night": frozenset({"blue", "purple"}),
+CLASHES = {
+    "sky": {"blue", "white"},
+    "sea": {"blue", "green"},
+    "sand": {"yellow", "white"},
+    "grass": {"green"},
+    "night": {"blue", "purple"},
 }
 BACKGROUNDS = tuple(CLASHES)
+PLACES = {
+    "sky": ("in the sky", "among the clouds", "up in the air"),
+    "sea": ("at sea", "on the water", "out on the waves"),
+    "sand": ("on the sand", "on the beach", "in the desert"),
+    "grass": ("on the grass", "in a meadow", "on the lawn"),
+    "night": ("at night", "in the dark", "after sunset"),
+}
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "inside": "around"}
+RELATIONS = tuple(INVERSE)
+PHRASES = {
+    "left of": ("to the left of", "on the left of", "left of"),
+    "right of": ("to the right of", "on the right of", "right of"),
+    "above": ("above", "over", "high above"),
+    "below": ("below", "under", "underneath"),
+    "inside": ("inside", "in the middle of", "within"),
+    "around": ("around", "surrounding"),
+}
+SYNONYMS = {"ball": "circle", "box": "square", "ring": "hoop", "boat": "sailboat"}
+LARGE, SMALL = ("big", "large", "huge"), ("small", "little", "tiny")
 
 
 @dataclass(frozen=True)
@@ -88,44 +106,32 @@ def invent_scenes(count: int, generator: np.random.Generator) -> list[ToyScene]:
     scenes: dict[tuple[object, ...], ToyScene] = {}
     while len(scenes) < count:
         scene = _invent(generator)
-        scenes.setdefault(_content(scene), scene)
+        first, second = ((thing.name, thing.colour) for thing in (scene.first, scene.second))
+        # "A left of B" and "B right of A" show the same.
+        seen = (INVERSE[scene.relation], second, first) if scene.relation in ("right of", "below") else None
+        scenes.setdefault((scene.background, *(seen or (scene.relation, first, second))), scene)
     return list(scenes.values())
 
 
-def pick(generator: np.random.Generator, choices: Sequence[T]) -> T:
+def _pick(generator: np.random.Generator, choices: Sequence[T]) -> T:
     """One of the choices, all equally likely."""
     return choices[int(generator.integers(len(choices)))]
 
 
 def _invent(generator: np.random.Generator) -> ToyScene:
-    background = pick(generator, BACKGROUNDS)
-    relation = pick(generator, RELATIONS)
-    second_name = pick(generator, CONTAINERS if relation == "inside" else NAMES)
-    first_name = pick(generator, [name for name in NAMES if name != second_name])
+    background, relation = _pick(generator, BACKGROUNDS), _pick(generator, RELATIONS)
+    second_name = _pick(generator, CONTAINERS if relation == "inside" else NAMES)
+    first_name = _pick(generator, [name for name in NAMES if name != second_name])
     colours = [colour for colour in COLOURS if colour not in CLASHES[background]]
     first_colour, second_colour = (colours[index] for index in generator.permutation(len(colours))[:2])
     first_box, second_box = _inside(generator) if relation == "inside" else _apart(relation, generator)
-    return ToyScene(
-        background,
-        relation,
-        ToyObject(first_name, first_colour, first_box),
-        ToyObject(second_name, second_colour, second_box),
-        variant=int(generator.integers(NUM_VARIANTS)),
-    )
-
-
-def _content(scene: ToyScene) -> tuple[object, ...]:
-    """What a scene shows, read from left to right or from top to bottom."""
-    first, second = ((thing.name, thing.colour) for thing in (scene.first, scene.second))
-    if scene.relation in ("right of", "below"):
-        first, second = second, first
-    axis = {"left of": "across", "right of": "across", "above": "down", "below": "down", "inside": "inside"}
-    return scene.background, axis[scene.relation], first, second
+    first, second = ToyObject(first_name, first_colour, first_box), ToyObject(second_name, second_colour, second_box)
+    return ToyScene(background, relation, first, second, variant=int(generator.integers(NUM_VARIANTS)))
 
 
 def _apart(relation: str, generator: np.random.Generator) -> tuple[Box, Box]:
     """Boxes of two objects side by side or one over the other, either of the same size or clearly not."""
-    sides = pick(generator, [(82, 82), (98, 56), (56, 98)])
+    sides = _pick(generator, [(82, 82), (98, 56), (56, 98)])
     near, far = (int(generator.integers(54, 61)), int(generator.integers(164, 171)))
     along = (near, far) if relation in ("left of", "above") else (far, near)
     middle = int(generator.integers(92, 133))
@@ -149,110 +155,64 @@ def _box(x: int, y: int, side: int) -> Box:
     return x0, y0, x1, y1
 
 
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    "ball": ("ball", "circle"),
-    "box": ("box", "square"),
-    "ring": ("ring", "hoop"),
-    "boat": ("boat", "sailboat"),
-}
-PHRASES: dict[str, tuple[str, ...]] = {
-    "left of": ("to the left of", "on the left of", "left of"),
-    "right of": ("to the right of", "on the right of", "right of"),
-    "above": ("above", "over", "high above"),
-    "below": ("below", "under", "underneath"),
-    "inside": ("inside", "in the middle of", "within"),
-    "around": ("around", "surrounding"),
-}
-INVERSE = {
-    "left of": "right of",
-    "right of": "left of",
-    "above": "below",
-    "below": "above",
-    "inside": "around",
-}
-PLACES: dict[str, tuple[str, ...]] = {
-    "sky": ("in the sky", "among the clouds", "up in the air"),
-    "sea": ("at sea", "on the water", "out on the waves"),
-    "sand": ("on the sand", "on the beach", "in the desert"),
-    "grass": ("on the grass", "in a meadow", "on the lawn"),
-    "night": ("at night", "in the dark", "after sunset"),
-}
-LARGE = ("big", "large", "huge")
-SMALL = ("small", "little", "tiny")
-
-
 def describe(scene: ToyScene, generator: np.random.Generator) -> list[str]:
     """Five different English sentences that are true of the scene.
 
     In this order: the whole scene; the relation from the other object's side; both objects without
     their relation; colours without names; names without colours.
     """
-    return [writer(scene, generator) for writer in (_whole, _turned, _both, _colours_only, _names_only)]
+    first, second = scene.first, scene.second
 
+    def one_of(*choices: T) -> T:
+        return _pick(generator, choices)
 
-def _whole(scene: ToyScene, generator: np.random.Generator) -> str:
-    first, second = (_noun(thing, generator) for thing in (scene.first, scene.second))
-    relation, place = pick(generator, PHRASES[scene.relation]), pick(generator, PLACES[scene.background])
-    opening = pick(generator, ("", "There is ", "Here is "))
-    return _sentence(f"{opening}{_a(first)} {relation} {_a(second)} {place}")
+    def word(thing: ToyObject) -> str:
+        return one_of(*filter(None, (thing.name, SYNONYMS.get(thing.name))))
 
+    def noun(thing: ToyObject) -> str:
+        return f"{thing.colour} {word(thing)}"
 
-def _turned(scene: ToyScene, generator: np.random.Generator) -> str:
-    first, second = (_noun(thing, generator) for thing in (scene.first, scene.second))
-    verb = pick(generator, ("is", "can be seen"))
-    return _sentence(f"The {second} {verb} {pick(generator, PHRASES[INVERSE[scene.relation]])} the {first}")
+    def relation() -> str:
+        return one_of(*PHRASES[scene.relation])
 
+    def place() -> str:
+        return one_of(*PLACES[scene.background])
 
-def _both(scene: ToyScene, generator: np.random.Generator) -> str:
-    nouns = [_noun(thing, generator) for thing in (scene.first, scene.second)]
+    # Each line draws from the generator, from left to right.
+    one, other, between, where = noun(first), noun(second), relation(), place()
+    opening = one_of("", "There is ", "Here is ")
+    whole = f"{opening}{_a(one)} {between} {_a(other)} {where}"
+
+    one, other, verb = noun(first), noun(second), one_of("is", "can be seen")
+    turned = f"the {other} {verb} {one_of(*PHRASES[INVERSE[scene.relation]])} the {one}"
+
+    nouns = [noun(first), noun(second)]
     one, other = (nouns[index] for index in generator.permutation(2))
-    place = pick(generator, PLACES[scene.background])
-    opening = pick(generator, ("", "", "A picture of ", "We can see "))
-    return _sentence(f"{opening}{_a(one)} {pick(generator, ('and', 'together with'))} {_a(other)} {place}")
+    where, opening = place(), one_of("", "", "A picture of ", "We can see ")
+    both = f"{opening}{_a(one)} {one_of('and', 'together with')} {_a(other)} {where}"
 
-
-def _colours_only(scene: ToyScene, generator: np.random.Generator) -> str:
-    first, second = scene.first.colour, scene.second.colour
-    relation, place = pick(generator, PHRASES[scene.relation]), pick(generator, PLACES[scene.background])
-    pairs = [
-        (f"something {first}", f"something {second}"),
-        (f"{_a(first)} shape", f"{_a(second)} one"),
-        (f"{_a(first)} thing", f"{_a(second)} thing"),
-    ]
-    one, other = pick(generator, pairs)
-    return _sentence(f"{one} {relation} {other} {place}")
-
-
-def _names_only(scene: ToyScene, generator: np.random.Generator) -> str:
-    """Names with sizes instead of colours, or names alone where both objects are equally large."""
-    first, second = (_word(thing, generator) for thing in (scene.first, scene.second))
-    difference = scene.first.side - scene.second.side
-    place = pick(generator, PLACES[scene.background])
-    if abs(difference) < 0.1:
-        return _sentence(f"{_a(first)} {pick(generator, PHRASES[scene.relation])} {_a(second)} {place}")
-    sizes = (LARGE, SMALL) if difference > 0 else (SMALL, LARGE)
-    first_size, second_size = (pick(generator, words) for words in sizes)
-    relation = pick(generator, PHRASES[scene.relation])
-    comparison = "bigger" if difference > 0 else "smaller"
-    sentences = (
-        f"{_a(first_size)} {first} {relation} {_a(second_size)} {second} {place}",
-        f"{_a(first_size)} {first} and {_a(second_size)} {second} {place}",
-        f"{_a(first)} that is {comparison} than the {second} {place}",
+    between, where = relation(), place()
+    one, other = one_of(
+        (f"something {first.colour}", f"something {second.colour}"),
+        (f"{_a(first.colour)} shape", f"{_a(second.colour)} one"),
+        (f"{_a(first.colour)} thing", f"{_a(second.colour)} thing"),
     )
-    return _sentence(pick(generator, sentences))
+    colours = f"{one} {between} {other} {where}"
 
-
-def _noun(thing: ToyObject, generator: np.random.Generator) -> str:
-    return f"{thing.colour} {_word(thing, generator)}"
-
-
-def _word(thing: ToyObject, generator: np.random.Generator) -> str:
-    return pick(generator, SYNONYMS.get(thing.name, (thing.name,)))
+    one, other, where = word(first), word(second), place()
+    difference = first.side - second.side
+    if abs(difference) < 0.1:
+        names = f"{_a(one)} {relation()} {_a(other)} {where}"
+    else:
+        size, other_size = (one_of(*words) for words in ((LARGE, SMALL) if difference > 0 else (SMALL, LARGE)))
+        between = relation()
+        names = one_of(
+            f"{_a(size)} {one} {between} {_a(other_size)} {other} {where}",
+            f"{_a(size)} {one} and {_a(other_size)} {other} {where}",
+            f"{_a(one)} that is {'bigger' if difference > 0 else 'smaller'} than the {other} {where}",
+        )
+    return [f"{words[0].upper()}{words[1:]}." for words in (whole, turned, both, colours, names)]
 
 
 def _a(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def _sentence(words: str) -> str:
-    return f"{words[0].upper()}{words[1:]}."
