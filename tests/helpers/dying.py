@@ -109,10 +109,11 @@ def index_and_tell(photos: Path, index: Path, model: Path, told: Path, death: De
     settle, really_write = IndexWriter.settle, os.write
     diary = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def settle_and_tell(self: IndexWriter, settled: Settled) -> None:
-        settle(self, settled)
-        line = {"added": {photo.id: photo.sha256 for photo in settled.added}, "gone": list(settled.gone)}
+    def settle_and_tell(self: IndexWriter, settled: Settled) -> tuple[int, int]:
+        counts = settle(self, settled)
+        line = {"added": {photo.record.id: photo.record.sha256 for photo in settled.added}, "gone": list(settled.gone)}
         really_write(diary, json.dumps(line).encode() + b"\n")
+        return counts
 
     IndexWriter.settle = settle_and_tell  # type: ignore[method-assign]
     if death is not None:

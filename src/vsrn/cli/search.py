@@ -80,7 +80,7 @@ def main(
 def _search(index: Index, query: dict[str, str], k: int, where: Where, rerank: Path | None, device: str) -> list[Hit]:
     ((kind, value),) = query.items()
     if rerank is not None:
-        from vsrn.search.rerank import Reranker
+        from vsrn.search.index import Reranker
 
         return Reranker(index, rerank, device).search(value, k, where)
     if kind == "like":
