@@ -36,6 +36,7 @@ from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
 from vsrn.search.create import create_index
 from vsrn.search.faiss import GRAPH_FROM, Base, FaissEngine, build_graph
+from vsrn.search.records import PhotoRecord
 from vsrn.search.writer import IndexWriter, NewPhoto, Settled
 
 DIM, CLUSTERS, QUERIES, ROWS_AT_ONCE = 512, 5_000, 400, 50_000
@@ -189,7 +190,8 @@ def make_photo(row: int, vector: FloatArray, regions: Regions) -> NewPhoto:
     """A record like any other."""
     name = f"folder{row % 50}/photo{row:05}.jpg"
     date = f"20{row % 24:02}-0{1 + row % 9}-1{row % 10} 12:00:00"
-    return NewPhoto(name, name.encode(), 1, 1, f"{row:064}", 640, 480, date, vector, regions, bytes(12_000))
+    record = PhotoRecord(name, name.encode(), 1, 1, f"{row:064}", 640, 480, date)
+    return NewPhoto(record, vector, regions, bytes(12_000))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 from vsrn.errors import DataError
 
@@ -24,6 +25,20 @@ _BINARY = getattr(os, "O_BINARY", 0)
 # A file of Windows has one place for all threads.
 _ONE_AT_A_TIME = threading.Lock()
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+
+
+class Closing:
+    """What has a `close`, which the end of a `with` block calls."""
+
+    def close(self) -> None:
+        """Close files and give back what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @contextlib.contextmanager
@@ -92,10 +107,15 @@ def clear_leftovers(path: Path) -> None:
         match = _TEMPORARY.fullmatch(leftover.name)
         if match is None or leftover.name != f".{path.name}.{match[1]}.tmp" or _is_running(int(match[1])):
             continue
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        delete(leftover)
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a link, or a folder with everything in it, where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def open_plain(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:

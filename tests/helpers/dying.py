@@ -109,10 +109,11 @@ def index_and_tell(photos: Path, index: Path, model: Path, told: Path, death: De
     write, really_write = IndexWriter.write, os.write
     diary = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def write_and_tell(self: IndexWriter, changes: Changes) -> None:
-        write(self, changes)
-        line = {"added": {photo.id: photo.sha256 for photo in changes.added}, "gone": list(changes.gone)}
+    def write_and_tell(self: IndexWriter, changes: Changes) -> tuple[int, int]:
+        counts = write(self, changes)
+        line = {"added": {photo.record.id: photo.record.sha256 for photo in changes.added}, "gone": list(changes.gone)}
         really_write(diary, json.dumps(line).encode() + b"\n")
+        return counts
 
     IndexWriter.write = write_and_tell  # type: ignore[method-assign]
     if death is not None:

@@ -233,7 +233,7 @@ def test_a_run_is_exported_into_its_index(photos: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "run", colour_model())
     with vsrn.build_index(vsrn.load(tmp_path / "run", "cpu"), photos, tmp_path / "idx") as index:
         assert_as_slow(index, embeddings_without_an_index(photos, tmp_path / "store"))
-        assert index.model_folder.is_dir()
+        assert (index.folder / "model").is_dir()
     assert update_index(photos, tmp_path / "idx", tmp_path / "run").num_photos == 12
 
 

@@ -83,7 +83,7 @@ def _search(
 ) -> list[Hit]:
     ((kind, value),) = query.items()
     if rerank is not None:
-        from vsrn.search.rerank import Reranker
+        from vsrn.search.index import Reranker
 
         return Reranker(index, rerank, device).search(value, k, where)
     if kind == "like":

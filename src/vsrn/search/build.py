@@ -2,26 +2,27 @@
 
 update_index("photos/", "idx/", "flickr8k-small")
 
-Killed at any moment and called again, it goes on after the last batch that it had written.
+Killed at any moment and called again, it goes on after the last batch that it had changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vsrn.data.listing import PhotoFile, find_photos
 from vsrn.data.photo_splits import made_ready
-from vsrn.data.photos import DecodedPhoto, FileContent, read_file, read_photo
+from vsrn.data.photos import FileContent, read_file, read_photo
 from vsrn.data.regions import Regions, pad_regions
 from vsrn.encoders.base import Encoder
 from vsrn.errors import ConfigError, PhotoError, SearchError
@@ -32,9 +33,9 @@ from vsrn.metrics import FloatArray
 from vsrn.search.create import Model, create_index
 from vsrn.search.layout import EngineName
 from vsrn.search.mend import mend_index
-from vsrn.search.plan import File, Moved, doubtful, make_plan, skipped_for, stamp_of
-from vsrn.search.records import SkippedRecord, Stamp, local_time
-from vsrn.search.writer import Changes, IndexWriter, MovedPhoto, NewPhoto
+from vsrn.search.plan import File, doubtful, make_plan, skipped_for, stamp_of
+from vsrn.search.records import MovedPhoto, PhotoRecord, SkippedRecord, local_time
+from vsrn.search.writer import Changes, IndexWriter, NewPhoto
 
 THUMBNAIL_SIDE = 256
 JPEG_QUALITY = 82
@@ -43,7 +44,7 @@ JPEG_QUALITY = 82
 ProgressCallback = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class IndexReport:
     """What became of a folder of photos.
 
@@ -57,49 +58,35 @@ class IndexReport:
     num_mended   of those read again, photos whose vector, regions or thumbnail in the index were damaged
     """
 
-    num_photos: int
-    num_added: int
-    num_changed: int
-    num_removed: int
+    num_photos: int = 0
+    num_added: int = 0
+    num_changed: int = 0
+    num_removed: int = 0
     skipped: list[SkippedRecord] = field(default_factory=list)
     num_moved: int = 0
     missing: list[str] = field(default_factory=list)
     num_mended: int = 0
 
 
-@dataclass(frozen=True)
-class _Ready:
+class _Ready(NamedTuple):
     """A photo that the extractor can take.
 
-    stamp, sha256  of the bytes that it was decoded from
-    taken          by the camera's clock, or else when the file last changed
+    record  of the bytes that it was decoded from
     """
 
     photo: PhotoFile
-    stamp: Stamp
-    sha256: str
-    taken: datetime
-    decoded: DecodedPhoto
+    record: PhotoRecord
     prepared: Prepared
     thumbnail: bytes
 
 
-@dataclass(frozen=True)
-class _Touched:
-    """A photo whose file has another stamp and its old content."""
-
-    id: str
-    stamp: Stamp
-
-
-@dataclass(frozen=True)
-class _Told:
+class _Told(NamedTuple):
     """A photo of the index whose file cannot be read at the moment: it stays, and the reason is told."""
 
     record: SkippedRecord
 
 
-_Looked = _Ready | _Touched | _Told | MovedPhoto | SkippedRecord
+_Looked = _Ready | _Told | MovedPhoto | SkippedRecord
 
 
 def update_index(
@@ -115,7 +102,7 @@ def update_index(
     batch_size: int = 32,
     workers: int = 2,
     device: str | None = None,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback = lambda _done, _total: None,
 ) -> IndexReport:
     """Bring the index in `folder` in step with the photos below `photos`, making it where there is none.
 
@@ -130,7 +117,7 @@ def update_index(
     follow_links  whether to read files and folders outside of `photos` that links in it lead to
     prune       whether to remove photos whose files are gone even where more than a fifth are, or all of a folder that
                 is still there, empty; without it they stay and are reported as missing
-    batch_size  photos written at a time; what a kill costs at most
+    batch_size  photos changes at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor
     device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; left out, where the model that is given
                 computes, or `auto`
@@ -149,64 +136,51 @@ def update_index(
     mend_index(folder, photos, model)
     create_index(folder, photos, model, explain=explain, engine=engine, uri=uri, device=device)
     with IndexWriter(folder, uri, device) as writer:
-        return _Update(writer, photos, found).run(batch_size, workers, prune=prune, progress=progress or _no_progress)
+        update = _Update(writer, photos)
+        return update.run(found, batch_size, workers, prune=prune, progress=progress)
 
 
 class _Update:
     """One pass over a folder of photos."""
 
-    def __init__(self, writer: IndexWriter, root: Path, found: Sequence[PhotoFile]) -> None:
-        self.writer, self.encoder, self.root, self.found = writer, writer.encoder, root, found
-        self.num_added = self.num_changed = self.num_removed = self.num_moved = 0
-        self.told: list[SkippedRecord] = []
-        self.missing: list[str] = []
+    def __init__(self, writer: IndexWriter, root: Path) -> None:
+        self.writer, self.encoder, self.root = writer, writer.encoder, root
+        self.report = IndexReport(num_mended=len(writer.damaged))
 
-    def run(self, batch_size: int, workers: int, *, prune: bool, progress: ProgressCallback) -> IndexReport:
+    def run(
+        self, found: Sequence[PhotoFile], batch_size: int, workers: int, *, prune: bool, progress: ProgressCallback
+    ) -> IndexReport:
         """Read what changed and commit it batch by batch; then remove photos whose files are gone."""
-        self._follow_root()
         with self.writer.records.read() as view:
-            num_known = view.num_photos()
-        damaged = self.writer.damaged
-        plan = make_plan(self.found, self.writer.records, damaged)
-        self.told += plan.told
-        done, total = plan.num_same + len(plan.refused) + len(plan.told), len(self.found)
-        progress(done, total)
+            num_known, root = view.num_photos(), Path(os.fsdecode(view.state().root))
+        self._follow(root)
+        damaged, report = self.writer.damaged, self.report
+        plan = make_plan(found, self.writer.records, damaged)
+        report.skipped += plan.told
+        done = plan.num_same + len(plan.refused) + len(plan.told)
+        progress(done, len(found))
         if plan.refused or plan.gone:
             self._write(Changes(skipped=plan.refused, gone=plan.gone))
         claimed: set[str] = set()
         if plan.files:
-            extractor = self.encoder.extractor
-            look = partial(_look, extractor, plan.moved, self.root)
+            look = partial(_look, self.encoder.extractor, plan.moved, self.root)
             for batch, looked in made_ready(cut(plan.files, batch_size), look, workers):
                 claimed |= {photo.old_id for photo in looked if isinstance(photo, MovedPhoto)}
                 self._write(self._encode(looked))
                 done += len(batch)
-                progress(done, total)
+                progress(done, len(found))
         missing = [name for name in plan.missing if name not in claimed]
-        self.missing = [] if prune else doubtful(missing, num_known, self.root, damaged)
-        kept = set(self.missing)
-        if len(missing) > len(kept):
-            self._write(Changes(gone=[name for name in missing if name not in kept]))
+        report.missing = [] if prune else doubtful(missing, num_known, self.root, damaged)
+        gone = set(missing) - set(report.missing)
+        if gone:
+            self._write(Changes(gone=sorted(gone)))
         self.writer.finish()
-        return self._report(num_mended=len(damaged))
-
-    def _report(self, num_mended: int) -> IndexReport:
         with self.writer.records.read() as view:
-            return IndexReport(
-                num_photos=view.num_photos(),
-                num_added=self.num_added,
-                num_changed=self.num_changed,
-                num_removed=self.num_removed,
-                skipped=[*view.skipped(), *self.told],
-                num_moved=self.num_moved,
-                missing=self.missing,
-                num_mended=num_mended,
-            )
+            report.num_photos, report.skipped = view.num_photos(), [*view.skipped(), *report.skipped]
+        return report
 
-    def _follow_root(self) -> None:
-        """Photos may move as a whole; an index of other photos is refused."""
-        with self.writer.records.read() as view:
-            before = Path(os.fsdecode(view.state().root))
+    def _follow(self, before: Path) -> None:
+        """Photos may move as a whole from the folder `before`; an index of other photos is refused."""
         now = self.root.absolute()
         if now == before:
             return
@@ -218,63 +192,63 @@ class _Update:
         self.writer.move_root(os.fsencode(now))
 
     def _write(self, changes: Changes) -> None:
-        with self.writer.records.read() as view:
-            old = {photo.id for photo in changes.added if view.photo(photo.id) is not None}
-            gone = [name for name in (*changes.gone, *(file.id for file in changes.skipped)) if view.photo(name)]
-        self.writer.write(changes)
-        self.num_changed += len(old)
-        self.num_added += len(changes.added) - len(old)
-        self.num_removed += len(gone)
-        self.num_moved += len(changes.moved)
+        changed, removed = self.writer.write(changes)
+        self.report.num_changed += changed
+        self.report.num_added += len(changes.added) - changed
+        self.report.num_removed += removed
+        self.report.num_moved += sum(photo.old_id != photo.id for photo in changes.moved)
 
     def _encode(self, looked: Sequence[_Looked]) -> Changes:
         """The expensive half: regions and vectors of those photos of a batch that could be read."""
         ready = [photo for photo in looked if isinstance(photo, _Ready)]
         skipped = [file for file in looked if isinstance(file, SkippedRecord)]
-        self.told += [file.record for file in looked if isinstance(file, _Told)]
+        self.report.skipped += [file.record for file in looked if isinstance(file, _Told)]
         regions = [_rounded(found) for found in self.encoder.extract([photo.prepared for photo in ready])]
         added = []
         for photo, found, vector in zip(ready, regions, _vectors(self.encoder, regions), strict=True):
             if np.isfinite(vector).all():
-                added.append(_new_photo(photo, found, vector, self.root))
+                added.append(NewPhoto(photo.record, vector, found, photo.thumbnail))
             else:
                 error = PhotoError(f"{photo.photo.id} has an embedding that is not finite; leave it out.")
                 skipped.append(skipped_for(photo.photo, error))
-        touched = [(file.id, file.stamp) for file in looked if isinstance(file, _Touched)]
-        return Changes(added, skipped, touched, [file for file in looked if isinstance(file, MovedPhoto)])
+        return Changes(added, skipped, [file for file in looked if isinstance(file, MovedPhoto)])
 
 
-def _look(extractor: RegionExtractor, moved: Moved, root: Path, file: File) -> _Looked:
+def _look(extractor: RegionExtractor, moved: dict[tuple[int, str], list[str]], root: Path, file: File) -> _Looked:
     """The cheap half, in worker threads: what the extractor reads, or what else the file is, or why it is skipped."""
     content: FileContent | None = None
     try:
         content = read_file(file.photo.path)
         sha256 = hashlib.sha256(content.content).hexdigest()
-        stamp = stamp_of(content)
+        # In the file system's own bytes.
+        below, stamp = os.fsencode(file.photo.path.relative_to(root)), stamp_of(content)
         if file.known is not None and not file.damaged and file.known.sha256 == sha256:
-            return _Touched(file.photo.id, stamp)
+            return MovedPhoto(file.photo.id, file.photo.id, below, stamp)
         if file.known is None:
-            old_id = moved.claim(content.size, sha256)
-            if old_id is not None:
-                return MovedPhoto(old_id, file.photo.id, _below(file.photo, root), stamp)
+            with contextlib.suppress(LookupError):  # another thread may take the last one
+                return MovedPhoto(moved[content.size, sha256].pop(), file.photo.id, below, stamp)
         name = printable(file.photo.path)
         decoded = read_photo(content.content, target_size=extractor.photo_size, name=name)
         prepared = prepare_pixels(extractor, decoded.pixels, name)
         taken = decoded.taken or local_time(content.modified_ns)
-        return _Ready(file.photo, stamp, sha256, taken, decoded, prepared, _thumbnail(decoded.pixels))
+        record = PhotoRecord(
+            id=file.photo.id,
+            path=below,
+            **stamp._asdict(),
+            sha256=sha256,
+            width=decoded.width,
+            height=decoded.height,
+            taken=taken.replace(tzinfo=None).isoformat(sep=" ", timespec="seconds"),
+        )
+        return _Ready(file.photo, record, prepared, _thumbnail(decoded.pixels))
     except PhotoError as error:
-        record = skipped_for(file.photo, error, content)
+        skipped = skipped_for(file.photo, error, content)
     except Exception as error:
         # Whatever one file makes its readers stumble over, MemoryError included, is no reason to stop.
         said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
-        record = skipped_for(file.photo, PhotoError(f"{printable(file.photo.path)} cannot be read ({said})."))
-    stays = file.known is not None and not file.damaged and record.kind == "unreadable"
-    return _Told(record) if stays else record
-
-
-def _below(photo: PhotoFile, root: Path) -> bytes:
-    """The path of a photo below the root, in the file system's own bytes."""
-    return os.fsencode(photo.path.relative_to(root))
+        skipped = skipped_for(file.photo, PhotoError(f"{printable(file.photo.path)} cannot be read ({said})."))
+    stays = file.known is not None and not file.damaged and skipped.kind == "unreadable"
+    return _Told(skipped) if stays else skipped
 
 
 def _thumbnail(photo: Image.Image) -> bytes:
@@ -298,23 +272,3 @@ def _vectors(encoder: Encoder, regions: Sequence[Regions]) -> FloatArray:
     if finite:
         vectors[finite] = encoder.encode_regions(*pad_regions([regions[place] for place in finite]))
     return vectors
-
-
-def _new_photo(ready: _Ready, regions: Regions, vector: FloatArray, root: Path) -> NewPhoto:
-    decoded = ready.decoded
-    return NewPhoto(
-        id=ready.photo.id,
-        path=_below(ready.photo, root),
-        stamp=ready.stamp,
-        sha256=ready.sha256,
-        width=decoded.width,
-        height=decoded.height,
-        taken=ready.taken.replace(tzinfo=None).isoformat(sep=" ", timespec="seconds"),
-        vector=vector,
-        regions=regions,
-        thumbnail=ready.thumbnail,
-    )
-
-
-def _no_progress(done: int, total: int) -> None:
-    """Nobody is watching."""

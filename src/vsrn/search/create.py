@@ -5,7 +5,6 @@ The files of a model are copied by a fixed list of names: what else lies in some
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -32,7 +31,7 @@ from vsrn.errors import SearchError
 from vsrn.extractors.provenance import NAME, NAMES_FILE, kept_weights
 from vsrn.files import new_folder, read_plain, sync_folder, write_synced
 from vsrn.pretrained import DEFAULT_MODEL, find_model
-from vsrn.search.database import Records
+from vsrn.search.database import create_records
 from vsrn.search.layout import (
     INFO_FILE,
     LOCK_FILE,
@@ -41,11 +40,12 @@ from vsrn.search.layout import (
     RECORDS_FILE,
     EngineName,
     IndexInfo,
-    IndexLock,
+    index_lock,
     info_as_json,
     read_info,
     write_info,
 )
+from vsrn.search.records import State
 
 Model = Encoder | Path | str
 # What a creation that was killed may have left.
@@ -92,8 +92,7 @@ def create_index(
     # A model that cannot read photos here is refused at once.
     names = source.region_names
     folder.mkdir(parents=True, exist_ok=True)
-    lock = IndexLock(folder)
-    try:
+    with index_lock(folder):
         if (folder / INFO_FILE).is_file():
             # Another process made the index between our first check and our getting the lock.
             raise SearchError(f"{folder} was just made by another vsrn index; run the same command again.")
@@ -101,13 +100,10 @@ def create_index(
         write_model(source, folder / MODEL_FOLDER)
         encoder = OnnxEncoder.load(folder / MODEL_FOLDER, checksums={})
         info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
-        records = Records.create(folder / RECORDS_FILE, os.fsencode(photos.absolute()))
-        with contextlib.closing(records), records.write() as change:
-            change.keep_info(info_as_json(info))
+        state = State(0, 1, 0, 0, 0, os.fsencode(photos.absolute()))
+        create_records(folder / RECORDS_FILE, state, info=info_as_json(info))
         write_info(folder, info)
         sync_folder(folder)
-    finally:
-        lock.release()
 
 
 def new_info(encoder: OnnxEncoder, names: RegionNames, *, explain: bool, engine: EngineName, uri: str) -> IndexInfo:

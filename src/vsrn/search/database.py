@@ -13,12 +13,14 @@ import shutil
 import sqlite3
 import stat
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vsrn.errors import SearchError
-from vsrn.search.records import Change, DamagedRecordsError, PhotoRecord, State, View
+from vsrn.files import Closing
+from vsrn.search.records import REMEDY, Change, DamagedRecordsError, PhotoRecord, State, View
 
 SECONDS_TO_WAIT = 30.0
 # Listing a million photos takes about 5e7 steps; a statement that never ends is stopped after a minute or so.
@@ -63,54 +65,43 @@ CREATE TABLE files (
 );
 CREATE TABLE info (json BLOB NOT NULL);
 """
+# The same for whoever only reads one of them: these views stand before its tables.
+_LATER_TO_READ = """
+CREATE TEMP VIEW photos AS SELECT *, NULL AS inode, NULL AS changed_ns, NULL AS vector_crc, NULL AS regions_crc,
+    NULL AS thumbnail_crc FROM main.photos;
+CREATE TEMP VIEW skipped AS SELECT id, reason, '' AS kind, '' AS reader, NULL AS size, NULL AS modified_ns,
+    NULL AS changed_ns, NULL AS inode FROM main.skipped;
+CREATE TEMP VIEW files AS SELECT '' AS name, 0 AS size, 0 AS modified_ns, 0 AS changed_ns, 0 AS inode WHERE 0;
+CREATE TEMP VIEW info AS SELECT x'' AS json WHERE 0;
+"""
 
 
 class StaleReadError(FileNotFoundError):
     """The records were replaced while they were read without a lock: read them again."""
 
 
-class Records:
+class Records(Closing):
     """The database. Threads may share it: whoever reads or writes has a connection to itself for that long."""
 
     def __init__(self, path: Path) -> None:
-        """Open the records. Raises `SearchError` where they are missing, or not such as `create` makes."""
+        """Open the records. Raises `SearchError` where they are missing, or not such as `create_records` makes."""
         self.path = path
         self._idle: deque[sqlite3.Connection] = deque()
-        self._closed = False
+        self._closed = threading.Event()
         _check_files(path)
         self._inode = path.stat().st_ino
         # Records that are not ours are refused here, not at the first question.
         with contextlib.suppress(StaleReadError), self.read():
             pass
 
-    @classmethod
-    def create(cls, path: Path, root: bytes) -> Records:
-        """Make new records, for photos below `root`; those that are there are replaced."""
-        for leftover in (path, *_beside(path), Path(f"{path}{_JOURNAL}")):
-            leftover.unlink(missing_ok=True)
-        with _told(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in _statements(_TABLES + _LATER):
-                connection.execute(statement)
-            connection.execute("INSERT INTO state VALUES (0, 1, 0, 0, 0, ?)", (root,))
-            connection.execute("COMMIT")
-        return cls(path)
-
     def bring_up_to_date(self) -> None:
         """Add what the tables of an older index lack."""
         with self._connection() as connection:
-            if _is_complete(connection):
+            if _schema_of(connection) == _SCHEMA:
                 return
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                for statement in _statements(_LATER):
-                    connection.execute(statement)
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+            _run(connection, "".join(f"DROP VIEW temp.{name};" for name in ("photos", "skipped", "files", "info")))
+            with _committing(connection):
+                _run(connection, _LATER)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[View]:
@@ -122,21 +113,15 @@ class Records:
         with self._connection() as connection:
             connection.execute("BEGIN")
             try:
-                yield View(connection, complete=_is_complete(connection))
+                yield View(connection)
             finally:
                 connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Change]:
         """Changes that reach the disk when the block ends well, and never happened otherwise."""
-        with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield Change(connection)
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+        with self._connection() as connection, _committing(connection):
+            yield Change(connection)
 
     def faults(self) -> list[str]:
         """What is wrong with the file, by SQLite's own check and by a look at every row; nothing where it is whole."""
@@ -155,7 +140,7 @@ class Records:
         state: State | None = None
         found: list[PhotoRecord] = []
         with contextlib.suppress(SearchError), self._connection() as connection:
-            view = View(connection, complete=_is_complete(connection))
+            view = View(connection)
             with contextlib.suppress(sqlite3.DatabaseError, DamagedRecordsError):
                 state = view.state()
             for row in range(num_rows):
@@ -163,26 +148,15 @@ class Records:
                     found += view.photos_at([row]).values()
         return state, found
 
-    def begin_with(self, state: State, photos: Sequence[PhotoRecord]) -> None:
-        """Fill new records with old ones; rows without one are dead."""
-        with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            change = Change(connection)
-            change.add(photos)
-            dead = sorted(set(range(state.num_rows)) - {photo.row for photo in photos})
-            connection.executemany("INSERT INTO dead VALUES (?)", [(row,) for row in dead])
-            change.reach(state)
-            connection.execute("COMMIT")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
     def close(self) -> None:
         """Close the database; connections in use are closed when they are given back."""
-        self._closed = True
+        self._closed.set()
         self._forget_connections()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        self._check_open()
+        if self._closed.is_set():
+            raise SearchError(f"{self.path.parent} was closed; open the index again.")
         with _told(self.path):
             if not os.access(self.path.parent, os.W_OK):
                 with _reading_only(self.path) as connection:
@@ -198,8 +172,12 @@ class Records:
             try:
                 yield connection
             finally:
-                self._idle.append(connection)
-                if self._closed:
+                # Views that stand in for what an older index lacks would hide it once a writer has added it.
+                if connection.execute("SELECT 1 FROM temp.sqlite_master").fetchone():
+                    connection.close()
+                else:
+                    self._idle.append(connection)
+                if self._closed.is_set():
                     self.close()
 
     def _forget_connections(self) -> None:
@@ -207,9 +185,29 @@ class Records:
         while self._idle:
             self._idle.pop().close()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise SearchError(f"{self.path.parent} was closed; open the index again.")
+
+def create_records(path: Path, state: State, photos: Sequence[PhotoRecord] = (), info: bytes | None = None) -> None:
+    """Make the records of an index that stands so; those that are there are replaced.
+
+    photos  of rows below the state's; rows without one are dead
+    info    the copy of index.json
+    """
+    for leftover in (path, *_beside(path), Path(f"{path}{_JOURNAL}")):
+        leftover.unlink(missing_ok=True)
+    with _told(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        with _committing(connection):
+            _run(connection, _TABLES + _LATER)
+            connection.execute("INSERT INTO state VALUES (0, 1, 0, 0, 0, x'')")
+            change = Change(connection)
+            change.reach(state)
+            change.add(photos)
+            dead = sorted(set(range(state.num_rows)) - {photo.row for photo in photos})
+            connection.executemany("INSERT INTO dead VALUES (?)", [(row,) for row in dead])
+            if info is not None:
+                change.keep_info(info)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 class _StepLimit:
@@ -282,6 +280,8 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
             raise DamagedRecordsError(f"{path} is empty; {REMEDY}")
         if schema not in (_OLD_SCHEMA, _SCHEMA):
             raise SearchError(f"{path} is not what `vsrn index` makes: its tables are others; do not use this index.")
+        if schema == _OLD_SCHEMA:
+            _run(connection, _LATER_TO_READ)
     except BaseException:
         connection.close()
         raise
@@ -294,21 +294,29 @@ def _schema_of(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str,
 
 def _made_by(statements: str) -> frozenset[tuple[str, str, str, str | None]]:
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        for statement in _statements(statements):
-            connection.execute(statement)
+        _run(connection, statements)
         return _schema_of(connection)
 
 
-def _statements(text: str) -> list[str]:
-    return [statement for statement in text.split(";") if statement.strip()]
+def _run(connection: sqlite3.Connection, statements: str) -> None:
+    # `executescript` would commit first.
+    for statement in filter(str.strip, statements.split(";")):
+        connection.execute(statement)
+
+
+@contextlib.contextmanager
+def _committing(connection: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that is committed when the block ends well, and undone otherwise."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 _OLD_SCHEMA, _SCHEMA = _made_by(_TABLES), _made_by(_TABLES + _LATER)
-
-
-def _is_complete(connection: sqlite3.Connection) -> bool:
-    """Whether the tables have what older indexes lack."""
-    return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'info'").fetchone() is not None
 
 
 def _beside(path: Path) -> list[Path]:
@@ -349,6 +357,3 @@ def _told(path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.OperationalError):  # locked, not to be opened, not to be written
             raise SearchError(f"{path} cannot be used ({error}); see that it may be opened, and try again.") from error
         raise DamagedRecordsError(f"{path} cannot be used ({error}); {REMEDY}") from error
-
-
-REMEDY = "`vsrn index PHOTOS -o INDEX` mends it, reading again only the photos concerned."

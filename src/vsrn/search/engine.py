@@ -6,14 +6,13 @@ The index owns the vectors, on disk, a row a photo. An engine finds rows; it kno
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from types import ModuleType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.layout import IndexInfo
-from vsrn.search.records import State
 
 
 class Found(NamedTuple):
@@ -42,10 +41,11 @@ class Engine(Protocol):
         """Close connections and files."""
 
 
-class Keeper(Protocol):
+class Keeper:
     """Keeps the engine's own copy of the vectors in step with the index, for the one process that writes.
 
-    The copy may hold more rows than the index acknowledges: a search drops rows that the records do not know.
+    The copy may hold more rows than the index acknowledges: a search drops rows that the records do not know. An
+    engine without a copy of some kind leaves out what it does not need.
     """
 
     def begin(self, generation: int, vectors: FloatArray, dead: IntArray) -> None:
@@ -71,33 +71,20 @@ class Keeper(Protocol):
         """Close connections and files."""
 
 
-class EngineModule(Protocol):
-    """A module that offers an engine."""
+def engine_of(info: IndexInfo) -> ModuleType:
+    """The module of an index's engine, which loads its library: only where an index has it. Each module has
 
-    def open_engine(
-        self,
-        folder: Path,
-        info: IndexInfo,
-        state: State,
-        vectors: FloatArray,
-        dead: IntArray,
-        last: Engine | None = None,
-        uri: str = "",
-    ) -> Engine:
-        """The engine over an index as it stands; what still holds is taken over from the `last` one.
+    open_engine(folder, info, state, vectors, dead, last, uri)
+        the `Engine` over a state's (num_rows, D) vectors but its dead rows; what still holds is taken over from `last`,
+        an engine over an earlier state, or None
+    open_keeper(folder, info, uri)
+        the `Keeper`
 
-        uri  the server or file outside of the index that a person named; see `open_index`
+    uri  the server or file outside of the index that a person named, as in `open_index`
 
-        Raises `SearchError` where its own files or server fail.
-        """
-
-    def open_keeper(self, folder: Path, info: IndexInfo, uri: str = "") -> Keeper:
-        """What keeps the engine in step while the index is written; `uri` as in `open_engine`."""
-
-
-def engine_of(info: IndexInfo) -> EngineModule:
-    """The engine of an index. Its library is loaded here, only where an index has it."""
-    return cast("EngineModule", import_module(f"vsrn.search.{info.engine}"))
+    Both raise `SearchError` where its own files or server fail.
+    """
+    return import_module(f"vsrn.search.{info.engine}")
 
 
 def nearest(rows: IntArray, scores: FloatArray, k: int) -> Found:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from vsrn.errors import SearchError
 from vsrn.files import open_plain, replacing
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.search.engine import Engine, Found, nearest
+from vsrn.search.engine import Engine, Found, Keeper, nearest
 from vsrn.search.layout import IndexInfo, not_ours
 from vsrn.search.records import State
 
@@ -89,14 +89,14 @@ class FaissEngine:
 
 def open_engine(
     folder: Path,
-    info: IndexInfo,  # noqa: ARG001 - as in `EngineModule`, and so is `uri`
+    info: IndexInfo,  # noqa: ARG001 - every engine takes it, and `uri`
     state: State,
     vectors: FloatArray,
     dead: IntArray,
     last: Engine | None = None,
     uri: str = "",  # noqa: ARG001
 ) -> FaissEngine:
-    """As `EngineModule.open_engine`."""
+    """As `engine_of` says."""
     graph = find_graph(folder, state.generation, state.num_rows)
     if isinstance(last, FaissEngine) and last.base.serves(state.generation, state.num_rows, graph):
         return FaissEngine(last.base, vectors, dead)
@@ -104,25 +104,16 @@ def open_engine(
 
 
 def open_keeper(folder: Path, info: IndexInfo, uri: str = "") -> FaissKeeper:  # noqa: ARG001
-    """As `EngineModule.open_keeper`."""
+    """As `engine_of` says."""
     return FaissKeeper(folder)
 
 
-class FaissKeeper:
+class FaissKeeper(Keeper):
     """Builds the graph where an index has grown large. The vectors themselves are the index's own file."""
 
     def __init__(self, folder: Path, graph_from: int = GRAPH_FROM) -> None:
         self.folder = folder
         self.graph_from = graph_from
-
-    def begin(self, generation: int, vectors: FloatArray, dead: IntArray) -> None:
-        """Nothing is stored here besides the graph."""
-
-    def add(self, first_row: int, vectors: FloatArray) -> None:
-        """New rows are scanned until `finish`."""
-
-    def remove(self, rows: IntArray) -> None:
-        """Dead rows are passed over."""
 
     def finish(self, generation: int, vectors: FloatArray) -> None:
         """Build the graph again where it covers too few of the rows."""
@@ -139,9 +130,6 @@ class FaissKeeper:
         """Delete the graphs of a generation."""
         for graph in self.folder.glob(f"graph-{generation}-*.faiss"):
             graph.unlink()
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def find_graph(folder: Path, generation: int, num_rows: int) -> Path | None:

@@ -2,6 +2,7 @@
 
     with vsrn.open_index("idx/") as index:
         index.search("two dogs play on a beach", k=5)     # [Hit(id, score, path), ...]
+        Reranker(index, "runs/scan").search("two dogs play on a beach", k=5)     # the same, by a second look
 
 Nothing here writes. Threads may share an index, and another process may add to it meanwhile: every call sees the
 index as one commit left it.
@@ -12,44 +13,42 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from vsrn.data.regions import Regions
+from vsrn.data.regions import Regions, pad_regions
+from vsrn.encoders import load_encoder
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
-from vsrn.errors import SearchError, UnknownPhotoError
-from vsrn.files import normal_name, printable
+from vsrn.errors import CheckpointError, SearchError, UnknownPhotoError
+from vsrn.files import Closing, printable
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.database import Records
 from vsrn.search.engine import Engine, engine_of
 from vsrn.search.layout import (
-    JPEG_START,
-    MODEL_FOLDER,
     RECORDS_FILE,
-    REMEDY,
+    GrowingFile,
     IndexInfo,
     growing_path,
-    lengths_are_wrong,
+    is_wrong,
     open_model,
     open_vectors,
     read_info,
-    read_piece,
-    regions_size,
     unpack_regions,
 )
-from vsrn.search.records import PhotoRecord, SkippedRecord, State, View, Where
+from vsrn.search.records import REMEDY, PhotoRecord, SkippedRecord, State, View, Where
 
 # A compaction may replace the files between reading the records and opening them, hardly ever twice in a row.
 TRIES = 5
 # Vectors that are checked at a time: 100 MB as float32 of 512 numbers.
 ROWS_AT_ONCE = 50_000
 EVERYWHERE = Where()
+# Hits that a SCAN puts in order.
+TOP = 50
 
 _Answer = TypeVar("_Answer")
 
@@ -76,11 +75,13 @@ class Hit:
     id     its path below the folder that was indexed
     score  inner product of its embedding with the query's; a cosine for most models
     path   where it was when it was indexed
+    photo  what else the index knew of it when it was found
     """
 
     id: str
     score: float
     path: Path
+    photo: PhotoRecord = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class _Snapshot:
     engine: Engine
 
 
-class Index:
+class Index(Closing):
     """Answers questions about the photos of an index folder; `open_index` makes it."""
 
     def __init__(self, folder: Path, info: IndexInfo, encoder: OnnxEncoder, uri: str = "") -> None:
@@ -105,16 +106,6 @@ class Index:
     def __len__(self) -> int:
         """Photos that can be found."""
         return self._ask(lambda view: view.num_photos())
-
-    @property
-    def root(self) -> Path:
-        """The folder of the photos."""
-        return self._ask(_root)
-
-    @property
-    def model_folder(self) -> Path:
-        """The exported encoders that the index was made by."""
-        return self.folder / MODEL_FOLDER
 
     def search(self, caption: str, k: int = 10, where: Where = EVERYWHERE) -> list[Hit]:
         """The k photos that fit a sentence best, best first. Needs no torch."""
@@ -137,7 +128,7 @@ class Index:
         """
 
         def find(view: View) -> str:
-            photo = view.photo(str(name)) or view.photo(normal_name(str(name)))
+            photo = view.photo_named(str(name))
             if photo is not None:
                 return photo.id
             root = _root(view)
@@ -161,23 +152,13 @@ class Index:
         def search(view: View) -> list[Hit]:
             root, allowed = _root(view), view.rows(where) if where else None
             found = _nearest_photos(view, self._snapshot(view), vector, k, allowed)
-            return [Hit(photo.id, score, root / os.fsdecode(photo.path)) for photo, score in found]
+            return [Hit(photo.id, score, root / os.fsdecode(photo.path), photo) for photo, score in found]
 
         return self._ask(search)
 
     def photo(self, photo_id: str) -> PhotoRecord:
         """What is known of a photo. Raises `UnknownPhotoError` for an unknown id."""
         return self._ask(lambda view: self._known(view, photo_id))
-
-    def photos(self, photo_ids: Iterable[str]) -> dict[str, PhotoRecord]:
-        """What is known of several photos, by id; those that the index does not hold are left out."""
-        ids = list(photo_ids)
-
-        def find(view: View) -> dict[str, PhotoRecord]:
-            found = ((photo_id, view.photo(photo_id) or view.photo(normal_name(photo_id))) for photo_id in ids)
-            return {photo_id: photo for photo_id, photo in found if photo is not None}
-
-        return self._ask(find)
 
     def latest(self, k: int = 10) -> list[PhotoRecord]:
         """The k photos taken last, the latest first."""
@@ -205,11 +186,9 @@ class Index:
             raise SearchError(f"{self.folder} was made with --no-explain and keeps no regions; make it without.")
 
         def read(view: View) -> Regions:
-            photo = self._known(view, photo_id)
-            path = growing_path(self.folder, "regions", view.state().generation)
+            photo, content = self._piece(view, "regions", photo_id)
             if photo.regions_at is None:
-                raise SearchError(f"{path} has no regions of '{photo.id}'; {REMEDY}")
-            content = read_piece(path, photo.regions_at, regions_size(photo, self.info), photo.regions_crc)
+                raise SearchError(f"{self.folder} has no regions of '{photo.id}'; {REMEDY}")
             return unpack_regions(content, photo, self.info)
 
         return self._ask(read)
@@ -233,16 +212,7 @@ class Index:
 
     def thumbnail(self, photo_id: str) -> bytes:
         """A JPEG of at most 256 pixels a side. Raises `SearchError` for an unknown id."""
-
-        def read(view: View) -> bytes:
-            photo = self._known(view, photo_id)
-            path = growing_path(self.folder, "thumbnails", view.state().generation)
-            content = read_piece(path, photo.thumbnail_at, photo.thumbnail_size, photo.thumbnail_crc)
-            if not content.startswith(JPEG_START):
-                raise SearchError(f"{path} is damaged: the thumbnail of '{photo.id}' is no JPEG; {REMEDY}")
-            return content
-
-        return self._ask(read)
+        return self._ask(lambda view: self._piece(view, "thumbnails", photo_id)[1])
 
     def skipped(self) -> list[SkippedRecord]:
         """Files of the folder that could not be read, and why."""
@@ -255,14 +225,6 @@ class Index:
             if self._last is not None:
                 self._last.engine.close()
             self._last = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _ask(self, question: Callable[[View], _Answer]) -> _Answer:
         """Answer from the records and the files that belong to them."""
@@ -283,10 +245,9 @@ class Index:
                 vectors, dead = open_vectors(self.folder, self.info, state), view.dead_rows()
                 same = last is not None and last.state.generation == state.generation
                 self._check_vectors(view, vectors, dead, last.state.num_rows if last is not None and same else 0)
-                engine = last.engine if last is not None else None
-                engine = engine_of(self.info).open_engine(
-                    self.folder, self.info, state, vectors, dead, engine, self._uri
-                )
+                old = last.engine if last is not None else None
+                open_engine = engine_of(self.info).open_engine
+                engine = open_engine(self.folder, self.info, state, vectors, dead, old, self._uri)
                 last = self._last = _Snapshot(state, vectors, engine)
             return last
 
@@ -294,9 +255,7 @@ class Index:
         """Raise `SearchError` where a vector from row `first` on that can be found is not as a model gives it."""
         normalised = self.encoder.config.model.image_norm
         for start in range(first, len(vectors), ROWS_AT_ONCE):
-            wrong = start + np.flatnonzero(
-                lengths_are_wrong(vectors[start : start + ROWS_AT_ONCE], normalised=normalised)
-            )
+            wrong = start + np.flatnonzero(is_wrong(vectors[start : start + ROWS_AT_ONCE], normalised))
             wrong = np.setdiff1d(wrong, dead)
             if len(wrong):
                 path = growing_path(self.folder, "vectors", view.state().generation)
@@ -306,9 +265,13 @@ class Index:
                     f"{path} is damaged: it holds {len(wrong):,} vectors that no model gives{name}; {REMEDY}"
                 )
 
+    def _piece(self, view: View, kind: str, photo_id: str) -> tuple[PhotoRecord, bytes]:
+        photo = self._known(view, photo_id)
+        with GrowingFile(self.folder, kind, self.info, view.state()) as file:
+            return photo, file.read(photo)
+
     def _known(self, view: View, photo_id: str) -> PhotoRecord:
-        # Ids of older indexes are as the file system gave them.
-        photo = view.photo(photo_id) or view.photo(normal_name(photo_id))
+        photo = view.photo_named(photo_id)
         if photo is None:
             raise self._unknown(view, photo_id)
         return photo
@@ -317,6 +280,43 @@ class Index:
         return UnknownPhotoError(
             f"{self.folder} holds no photo '{printable(name)}'; ids are paths below {printable(_root(view))}."
         )
+
+
+class Reranker:
+    """A second look at what a search found: a SCAN compares every word with every region of the best few photos.
+
+    It reads the regions that the index keeps, so no photo is opened.
+    """
+
+    def __init__(self, index: Index, model: Path | str, device: str = "auto") -> None:
+        """Raises `SearchError` where the index keeps no regions, `CheckpointError` where the model is no SCAN, and
+        `DataError` where it learned from regions of another extractor than the index's.
+        """
+        if not index.info.explain:
+            raise SearchError(
+                f"{index.folder} was made with --no-explain and keeps no regions for --rerank; make it without."
+            )
+        encoder = load_encoder(model, device)
+        if encoder.config.model.kind != "scan":
+            raise CheckpointError(f'{model} compares vectors, as the index does already; name a run of kind "scan".')
+        encoder.check_regions(f"the index {index.folder}", index.info.feature_dim, index.encoder.learned_from)
+        self.index, self.encoder = index, encoder
+
+    def search(self, caption: str, k: int = 10, where: Where = EVERYWHERE, top: int = TOP) -> list[Hit]:
+        """The k photos that fit a sentence best: the index finds, and the best `top` take the SCAN's order.
+
+        Scores are the SCAN's for those, and the index's for what follows them.
+        """
+        hits = self.index.search(caption, max(k, top), where)
+        return (self.rerank(caption, hits[:top]) + hits[top:])[:k]
+
+    def rerank(self, caption: str, hits: Sequence[Hit]) -> list[Hit]:
+        """The same hits, best first by the SCAN, whose similarities become their scores; equals keep their order."""
+        if not hits:
+            return []
+        features, counts = pad_regions([self.index.regions(hit.id) for hit in hits])
+        scores = self.encoder.compare(features, counts, [caption])[:, 0]
+        return [replace(hits[place], score=float(scores[place])) for place in np.argsort(-scores, kind="stable")]
 
 
 def _nearest_photos(

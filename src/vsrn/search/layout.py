@@ -22,9 +22,8 @@ import math
 import mmap
 import os
 import re
-import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,9 +34,9 @@ import numpy.typing as npt
 from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
-from vsrn.files import open_plain, read_at, read_plain, take_lock, write_at, write_atomically
+from vsrn.files import Closing, delete, open_plain, read_at, read_plain, take_lock, write_at, write_atomically
 from vsrn.metrics import FloatArray
-from vsrn.search.records import PhotoRecord, State
+from vsrn.search.records import REMEDY, PhotoRecord, State
 
 INFO_FILE = "index.json"
 RECORDS_FILE = "records.sqlite"
@@ -130,49 +129,14 @@ def open_vectors(folder: Path, info: IndexInfo, state: State) -> FloatArray:
 
     Raises `FileNotFoundError` where a compaction has replaced it: read the state again.
     """
-    path = growing_path(folder, "vectors", state.generation)
-    shape, size = (state.num_rows, info.joint_dim), 2 * state.num_rows * info.joint_dim
     if not state.num_rows:
         # The file itself may not be there yet.
-        return np.empty(shape, dtype=np.float16)
-    with opened(path) as descriptor:
-        if os.fstat(descriptor).st_size < size:
-            raise SearchError(f"{path} is shorter than the records say; {REMEDY}")
-        mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapped, dtype="<f2").reshape(shape)
-
-
-def read_piece(path: Path, start: int, size: int, crc: int | None = None) -> bytes:
-    """Bytes of a growing file; `crc` is their CRC-32, where it is known.
-
-    Raises `SearchError` where they are not there, or are not those that were written.
-    """
-    with opened(path) as descriptor:
-        there = os.fstat(descriptor).st_size
-        content = read_at(descriptor, size, start) if start + size <= there else b""
-    if len(content) != size:
-        raise SearchError(f"{path} is shorter than the records say; {REMEDY}")
-    if crc is not None and zlib.crc32(content) != crc:
-        raise SearchError(f"{path} is damaged: a piece of it is not what was written; {REMEDY}")
-    return content
-
-
-REMEDY = "`vsrn index PHOTOS -o INDEX` mends it, reading again only the photos concerned."
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A descriptor for the block. Raises `SearchError` where `path` is a link, and `FileNotFoundError`."""
-    try:
-        descriptor = open_plain(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise not_ours(path, error) from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        return np.empty((0, info.joint_dim), dtype=np.float16)
+    with GrowingFile(folder, "vectors", info, state) as file:
+        if file.status().st_size < file.end:
+            raise SearchError(f"{file.path} is shorter than the records say; {REMEDY}")
+        mapped = mmap.mmap(file.fileno(), file.end, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype="<f2").reshape(state.num_rows, info.joint_dim)
 
 
 def regions_size(photo: PhotoRecord, info: IndexInfo) -> int:
@@ -211,16 +175,17 @@ def _kept(photo: PhotoRecord, info: IndexInfo) -> Iterator[tuple[RegionArray, tu
             yield array, (photo.num_regions, *array.row_shape(info.feature_dim))
 
 
-def piece_of(kind: str, photo: PhotoRecord, info: IndexInfo) -> tuple[int, int, int | None] | None:
-    """First byte, number of bytes and CRC-32 of what a photo has in a file; None where the index keeps none."""
+def piece_of(kind: str, photo: PhotoRecord, info: IndexInfo) -> tuple[int, int, int | None]:
+    """First byte, number of bytes and CRC-32 of what a photo has in a file; 0 bytes where the index keeps none."""
     if kind == "vectors":
         return 2 * info.joint_dim * photo.row, 2 * info.joint_dim, photo.vector_crc
     if kind == "regions":
-        return None if photo.regions_at is None else (photo.regions_at, regions_size(photo, info), photo.regions_crc)
+        start = photo.regions_at
+        return (0, 0, None) if start is None else (start, regions_size(photo, info), photo.regions_crc)
     return photo.thumbnail_at, photo.thumbnail_size, photo.thumbnail_crc
 
 
-def lengths_are_wrong(vectors: FloatArray, *, normalised: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def is_wrong(vectors: FloatArray, normalised: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """(n, D) vectors -> (n,) True where one is not finite or, where the model's are, not of length 1."""
     with np.errstate(over="ignore", invalid="ignore"):
         wide = np.asarray(vectors, dtype=np.float32)
@@ -230,22 +195,59 @@ def lengths_are_wrong(vectors: FloatArray, *, normalised: bool) -> np.ndarray[tu
         return ~(np.abs(np.sqrt(squares) - 1) < LENGTH_TOLERANCE)
 
 
-class GrowingFile:
-    """A file of which the first `end` bytes are acknowledged; bytes after those were never acknowledged."""
+class GrowingFile(Closing):
+    """One of the three files that grow.
 
-    def __init__(self, path: Path, end: int) -> None:
-        """Open `path`, made where it is missing, and bring it to `end` bytes.
+    path  where it is
+    end   bytes that are acknowledged, or were appended since
+    """
 
-        A longer file is cut. A shorter one has lost what its records still name: it is filled up with zeros, and
-        whoever checks it (`vsrn.search.mend`) finds them. Raises `SearchError` where `path` is a link or no file.
+    def __init__(self, folder: Path, kind: str, info: IndexInfo, state: State, *, write: bool = False) -> None:
+        """Open the file of vectors, regions or thumbnails of a state.
+
+        write  make it where it is missing, and bring it to its acknowledged end. A longer file is cut. A shorter one
+               has lost what its records still name: it is filled up with zeros, and whoever checks it finds them.
+
+        Raises `SearchError` where it is a link or no regular file, and `FileNotFoundError`.
         """
-        self.path, self.end = path, end
+        self.path, self.kind, self.info = growing_path(folder, kind, state.generation), kind, info
+        self.rewind(state)
+        flags, mode = (os.O_RDWR | os.O_CREAT, "r+") if write else (os.O_RDONLY, "r")
         try:
-            self._file = io.FileIO(open_plain(path, os.O_RDWR | os.O_CREAT), "r+")
+            self._file = io.FileIO(open_plain(self.path, flags), mode)
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            raise not_ours(path, error) from error
-        if self.status().st_size != end:  # a cut to the same size would change the file's time
-            self._file.truncate(end)
+            raise not_ours(self.path, error) from error
+        if write and self.status().st_size != self.end:  # a cut to the same size would change the file's time
+            self._file.truncate(self.end)
+
+    def read(self, photo: PhotoRecord, *, normalised: bool = False) -> bytes:
+        """What it has of a photo; nothing where the index keeps none.
+
+        normalised  whether a vector without a checksum, of an older index, must have length 1
+
+        Raises `SearchError` where that is not there, or is not what was written.
+        """
+        start, size, crc = piece_of(self.kind, photo, self.info)
+        content = read_at(self._file.fileno(), size, start) if start + size <= self.end else b""
+        if len(content) != size:
+            raise SearchError(f"{self.path} is shorter than the records say; {REMEDY}")
+        fault = ""
+        if crc not in (None, zlib.crc32(content)):
+            fault = "is not what was written"
+        elif self.kind == "thumbnails" and not content.startswith(JPEG_START):
+            fault = "is no JPEG"
+        elif self.kind == "vectors" and crc is None and is_wrong(np.frombuffer(content, "<f2")[None], normalised)[0]:
+            fault = "is what no model gives"
+        if fault:
+            raise SearchError(f"{self.path} is damaged: what it has of '{photo.id}' {fault}; {REMEDY}")
+        return content
+
+    def rewind(self, state: State) -> None:
+        """Forget what stands after the acknowledged end: the next piece is written over it."""
+        ends = {"regions": state.regions_end, "thumbnails": state.thumbnails_end}
+        self.end = ends.get(self.kind, 2 * self.info.joint_dim * state.num_rows)
 
     def append(self, content: bytes) -> int:
         """Write `content` after everything else; gives the place of its first byte."""
@@ -256,9 +258,9 @@ class GrowingFile:
         self.end += len(content)
         return start
 
-    def rewind(self, end: int) -> None:
-        """Forget what stands after `end`: the next piece is written over it."""
-        self.end = end
+    def fileno(self) -> int:
+        """The descriptor of the open file."""
+        return self._file.fileno()
 
     def sync(self) -> None:
         """Wait until everything is on disk."""
@@ -281,10 +283,11 @@ def not_ours(path: Path, error: OSError) -> SearchError:
     )
 
 
-def open_model(folder: Path, info: IndexInfo, device: str = "auto") -> OnnxEncoder:
+def open_model(folder: Path, info: IndexInfo, device: str = "auto", *, whole: bool = False) -> OnnxEncoder:
     """The model inside an index.
 
     device  where its extractor and captioner compute: `cpu`, `cuda`, `mps` or `auto`
+    whole   whether to look at all of its files now, rather than at each when it is needed
 
     Raises `SearchError` where it is another, or index.json does not agree with it, and `CheckpointError` where one
     of its files is missing, broken, a link, or not the file that the index was made with.
@@ -298,35 +301,39 @@ def open_model(folder: Path, info: IndexInfo, device: str = "auto") -> OnnxEncod
             f"{place} ({encoder.info.model[:12]}) is not the model that the index was made by ({info.model[:12]});"
             f" `vsrn index PHOTOS -o {folder} --model MODEL`, with that model, puts it back."
         )
-    for name in ("joint_dim", "feature_dim"):
-        said, known = getattr(info, name), getattr(encoder.info, name)
-        if said != known:
-            raise SearchError(
-                f"{folder / INFO_FILE} was changed: it says {name} {said}, and the model has {known}; put the number"
-                f" back, or delete this one file, and `vsrn index PHOTOS -o {folder}` makes it again."
-            )
+    check_agreement(folder, info, encoder.info, "model", ("joint_dim", "feature_dim"))
+    for name in info.files if whole else ():
+        encoder.file(name)
     return encoder
 
 
-class IndexLock:
-    """Held by the one process that writes to an index, until `release`."""
+def check_agreement(folder: Path, info: IndexInfo, other: object, what: str, names: Iterable[str]) -> None:
+    """Raise `SearchError` where index.json says otherwise than the model or the records, `what`, of some fields."""
+    for name in names:
+        said, known = getattr(info, name), getattr(other, name)
+        if said != known:
+            raise SearchError(
+                f"{folder / INFO_FILE} was changed: it says {name} {said}, and the {what} {known}; put it back, or"
+                f" delete this one file, and `vsrn index PHOTOS -o {folder}` makes it again."
+            )
 
-    def __init__(self, folder: Path) -> None:
-        """Take it, and clear what killed writers left. Raises `SearchError` where another process holds it."""
-        try:
-            self.release = take_lock(folder / LOCK_FILE)
-        except BlockingIOError as error:
-            raise SearchError(f"{folder} is being written by another vsrn index; wait for it or stop it.") from error
-        except OSError as error:
-            raise not_ours(folder / LOCK_FILE, error) from error
+
+@contextlib.contextmanager
+def index_lock(folder: Path) -> Iterator[None]:
+    """For the one process that writes to an index; clears what killed writers left.
+
+    Raises `SearchError` where another process writes.
+    """
+    try:
+        release = take_lock(folder / LOCK_FILE)
+    except BlockingIOError as error:
+        raise SearchError(f"{folder} is being written by another vsrn index; wait for it or stop it.") from error
+    except OSError as error:
+        raise not_ours(folder / LOCK_FILE, error) from error
+    try:
         for leftover in folder.iterdir():
             if _TEMPORARY.fullmatch(leftover.name):
-                _delete(leftover)
-
-
-def _delete(path: Path) -> None:
-    """Delete what a killed writer left: a file, or a folder with everything in it."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+                delete(leftover)
+        yield
+    finally:
+        release()

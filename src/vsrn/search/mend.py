@@ -12,34 +12,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError, VsrnError
-from vsrn.files import read_at, sync_folder
+from vsrn.files import delete, sync_folder
 from vsrn.pretrained import PACKAGED_MODELS
 from vsrn.search.create import Model, checksums, new_info, open_source, write_model
-from vsrn.search.database import Records
+from vsrn.search.database import Records, create_records
 from vsrn.search.layout import (
     GROWING,
     INFO_FILE,
-    JPEG_START,
     MODEL_FOLDER,
     RECORDS_FILE,
+    GrowingFile,
     IndexInfo,
-    IndexLock,
     UnreadableInfoError,
+    check_agreement,
     growing_path,
-    lengths_are_wrong,
+    index_lock,
     open_model,
-    opened,
     parse_info,
     piece_of,
     read_info,
@@ -71,14 +67,12 @@ def check_index(folder: Path | str) -> list[Damage]:
     found: list[Damage] = []
     normalised = True
     try:
-        encoder = open_model(folder, info)
-        normalised = encoder.config.model.image_norm
-        for name in info.files:
-            encoder.file(name)
+        normalised = open_model(folder, info).config.model.image_norm
+        open_model(folder, info, whole=True)
     except VsrnError as error:
         found.append(Damage(str(error), []))
     try:
-        with contextlib.closing(Records(folder / RECORDS_FILE)) as records:
+        with Records(folder / RECORDS_FILE) as records:
             found += [Damage(f"{records.path} is damaged: {fault}", []) for fault in records.faults()]
             with records.read() as view:
                 damaged = damaged_pieces(folder, info, view, normalised=normalised)
@@ -103,43 +97,24 @@ def damaged_pieces(
     """
     state, stamps = view.state(), view.file_stamps() if stamped else {}
     found: dict[str, set[str]] = {}
-    for kind in GROWING:
-        path = growing_path(folder, kind, state.generation)
-        with contextlib.ExitStack() as stack:
-            descriptor = None
+    files: dict[str, GrowingFile | None] = {}
+    with contextlib.ExitStack() as stack:
+        for kind in GROWING:
+            file = None
             with contextlib.suppress(FileNotFoundError):
-                descriptor = stack.enter_context(opened(path))
-            if descriptor is not None and stamps.get(kind) == stamp_of(os.fstat(descriptor)):
-                continue
-            for photo in view.photos():
-                if not _is_whole(kind, descriptor, photo, info, state, normalised=normalised):
+                file = stack.enter_context(GrowingFile(folder, kind, info, state))
+            if file is None or stamps.get(kind) != Stamp.of_status(file.status()):
+                files[kind] = file
+        for photo in view.photos() if files else ():
+            for kind, file in files.items():
+                try:
+                    if file is not None:
+                        file.read(photo, normalised=normalised)
+                    elif piece_of(kind, photo, info)[1]:
+                        raise SearchError(f"the {kind} are missing")
+                except SearchError:
                     found.setdefault(photo.id, set()).add(kind)
     return found
-
-
-def stamp_of(status: os.stat_result) -> Stamp:
-    """What tells whether a file of vectors, regions or thumbnails is as a commit left it."""
-    return Stamp.of(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-
-
-def _is_whole(
-    kind: str, descriptor: int | None, photo: PhotoRecord, info: IndexInfo, state: State, *, normalised: bool
-) -> bool:
-    piece = piece_of(kind, photo, info)
-    if piece is None:
-        return True
-    start, size, crc = piece
-    end = {"vectors": 2 * info.joint_dim * state.num_rows, "regions": state.regions_end}
-    if descriptor is None or start + size > end.get(kind, state.thumbnails_end):
-        return False
-    content = read_at(descriptor, size, start)
-    if len(content) != size:
-        return False
-    if crc is not None:
-        return zlib.crc32(content) == crc
-    if kind == "vectors":
-        return not lengths_are_wrong(np.frombuffer(content, "<f2")[None], normalised=normalised)[0]
-    return kind != "thumbnails" or content.startswith(JPEG_START)
 
 
 def mend_index(folder: Path, photos: Path, model: Model | None) -> None:
@@ -162,7 +137,7 @@ def is_index(folder: Path) -> bool:
     if (folder / INFO_FILE).is_file():
         return True
     try:
-        with contextlib.closing(Records(folder / RECORDS_FILE)) as records, records.read() as view:
+        with Records(folder / RECORDS_FILE) as records, records.read() as view:
             return view.state().version > 0
     except SearchError:
         return False
@@ -175,10 +150,8 @@ def _info_of(folder: Path) -> IndexInfo:
     """
     try:
         info = read_info(folder)
-        _check_copy(folder, info)
-        return info
     except UnreadableInfoError:
-        with contextlib.closing(Records(folder / RECORDS_FILE)) as records, records.read() as view:
+        with Records(folder / RECORDS_FILE) as records, records.read() as view:
             copy = view.info()
             explain = all(photo.regions_at is not None for photo in view.latest(1))
         try:
@@ -189,22 +162,14 @@ def _info_of(folder: Path) -> IndexInfo:
             info = new_info(encoder, encoder.region_names, explain=explain, engine="faiss", uri="")
         write_info(folder, info)
         return info
-
-
-def _check_copy(folder: Path, info: IndexInfo) -> None:
-    """Raise `SearchError` where index.json says otherwise than its copy in the records; where Milvus is may change."""
     try:
-        with contextlib.closing(Records(folder / RECORDS_FILE)) as records, records.read() as view:
-            copy = parse_info(view.info() or b"")
+        with Records(folder / RECORDS_FILE) as records, records.read() as view:
+            kept = parse_info(view.info() or b"")
     except (DamagedRecordsError, ValueError):
-        return
-    for name in ("joint_dim", "feature_dim", "explain", "names"):
-        said, was = getattr(info, name), getattr(copy, name)
-        if said != was:
-            raise SearchError(
-                f"{folder / INFO_FILE} was changed: it says {name} {said}, and the records {was}; put it back, or"
-                f" delete this one file, and `vsrn index PHOTOS -o {folder}` makes it again."
-            )
+        return info
+    # Where Milvus is may change.
+    check_agreement(folder, info, kept, "records", ("joint_dim", "feature_dim", "explain", "names"))
+    return info
 
 
 def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
@@ -213,46 +178,33 @@ def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
     model  where a person named it; else a packaged one. Raises what `open_model` raises where none is the same.
     """
     try:
-        encoder = open_model(folder, info)
-        for name in info.files:
-            encoder.file(name)
-        return
+        open_model(folder, info, whole=True)
     except VsrnError:
         named = PACKAGED_MODELS if model is None else (model,)
         sources = [source for source in map(open_source, named) if source.fingerprint == info.model]
         if not sources:
             raise
-    lock = IndexLock(folder)
-    try:
         place = folder / MODEL_FOLDER
-        place.unlink() if place.is_symlink() else shutil.rmtree(place, ignore_errors=True)
-        write_model(sources[0], place)
-        write_info(folder, msgspec.structs.replace(info, files=checksums(place)))
-    finally:
-        lock.release()
+        with index_lock(folder):
+            delete(place)
+            write_model(sources[0], place)
+            write_info(folder, msgspec.structs.replace(info, files=checksums(place)))
 
 
 def _mend_records(folder: Path, info: IndexInfo, photos: Path) -> None:
     """Replace damaged records by new ones with what can still be read of them; other photos are read again."""
     path = folder / RECORDS_FILE
-    try:
-        with contextlib.closing(Records(path)) as records:
-            if not records.faults():
-                return
-    except DamagedRecordsError:
-        pass
-    lock = IndexLock(folder)
-    try:
+    with contextlib.suppress(DamagedRecordsError), Records(path) as records:
+        if not records.faults():
+            return
+    with index_lock(folder):
         state, found = _salvaged(folder, info, photos)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with contextlib.closing(Records.create(temporary, state.root)) as begun:
-            begun.begin_with(state, found)
+        create_records(temporary, state, found)
         for beside in (Path(f"{path}-wal"), Path(f"{path}-shm")):
             beside.unlink(missing_ok=True)
         temporary.replace(path)
         sync_folder(folder)
-    finally:
-        lock.release()
 
 
 def _salvaged(folder: Path, info: IndexInfo, photos: Path) -> tuple[State, list[PhotoRecord]]:
@@ -263,7 +215,7 @@ def _salvaged(folder: Path, info: IndexInfo, photos: Path) -> tuple[State, list[
     num_rows = vectors.stat().st_size // (2 * info.joint_dim) if vectors.is_file() else 0
     state: State | None = None
     found: list[PhotoRecord] = []
-    with contextlib.suppress(SearchError), contextlib.closing(Records(folder / RECORDS_FILE)) as records:
+    with contextlib.suppress(SearchError), Records(folder / RECORDS_FILE) as records:
         state, found = records.salvage(num_rows)
     if state is not None and state.generation != generation:
         found = []

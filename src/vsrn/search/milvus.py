@@ -19,7 +19,7 @@ import numpy as np
 from vsrn.errors import ConfigError, SearchError
 from vsrn.files import printable
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.search.engine import Engine, Found, nearest
+from vsrn.search.engine import Engine, Found, Keeper, nearest
 from vsrn.search.layout import MILVUS_FILE, IndexInfo
 from vsrn.search.records import State
 
@@ -70,7 +70,7 @@ class MilvusEngine:
         self._client.close()
 
 
-class MilvusKeeper:
+class MilvusKeeper(Keeper):
     """Keeps the collections of one index in step with it."""
 
     def __init__(self, uri: str, name: str, dim: int) -> None:
@@ -106,9 +106,6 @@ class MilvusKeeper:
         with _told(self.uri):
             for first in range(0, len(rows), MOST_HITS):
                 self._client.delete(self._collection, ids=rows[first : first + MOST_HITS].tolist())
-
-    def finish(self, generation: int, vectors: FloatArray) -> None:
-        """Everything was copied on the way."""
 
     def forget(self, generation: int) -> None:
         """Drop the collection of a generation."""
@@ -150,18 +147,18 @@ def open_engine(
     folder: Path,
     info: IndexInfo,
     state: State,
-    vectors: FloatArray,  # noqa: ARG001 - as in `EngineModule`, and so is `dead`
+    vectors: FloatArray,  # noqa: ARG001 - every engine takes it, and `dead`
     dead: IntArray,  # noqa: ARG001
     last: Engine | None = None,
     uri: str = "",
 ) -> MilvusEngine:
-    """As `EngineModule.open_engine`."""
+    """As `engine_of` says."""
     connected = last if isinstance(last, MilvusEngine) else None
     return MilvusEngine(_uri(folder, info, uri), info.name, state.generation, state.num_rows, connected)
 
 
 def open_keeper(folder: Path, info: IndexInfo, uri: str = "") -> MilvusKeeper:
-    """As `EngineModule.open_keeper`."""
+    """As `engine_of` says."""
     return MilvusKeeper(_uri(folder, info, uri), info.name, info.joint_dim)
 
 

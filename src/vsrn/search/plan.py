@@ -48,7 +48,8 @@ class Plan:
     num_same  files that are as they were
     refused   files and folders that are not to be opened, and why
     told      the same of those whose ids belong to photos of the index, which stay what they are
-    moved     photos whose files are not there, to be claimed by new files of the same content
+    moved     ids of photos whose files are not there, by the size and the SHA-256 of their content; new files of the
+              same content take them from here
     missing   ids of photos whose files are not there
     gone      ids of skipped files that are there no more
     """
@@ -57,25 +58,9 @@ class Plan:
     num_same: int
     refused: list[SkippedRecord]
     told: list[SkippedRecord]
-    moved: Moved
+    moved: dict[tuple[int, str], list[str]]
     missing: list[str]
     gone: list[str]
-
-
-class Moved:
-    """Photos whose files are not where they were, to be claimed by new files of the same content."""
-
-    def __init__(self, missing: dict[str, Known]) -> None:
-        self._by_content: dict[tuple[int, str], list[str]] = defaultdict(list)
-        for photo_id, known in missing.items():
-            self._by_content[known.stamp.size, known.sha256].append(photo_id)
-
-    def claim(self, size: int, sha256: str) -> str | None:
-        """The id of a photo that had this content, which nobody claims twice; None where there is none."""
-        try:
-            return self._by_content.get((size, sha256), []).pop()
-        except IndexError:
-            return None
 
 
 def make_plan(found: Sequence[PhotoFile], records: Records, damaged: Collection[str]) -> Plan:
@@ -104,7 +89,10 @@ def make_plan(found: Sequence[PhotoFile], records: Records, damaged: Collection[
     unlisted = tuple(file.id for file in refused if file.id.endswith("/"))
     # What lies in a folder that cannot be listed is not gone.
     missing = [name for name in known if name not in seen and not (unlisted and name.startswith(unlisted))]
-    moved = Moved({name: known[name] for name in missing if name not in damaged})
+    moved: dict[tuple[int, str], list[str]] = defaultdict(list)
+    for name in missing:
+        if name not in damaged:
+            moved[known[name].stamp.size, known[name].sha256].append(name)
     there = seen | {file.id for file in refused}
     return Plan(files, num_same, refused, told, moved, missing, [name for name in skipped if name not in there])
 
@@ -151,7 +139,7 @@ def _stamp(path: Path) -> Stamp | None:
         status = path.stat()
     except (OSError, ValueError):
         return None
-    return Stamp.of(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return Stamp.of_status(status)
 
 
 def _is_suddenly_empty(folder: Path, root: Path) -> bool:

@@ -6,6 +6,7 @@ they reach the disk first, and the commit that names them is what acknowledges t
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -49,7 +50,13 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, size: int, modified_ns: int, changed_ns: int, inode: int) -> Self:
         """A file's stamp in numbers that SQLite takes; numbers that are too large are cut alike every time."""
-        return cls(size, _fitting(modified_ns), _fitting(changed_ns), inode & _LARGEST)
+        modified_ns, changed_ns = (min(max(time, -_LARGEST), _LARGEST) for time in (modified_ns, changed_ns))
+        return cls(size, modified_ns, changed_ns, inode & _LARGEST)
+
+    @classmethod
+    def of_status(cls, status: os.stat_result) -> Self:
+        """The stamp of a file of this status."""
+        return cls.of(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
     def is_of(self, file: Stamp) -> bool:
         """Whether a recorded stamp is that of a file as it is now."""
@@ -62,22 +69,23 @@ class Stamp(NamedTuple):
 class PhotoRecord:
     """A photo of the index.
 
-    row             its place among the vectors
     id              its path below the root as one line of text
     path            the same as the file system's own bytes
     size, modified_ns, changed_ns, inode  as in `Stamp`
     sha256          of the file, hex
     width, height   in pixels, upright
     taken           when, as `2024-05-17 14:03:00`: by the camera's clock, or else when the file last changed
+    row             its place among the vectors
     num_regions     N
     regions_at      first byte of its regions, None where they are not kept
     has_scores      whether its regions have a detection confidence
     thumbnail_at    first byte of its thumbnail
     thumbnail_size  bytes of its thumbnail
     vector_crc, regions_crc, thumbnail_crc  CRC-32 of the bytes of each; None in records of older indexes
+
+    Of a photo that has not been added yet, only its file is known: what comes after `taken` has no meaning.
     """
 
-    row: Count
     id: str
     path: bytes
     size: Count
@@ -86,11 +94,12 @@ class PhotoRecord:
     width: Count
     height: Count
     taken: Annotated[str, msgspec.Meta(max_length=40)]
-    num_regions: Annotated[int, msgspec.Meta(ge=0, le=100_000)]
-    regions_at: Count | None
-    has_scores: bool
-    thumbnail_at: Count
-    thumbnail_size: Annotated[int, msgspec.Meta(ge=0, le=_MOST_THUMBNAIL_BYTES)]
+    row: Count = 0
+    num_regions: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+    regions_at: Count | None = None
+    has_scores: bool = False
+    thumbnail_at: Count = 0
+    thumbnail_size: Annotated[int, msgspec.Meta(ge=0, le=_MOST_THUMBNAIL_BYTES)] = 0
     inode: int | None = None
     changed_ns: int | None = None
     vector_crc: Count | None = None
@@ -103,6 +112,18 @@ class Known(NamedTuple):
 
     stamp: Stamp
     sha256: str
+
+
+class MovedPhoto(NamedTuple):
+    """A photo of the index whose file has its old content and a new stamp: `old_id` has become `id`, at `path`.
+
+    Of a file that has not moved, the two ids are the same.
+    """
+
+    old_id: str
+    id: str
+    path: bytes
+    stamp: Stamp
 
 
 @dataclass(frozen=True)
@@ -158,6 +179,9 @@ class Where:
         return self != Where()
 
 
+REMEDY = "`vsrn index PHOTOS -o INDEX` mends it, reading again only the photos concerned."
+
+
 class DamagedRecordsError(SearchError):
     """The records are missing, or not such as an index can have written."""
 
@@ -165,20 +189,14 @@ class DamagedRecordsError(SearchError):
 _NAMES = [entry.name for entry in fields(PhotoRecord)]
 _COLUMNS = ", ".join(_NAMES)
 _STATE = ", ".join(State.__struct_fields__)
-# Columns that records of older indexes do not have (`database.LATER`).
-_ADDED = ("inode", "changed_ns", "vector_crc", "regions_crc", "thumbnail_crc")
+_SKIPPED = "id, reason, kind, reader, size, modified_ns, changed_ns, inode"
 
 
 class View:
     """The records as they stood when the transaction began, whatever is committed meanwhile."""
 
-    def __init__(self, connection: sqlite3.Connection, *, complete: bool = True) -> None:
-        """
-        complete  whether the tables have the columns that older indexes lack
-        """
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._complete = complete
-        self._columns = _COLUMNS if complete else ", ".join("NULL" if name in _ADDED else name for name in _NAMES)
 
     def state(self) -> State:
         """How far the index has come. Raises `DamagedRecordsError` where the records do not say."""
@@ -195,6 +213,10 @@ class View:
     def photo(self, photo_id: str) -> PhotoRecord | None:
         """The record of one photo."""
         return next(self._select("WHERE id = ?", (photo_id,)), None)
+
+    def photo_named(self, name: str) -> PhotoRecord | None:
+        """The record of the photo that a person means: ids of older indexes are as the file system gave them."""
+        return self.photo(name) or self.photo(normal_name(name))
 
     def photos_at(self, rows: Sequence[int]) -> dict[int, PhotoRecord]:
         """Records by row; a row without a photo is left out."""
@@ -215,8 +237,7 @@ class View:
 
     def known(self) -> dict[str, Known]:
         """By photo id, what tells whether its file has changed."""
-        changed = "changed_ns, inode" if self._complete else "NULL, NULL"
-        found = self._connection.execute(f"SELECT id, size, modified_ns, {changed}, sha256 FROM photos")  # noqa: S608
+        found = self._connection.execute("SELECT id, size, modified_ns, changed_ns, inode, sha256 FROM photos")
         return {name: Known(Stamp(*stamp), sha256) for name, *stamp, sha256 in found}
 
     def ids_at_path(self, path: bytes) -> list[str]:
@@ -227,20 +248,15 @@ class View:
     def rows(self, where: Where) -> IntArray:
         """(n,) rows of the photos that pass a filter, rising."""
         terms, values = _condition(where)
-        found = self._connection.execute(f"SELECT row FROM photos WHERE {terms} ORDER BY row", values)  # noqa: S608
-        return np.array([row for (row,) in found], dtype=np.int64)
+        return self._rows(f"photos WHERE {terms} ORDER BY row", values)
 
     def dead_rows(self) -> IntArray:
         """(n,) rows whose photos are gone, rising."""
-        found = self._connection.execute("SELECT row FROM dead ORDER BY row")
-        return np.array([row for (row,) in found], dtype=np.int64)
+        return self._rows("dead ORDER BY row")
 
     def skipped(self) -> list[SkippedRecord]:
         """Files without a photo, by id."""
-        if not self._complete:
-            return [SkippedRecord(*row) for row in self._connection.execute("SELECT * FROM skipped ORDER BY id")]
-        columns = "id, reason, kind, reader, size, modified_ns, changed_ns, inode"
-        found = self._connection.execute(f"SELECT {columns} FROM skipped ORDER BY id")  # noqa: S608 - our names
+        found = self._connection.execute(f"SELECT {_SKIPPED} FROM skipped ORDER BY id")  # noqa: S608 - our names
         return [
             SkippedRecord(name, reason, kind, None if stamp[0] is None else Stamp(*stamp), reader)
             for name, reason, kind, reader, *stamp in found
@@ -248,19 +264,21 @@ class View:
 
     def file_stamps(self) -> dict[str, Stamp]:
         """By name, the stamps of the files of vectors, regions and thumbnails as the last commit left them."""
-        if not self._complete:
-            return {}
         found = self._connection.execute("SELECT name, size, modified_ns, changed_ns, inode FROM files")
         return {name: Stamp(*stamp) for name, *stamp in found}
 
     def info(self) -> bytes | None:
         """A copy of index.json, where the index has one."""
-        row = self._connection.execute("SELECT json FROM info").fetchone() if self._complete else None
+        row = self._connection.execute("SELECT json FROM info").fetchone()
         return None if row is None else bytes(row[0])
 
     def _select(self, condition: str, values: Sequence[object] = ()) -> Iterator[PhotoRecord]:
-        found = self._connection.execute(f"SELECT {self._columns} FROM photos {condition}", values)  # noqa: S608
+        found = self._connection.execute(f"SELECT {_COLUMNS} FROM photos {condition}", values)  # noqa: S608
         return map(_record, found)
+
+    def _rows(self, source: str, values: Sequence[object] = ()) -> IntArray:
+        found = self._connection.execute(f"SELECT row FROM {source}", values)  # noqa: S608 - our names
+        return np.array([row for (row,) in found], dtype=np.int64)
 
 
 class Change(View):
@@ -280,22 +298,16 @@ class Change(View):
             self._connection.execute("INSERT INTO dead SELECT row FROM photos WHERE id = ?", (photo_id,))
             self._connection.execute("DELETE FROM photos WHERE id = ?", (photo_id,))
 
-    def touch(self, photo_id: str, stamp: Stamp) -> None:
-        """A file with a new stamp and its old content."""
-        self._connection.execute(
-            "UPDATE photos SET size = ?, modified_ns = ?, changed_ns = ?, inode = ? WHERE id = ?", (*stamp, photo_id)
-        )
-
-    def rename(self, old_id: str, new_id: str, path: bytes, stamp: Stamp) -> None:
-        """A photo whose file has another name and its old content: it keeps its row, regions and thumbnail."""
-        self._connection.execute("UPDATE photos SET id = ?, path = ? WHERE id = ?", (new_id, path, old_id))
-        self.touch(new_id, stamp)
+    def rename(self, photo: MovedPhoto) -> None:
+        """A photo whose file has its old content: it keeps its row, regions and thumbnail."""
+        settings = "id = ?, path = ?, size = ?, modified_ns = ?, changed_ns = ?, inode = ?"
+        values = (photo.id, photo.path, *photo.stamp, photo.old_id)
+        self._connection.execute(f"UPDATE photos SET {settings} WHERE id = ?", values)  # noqa: S608 - our names
 
     def skip(self, skipped: Sequence[SkippedRecord]) -> None:
         """Files that have no photo."""
-        columns = "id, reason, kind, reader, size, modified_ns, changed_ns, inode"
         self._connection.executemany(
-            f"INSERT OR REPLACE INTO skipped ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - our names
+            f"INSERT OR REPLACE INTO skipped ({_SKIPPED}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - our names
             [(file.id, file.reason, file.kind, file.reader, *(file.stamp or (None,) * 4)) for file in skipped],
         )
 
@@ -332,7 +344,7 @@ def _record(row: tuple[Any, ...]) -> PhotoRecord:
     try:
         record = msgspec.convert(values | {"has_scores": bool(values["has_scores"])}, PhotoRecord)
     except msgspec.ValidationError as error:
-        raise DamagedRecordsError(f"the record in row {str(row[0])[:20]} is damaged ({error})") from error
+        raise DamagedRecordsError(f"the record in row {str(values['row'])[:20]} is damaged ({error})") from error
     # A path of bytes need not be text; what matters here is in its ASCII part.
     path = PurePosixPath(record.path.decode("latin-1"))
     if path.is_absolute() or ".." in path.parts:
@@ -361,7 +373,3 @@ def _condition(where: Where) -> tuple[str, list[str]]:
 def local_time(modified_ns: int) -> datetime:
     """A file's time by this machine's clock, for photos whose camera says nothing; years 2 to 9998."""
     return datetime.fromtimestamp(min(max(modified_ns / 1e9, _EARLIEST), _LATEST))
-
-
-def _fitting(nanoseconds: int) -> int:
-    return min(max(nanoseconds, -_LARGEST), _LARGEST)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,8 +20,8 @@ import numpy as np
 from vsrn.data.regions import Regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
-from vsrn.files import sync_folder
-from vsrn.metrics import FloatArray, IntArray
+from vsrn.files import Closing, sync_folder
+from vsrn.metrics import FloatArray
 from vsrn.search.database import Records
 from vsrn.search.engine import Keeper, engine_of
 from vsrn.search.layout import (
@@ -30,52 +29,34 @@ from vsrn.search.layout import (
     RECORDS_FILE,
     GrowingFile,
     IndexInfo,
-    IndexLock,
     growing_path,
+    index_lock,
     info_as_json,
     open_model,
     open_vectors,
     pack_regions,
-    piece_of,
     read_info,
-    read_piece,
 )
-from vsrn.search.mend import damaged_pieces, stamp_of
-from vsrn.search.records import Change, PhotoRecord, SkippedRecord, Stamp, State
+from vsrn.search.mend import damaged_pieces
+from vsrn.search.records import MovedPhoto, PhotoRecord, SkippedRecord, Stamp, State
 
 # Compaction starts where more than this share of the rows belongs to removed photos.
 MOST_DEAD = 0.25
 
 
-@dataclass(frozen=True)
-class NewPhoto:
-    """A photo to add, or to put in the place of the one with its id. As in `PhotoRecord`, and:
+class NewPhoto(NamedTuple):
+    """A photo to add, or to put in the place of the one with its id.
 
+    record     what is known of its file
     vector     (D,) its embedding
     regions    what it was made of
     thumbnail  a JPEG
     """
 
-    id: str
-    path: bytes
-    stamp: Stamp
-    sha256: str
-    width: int
-    height: int
-    taken: str
+    record: PhotoRecord
     vector: FloatArray
     regions: Regions
     thumbnail: bytes
-
-
-@dataclass(frozen=True)
-class MovedPhoto:
-    """A photo of the index whose file has another name: `old_id` has become `id`, at `path`."""
-
-    old_id: str
-    id: str
-    path: bytes
-    stamp: Stamp
 
 
 @dataclass(frozen=True)
@@ -84,20 +65,18 @@ class Changes:
 
     added    photos, new or changed
     skipped  files that have no photo
-    touched  (id, stamp) of files with a new stamp and their old content
-    moved    photos whose files have other names
+    moved    photos whose files have other names or stamps, and their old content
     gone     ids of files that are there no more
     """
 
-    added: Sequence[NewPhoto] = field(default_factory=list)
-    skipped: Sequence[SkippedRecord] = field(default_factory=list)
-    touched: Sequence[tuple[str, Stamp]] = field(default_factory=list)
-    moved: Sequence[MovedPhoto] = field(default_factory=list)
-    gone: Sequence[str] = field(default_factory=list)
+    added: Sequence[NewPhoto] = ()
+    skipped: Sequence[SkippedRecord] = ()
+    moved: Sequence[MovedPhoto] = ()
+    gone: Sequence[str] = ()
 
 
-class IndexWriter:
-    """The one who adds to an index, from `IndexLock` to `finish`.
+class IndexWriter(Closing):
+    """The one who adds to an index, from the lock to `finish`.
 
     encoder  the model of the index
     damaged  by photo id, which of its vector, regions and thumbnail are not what was written
@@ -111,12 +90,10 @@ class IndexWriter:
         """
         self.folder = folder
         self.info: IndexInfo = read_info(folder)
-        self._lock = IndexLock(folder)
         with contextlib.ExitStack() as undo:
-            undo.callback(self._lock.release)
+            undo.enter_context(index_lock(folder))
             self.encoder: OnnxEncoder = open_model(folder, self.info, device)
-            self.records = Records(folder / RECORDS_FILE)
-            undo.callback(self.records.close)
+            self.records = undo.enter_context(Records(folder / RECORDS_FILE))
             self.records.bring_up_to_date()
             with self.records.read() as view:
                 self._state, dead = view.state(), view.dead_rows()
@@ -130,34 +107,38 @@ class IndexWriter:
             self._keeper.begin(self._state.generation, open_vectors(folder, self.info, self._state), dead)
             self._undo = undo.pop_all()
 
-    def write(self, changes: Changes) -> None:
-        """Write changes: they are on disk when this returns. Raises `OSError` where the disk is full."""
+    def write(self, changes: Changes) -> tuple[int, int]:
+        """Make it so: it is on disk, whatever happens, when this returns.
+
+        Gives how many photos were replaced, and how many are in the index no more. Raises `OSError` where the disk is
+        full.
+        """
         records = self._append(changes.added)
         if records:
             vectors = np.stack([photo.vector for photo in changes.added]).astype("<f2")
             self._keeper.add(self._state.num_rows, vectors)
-        replaced = [*(photo.id for photo in changes.added), *(file.id for file in changes.skipped), *changes.gone]
+        replaced = [*(photo.id for photo in records), *(file.id for file in changes.skipped), *changes.gone]
         with self.records.write() as change:
-            died = _rows_of(change, replaced)
+            died = {photo.id: photo.row for photo in map(change.photo, replaced) if photo is not None}
             change.remove(replaced)
             change.unskip([*replaced, *(photo.id for photo in changes.moved)])
             change.add(records)
             change.skip(changes.skipped)
-            for photo_id, stamp in changes.touched:
-                change.touch(photo_id, stamp)
             for photo in changes.moved:
-                change.rename(photo.old_id, photo.id, photo.path, photo.stamp)
-            state = self._next_state(num_rows=self._state.num_rows + len(records))
+                change.rename(photo)
+            state = _next_state(self._state, self._state.num_rows + len(records), self._files)
             change.reach(state)
             # Until all damage is mended, the next writer has to look for the rest of it.
-            change.stamp_files({} if self.damaged else self._stamps())
+            change.stamp_files({} if self.damaged else _stamps_of(self._files))
         self._state = state
-        self._keeper.remove(died)
+        self._keeper.remove(np.array(sorted(died.values()), dtype=np.int64))
+        num_changed = sum(record.id in died for record in records)
+        return num_changed, len(died) - num_changed
 
     def move_root(self, root: bytes) -> None:
         """The folder of the photos is another from now on."""
         with self.records.write() as change:
-            state = self._next_state(root=root)
+            state = msgspec.structs.replace(self._state, version=self._state.version + 1, root=root)
             change.reach(state)
         self._state = state
 
@@ -167,9 +148,9 @@ class IndexWriter:
             num_dead, stamps, info = len(view.dead_rows()), view.file_stamps(), view.info()
         if num_dead > MOST_DEAD * self._state.num_rows:
             self._compact()
-        if stamps != self._stamps() or info != info_as_json(self.info):
+        if stamps != _stamps_of(self._files) or info != info_as_json(self.info):
             with self.records.write() as change:
-                change.stamp_files(self._stamps())
+                change.stamp_files(_stamps_of(self._files))
                 change.keep_info(info_as_json(self.info))
         self._keeper.finish(self._state.generation, open_vectors(self.folder, self.info, self._state))
 
@@ -177,28 +158,19 @@ class IndexWriter:
         """Close everything; the index can be added to again later."""
         self._undo.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _append(self, photos: Sequence[NewPhoto]) -> list[PhotoRecord]:
         """Write what records will point to, and wait until it is on disk."""
         # A batch that failed half-way left bytes behind that nobody named.
-        for kind, end in _ends(self.info, self._state).items():
-            self._files[kind].rewind(end)
+        for file in self._files.values():
+            file.rewind(self._state)
         records = []
         for place, photo in enumerate(photos):
             vector = photo.vector.astype("<f2").tobytes()
             regions = pack_regions(photo.regions, self.info.names) if self.info.explain else None
             records.append(
-                PhotoRecord(
+                replace(
+                    photo.record,
                     row=self._state.num_rows + place,
-                    **{name: getattr(photo, name) for name in _SAME},
-                    **photo.stamp._asdict(),
                     num_regions=len(photo.regions.features),
                     regions_at=None if regions is None else self._files["regions"].append(regions),
                     has_scores=photo.regions.scores is not None,
@@ -215,31 +187,21 @@ class IndexWriter:
                 file.sync()
         return records
 
-    def _stamps(self) -> dict[str, Stamp]:
-        """The files of vectors, regions and thumbnails as they are now."""
-        return {kind: stamp_of(file.status()) for kind, file in self._files.items()}
-
-    def _next_state(self, num_rows: int | None = None, root: bytes | None = None) -> State:
-        return State(
-            version=self._state.version + 1,
-            generation=self._state.generation,
-            num_rows=self._state.num_rows if num_rows is None else num_rows,
-            regions_end=self._files["regions"].end,
-            thumbnails_end=self._files["thumbnails"].end,
-            root=self._state.root if root is None else root,
-        )
-
     def _compact(self) -> None:
         """Write the living into the files of the next generation, and let one commit make them the index."""
         old, generation = self._state, self._state.generation + 1
         empty = msgspec.structs.replace(old, generation=generation, num_rows=0, regions_end=0, thumbnails_end=0)
         files = _open_files(self.folder, self.info, empty)
         try:
+            moved = []
             with self.records.read() as view:
-                moved = [(row, *self._copy(photo, files, old), photo.row) for row, photo in enumerate(view.photos())]
+                for row, photo in enumerate(view.photos()):
+                    places = {kind: file.append(self._files[kind].read(photo)) for kind, file in files.items()}
+                    regions_at = None if photo.regions_at is None else places["regions"]
+                    moved.append((row, regions_at, places["thumbnails"], photo.row))
             for file in files.values():
                 file.sync()
-            stamps = {kind: stamp_of(file.status()) for kind, file in files.items()}
+            stamps = _stamps_of(files)
         except SearchError:
             # A piece went bad since it was last looked at: the next run must look at all of them.
             with self.records.write() as change:
@@ -248,13 +210,7 @@ class IndexWriter:
         finally:
             for file in files.values():
                 file.close()
-        state = msgspec.structs.replace(
-            empty,
-            version=old.version + 1,
-            num_rows=len(moved),
-            regions_end=files["regions"].end,
-            thumbnails_end=files["thumbnails"].end,
-        )
+        state = _next_state(empty, len(moved), files)
         # An earlier compaction may have been killed here, and what it left is of other photos.
         self._keeper.forget(generation)
         self._keeper.begin(generation, open_vectors(self.folder, self.info, state), np.empty(0, dtype=np.int64))
@@ -268,43 +224,25 @@ class IndexWriter:
         self._keeper.forget(old.generation)
         _delete_other_generations(self.folder, generation)
 
-    def _copy(self, photo: PhotoRecord, files: dict[str, GrowingFile], old: State) -> tuple[int | None, int]:
-        """Copy what belongs to a photo; where its regions and its thumbnail begin now."""
-        places: dict[str, int | None] = {}
-        for kind in GROWING:
-            piece = piece_of(kind, photo, self.info)
-            content = None if piece is None else read_piece(growing_path(self.folder, kind, old.generation), *piece)
-            places[kind] = None if content is None else files[kind].append(content)
-        thumbnail_at = places["thumbnails"]
-        assert thumbnail_at is not None
-        return places["regions"], thumbnail_at
-
     def _close_files(self) -> None:
         for file in self._files.values():
             file.close()
 
 
-_SAME = ("id", "path", "sha256", "width", "height", "taken")
+def _next_state(old: State, num_rows: int, files: dict[str, GrowingFile]) -> State:
+    ends = {f"{kind}_end": files[kind].end for kind in ("regions", "thumbnails")}
+    return msgspec.structs.replace(old, version=old.version + 1, num_rows=num_rows, **ends)
 
 
-def _ends(info: IndexInfo, state: State) -> dict[str, int]:
-    """Bytes of each growing file that are acknowledged."""
-    return {
-        "vectors": 2 * info.joint_dim * state.num_rows,
-        "regions": state.regions_end,
-        "thumbnails": state.thumbnails_end,
-    }
+def _stamps_of(files: dict[str, GrowingFile]) -> dict[str, Stamp]:
+    """The files of vectors, regions and thumbnails as they are now."""
+    return {kind: Stamp.of_status(file.status()) for kind, file in files.items()}
 
 
 def _open_files(folder: Path, info: IndexInfo, state: State) -> dict[str, GrowingFile]:
-    files: dict[str, GrowingFile] = {}
-    try:
-        for kind, end in _ends(info, state).items():
-            files[kind] = GrowingFile(growing_path(folder, kind, state.generation), end)
-    except BaseException:
-        for file in files.values():
-            file.close()
-        raise
+    with contextlib.ExitStack() as undo:
+        files = {kind: undo.enter_context(GrowingFile(folder, kind, info, state, write=True)) for kind in GROWING}
+        undo.pop_all()
     sync_folder(folder)
     return files
 
@@ -318,8 +256,3 @@ def _delete_other_generations(folder: Path, generation: int) -> None:
     for path in folder.glob("graph-*.faiss"):
         if not path.name.startswith(f"graph-{generation}-"):
             path.unlink()
-
-
-def _rows_of(change: Change, ids: Iterable[str]) -> IntArray:
-    found = (change.photo(photo_id) for photo_id in ids)
-    return np.array(sorted(photo.row for photo in found if photo is not None), dtype=np.int64)

@@ -6,17 +6,19 @@ What went wrong inside stays in the log of the server.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from vsrn.errors import PhotoError, SearchError, UnknownPhotoError, VsrnError
+from vsrn.search.index import Hit as FoundPhoto
 from vsrn.search.records import PhotoRecord
 
 
@@ -100,18 +102,21 @@ class State(BaseModel):
     status: str
 
 
-def photo_fields(record: PhotoRecord) -> dict[str, str | int]:
-    """The fields of `Photo` for a record."""
+def photo_of(record: PhotoRecord) -> Photo:
+    """What is known of a photo."""
+    return Photo(**_photo_fields(record))
+
+
+def hits_of(found: Iterable[FoundPhoto]) -> list[Hit]:
+    """Photos that were found, with their scores."""
+    return [Hit(**_photo_fields(hit.photo), score=round(hit.score, 6)) for hit in found]
+
+
+def _photo_fields(record: PhotoRecord) -> dict[str, Any]:
     # A photo that changes gets another address, so that browsers may keep what they have.
     query = f"?id={quote(record.id, safe='')}&v={version_of(record)}"
-    return {
-        "id": record.id,
-        "width": record.width,
-        "height": record.height,
-        "taken": record.taken,
-        "photo": f"api/photo{query}",
-        "thumbnail": f"api/thumbnail{query}",
-    }
+    addresses = {"photo": f"api/photo{query}", "thumbnail": f"api/thumbnail{query}"}
+    return {name: getattr(record, name) for name in ("id", "width", "height", "taken")} | addresses
 
 
 def version_of(record: PhotoRecord) -> str:
@@ -140,55 +145,37 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": REASONS[status]} for status in statuses}
 
 
+def problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """A refusal as it goes out."""
+    return JSONResponse({"detail": sentence}, status, headers)
+
+
 def add_refusals(app: FastAPI) -> None:
     """Answer errors in our way."""
-    app.add_exception_handler(StarletteHTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(VsrnError, _ours)
-    app.add_exception_handler(Exception, _unexpected)
+    for kind in (StarletteHTTPException, RequestValidationError, VsrnError, Exception):
+        app.add_exception_handler(kind, _refusal_of)
 
 
-def refuse(status: int, sentence: str) -> HTTPException:
-    """An error to raise in a route."""
-    return HTTPException(status, sentence)
-
-
-async def _http(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, StarletteHTTPException)
-    sentence = str(error.detail)
-    if sentence == HTTPStatus(error.status_code).phrase:
-        sentence = f"{sentence.lower()}; /docs lists what there is."
-    return _problem(error.status_code, sentence, error.headers)
-
-
-async def _invalid(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    return _problem(422, f"{first['loc'][-1]}: {first['msg']}.")
-
-
-async def _ours(_request: Request, error: Exception) -> Response:
+async def _refusal_of(_request: Request, error: Exception) -> Response:
     """Our own sentences name files of the server, so none but those of a photo without a name goes out."""
+    if isinstance(error, StarletteHTTPException):
+        sentence = str(error.detail)
+        if sentence == HTTPStatus(error.status_code).phrase:
+            sentence = f"{sentence.lower()}; /docs lists what there is."
+        return problem(error.status_code, sentence, error.headers)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return problem(422, f"{first['loc'][-1]}: {first['msg']}.")
     if isinstance(error, UnknownPhotoError):
-        return _problem(404, "the index holds no photo of that id.")
+        return problem(404, "the index holds no photo of that id.")
     if isinstance(error, PhotoError) and str(error).startswith("this photo "):
-        return _problem(410 if "since it was indexed" in str(error) else 400, str(error))
-    log.error("%s", _for_the_log(error))
-    return _problem(503, "the index cannot answer this; the log of the service says why.")
-
-
-async def _unexpected(_request: Request, _error: Exception) -> Response:
+        return problem(410 if "since it was indexed" in str(error) else 400, str(error))
+    if isinstance(error, VsrnError):
+        said = str(error)
+        if isinstance(error, SearchError):
+            # Only the fact: the index serves others, so that nothing is to be deleted for it.
+            said = f"{said.partition('; ')[0].rstrip('.')}; `vsrn index --check` says what is damaged."
+        log.error("%s", said)
+        return problem(503, "the index cannot answer this; the log of the service says why.")
     # Starlette raises it again behind this, so it reaches the log.
-    return _problem(500, "this went wrong in the service; its log says how.")
-
-
-def _for_the_log(error: Exception) -> str:
-    """What an error says. Of the index only the fact: it serves others, so that nothing is to be deleted for it."""
-    if not isinstance(error, SearchError):
-        return str(error)
-    fact = str(error).partition("; ")[0].rstrip(".")
-    return f"{fact}; `vsrn index --check` says what is damaged."
-
-
-def _problem(status: int, sentence: str, headers: Any = None) -> JSONResponse:
-    return JSONResponse({"detail": sentence}, status, headers)
+    return problem(500, "this went wrong in the service; its log says how.")

@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -21,20 +21,18 @@ from vsrn.server.answers import (
     About,
     Caption,
     Explanation,
-    Hit,
-    Photo,
     Photos,
     SearchResult,
     State,
     add_refusals,
-    photo_fields,
+    hits_of,
+    photo_of,
     problems,
-    refuse,
     version_of,
 )
 from vsrn.server.photos import Uploads
 from vsrn.server.security import Access, Guard, Limits
-from vsrn.server.service import Found, Service
+from vsrn.server.service import Service
 from vsrn.server.traffic import Metrics, Traffic
 
 STATIC = Path(__file__).parent / "static"
@@ -78,7 +76,129 @@ async def only_known_parameters(request: Request) -> None:
     for name in request.query_params:
         if name not in known:
             hint = did_you_mean(name, known) or (f" It has {', '.join(known)}." if known else "")
-            raise refuse(422, f"{path} has no parameter {name[:MOST_NAME_LETTERS]!r}.{hint}")
+            raise HTTPException(422, f"{path} has no parameter {name[:MOST_NAME_LETTERS]!r}.{hint}")
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Served = Annotated[Service, Depends(_service)]
+routes = APIRouter()
+
+
+@routes.get("/api/search", tags=["search"])
+async def search(service: Served, sentence: Sentence, where: Filters, k: Count = 24) -> SearchResult:
+    """Photos that fit a sentence."""
+    found = await service.search(sentence, k, where)
+    return SearchResult(hits=hits_of(found), unknown_words=service.unknown_words(sentence))
+
+
+@routes.post(
+    "/api/search/photo",
+    tags=["search"],
+    openapi_extra={"requestBody": PHOTO_BODY},
+    responses=problems(400, 408, 413),
+)
+async def search_photo(service: Served, request: Request, where: Filters, k: Count = 24) -> SearchResult:
+    """Photos like the one in the body: JPEG, PNG, WebP, GIF, BMP or TIFF. It is not kept."""
+    uploads: Uploads = request.app.state.uploads
+    async with uploads.receive(request) as content:
+        return SearchResult(hits=hits_of(await service.search_photo(content, k, where)))
+
+
+@routes.get("/api/search/like", tags=["search"], responses=problems(404))
+async def search_like(service: Served, id: Id, where: Filters, k: Count = 24) -> SearchResult:
+    """Photos like one of the index."""
+    return SearchResult(hits=hits_of(await service.read(service.index.search_like, id, k, where)))
+
+
+@routes.get("/api/photos", tags=["photos"])
+async def photos(service: Served, k: Count = 24) -> Photos:
+    """The photos taken last."""
+    records = await service.read(service.index.latest, k)
+    return Photos(num_photos=await service.read(len, service.index), photos=[photo_of(record) for record in records])
+
+
+@routes.get("/api/thumbnail", tags=["photos"], response_class=Response, responses=JPEG | problems(404))
+async def thumbnail(service: Served, id: Id, v: Version = "") -> Response:
+    """A small JPEG of a photo."""
+    record = await service.read(service.index.photo, id)
+    return _picture(await service.read(service.index.thumbnail, id), record, v)
+
+
+@routes.get("/api/photo", tags=["photos"], response_class=Response, responses=JPEG | problems(404, 410))
+async def photo(service: Served, id: Id, v: Version = "") -> Response:
+    """A JPEG of a photo, upright, as it was when it was indexed."""
+    record = await service.read(service.index.photo, id)
+    return _picture(await service.photo(record), record, v)
+
+
+@routes.get("/api/explain", tags=["photos"], responses=problems(404, 409))
+async def explain(service: Served, id: Id, sentence: Sentence) -> Explanation:
+    """Which regions of a photo earned its match with a sentence."""
+    if not service.index.info.explain:
+        raise HTTPException(409, "this index was made with --no-explain and keeps no regions.")
+    explained = await service.read(service.index.explain, id, sentence)
+    return Explanation.model_validate(explained.to_json())
+
+
+@routes.get("/api/caption", tags=["photos"], responses=problems(404, 409))
+async def caption(service: Served, id: Id) -> Caption:
+    """A sentence for a photo, written by the model of the index."""
+    if not service.captions:
+        raise HTTPException(409, "this index cannot caption: its model has no captioner, or it keeps no regions.")
+    return Caption(caption=await service.caption(id))
+
+
+@routes.get("/", include_in_schema=False)
+@routes.get("/docs", include_in_schema=False)
+async def page(request: Request) -> FileResponse:
+    """The page, and that of the routes."""
+    name = "docs.html" if request.url.path == "/docs" else "index.html"
+    return FileResponse(STATIC / name, headers={"Cache-Control": "no-cache"})
+
+
+@routes.get("/api/about", tags=["operation"])
+async def about(service: Served) -> About:
+    """What is served, and how much one may ask for."""
+    return About(
+        version=vsrn.__version__,
+        num_photos=await service.read(len, service.index),
+        explains=service.index.info.explain,
+        captions=service.captions,
+        examples=service.examples(),
+        most_hits=service.limits.most_hits,
+        sentence_letters=service.limits.sentence_letters,
+        upload_bytes=service.limits.upload_bytes,
+    )
+
+
+@routes.get("/healthz", tags=["operation"])
+async def health() -> State:
+    """That the process answers at all."""
+    return State(status="alive")
+
+
+@routes.get("/readyz", tags=["operation"], responses=problems(503))
+async def ready(service: Served) -> State:
+    """That the index and its encoder can be asked."""
+    await service.check()
+    return State(status="ready")
+
+
+@routes.get("/metrics", tags=["operation"], response_class=Response)
+def read_metrics(request: Request) -> Response:
+    """Counters for Prometheus."""
+    metrics: Metrics = request.app.state.metrics
+    return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _picture(content: bytes, record: PhotoRecord, version: str) -> Response:
+    """A JPEG that browsers keep where they asked for this very version of it."""
+    kept = "private, max-age=31536000, immutable" if version == version_of(record) else "no-cache"
+    return Response(content, media_type="image/jpeg", headers={"Cache-Control": kept})
 
 
 def create_app(index: Index, encoder: Encoder, access: Access, limits: Limits = LIMITS) -> FastAPI:
@@ -88,7 +208,8 @@ def create_app(index: Index, encoder: Encoder, access: Access, limits: Limits = 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = app.state.service = Service(index, encoder, metrics, limits)
-        await service.warm_up()
+        # Load what the first search needs.
+        await service.search("", 1, Where())
         yield
         service.close()
 
@@ -102,137 +223,10 @@ def create_app(index: Index, encoder: Encoder, access: Access, limits: Limits = 
         dependencies=[Depends(only_known_parameters)],
         responses=problems(422, 429),
     )
-    app.state.uploads = Uploads(limits)
+    app.state.uploads, app.state.metrics = Uploads(limits), metrics
     app.add_middleware(Traffic, metrics=metrics, most=limits.requests_at_once)
     app.add_middleware(Guard, access=access)
     add_refusals(app)
-    _add_searches(app)
-    _add_photos(app)
-    _add_operation(app, metrics, limits)
+    app.include_router(routes)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-Served = Annotated[Service, Depends(_service)]
-
-
-def _add_searches(app: FastAPI) -> None:
-    """Questions, each with photos for an answer."""
-
-    @app.get("/api/search", tags=["search"])
-    async def search(service: Served, sentence: Sentence, where: Filters, k: Count = 24) -> SearchResult:
-        """Photos that fit a sentence."""
-        found = await service.search(sentence, k, where)
-        return SearchResult(hits=_hits(found), unknown_words=service.unknown_words(sentence))
-
-    @app.post(
-        "/api/search/photo",
-        tags=["search"],
-        openapi_extra={"requestBody": PHOTO_BODY},
-        responses=problems(400, 408, 413),
-    )
-    async def search_photo(service: Served, request: Request, where: Filters, k: Count = 24) -> SearchResult:
-        """Photos like the one in the body: JPEG, PNG, WebP, GIF, BMP or TIFF. It is not kept."""
-        uploads: Uploads = request.app.state.uploads
-        async with uploads.receive(request) as content:
-            return SearchResult(hits=_hits(await service.search_photo(content, k, where)))
-
-    @app.get("/api/search/like", tags=["search"], responses=problems(404))
-    async def search_like(service: Served, id: Id, where: Filters, k: Count = 24) -> SearchResult:
-        """Photos like one of the index."""
-        return SearchResult(hits=_hits(await service.search_like(id, k, where)))
-
-
-def _add_photos(app: FastAPI) -> None:
-    """What is known of one photo."""
-
-    @app.get("/api/photos", tags=["photos"])
-    async def photos(service: Served, k: Count = 24) -> Photos:
-        """The photos taken last."""
-        num_photos, records = await service.latest(k)
-        return Photos(num_photos=num_photos, photos=[Photo.model_validate(photo_fields(record)) for record in records])
-
-    @app.get("/api/thumbnail", tags=["photos"], response_class=Response, responses=JPEG | problems(404))
-    async def thumbnail(service: Served, id: Id, v: Version = "") -> Response:
-        """A small JPEG of a photo."""
-        record = await service.record(id)
-        return _picture(await service.thumbnail(id), record, v)
-
-    @app.get("/api/photo", tags=["photos"], response_class=Response, responses=JPEG | problems(404, 410))
-    async def photo(service: Served, id: Id, v: Version = "") -> Response:
-        """A JPEG of a photo, upright, as it was when it was indexed."""
-        record = await service.record(id)
-        return _picture(await service.photo(record), record, v)
-
-    @app.get("/api/explain", tags=["photos"], responses=problems(404, 409))
-    async def explain(service: Served, id: Id, sentence: Sentence) -> Explanation:
-        """Which regions of a photo earned its match with a sentence."""
-        if not service.index.info.explain:
-            raise refuse(409, "this index was made with --no-explain and keeps no regions.")
-        explained = await service.explain(id, sentence)
-        return Explanation.model_validate(explained.to_json())
-
-    @app.get("/api/caption", tags=["photos"], responses=problems(404, 409))
-    async def caption(service: Served, id: Id) -> Caption:
-        """A sentence for a photo, written by the model of the index."""
-        if not service.captions:
-            raise refuse(409, "this index cannot caption: its model has no captioner, or it keeps no regions.")
-        return Caption(caption=await service.caption(id))
-
-
-def _add_operation(app: FastAPI, metrics: Metrics, limits: Limits) -> None:
-    """The page, and what those need who run the service."""
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> FileResponse:
-        return FileResponse(STATIC / "docs.html", headers={"Cache-Control": "no-cache"})
-
-    @app.get("/api/about", tags=["operation"])
-    async def about(service: Served) -> About:
-        """What is served, and how much one may ask for."""
-        num_photos, _ = await service.latest(1)
-        return About(
-            version=vsrn.__version__,
-            num_photos=num_photos,
-            explains=service.index.info.explain,
-            captions=service.captions,
-            examples=service.examples(),
-            most_hits=limits.most_hits,
-            sentence_letters=limits.sentence_letters,
-            upload_bytes=limits.upload_bytes,
-        )
-
-    @app.get("/healthz", tags=["operation"])
-    async def health() -> State:
-        """That the process answers at all."""
-        return State(status="alive")
-
-    @app.get("/readyz", tags=["operation"], responses=problems(503))
-    async def ready(service: Served) -> State:
-        """That the index and its encoder can be asked."""
-        await service.check()
-        return State(status="ready")
-
-    @app.get("/metrics", tags=["operation"], response_class=Response)
-    def read_metrics() -> Response:
-        """Counters for Prometheus."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _hits(found: Found) -> list[Hit]:
-    return [Hit.model_validate(photo_fields(record) | {"score": round(score, 6)}) for record, score in found]
-
-
-def _picture(content: bytes, record: PhotoRecord, version: str) -> Response:
-    """A JPEG that browsers keep where they asked for this very version of it."""
-    kept = "private, max-age=31536000, immutable" if version == version_of(record) else "no-cache"
-    return Response(content, media_type="image/jpeg", headers={"Cache-Control": kept})

@@ -21,9 +21,7 @@ from http import HTTPStatus
 from typing import Any
 
 import h11
-from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from vsrn.server.security import Limits
 
@@ -152,16 +150,9 @@ class Listener(socket.socket):
 class Connection(H11Protocol):
     """One connection: uvicorn's, with limits of time and strict about where a request ends."""
 
-    def __init__(
-        self,
-        listener: Listener,
-        limits: Limits,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, listener: Listener, limits: Limits, *arguments: Any, **options: Any) -> None:
+        """What it takes behind its listener and limits is what uvicorn gives each connection."""
+        super().__init__(*arguments, **options)
         self.logger = log
         self.conn = StrictParser(h11.SERVER, limits.head_bytes)
         self._listener, self._limits = listener, limits
@@ -169,13 +160,11 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin."""
         super().connection_made(transport)
         self._listener.opened()
         self._note()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
         self._listener.closed(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -189,17 +178,14 @@ class Connection(H11Protocol):
         self._note()
 
     def on_response_complete(self) -> None:
-        """Go on to the next request."""
         super().on_response_complete()
         self._note()
 
     def pause_writing(self) -> None:
-        """Wait until the other side has taken what was written."""
         super().pause_writing()
         self._note()
 
     def resume_writing(self) -> None:
-        """Write again."""
         super().resume_writing()
         self._note()
 

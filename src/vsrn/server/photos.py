@@ -11,18 +11,15 @@ import asyncio
 import contextlib
 import hashlib
 import io
-import os
-import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
 from vsrn.errors import PhotoError
 from vsrn.search.records import PhotoRecord
-from vsrn.server.answers import refuse
 from vsrn.server.security import Limits
 
 
@@ -56,7 +53,7 @@ class Uploads:
         """The body, held for the block. Raises `HTTPException` 400, 408, 413 or 429."""
         content = await self._read_in_time(request)
         if self._searching >= self.limits.uploads_at_once:
-            raise refuse(429, "too many photos are being searched by; send this one again in a moment.")
+            raise HTTPException(429, "too many photos are being searched by; send this one again in a moment.")
         self._searching += 1
         try:
             yield content
@@ -71,17 +68,17 @@ class Uploads:
                 return await self._read(request, arrival)
         except TimeoutError as error:
             if arrival.gave_way:
-                raise refuse(429, "too many photos are arriving; send this one again in a moment.") from error
-            raise refuse(408, "the photo took too long to arrive; send it again.") from error
+                raise HTTPException(429, "too many photos are arriving; send this one again in a moment.") from error
+            raise HTTPException(408, "the photo took too long to arrive; send it again.") from error
         except ClientDisconnect as error:
             # Nobody reads this answer, but without it the log would get a stack trace for each who hangs up.
-            raise refuse(400, "the photo did not arrive whole; send it again.") from error
+            raise HTTPException(400, "the photo did not arrive whole; send it again.") from error
         finally:
             self._arriving.pop(arrival, None)
 
     async def _read(self, request: Request, arrival: Arrival) -> bytes:
         most = self.limits.upload_bytes
-        too_large = refuse(413, f"the photo is larger than {most:,} bytes; send a smaller one.")
+        too_large = HTTPException(413, f"the photo is larger than {most:,} bytes; send a smaller one.")
         claimed = request.headers.get("content-length", "0")
         if claimed.isdecimal() and int(claimed[:12]) > most:
             raise too_large
@@ -92,7 +89,7 @@ class Uploads:
                 raise too_large
             self._note(arrival)
         if not arrival.content:
-            raise refuse(400, "the body is empty; send the bytes of a photo.")
+            raise HTTPException(400, "the body is empty; send the bytes of a photo.")
         return bytes(arrival.content)
 
     def _note(self, arrival: Arrival) -> None:
@@ -118,8 +115,6 @@ class Uploads:
 
 
 JPEG_QUALITY = 88
-# Windows has neither; its pipes have no names in folders.
-NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def draw_photo(path: Path, record: PhotoRecord, side: int) -> bytes:
@@ -139,15 +134,15 @@ def draw_photo(path: Path, record: PhotoRecord, side: int) -> bytes:
 
 def read_unchanged(path: Path, record: PhotoRecord) -> bytes:
     """The bytes of a file, if they are those that were indexed. Raises `PhotoError`, without its path, if not."""
+    from vsrn.data.photos import read_file  # noqa: PLC0415 - as above
+
+    content = b""
     try:
-        # Opening a pipe would wait for its other end for ever.
-        descriptor = os.open(path, os.O_RDONLY | NO_WAITING)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            same = stat.S_ISREG(status.st_mode) and status.st_size == record.size
-            content = file.read(record.size) if same else b""
-    except OSError as error:
+        # Of a file that has grown nothing needs to be read.
+        if path.stat().st_size == record.size:
+            content = read_file(path).content
+    except (OSError, PhotoError) as error:
         raise PhotoError("this photo is gone since it was indexed; run `vsrn index` again.") from error
-    if not same or hashlib.sha256(content).hexdigest() != record.sha256:
+    if hashlib.sha256(content).hexdigest() != record.sha256:
         raise PhotoError("this photo has changed since it was indexed; run `vsrn index` again.")
     return content

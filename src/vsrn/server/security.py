@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vsrn.server.answers import problem
 
 LEAST_TOKEN_LETTERS = 16
 
@@ -135,16 +137,15 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers, path = Headers(scope=scope), scope["path"]
         if not is_our_name(headers.get("host", ""), self.access.names):
-            return _problem(421, "this service is not called by that name; start it with --allow-host to add one.")
+            return problem(421, "this service is not called by that name; start it with --allow-host to add one.")
         if is_foreign(headers, scope["method"], path):
-            return _problem(403, "pages of other sites may not read this service.")
+            return problem(403, "pages of other sites may not read this service.")
         if self.access.token is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return None
         if path == "/api/session":
             return self._open_session(headers, scope)
-        if self._brings_token(headers) or self._brings_session(headers, scope):
-            return None
-        return _unauthorised()
+        session = cookie_parser(headers.get("cookie", "")).get(cookie_name(scope), "")
+        return None if self._brings_token(headers) or _equal(session, self.session) else _unauthorised()
 
     def _open_session(self, headers: Headers, scope: Scope) -> Response:
         """Give a browser that brings the token a cookie, since its pictures cannot bring one."""
@@ -159,9 +160,6 @@ class Guard:
     def _brings_token(self, headers: Headers) -> bool:
         kind, _, token = headers.get("authorization", "").partition(" ")
         return kind.lower() == "bearer" and _equal(token.strip(), self.access.token or "")
-
-    def _brings_session(self, headers: Headers, scope: Scope) -> bool:
-        return _equal(cookie_parser(headers.get("cookie", "")).get(cookie_name(scope), ""), self.session)
 
 
 def cookie_name(scope: Scope) -> str:
@@ -215,10 +213,5 @@ def _equal(given: str, expected: str) -> bool:
 
 
 def _unauthorised() -> Response:
-    answer = _problem(401, "this service asks for a token; send it as `Authorization: Bearer TOKEN`.")
-    answer.headers["WWW-Authenticate"] = "Bearer"
-    return answer
-
-
-def _problem(status: int, sentence: str) -> Response:
-    return JSONResponse({"detail": sentence}, status)
+    sentence = "this service asks for a token; send it as `Authorization: Bearer TOKEN`."
+    return problem(401, sentence, {"WWW-Authenticate": "Bearer"})

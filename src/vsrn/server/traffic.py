@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vsrn.server.answers import problem
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -67,24 +68,18 @@ class Traffic:
 
         self._count(1)
         try:
-            app = self.app if self._running <= self.most else busy()
+            app = self.app
+            if self._running > self.most:
+                app = problem(429, "the service is busy; ask again in a moment.", {"Retry-After": "1"})
             await app(scope, receive, send_counted)
         finally:
             self._count(-1)
             # A route's own path, since strangers may invent any number of others.
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(_known(scope["method"]), route, str(status)).inc()
+            method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
+            self.metrics.requests.labels(method, route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
     def _count(self, more: int) -> None:
         self._running += more
         self.metrics.running.set(self._running)
-
-
-def busy() -> JSONResponse:
-    """The answer to one request too many."""
-    return JSONResponse({"detail": "the service is busy; ask again in a moment."}, 429, {"Retry-After": "1"})
-
-
-def _known(method: str) -> str:
-    return method if method in ("GET", "HEAD", "POST") else "other"
