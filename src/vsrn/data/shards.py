@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from vsrn.data.regions import ARRAYS, RegionArray
 from vsrn.errors import ConfigError, DataError
+from vsrn.files import read_json
 
 SHARDS = "shards"
 SHARD_FILE = "_shard.json"
@@ -90,12 +91,7 @@ class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_header(path: Path) -> SplitHeader:
     """Read a shard's `{split}_shard.json`. Raises `DataError` where it is missing or malformed."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=SplitHeader)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); extract this shard again.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read ({error}); extract this shard again.") from error
+    return read_json(path, SplitHeader, "extract this shard again.")
 
 
 def parse_shard(option: str) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from vsrn.data.tokenizer import tokenize
 from vsrn.errors import DataError, VocabularyError
+from vsrn.files import read_json
 
 PAD, START, END, UNK = range(4)
 SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -92,14 +93,10 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
     Raises `VocabularyError` naming the file where it is missing, not JSON, or neither layout.
     """
     path = Path(path)
-    try:
-        content = msgspec.json.decode(path.read_bytes())
-    except FileNotFoundError as error:
-        raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.") from error
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise VocabularyError(
-            f"{path} is not a JSON vocabulary ({error}); a .pkl vocabulary from 2019 is read by `vsrn convert --vocab`."
-        ) from error
+    if not path.exists():
+        raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.")
+    remedy = "it is no JSON vocabulary; a .pkl vocabulary from 2019 is read by `vsrn convert --vocab`."
+    content = read_json(path, object, remedy, VocabularyError)
     try:
         return Vocabulary(_words_of(content))
     except VocabularyError as error:
