@@ -247,15 +247,8 @@ class RegionWriter:
         begun = _decode(self.folder, self.split, line, SplitHeader)
         if begun == self.header:
             return
-        other = "from another list of photos"
-        if (begun.extractor, begun.fingerprint) != (self.header.extractor, self.header.fingerprint):
-            other = f"with another extractor or other weights ({begun.extractor} {begun.fingerprint[:12]})"
-        elif begun.merged:
-            other = "by an earlier version, which copied shards"
-        elif (begun.shard and begun.shard.batch_size) != (self.header.shard and self.header.shard.batch_size):
-            other = "with another --batch-size"
         raise DataError(
-            f"{self.folder} holds an unfinished split '{self.split}' that was begun {other};"
+            f"{self.folder} holds an unfinished split '{self.split}' that was begun {begun.difference(self.header)};"
             f" finish it as it was begun, choose another -o, or delete {self.folder / self.split}_*.partial."
         )
 

@@ -97,8 +97,11 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
         raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.")
     remedy = "it is no JSON vocabulary; a .pkl vocabulary from 2019 is read by `vsrn convert --vocab`."
     content = read_json(path, object, remedy, VocabularyError)
+    words = content.get("words", content.get("idx2word")) if isinstance(content, dict) else None
     try:
-        return Vocabulary(_words_of(content))
+        if not isinstance(words, (list, dict)):
+            raise VocabularyError('this is no vocabulary: it has neither "words" nor "idx2word".')
+        return Vocabulary(words_by_id(dict(enumerate(words)) if isinstance(words, list) else words))
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from error
 
@@ -120,14 +123,6 @@ def words_by_id(word_of_id: dict[Any, Any]) -> list[str]:
     except (TypeError, UnicodeEncodeError) as error:
         raise VocabularyError("the vocabulary holds a word that is not text.") from error
     return ordered
-
-
-def _words_of(content: object) -> list[str]:
-    if isinstance(content, dict) and isinstance(content.get("words"), list):
-        return words_by_id(dict(enumerate(content["words"])))
-    if isinstance(content, dict) and isinstance(content.get("idx2word"), dict):
-        return words_by_id(content["idx2word"])
-    raise VocabularyError('this is no vocabulary: it has neither "words" nor "idx2word".')
 
 
 Vector = npt.NDArray[np.float32]

@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
-from vsrn.errors import CheckpointError
-from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_argument, check_no_names
+from vsrn.errors import CheckpointError, ConfigError
+from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.tensors import fingerprint_of, load_tensors, load_weights, read_tensor_file
 
 POOLED_SIDE = 6
@@ -209,7 +209,8 @@ class GridExtractor(WholePhotoExtractor):
 
 def make(argument: str, files: ExtractorFiles) -> GridExtractor:
     """What `--extractor grid [--weights FILE]` asks for."""
-    check_no_argument(NAME, argument)
+    if argument:
+        raise ConfigError(f"the extractor '{NAME}' has no settings; write '{NAME}', without ':{argument}'.")
     check_no_names(NAME, files)
     return GridExtractor(files.weights, files.device)
 
