@@ -14,9 +14,11 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
-from vsrn.errors import DataError
+import msgspec
+
+from vsrn.errors import DataError, VsrnError
 
 # Windows has neither; there, links need an administrator and pipes have no names in folders.
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -24,6 +26,7 @@ _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getatt
 _BINARY = getattr(os, "O_BINARY", 0)
 # A file of Windows has one place for all threads.
 _ONE_AT_A_TIME = threading.Lock()
+_Page = TypeVar("_Page")
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -164,6 +167,20 @@ def write_at(descriptor: int, content: bytes | memoryview, start: int) -> int:
     with _ONE_AT_A_TIME:
         os.lseek(descriptor, start, os.SEEK_SET)
         return os.write(descriptor, content)
+
+
+def read_json(path: Path, kind: type[_Page], remedy: str, error: type[VsrnError] = DataError) -> _Page:
+    """Read a JSON file as a type of msgspec's. Raises `error`, which ends with `remedy`, where that cannot be."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as reason:
+        said = reason.strerror if isinstance(reason, OSError) else reason
+        raise error(f"{path} cannot be read ({said}); {remedy}") from reason
+
+
+def as_json(content: object) -> bytes:
+    """A JSON file's content, on lines that a person can read."""
+    return msgspec.json.format(msgspec.json.encode(content)) + b"\n"
 
 
 def read_plain(path: Path) -> bytes:

@@ -33,18 +33,18 @@ _COUNTER = "num_batches_tracked"
 _Network = TypeVar("_Network")
 
 
-class _Ignored:
-    """Takes the place of a value that is not used, such as the best accuracy as a number of numpy."""
+class Inert(dict[Any, Any]):
+    """Takes the place of a value that is not used, such as the best accuracy as a number of numpy; does nothing."""
 
     def __init__(self, *_: object) -> None:
-        pass
+        super().__init__()
 
     def __setstate__(self, _: object) -> None: ...
 
 
 # What a number of numpy asks for when it is unpickled, before and after numpy 2; with this, nothing of numpy runs.
-_NUMPY_NUMBERS: list[Any] = [
-    (_Ignored, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+NUMPY_NUMBERS: list[Any] = [
+    (Inert, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 ]
 
 
@@ -79,7 +79,7 @@ def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path)
-    with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_NUMBERS):
+    with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_NUMBERS):
         # torch warns of what it goes on to refuse.
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)

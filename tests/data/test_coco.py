@@ -81,7 +81,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "no such image": ({"images": {1: "a.jpg"}, "captions": [(1, 2, "A dog")]}, "caption 1 is of image 2, which is not"),
     "nothing said": ({"images": {1: "a.jpg"}, "captions": [(5, 1, " \n")]}, "caption 5 is empty"),
     "no captions": ({"images": {1: "a.jpg"}, "captions": []}, "holds no captions"),
-    "a negative id": ({"images": {-1: "a.jpg"}, "captions": [(5, -1, "A dog")]}, "not in the layout of COCO's"),
+    "a negative id": ({"images": {-1: "a.jpg"}, "captions": [(5, -1, "A dog")]}, "must be in the layout of COCO's"),
 }
 
 

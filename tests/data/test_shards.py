@@ -178,9 +178,14 @@ def test_every_missing_shard_is_named_at_once(photos: list[PhotoFile], tmp_path:
 def test_shards_that_do_not_belong_together_are_refused(photos: list[PhotoFile], tmp_path: Path) -> None:
     """Shard 2 of 3 in another way; the list without its last photo leaves the block of shard 2 as it is."""
     foreign: list[tuple[str, str, Callable[..., object], list[PhotoFile]]] = [
-        ("weights", "by different extractors", functools.partial(extract_part, extractor=Shy("0" * 64)), photos),
-        ("list", "from different lists of photos", extract_part, photos[:-1]),
-        ("batches", r"different --batch-size \(3 and 4\)", functools.partial(extract_part, batch_size=4), photos),
+        (
+            "weights",
+            "shard 2 .* another extractor",
+            functools.partial(extract_part, extractor=Shy("0" * 64)),
+            photos,
+        ),
+        ("list", "from another list of photos", extract_part, photos[:-1]),
+        ("batches", r"another --batch-size \(4, not 3\)", functools.partial(extract_part, batch_size=4), photos),
         ("captions", "only some shards of split 'train'", functools.partial(extract_part, bare=True), photos),
     ]
     for name, says, extract_otherwise, of_photos in foreign:
@@ -259,9 +264,9 @@ def test_an_interrupted_shard_goes_on(photos: list[PhotoFile], tmp_path: Path) -
 
 def test_a_shard_begun_or_finished_otherwise_is_not_gone_on_with(photos: list[PhotoFile], tmp_path: Path) -> None:
     extract_part(photos, tmp_path, (1, 3))
-    with pytest.raises(DataError, match=r"from another list of photos or with another --batch-size"):
+    with pytest.raises(DataError, match="from another list of photos"):
         extract_part(photos[:-1], tmp_path, (1, 3))
-    with pytest.raises(DataError, match=r"from another list of photos or with another --batch-size"):
+    with pytest.raises(DataError, match="with another --batch-size"):
         extract_part(photos, tmp_path, (1, 3), batch_size=1)
     for shard in ((0, 3), (4, 3), (1, 0)):
         with pytest.raises(ConfigError, match="--shard is"):

@@ -301,7 +301,7 @@ def test_a_discarded_split_leaves_nothing(tmp_path: Path) -> None:
 def test_a_file_in_the_way_of_the_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"x")
     for folder in (tmp_path / "store", tmp_path / "store" / "below"):
-        with pytest.raises(DataError, match="a file in its way"):
+        with pytest.raises(DataError, match="a file is in its way"):
             RegionWriter(folder, "train", header())
 
 

@@ -59,7 +59,6 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
         weights = _renamed(parts[0], family.images, path) | _renamed(parts[1], family.captions, path)
         if captioner is not None:
             weights |= _captioner_weights(captioner)
-        weights = _counters(weights) | weights
         config = training_config(family.model_of(vars(options), weights), vars(options))
         check_config(config, where="its options")
     except CheckpointError:
@@ -76,12 +75,6 @@ def _family_of(image_part: object, options: Options) -> Family:
     if "cross_attn" in options:
         return SCAN
     return vsepp_family(options) if is_vsepp(image_part) else VSRN
-
-
-def _counters(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The counters that BatchNorms of before 2018 lack, as zeros; nothing reads them."""
-    names = [name.removesuffix("running_mean") for name in weights if name.endswith(".running_mean")]
-    return {f"{name}num_batches_tracked": torch.tensor(0) for name in names}
 
 
 def _is_plain(value: object) -> bool:

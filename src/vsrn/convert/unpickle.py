@@ -20,6 +20,7 @@ import torch
 
 from vsrn.data.vocabulary import Vocabulary, words_by_id
 from vsrn.errors import CheckpointError, VocabularyError
+from vsrn.tensors import NUMPY_NUMBERS, Inert
 
 # What a checkpoint asks for: tables of tensors, options, and a float as numpy pickles it (`best_rsum`).
 _CHECKPOINT_NAMES = {
@@ -29,22 +30,12 @@ _CHECKPOINT_NAMES = {
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2",
 }
-_NUMPY_NAMES = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"}
 # The class's own name, and the base that Python 2's older pickle protocols name beside it.
 _VOCABULARY_NAMES = {("__main__", "Vocabulary"), ("vocab", "Vocabulary"), ("__builtin__", "object")}
 
 
-class _Inert(dict[Any, Any]):
-    """Takes the place of whatever a pickle would make, and does nothing."""
-
-    def __init__(self, *_: object) -> None:
-        super().__init__()
-
-    def __setstate__(self, _: object) -> None: ...
-
-
-# torch itself admits what tensors are made of. numpy's names become `_Inert`, so nothing of numpy runs.
-_ADMITTED: list[Any] = [argparse.Namespace, *((_Inert, name) for name in _NUMPY_NAMES)]
+# torch itself admits what tensors are made of.
+_ADMITTED: list[Any] = [argparse.Namespace, *NUMPY_NUMBERS]
 
 
 def load_pickled_tensors(path: Path) -> Any:
@@ -127,16 +118,16 @@ class _NameError(Exception):
 
 
 class _NameFinder(pickle.Unpickler):
-    """Reads a pickle to find its names: an admitted one becomes `_Inert`, any other raises `_NameError`."""
+    """Reads a pickle to find its names: an admitted one becomes `Inert`, any other raises `_NameError`."""
 
     def find_class(self, module: str, name: str) -> Any:
         is_storage = module in ("torch", "torch.cuda") and name.endswith("Storage")
-        if is_storage or f"{module}.{name}" in _CHECKPOINT_NAMES | _NUMPY_NAMES:
-            return _Inert
+        if is_storage or f"{module}.{name}" in _CHECKPOINT_NAMES | {name for _, name in NUMPY_NUMBERS}:
+            return Inert
         raise _NameError(f"{module}.{name}")
 
     def persistent_load(self, _: object) -> Any:
-        return _Inert()
+        return Inert()
 
 
 def read_pickled_vocabulary(path: Path) -> Vocabulary:

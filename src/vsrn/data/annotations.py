@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, TypeVar
 
 import msgspec
-import numpy as np
 
+from vsrn.data.region_store import map_array
 from vsrn.errors import DataError
-from vsrn.files import normal_name
+from vsrn.files import normal_name, read_json
 
 _Found = TypeVar("_Found")
 _COCO_NAME = re.compile(r"COCO_[a-z]+20[0-9]{2}_([0-9]{12})")
@@ -67,7 +67,8 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
     path = Path(path)
     splits: dict[str, list[CaptionedPhoto]] = {}
     seen: set[tuple[str, str]] = set()
-    for image in _read_images(path):
+    layout = 'the Karpathy layout, {"images": [{"filename": ..., "split": ..., "sentences": [{"raw": ...}]}]}.'
+    for image in read_json(path, _Dataset, f"it must be in {layout}").images:
         photo_id = safe_photo_id(image.filepath, image.filename, path)
         photo = CaptionedPhoto(photo_id, _captions(image, path), image.cocoid)
         split = "train" if restval and image.split == "restval" else image.split
@@ -78,18 +79,6 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
     if not splits:
         raise DataError(f"{path} lists no images; name a JSON in the Karpathy layout that does.")
     return splits
-
-
-def _read_images(path: Path) -> list[_Image]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Dataset).images
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); name a Karpathy JSON file.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not in the Karpathy layout ({error}); it must read"
-            ' {"images": [{"filename": ..., "split": ..., "sentences": [{"raw": ...}]}]}.'
-        ) from error
 
 
 def safe_photo_id(folder: str, filename: str, path: Path) -> str:
@@ -169,12 +158,7 @@ def read_coco(folder: Path) -> dict[str, list[CaptionedPhoto]]:
 
 
 def _read_part(path: Path, subfolder: str) -> _Sentences:
-    try:
-        part = msgspec.json.decode(path.read_bytes(), type=_Part)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not in the layout of COCO's captions ({error}); get the file again.") from error
+    part = read_json(path, _Part, "it must be in the layout of COCO's captions.")
     photos = {image.id: safe_photo_id(subfolder, image.file_name, path) for image in part.images}
     for annotation in part.annotations:
         if annotation.image_id not in photos:
@@ -187,14 +171,8 @@ def _read_part(path: Path, subfolder: str) -> _Sentences:
 
 def _listed(path: Path, sentences: _Sentences) -> _Sentences:
     """The captions that a list of annotation ids names, in its order."""
-    try:
-        # Unlike np.load, this opens no archive and no pickle, and takes no memory before the file is long enough.
-        ids = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:
-        # A header is an expression of Python; a wrong one raises SyntaxError, OverflowError, MemoryError and others.
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} is not a readable .npy array ({said}); it may be truncated.") from error
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
+    ids = map_array(path, dims=(1,))
+    if ids.dtype.kind not in "iu" or not len(ids):
         raise DataError(f"{path} must hold one row of annotation ids, whole numbers.")
     unknown = [number for number in ids.tolist() if number not in sentences]
     if unknown:

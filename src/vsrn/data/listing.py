@@ -6,10 +6,11 @@ PhotoNames("photos/").path("2019/café.jpg")  one file by its id, in whichever U
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import stat
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -252,13 +253,6 @@ def _with_own_ids(found: list[PhotoFile]) -> list[PhotoFile]:
             later.append(photo)
     for photo in later:
         reason = f"two files read as {printable(photo.id)}; rename one of them."
-        free = next(name for name in _numbered(photo.id) if name not in taken)
+        free = next(name for number in itertools.count(2) if (name := f"{photo.id} ({number})") not in taken)
         taken[free] = PhotoFile(free, photo.path, PhotoError(reason, "unreadable"))
     return sorted(taken.values(), key=_order)
-
-
-def _numbered(name: str) -> Iterator[str]:
-    number = 2
-    while True:
-        yield f"{name} ({number})"
-        number += 1

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePath
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
@@ -48,17 +48,6 @@ READ_TRIES = 3
 # Windows has no pipes among files, and must be told not to change line ends.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# Orientations in which width and height change places.
-_LYING = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
 _EXIF_IFD, _DATE_TAKEN, _DATE_DIGITIZED, _DATE_CHANGED = 0x8769, 0x9003, 0x9004, 0x0132
 _TIFF_BITS, _TIFF_SAMPLES, _TIFF_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 277, 278, 322, 323
@@ -161,10 +150,7 @@ def read_photo(
         raise PhotoError(f"{name} has {len(content):,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large")
     _silence_pillow()
     try:
-        picture, (width, height), orientation, taken = _decode(content, name, max_pixels, target_size)
-        turn = _UPRIGHT.get(orientation)
-        upright = picture if turn is None else picture.transpose(turn)
-        return DecodedPhoto(upright, *((height, width) if orientation in _LYING else (width, height)), taken)
+        return _decode(content, name, max_pixels, target_size)
     except PhotoError:
         raise
     except UnidentifiedImageError as error:
@@ -224,10 +210,7 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _decode(
-    content: bytes, name: str, max_pixels: int, target_size: int | None
-) -> tuple[Image.Image, tuple[int, int], int, datetime | None]:
-    """The picture in RGB as it is stored, the photo's width and height, its orientation, and when it was taken."""
+def _decode(content: bytes, name: str, max_pixels: int, target_size: int | None) -> DecodedPhoto:
     stream = io.BytesIO(content)
     # Image.open refuses 179 megapixels and more; the class itself leaves that to us.
     is_jpeg = content.startswith(b"\xff\xd8\xff")
@@ -244,7 +227,10 @@ def _decode(
         if image.format == "PNG" and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
             _check_whole_png(content, name)
         picture = to_rgb(image, shrink_factor(image.size, target_size))
-        return picture, size, _orientation_of(image), _date_of(image)
+        picture.getexif()[_ORIENTATION] = orientation = _orientation_of(image)
+        ImageOps.exif_transpose(picture, in_place=True)
+        # From 5 to 8, width and height change places.
+        return DecodedPhoto(picture, *(size[::-1] if 5 <= orientation <= 8 else size), _date_of(image))
 
 
 def _draft_size(size: tuple[int, int], max_pixels: int, target_size: int | None) -> tuple[int, int]:

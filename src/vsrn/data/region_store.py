@@ -29,6 +29,7 @@ import numpy.typing as npt
 from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions, first_of_zeros
 from vsrn.data.shards import FEATURES_FILE, JoinedRows, read_header, splits_in_shards, whole_shards
 from vsrn.errors import DataError, did_you_mean
+from vsrn.files import read_json
 from vsrn.metrics import FloatArray, IntArray
 
 CaptionCount = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
@@ -298,12 +299,7 @@ def read_skipped(path: Path) -> list[SkippedPhoto]:
 
 
 def _read_page(path: Path, kind: type[_Page]) -> _Page | None:
-    if not path.exists():
-        return None
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}; extract this split again.") from error
+    return read_json(path, kind, "extract this split again.") if path.exists() else None
 
 
 def read_lines(path: Path) -> list[str]:

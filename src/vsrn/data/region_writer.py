@@ -21,6 +21,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self, TypeVar
@@ -33,7 +34,7 @@ from vsrn.data.region_store import SkippedPhoto, StoreInfo, per_image
 from vsrn.data.regions import RegionNames, Regions, padded
 from vsrn.data.shards import FEATURES_FILE, SHARD_FILE, SplitHeader
 from vsrn.errors import DataError
-from vsrn.files import open_or_make, sync_folder, take_lock, write_all, write_synced
+from vsrn.files import as_json, open_or_make, sync_folder, take_lock, write_all, write_synced
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _Line = TypeVar("_Line")
@@ -126,10 +127,14 @@ class RegionWriter:
         """
         check_split_name(split)
         self.folder, self.split, self.header = Path(folder), split, header
+        self._partial = partial(_partial, self.folder, split)
         self.ids: list[str] = []
         self.skipped: list[SkippedPhoto] = []
         with _named_full_disk(self.folder):
-            _make_folder(self.folder)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise DataError(f"{folder} cannot be a folder, a file is in its way; choose another -o.") from error
             finish_interrupted(self.folder, split)
             if (self.folder / f"{split}{FEATURES_FILE}").exists():
                 raise DataError(f"{self.folder} already holds a split '{split}'; choose another -o.")
@@ -173,16 +178,16 @@ class RegionWriter:
         info = StoreInfo(self.header.extractor, self.header.fingerprint, counts)
         texts = {
             "_ids.txt": _lines(self.ids),
-            ".json": msgspec.json.format(msgspec.json.encode(info)) + b"\n",
+            ".json": as_json(info),
         }
         if captions is not None:
             texts["_caps.txt"] = _lines([caption for of_photo in captions for caption in of_photo])
         if names is not None and (names.classes or names.attributes):
-            texts["_names.json"] = msgspec.json.format(msgspec.json.encode(names)) + b"\n"
+            texts["_names.json"] = as_json(names)
         if self.skipped:
-            texts["_skipped.json"] = msgspec.json.format(msgspec.json.encode(self.skipped)) + b"\n"
+            texts["_skipped.json"] = as_json(self.skipped)
         if self.header.shard is not None:
-            texts[SHARD_FILE] = msgspec.json.format(msgspec.json.encode(self.header)) + b"\n"
+            texts[SHARD_FILE] = as_json(self.header)
         with _named_full_disk(self.folder):
             for array in self._arrays.values():
                 array.seal()
@@ -220,9 +225,6 @@ class RegionWriter:
     ) -> None:
         self.close()
 
-    def _partial(self, name: str) -> Path:
-        return _partial(self.folder, self.split, name)
-
     def _acknowledge(self, line: SplitHeader | _Batch | _Publish) -> None:
         write_all(self._journal.fileno(), msgspec.json.encode(line) + b"\n")
         os.fsync(self._journal.fileno())
@@ -237,26 +239,16 @@ class RegionWriter:
             return
         self._check_header(lines[0])
         for line in lines[1:]:
-            batch = self._decode(line, _Batch)
+            batch = _decode(self.folder, self.split, line, _Batch)
             self.ids += batch.ids
             self.skipped += batch.skipped
 
-    def _decode(self, line: bytes, kind: type[_Line]) -> _Line:
-        return _decode(self.folder, self.split, line, kind)
-
     def _check_header(self, line: bytes) -> None:
-        begun = self._decode(line, SplitHeader)
+        begun = _decode(self.folder, self.split, line, SplitHeader)
         if begun == self.header:
             return
-        other = "from another list of photos"
-        if (begun.extractor, begun.fingerprint) != (self.header.extractor, self.header.fingerprint):
-            other = f"with another extractor or other weights ({begun.extractor} {begun.fingerprint[:12]})"
-        elif begun.merged:
-            other = "by an earlier version, which copied shards"
-        elif (begun.shard and begun.shard.batch_size) != (self.header.shard and self.header.shard.batch_size):
-            other = "with another --batch-size"
         raise DataError(
-            f"{self.folder} holds an unfinished split '{self.split}' that was begun {other};"
+            f"{self.folder} holds an unfinished split '{self.split}' that was begun {begun.difference(self.header)};"
             f" finish it as it was begun, choose another -o, or delete {self.folder / self.split}_*.partial."
         )
 
@@ -289,13 +281,6 @@ def check_split_name(split: str) -> None:
     """Raise `DataError` where a split's name could not begin a file name."""
     if not _SPLIT_NAME.fullmatch(split):
         raise DataError(f"{split!r} cannot name a split; use letters, digits, '_', '-' and '.'.")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise DataError(f"{folder} cannot be a folder, there is a file in its way; choose another -o.") from error
 
 
 def finish_interrupted(folder: Path, split: str) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from vsrn.data.regions import ARRAYS, RegionArray
 from vsrn.errors import ConfigError, DataError
+from vsrn.files import read_json
 
 SHARDS = "shards"
 SHARD_FILE = "_shard.json"
@@ -87,15 +88,21 @@ class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The arrays that are written."""
         return [array for array in ARRAYS if not array.optional or getattr(self, f"has_{array.name}")]
 
+    def difference(self, other: SplitHeader) -> str:
+        """How this split was made, and the other was not, for a message."""
+        if (self.extractor, self.fingerprint) != (other.extractor, other.fingerprint):
+            return f"with another extractor or other weights ({self.extractor} {self.fingerprint[:12]})"
+        if self.merged != other.merged:
+            return "by an earlier version, which copied shards,"
+        mine, theirs = (one.shard.batch_size if one.shard else 0 for one in (self, other))
+        if mine != theirs:
+            return f"with another --batch-size ({mine}, not {theirs})"
+        return "from another list of photos" if self.photos != other.photos else "with regions of another shape"
+
 
 def read_header(path: Path) -> SplitHeader:
     """Read a shard's `{split}_shard.json`. Raises `DataError` where it is missing or malformed."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=SplitHeader)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); extract this shard again.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read ({error}); extract this shard again.") from error
+    return read_json(path, SplitHeader, "extract this shard again.")
 
 
 def parse_shard(option: str) -> tuple[int, int]:
@@ -201,21 +208,9 @@ def _check_belonging(folders: Sequence[Path], split: str) -> None:
         first = first or header
         if header != first:
             raise DataError(
-                f"shards 1 and {number} of split '{split}' were made {_difference(first, header)};"
+                f"shard {number} of split '{split}' was made {header.difference(first)} than shard 1;"
                 f" delete the wrong one below {folders[0].parent} and extract it again."
             )
-
-
-def _difference(one: SplitHeader, other: SplitHeader) -> str:
-    assert one.shard is not None
-    assert other.shard is not None
-    if (one.extractor, one.fingerprint) != (other.extractor, other.fingerprint):
-        return "by different extractors or weights"
-    if one.photos != other.photos or one.shard.num_photos != other.shard.num_photos:
-        return "from different lists of photos"
-    if one.shard.batch_size != other.shard.batch_size:
-        return f"with different --batch-size ({one.shard.batch_size} and {other.shard.batch_size})"
-    return "with regions of different shapes"
 
 
 class JoinedRows:

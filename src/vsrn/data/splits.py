@@ -7,7 +7,6 @@ The precomputed layout of the field (docs/data-formats.md): beside a region stor
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -182,7 +181,7 @@ def open_split(folder: Path | str, split: str) -> Split:
     """
     regions = open_region_store(folder, split)
     captions = read_split_captions(regions.folder, regions.split)
-    rows, captions_per_image = _images_of(regions, regions.folder / f"{regions.split}_caps.txt", len(captions))
+    rows, captions_per_image = images_of_rows(regions, regions.folder / f"{regions.split}_caps.txt", len(captions))
     return Split(regions, rows, captions, np.repeat(np.arange(len(rows)), captions_per_image))
 
 
@@ -225,29 +224,30 @@ def hold_out(split: AnySplit, list_path: Path) -> tuple[AnySplit, AnySplit]:
             f"{list_path} lists {len(unknown)} images that split '{split.name}' of {split.folder}"
             f" does not have, such as {unknown[0]}."
         )
-    chosen = _places(ids, listed)
+    chosen = np.array([place for place, name in enumerate(ids) if name in listed], dtype=np.int64)
     rest = np.setdiff1d(np.arange(split.num_images), chosen)
     if not len(chosen) or not len(rest):
         raise DataError(f"{list_path} must list some of the images of split '{split.name}', not none or all.")
     return split.only(rest), split.only(chosen)
 
 
-def _places(ids: list[str], listed: Collection[str]) -> IntArray:
-    return np.array([place for place, name in enumerate(ids) if name in listed], dtype=np.int64)
+def images_of_rows(regions: RegionStore, captions_path: Path, num_captions: int) -> tuple[IntArray, IntArray]:
+    """Which rows of a store are one image: the first row of each image, and how many captions each image has.
 
+    In this order: `{split}.json` says how many captions each row has; there are several captions to a row; or
+    there is a row for each caption, and rows that hold the same regions one after another are one image.
 
-def _images_of(regions: RegionStore, captions_path: Path, num_captions: int) -> tuple[IntArray, IntArray]:
-    """Rows of the different images, and how many captions each has."""
-    rows, stated = len(regions), regions.info.captions_per_image
+    Raises `DataError` where the numbers of rows and captions do not fit.
+    """
+    rows, stated = len(regions), regions.info.caption_counts(len(regions))
     if stated is not None:
-        per_image = np.full(rows, stated) if isinstance(stated, int) else np.array(stated, dtype=np.int64)
-        if len(per_image) != rows or per_image.min(initial=1) < 1 or per_image.sum() != num_captions:
+        if len(stated) != rows or sum(stated) != num_captions:
             raise DataError(
-                f"{regions.folder / f'{regions.split}.json'} speaks of {per_image.sum():,} captions for"
-                f" {len(per_image):,} images, but there are {num_captions:,} lines in {captions_path.name} and"
+                f"{regions.folder / f'{regions.split}.json'} speaks of {sum(stated):,} captions for"
+                f" {len(stated):,} images, but there are {num_captions:,} lines in {captions_path.name} and"
                 f" {rows:,} images in {regions.split}_ims.npy."
             )
-        return np.arange(rows), per_image
+        return np.arange(rows), np.array(stated, dtype=np.int64)
     if rows == 0 or num_captions % rows:
         raise DataError(
             f"{captions_path} has {num_captions:,} captions and {regions.split}_ims.npy {rows:,} images, which do"

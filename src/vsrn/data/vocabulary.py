@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from vsrn.data.tokenizer import tokenize
 from vsrn.errors import DataError, VocabularyError
+from vsrn.files import read_json
 
 PAD, START, END, UNK = range(4)
 SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -92,16 +93,15 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
     Raises `VocabularyError` naming the file where it is missing, not JSON, or neither layout.
     """
     path = Path(path)
+    if not path.exists():
+        raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.")
+    remedy = "it is no JSON vocabulary; a .pkl vocabulary from 2019 is read by `vsrn convert --vocab`."
+    content = read_json(path, object, remedy, VocabularyError)
+    words = content.get("words", content.get("idx2word")) if isinstance(content, dict) else None
     try:
-        content = msgspec.json.decode(path.read_bytes())
-    except FileNotFoundError as error:
-        raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.") from error
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise VocabularyError(
-            f"{path} is not a JSON vocabulary ({error}); a .pkl vocabulary from 2019 is read by `vsrn convert --vocab`."
-        ) from error
-    try:
-        return Vocabulary(_words_of(content))
+        if not isinstance(words, (list, dict)):
+            raise VocabularyError('this is no vocabulary: it has neither "words" nor "idx2word".')
+        return Vocabulary(words_by_id(dict(enumerate(words)) if isinstance(words, list) else words))
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from error
 
@@ -123,14 +123,6 @@ def words_by_id(word_of_id: dict[Any, Any]) -> list[str]:
     except (TypeError, UnicodeEncodeError) as error:
         raise VocabularyError("the vocabulary holds a word that is not text.") from error
     return ordered
-
-
-def _words_of(content: object) -> list[str]:
-    if isinstance(content, dict) and isinstance(content.get("words"), list):
-        return words_by_id(dict(enumerate(content["words"])))
-    if isinstance(content, dict) and isinstance(content.get("idx2word"), dict):
-        return words_by_id(content["idx2word"])
-    raise VocabularyError('this is no vocabulary: it has neither "words" nor "idx2word".')
 
 
 Vector = npt.NDArray[np.float32]

@@ -159,12 +159,6 @@ def make_extractor(
     return make(argument, ExtractorFiles(paths[0], paths[1], paths[2], download, device))
 
 
-def check_no_argument(name: str, argument: str) -> None:
-    """Raise `ConfigError` where an extractor that has no settings is given some after a colon."""
-    if argument:
-        raise ConfigError(f"the extractor '{name}' has no settings; write '{name}', without ':{argument}'.")
-
-
 def check_no_names(name: str, files: ExtractorFiles) -> None:
     """Raise `ConfigError` where classes or attributes are named for an extractor that has none to be named."""
     for option, path in (("--classes", files.classes), ("--attributes", files.attributes)):

