@@ -32,7 +32,7 @@ def main(
         json: Print what was converted as JSON.
     """
     from vsrn.errors import CheckpointError, VocabularyError
-    from vsrn.model.registry import build_any_model
+    from vsrn.model.registry import build_model
     from vsrn.model.saved import WEIGHTS_FILE, StoredModel, write_model
     from vsrn.tensors import load_weights
 
@@ -49,7 +49,7 @@ def main(
             f"{vocab} has {len(vocabulary):,} words, but {checkpoint} was trained with"
             f" {legacy.vocabulary_size:,}; name the vocabulary that it was published with."
         )
-    model = build_any_model(legacy.config, vocabulary, empty=True)
+    model = build_model(legacy.config, vocabulary, empty=True)
     load_weights(model, legacy.weights, checkpoint)
     write_model(output, StoredModel(legacy.config, vocabulary, model))
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -99,7 +99,7 @@ def create_index(
             raise SearchError(f"{folder} was just made by another vsrn index; run the same command again.")
         shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
         write_model(source, folder / MODEL_FOLDER)
-        encoder = OnnxEncoder.load(folder / MODEL_FOLDER, checksums={})
+        encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={})
         info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
         records = Records.create(folder / RECORDS_FILE, os.fsencode(photos.absolute()))
         with contextlib.closing(records), records.write() as change:
