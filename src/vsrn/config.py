@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import sys
 import tomllib
@@ -231,7 +232,7 @@ def read_config(path: Path | str) -> Config:
 
 def config_from_table(table: dict[str, Any], where: str = "the config") -> Config:
     """Nested tables -> `Config`. Raises `ConfigError`, naming the file `where`, on an unknown or ill-typed field."""
-    _check_names(table, Config, where, prefix="")
+    _check_names(table, where)
     try:
         return msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
@@ -244,7 +245,9 @@ def config_from_table(table: dict[str, Any], where: str = "the config") -> Confi
             number = float(limit["number"])
             bound = "finite" if number == FINITE else f"{_RELATIONS[limit['relation']]} {number:,.10g}"
             raise ConfigError(f"{where}: {place} must be {bound}.") from error
-        raise ConfigError(f"{where}: {place or 'the config'}: {complaint}.{_choices(place)}") from error
+        words = [word for word in get_args(_fields().get(place)) if isinstance(word, str)]
+        choices = f" It is one of {', '.join(words)}." if words else ""
+        raise ConfigError(f"{where}: {place or 'the config'}: {complaint}.{choices}") from error
 
 
 _LIMIT = re.compile(r"Expected `(?:int|float)` (?P<relation>[<>]=?) (?P<number>\S+)")
@@ -253,12 +256,12 @@ _RELATIONS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
 
 def config_to_toml(config: Config) -> str:
     """The config as TOML that `read_config` reads back to an equal one."""
-    return tomli_w.dumps(_without_none(dataclasses.asdict(config)))
+    return tomli_w.dumps(_table_of(config))
 
 
 def check_config(config: Config, where: str = "the config") -> None:
     """Raise `ConfigError`, naming the file `where`, where a field is out of range or contradicts another."""
-    config_from_table(_without_none(dataclasses.asdict(config)), where)
+    config_from_table(_table_of(config), where)
     complaints = [*_fields_of_other_kinds(config.model), *_contradictions(config)]
     if complaints:
         raise ConfigError(f"{where}: {complaints[0]}.")
@@ -314,57 +317,45 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"model.network.fine_tune_after must be below the {epochs} epochs; leave it out to freeze the network"
 
 
-def _check_names(table: dict[str, Any], kind: type, where: str, prefix: str) -> None:
+def _check_names(table: dict[str, Any], where: str, prefix: str = "") -> None:
     """Raise `ConfigError` on a field that is not there, naming the nearest one, or on a number beyond 64 bits."""
-    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
     for name, value in table.items():
-        if name not in fields:
-            near = _nearest_field(name, prefix, list(fields))
-            hint = f" Did you mean '{near}'?" if near else f" It has {', '.join(prefix + known for known in fields)}."
+        if prefix + name not in _fields():
+            near = _nearest_field(name, prefix)
+            hint = f" Did you mean '{near}'?" if near else f" It has {', '.join(_siblings(prefix))}."
             raise ConfigError(f"{where}: there is no field {prefix}{name}.{hint}")
         numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
         if not all(-(2**63) <= number < 2**63 for number in numbers):
             raise ConfigError(f"{where}: {prefix}{name} is beyond the 64 bits that TOML allows.")
-        nested = _SECTIONS.get(str(fields[name].type))
-        if nested is not None and isinstance(value, dict):
-            _check_names(value, nested, where, prefix=f"{prefix}{name}.")
+        if isinstance(value, dict) and dataclasses.is_dataclass(_fields()[prefix + name]):
+            _check_names(value, where, prefix=f"{prefix}{name}.")
 
 
-def _nearest_field(name: str, prefix: str, section: list[str]) -> str | None:
+def _nearest_field(name: str, prefix: str) -> str | None:
     """The field of that very name elsewhere, else one spelt alike in this section, else one spelt alike elsewhere."""
-    here = {known: prefix + known for known in section}
-    everywhere = {dotted.rpartition(".")[2]: dotted for dotted in _dotted_fields(Config)}
-    for known, cutoff in ((everywhere, 1.0), (here, 0.6), (everywhere, 0.6)):
+    for fields, cutoff in ((_fields(), 1.0), (_siblings(prefix), 0.6), (_fields(), 0.6)):
+        known = {dotted.rpartition(".")[2]: dotted for dotted in fields}
         for near in difflib.get_close_matches(name, known, n=1, cutoff=cutoff):
             return known[near]
     return None
 
 
-def _dotted_fields(kind: type, prefix: str = "") -> Iterator[str]:
-    """Every field of a config, such as "model.captioner.cell"."""
-    for entry in dataclasses.fields(kind):
-        nested = _SECTIONS.get(str(entry.type))
-        yield from _dotted_fields(nested, f"{prefix}{entry.name}.") if nested else [prefix + entry.name]
+def _siblings(prefix: str) -> list[str]:
+    return [dotted for dotted in _fields() if dotted.startswith(prefix) and "." not in dotted.removeprefix(prefix)]
 
 
-def _choices(place: str) -> str:
-    """A sentence with the words that a field may hold; empty where they are not a closed list."""
-    kind: Any = Config
-    for name in place.split("."):
-        kind = get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
-    words = [word for word in get_args(kind) if isinstance(word, str)]
-    return f" It is one of {', '.join(words)}." if words else ""
+@functools.cache
+def _fields() -> dict[str, Any]:
+    """The type of every field and section of a config, by its dotted name, such as "model.captioner.cell"."""
+    types: dict[str, Any] = {}
+    left: list[tuple[str, Any]] = [("", Config)]
+    for prefix, section in left:
+        for name, kind in get_type_hints(section).items():
+            types[prefix + name] = kind
+            left += [(f"{prefix}{name}.", kind)] if dataclasses.is_dataclass(kind) else []
+    return types
 
 
-_SECTIONS = {
-    kind.__name__: kind
-    for kind in (DataConfig, CaptionerConfig, ScanConfig, NetworkConfig, ModelConfig, LossConfig, TrainConfig)
-}
-
-
-def _without_none(table: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_none(value) if isinstance(value, dict) else value
-        for name, value in table.items()
-        if value is not None
-    }
+def _table_of(config: Config) -> dict[str, Any]:
+    """The config as nested tables, without what is None."""
+    return dataclasses.asdict(config, dict_factory=lambda fields: {k: v for k, v in fields if v is not None})

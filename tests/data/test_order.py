@@ -126,7 +126,7 @@ def test_a_trained_model_reads_in_its_order_by_every_way(stores: dict[str, Path]
     features, counts = split.read_images(np.arange(8))
     np.testing.assert_allclose(encoder.encode_regions(features, counts), wanted, atol=1e-6)
     export_onnx(stored, tmp_path / "onnx")
-    exported = OnnxEncoder.load(tmp_path / "onnx", threads=1)
+    exported = OnnxEncoder(tmp_path / "onnx", threads=1)
     np.testing.assert_allclose(exported.encode_regions(features, counts), wanted, atol=1e-5)
     # What is said of regions is said in the order they were given in: row r is of region r.
     as_read, _ = there.read_images(np.arange(8))

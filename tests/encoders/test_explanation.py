@@ -70,7 +70,7 @@ def stored(request: pytest.FixtureRequest) -> StoredModel:
 def encoders(stored: StoredModel, tmp_path_factory: pytest.TempPathFactory) -> list[Encoder]:
     folder = tmp_path_factory.mktemp("exports") / "exported"
     export_onnx(stored, folder)
-    return [TorchEncoder(stored, "cpu"), OnnxEncoder.load(folder, threads=1)]
+    return [TorchEncoder(stored, "cpu"), OnnxEncoder(folder, threads=1)]
 
 
 @torch.no_grad()
@@ -203,7 +203,7 @@ def test_an_export_without_reasoned_regions_answers_the_sentence_and_says_what_i
     export_onnx(stored, tmp_path / "new")
     export_onnx(stored, tmp_path / "old")
     without_regions(tmp_path / "old")
-    new, old = (OnnxEncoder.load(tmp_path / name, threads=1) for name in ("new", "old"))
+    new, old = (OnnxEncoder(tmp_path / name, threads=1) for name in ("new", "old"))
     regions = random_regions(5)
     weights = explain_regions(new, regions, SENTENCE).weights
     np.testing.assert_array_equal(explain_regions(old, regions, SENTENCE).weights, weights)
@@ -216,7 +216,7 @@ def test_regions_of_another_size_are_refused(view: ExplainView, tmp_path: Path) 
     export_onnx(small_model(), tmp_path / "exported")
     regions = Regions(np.ones((3, 11), np.float32), random_regions(3).boxes)
     with pytest.raises(DataError, match="this model reads"):
-        explain_regions(OnnxEncoder.load(tmp_path / "exported"), regions, SENTENCE, view)
+        explain_regions(OnnxEncoder(tmp_path / "exported"), regions, SENTENCE, view)
 
 
 def test_an_explanation_needs_no_torch(tmp_path: Path) -> None:

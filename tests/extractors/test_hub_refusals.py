@@ -23,7 +23,7 @@ from vsrn.config import Config, DataConfig, ModelConfig, NetworkConfig
 from vsrn.data.vocabulary import build_vocabulary
 from vsrn.errors import ConfigError
 from vsrn.extractors.base import make_extractor
-from vsrn.model.registry import build_any_model
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, write_model
 
 NAMES = ["hf:someone/model", "timm:resnet18.a1_in1k", "torchvision:fasterrcnn_resnet50_fpn"]
@@ -168,7 +168,7 @@ def test_a_runs_network_is_not_downloaded_when_the_run_is_opened(ear: Ear, tmp_p
     model = ModelConfig(kind="vsepp", feature_dim=512, joint_dim=16, word_dim=8, network=network)
     config = Config(data=DataConfig(photos="photos", annotations="captions.json"), model=model)
     vocabulary = build_vocabulary(["a red dog"], min_count=1)
-    write_model(tmp_path / "run", StoredModel(config, vocabulary, build_any_model(config, vocabulary)))
+    write_model(tmp_path / "run", StoredModel(config, vocabulary, build_model(config, vocabulary)))
     save_photo(tmp_path / "a.png", 1)
     program = "import vsrn; print(vsrn.load('run').encode_images(['a.png']).shape)"
     done = subprocess.run(

@@ -53,7 +53,7 @@ def main(config: str, run: str, out: str, steps: str) -> None:
         seen: list[dict[str, Any]] = []
         for batch, _ in zip(trainer.batches.epoch(0), range(int(steps)), strict=False):
             trainer._step(batch)
-            losses = distributed.mean_over_processes(torch.stack(trainer.recent.losses[-1]))
+            losses = torch.stack(distributed.of_all(trainer.recent[-1][:2])).mean(dim=0)
             gradients = {name: p.grad.clone() for name, p in trainer.learner.parameters().items() if p.grad is not None}
             seen.append({"losses": losses, "gradients": gradients})
         if distributed.rank() == 0:

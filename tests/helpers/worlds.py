@@ -11,7 +11,7 @@ import torch
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, ScanConfig
 from vsrn.data.splits import read_captions
 from vsrn.data.vocabulary import build_vocabulary
-from vsrn.model.registry import build_any_model
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, write_model
 
 WORDS = ["red", "blue", "green", "tall", "small", "dog", "cat", "bird", "boat", "tree", "runs", "sleeps", "sings"]
@@ -45,7 +45,7 @@ def make_model(folder: Path, store: Path, *, seed: int = 0, **model: object) -> 
         model=ModelConfig(feature_dim=FEATURE_DIM, **sizes),  # type: ignore[arg-type]
     )
     vocabulary = build_vocabulary(read_captions(next(store.glob("*_caps.txt"))), min_count=1)
-    stored = StoredModel(config, vocabulary, build_any_model(config, vocabulary))
+    stored = StoredModel(config, vocabulary, build_model(config, vocabulary))
     write_model(folder, stored)
     return folder
 

@@ -18,7 +18,7 @@ from vsrn.cli import run_command
 from vsrn.config import Config, ModelConfig
 from vsrn.data.region_store import StoreInfo
 from vsrn.errors import SearchError, VsrnError
-from vsrn.model.registry import build_any_model
+from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.model.scan import SCAN, similarities
 from vsrn.search.build import update_index
@@ -46,7 +46,7 @@ def scan_model(**model: Any) -> StoredModel[SCAN]:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"feature_dim": Colours.feature_dim, "joint_dim": 8, "word_dim": 4} | model
     config, vocabulary = Config(model=ModelConfig(kind="scan", **sizes)), colour_model().vocabulary
-    built = build_any_model(config, vocabulary)
+    built = build_model(config, vocabulary)
     assert isinstance(built, SCAN)
     return StoredModel(config, vocabulary, built.eval(), StoreInfo("colours", Colours.fingerprint))
 

@@ -21,7 +21,7 @@ from vsrn.data.region_store import open_region_store
 from vsrn.errors import ConfigError, DataError, TrainingError
 from vsrn.model.base import Batch
 from vsrn.model.losses import TripletLoss
-from vsrn.model.registry import build_any_model
+from vsrn.model.registry import build_model
 from vsrn.training.batches import TrainingBatches
 from vsrn.training.checkpoint import STATE_FILE, Progress
 from vsrn.training.run import prepare_run, zeros_divide
@@ -115,7 +115,7 @@ def test_the_models_that_refuse_are_those_that_divide_zero_by_zero(
     if config.model.kind == "vsrn":
         config = replace(config, model=replace(config.model, captioner=CaptionerConfig(hidden_dim=8, word_dim=8)))
     prepared = prepare_run(config, tmp_path / "run", resume=False)
-    model = build_any_model(prepared.config, prepared.vocabulary).train()
+    model = build_model(prepared.config, prepared.vocabulary).train()
     batch = next(TrainingBatches(prepared.train, prepared.vocabulary, 8, seed=0).epoch(0))
     features = batch.features.float()
     features[0] = 0

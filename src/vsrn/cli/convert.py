@@ -31,7 +31,7 @@ def main(
         captioner: The captioner's weights, where they were saved beside the checkpoint.
     """
     from vsrn.errors import CheckpointError, VocabularyError
-    from vsrn.model.registry import build_any_model
+    from vsrn.model.registry import build_model
     from vsrn.model.saved import WEIGHTS_FILE, StoredModel, write_model
     from vsrn.tensors import load_weights
 
@@ -48,7 +48,7 @@ def main(
             f"{vocab} has {len(vocabulary):,} words, but {checkpoint} was trained with"
             f" {legacy.vocabulary_size:,}; name the vocabulary that it was published with."
         )
-    model = build_any_model(legacy.config, vocabulary, empty=True)
+    model = build_model(legacy.config, vocabulary, empty=True)
     load_weights(model, legacy.weights, checkpoint)
     write_model(output, StoredModel(legacy.config, vocabulary, model))
     parameters = sum(parameter.numel() for parameter in model.parameters())

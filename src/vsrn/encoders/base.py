@@ -16,9 +16,8 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +48,7 @@ NO_CAPTIONER = (
 WHOLE_PHOTOS = "this model reads photos whole, so no region can be named; use one of regions."
 
 
-@dataclass(frozen=True)
-class WrittenCaption:
+class WrittenCaption(NamedTuple):
     """A sentence that a model wrote.
 
     text   its words and punctuation marks, as one writes them
@@ -67,13 +65,18 @@ class Encoder(ABC):
     `TorchEncoder` runs a run or a converted model, `OnnxEncoder` an exported folder without torch, and `ScanEncoder`
     a SCAN, which compares images with captions and has no embedding of either. Threads may share one.
 
-    config      the model's own
-    vocabulary  the words it can read
-    device      where torch computes: `cpu`, `cuda`, `mps` or `auto`. Photos are extracted there, too
+    config         the model's own
+    vocabulary     the words it can read
+    device         where torch computes: `cpu`, `cuda`, `mps` or `auto`. Photos are extracted there, too
+    learned_from   which extractor made the regions that the model learned from; empty where nobody recorded it
+    has_captioner  whether the model can write captions
     """
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, device: str = "auto") -> None:
+    def __init__(
+        self, config: Config, vocabulary: Vocabulary, device: str, learned_from: StoreInfo, *, has_captioner: bool
+    ) -> None:
         self.config, self.vocabulary, self.device = config, vocabulary, device
+        self.learned_from, self.has_captioner = learned_from, has_captioner
         self._extractor: RegionExtractor | None = None
         self._loading, self._extracting = threading.Lock(), threading.Lock()
 
@@ -84,25 +87,14 @@ class Encoder(ABC):
 
     @property
     @abstractmethod
-    def learned_from(self) -> StoreInfo:
-        """Which extractor made the regions that the model learned from; empty where nobody recorded it."""
-
-    @property
-    @abstractmethod
     def extractor_weights(self) -> Path | None:
-        """That extractor's weights, where the model's folder keeps them; None where it comes with its own."""
-
-    @property
-    @abstractmethod
-    def has_captioner(self) -> bool:
-        """Whether the model can write captions."""
+        """The extractor's weights, where the model's folder keeps them; None where it comes with its own."""
 
     @property
     @abstractmethod
     def caption_writer(self) -> CaptionWriter:
         """The captioner, loaded once. Raises `CheckpointError` where the model has none."""
 
-    @property
     @abstractmethod
     def _kept_names(self) -> RegionNames:
         """What the model's folder calls the regions that it learned from."""
@@ -150,7 +142,7 @@ class Encoder(ABC):
     def region_names(self) -> RegionNames:
         """What the extractor calls its regions, or else what the model's folder does. Raises as `extractor` does."""
         names = self.extractor.names
-        return names if names.classes else self._kept_names
+        return names if names.classes else self._kept_names()
 
     def encode_captions(self, captions: Sequence[str], advance: Advance = lambda _: None) -> FloatArray:
         """B sentences -> (B, D) float32 embeddings.
@@ -193,7 +185,8 @@ class Encoder(ABC):
         Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not the one that
         the model learned from, or for a single photo that is not in a list.
         """
-        parts = [self.encode_regions(*batch) for batch in self._photo_regions(photos)]
+        encode = self._encode_regions if self.config.model.network.name else self.encode_regions
+        parts = [encode(*batch) for batch in self._read_photos(photos)]
         return np.concatenate(parts) if parts else self.encode_captions([])
 
     def compare(self, features: FloatArray, counts: IntArray | None, captions: Sequence[str]) -> FloatArray:
@@ -293,7 +286,7 @@ class Encoder(ABC):
         """
         # Before any photo is read, so that a model without a captioner fails at once.
         _ = self.caption_writer
-        for features, counts in self._photo_regions(photos):
+        for features, counts in self._read_photos(photos):
             yield from self.write_captions(features, counts, beam)
 
     def check_split(self, split: CaptionedImages) -> None:
@@ -339,20 +332,33 @@ class Encoder(ABC):
             features = features.astype(np.float32, copy=False)
         if not np.isfinite(features).all():
             raise DataError("region features hold NaN or infinity; extract the photos again.")
+        images, most = features.shape[:2]
         if counts is not None:
-            counts = np.asarray(counts)
-            check_counts(counts, features, "image", "regions")
-            counts = counts.astype(np.int64)
-        elif len(features) and not features.shape[1]:
+            counts = np.asarray(counts, dtype=np.int64)
+            if counts.shape != (images,):
+                raise DataError(
+                    f"regions of shape {features.shape} and counts of shape {counts.shape} do not fit; give one count"
+                    " per image."
+                )
+            if images and not 1 <= counts.min() <= counts.max() <= most:
+                raise DataError(f"every image must have 1 to {most} regions, since it is padded to that many.")
+        elif images and not most:
             raise DataError("every image must have 1 region or more.")
         return features, counts
 
-    def _photo_regions(self, photos: Sequence[Path | str]) -> Iterator[tuple[FloatArray, IntArray | None]]:
-        """Photo files -> (B, N, F) features and their counts, a batch at a time, in the order of the photos."""
+    def _read_photos(self, photos: Sequence[Path | str]) -> Iterator[tuple[Features, IntArray | None]]:
+        """Photo files -> what the model reads of each, and counts of regions, a batch at a time."""
         if isinstance(photos, str | Path):
             raise DataError("photos are named in a list; put the photo into one: [photo].")
+        network = self.config.model.network
         for part in slices(len(photos), PHOTOS_AT_ONCE):
-            yield pad_regions(self._extract(photos[part]))
+            if network.name:
+                from vsrn.data.photo_splits import View  # noqa: PLC0415 - sentences need no Pillow
+
+                view = View.of(network)
+                yield np.stack([view.read_middle(Path(photo)) for photo in photos[part]]), None
+            else:
+                yield pad_regions(self._extract(photos[part]))
 
     def _extract(self, photos: Sequence[Path | str]) -> list[Regions]:
         """Photo files -> the regions of each, in one batch."""
@@ -360,19 +366,6 @@ class Encoder(ABC):
 
         extractor = self.extractor
         return self.extract([prepare_photo(extractor, Path(photo)) for photo in photos])
-
-
-def check_counts(counts: IntArray, padded: npt.NDArray[Any], what: str, of: str) -> None:
-    """Raise `DataError` where (B,) counts cannot be the real ones of (B, N, ...) padded rows.
-
-    what, of  what the message calls a row and its parts, as in "image" and "regions"
-    """
-    if counts.shape != padded.shape[:1]:
-        raise DataError(
-            f"{of} of shape {padded.shape} and counts of shape {counts.shape} do not fit; give one count per {what}."
-        )
-    if len(counts) and not 1 <= counts.min() <= counts.max() <= padded.shape[1]:
-        raise DataError(f"every {what} must have 1 to {padded.shape[1]} {of}, since it is padded to that many.")
 
 
 def slices(total: int, size: int) -> Iterator[slice]:

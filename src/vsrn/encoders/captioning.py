@@ -19,12 +19,12 @@ from vsrn.config import Config
 from vsrn.data.tokenizer import join_words
 from vsrn.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from vsrn.devices import pick_device
-from vsrn.encoders.base import DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption
+from vsrn.encoders.base import DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption, slices
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.captioner import SHRINK_AT, Captioner, rows_of
 from vsrn.model.gru import at_least_float32
-from vsrn.tensors import load_weights, read_tensors, write_tensors
+from vsrn.tensors import load_weights, read_tensors
 
 # Never written: two are no words, and <unk> stands for every unknown word.
 FORBIDDEN = (PAD, START, UNK)
@@ -51,47 +51,26 @@ class CaptionWriter:
         """
         if not 1 <= beam <= WIDEST_BEAM:
             raise ConfigError(f"--beam is {beam}; it must be 1 to {WIDEST_BEAM}.")
-        at_once = max(1, ROWS_AT_ONCE // beam)
-        written = []
-        for first in range(0, len(reasoned_regions), at_once):
-            batch = slice(first, first + at_once)
-            written += self._write(reasoned_regions[batch], None if counts is None else counts[batch], beam)
+        weight, written = self.captioner.projection.weight, list[WrittenCaption]()
+        for part in slices(len(reasoned_regions), max(1, ROWS_AT_ONCE // beam)):
+            regions = torch.from_numpy(np.ascontiguousarray(reasoned_regions[part])).to(weight)
+            real = None if counts is None else torch.from_numpy(np.asarray(counts[part], np.int64)).to(weight.device)
+            # <start> is one of the tokens that the captioner was trained for.
+            search = _Search(self.captioner, regions, real, beam, longest=self.captioner.config.max_tokens - 1)
+            scores, words = search.run()
+            if not bool(torch.isfinite(scores).all()):
+                raise CheckpointError(
+                    "the captioner's weights give no probabilities (NaN or infinity); train it again."
+                )
+            texts = [join_words(self.vocabulary.decode(ids).split()) for ids in words.tolist()]
+            written += map(WrittenCaption, texts, scores.tolist())
         return written
-
-    def _write(self, regions: FloatArray, counts: IntArray | None, beam: int) -> list[WrittenCaption]:
-        weight = self.captioner.projection.weight
-        on_device = torch.from_numpy(np.ascontiguousarray(regions)).to(weight)
-        real = None if counts is None else torch.from_numpy(np.asarray(counts, dtype=np.int64)).to(weight.device)
-        # <start> is one of the tokens that the captioner was trained for.
-        search = _Search(self.captioner, on_device, real, beam, longest=self.captioner.config.max_tokens - 1)
-        scores, words = search.run()
-        if not bool(torch.isfinite(scores).all()):
-            raise CheckpointError("the captioner's weights give no probabilities (NaN or infinity); train it again.")
-        pairs = zip(words.tolist(), scores.tolist(), strict=True)
-        return [WrittenCaption(join_words(self.vocabulary.decode(ids).split()), score) for ids, score in pairs]
-
-
-def write_captioner(
-    path: Path, captioner: Captioner, label: dict[str, str], dtype: torch.dtype = torch.float32
-) -> None:
-    """Write a captioner's weights to a safetensors file, with a label that names its model.
-
-    Raises `CheckpointError` where a weight is NaN, or infinite in this type.
-    """
-    tensors = {name: tensor.to(dtype) for name, tensor in captioner.state_dict().items()}
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(
-                f"the model cannot be exported: captioner.{name} holds NaN or what {str(dtype).removeprefix('torch.')}"
-                " cannot; train it again, or store its weights as float32."
-            )
-    write_tensors(path, tensors, label)
 
 
 def read_captioner(
     path: Path, config: Config, vocabulary: Vocabulary, label: dict[str, str], device: str = "auto"
 ) -> CaptionWriter:
-    """Read what `write_captioner` wrote onto a device; it computes in float32 however its weights are stored.
+    """Read the captioner of an exported folder onto a device; it computes in float32 however its weights are stored.
 
     label   what the file must name as its model
     device  `cpu`, `cuda`, `mps` or `auto`

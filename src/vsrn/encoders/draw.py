@@ -6,8 +6,8 @@ draw_explanation(photo, explanation, "two dogs").save("why.png")
 from __future__ import annotations
 
 import re
+import textwrap
 import unicodedata
-from bisect import bisect_right
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
@@ -37,17 +37,12 @@ Rectangle = tuple[float, float, float, float]
 
 def draw_explanation(photo: Image.Image, explanation: Explanation, sentence: str, k: int = 3) -> Image.Image:
     """The photo, RGB of any size, with its explanation drawn over it and the sentence below; k boxes at most."""
-    scaled = _scaled(photo)
+    scale = min(max(*photo.size, LEAST_SIDE), MOST_SIDE) / max(photo.size)
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    scaled = photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     picture = _with_heat(scaled, explanation.heat)
     _draw_boxes(picture, explanation.top(k))
     return _with_caption(picture, sentence, NOTES[explanation.view].format(score=explanation.score))
-
-
-def _scaled(photo: Image.Image) -> Image.Image:
-    longer = max(photo.size)
-    scale = min(max(longer, LEAST_SIDE), MOST_SIDE) / longer
-    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-    return photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def _with_heat(photo: Image.Image, heat: FloatArray) -> Image.Image:
@@ -72,12 +67,8 @@ def _draw_boxes(picture: Image.Image, regions: list[WeighedRegion]) -> None:
             draw.rectangle((x0 + inset, y0 + inset, x1 - inset, y1 - inset), outline=colour, width=width)
     taken: list[Rectangle] = []
     for region, frame in zip(regions, frames, strict=True):
-        taken.append(_draw_tag(draw, _tag(region), frame, taken, picture.size))
-
-
-def _tag(region: WeighedRegion) -> str:
-    name = "" if region.label is None else f"{_one_line(region.label)[:MOST_LETTERS_OF_A_LABEL]} "
-    return f"{name}{region.share:.0%}"
+        name = _one_line(region.label or "")[:MOST_LETTERS_OF_A_LABEL]
+        taken.append(_draw_tag(draw, f"{name} {region.share:.0%}".lstrip(), frame, taken, picture.size))
 
 
 def _draw_tag(
@@ -91,7 +82,12 @@ def _draw_tag(
     corners = [(x0, y0), (x1 - width, y0), (x0, y1 - height), (x1 - width, y1 - height)]
     places = [(min(max(x, 0), size[0] - width), min(max(y, 0), size[1] - height)) for x, y in corners]
     tags = [(x, y, x + width, y + height) for x, y in places]
-    tag = next((one for one in tags if not any(_overlap(one, other) for other in taken)), tags[0])
+    free = [
+        (x0, y0, x1, y1)
+        for x0, y0, x1, y1 in tags
+        if not any(x0 < other[2] and other[0] < x1 and y0 < other[3] and other[1] < y1 for other in taken)
+    ]
+    tag = (free or tags)[0]
     draw.rectangle(tag, fill=INK, outline=PAPER)
     draw.text((tag[0] + 6 - left, tag[1] + 6 - top), text, PAPER, font)
     return tag
@@ -116,16 +112,11 @@ def _with_caption(picture: Image.Image, sentence: str, note: str) -> Image.Image
 def _wrapped(text: str, font: Font, width: float) -> str:
     """Lines that fit, broken between words or inside a word longer than a line; a text that is cut ends in dots."""
     lines: list[str] = []
-    while text and len(lines) < MOST_LINES:
-        end = max(1, bisect_right(range(len(text) + 1), width, key=lambda length: font.getlength(text[:length])) - 1)
-        if end < len(text) and " " in text[1 : end + 1]:
-            end = text.rindex(" ", 1, end + 1)
-        lines.append(text[:end])
-        text = text[end:].lstrip(" ")
-    if text:
-        while lines[-1] and font.getlength(f"{lines[-1]}...") > width:
-            lines[-1] = lines[-1][:-1]
-        lines[-1] += "..."
+    # No letter of a font of this size is narrower than 3 pixels.
+    for letters in range(max(4, min(len(text), int(width) // 3)), 3, -1):
+        lines = textwrap.wrap(text, letters, max_lines=MOST_LINES, placeholder="...")
+        if all(font.getlength(line) <= width for line in lines):
+            break
     return "\n".join(lines)
 
 
@@ -149,7 +140,3 @@ def _pixels(region: WeighedRegion, size: tuple[int, int]) -> Rectangle:
     """A region's box in pixels, inside the picture and a pixel wide at least."""
     x0, y0, x1, y1 = (float(edge) for edge in np.clip(region.box, 0, 1) * np.array([*size, *size]))
     return x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)
-
-
-def _overlap(one: Rectangle, other: Rectangle) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,20 +1,29 @@
-"""A model -> a folder that answers queries without torch: `vsrn.encoders.onnx_backend` reads it."""
+"""A model -> a folder that answers queries without torch: `vsrn.encoders.onnx_backend` reads it.
+
+The encoders become ONNX graphs: traced, and stored as floats or halves. torch's newer exporter (`dynamo=True`) freezes
+the time axis of the caption encoder's GRU at the length of the example, without a warning; the older one, which traces,
+keeps it free. This file asks for the older one.
+"""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional
 
 from vsrn.config import config_to_toml
 from vsrn.data.splits import at_places, back_in_place, reading_places
 from vsrn.data.vocabulary import START
-from vsrn.encoders.captioning import write_captioner
+from vsrn.encoders.folding import fold
 from vsrn.encoders.onnx_backend import (
     CAPTION_FILE,
     CAPTIONER_FILE,
@@ -30,22 +39,28 @@ from vsrn.encoders.onnx_backend import (
     StoredPrecision,
 )
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.extractors.provenance import carry_names, carry_weights
+from vsrn.extractors.provenance import NAME, carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
-from vsrn.metrics import FloatArray
+from vsrn.model.aggregators import mirrored_places
 from vsrn.model.saved import StoredModel, model_fingerprint, write_model
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
+from vsrn.tensors import write_tensors
 
+OPSET = 17
 # Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
 TOLERANCE = 1e-4
-# Least cosine of an fp16 export's embeddings with the model's.
+# Least cosine of what halves give with what the floats gave: of embeddings, and of the extractor's features.
 LEAST_COSINE = 0.9999
+# Smaller tensors, such as biases, save next to nothing as halves.
+FEWEST_HALVED = 1024
 # An ONNX file is one protocol buffer, which cannot be larger; a little is left for the graph.
 MOST_BYTES = 2**31 - 2**24
 
+Example = dict[str, torch.Tensor]
+
 
 def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = "fp32") -> ExportInfo:
-    """Write a model's encoders, vocabulary and config to a new folder that `OnnxEncoder.load` opens.
+    """Write a model's encoders, vocabulary and config to a new folder that `OnnxEncoder` opens.
 
     precision  how weights are stored: "fp16" takes half the size, computing in float32 all the same
 
@@ -56,24 +71,31 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
     if importlib.util.find_spec("onnx") is None:
         raise ConfigError("exporting needs the package onnx; run `pip install '.[onnx]'` in the checkout.")
     check_free(folder)
-    _check_exportable(stored)
-    # These take a second to import, and a missing package is reported before.
-    from vsrn.encoders.onnx_graph import ExportableCaptions, ExportableImages, halve_extractor, write_graph  # noqa: PLC0415
-
-    info = _info_of(stored, precision)
-    assert isinstance(stored.model.image_encoder, ImageEncoder)
-    assert isinstance(stored.model.caption_encoder, TextEncoder)
-    images, captions = _own(stored.model.image_encoder), _own(stored.model.caption_encoder)
+    images, captions = _exportable(stored)
+    config, model = stored.config.model, stored.model
+    assert config.feature_dim is not None, "a model that was built knows its feature size"
+    info = ExportInfo(
+        model=model_fingerprint(stored),
+        precision=precision,
+        joint_dim=config.joint_dim,
+        feature_dim=config.feature_dim,
+        vocabulary=stored.vocabulary.fingerprint,
+        extractor=stored.regions.extractor,
+        extractor_fingerprint=stored.regions.fingerprint,
+    )
     with new_folder(folder) as temporary, torch.no_grad():
         regions = _example_regions(info.feature_dim)
-        write_graph(temporary / IMAGE_FILE, ExportableImages(images), regions, [EMBEDDINGS, REGIONS], info)
+        write_graph(temporary / IMAGE_FILE, fold(images), regions, [EMBEDDINGS, REGIONS], info)
         tokens = _example_tokens(len(stored.vocabulary))
-        write_graph(temporary / CAPTION_FILE, ExportableCaptions(captions), tokens, [EMBEDDINGS], info)
+        write_graph(temporary / CAPTION_FILE, ExportableText(captions), tokens, [EMBEDDINGS], info)
         write_atomically(temporary / CONFIG_FILE, config_to_toml(stored.config).encode())
         write_atomically(temporary / VOCABULARY_FILE, stored.vocabulary.to_json())
-        if stored.model.captioner is not None:
+        if model.captioner is not None:
             dtype = torch.float32 if precision == "fp32" else torch.float16
-            write_captioner(temporary / CAPTIONER_FILE, stored.model.captioner, {MODEL_KEY: info.model}, dtype)
+            weights = {name: tensor.to(dtype) for name, tensor in model.captioner.state_dict().items()}
+            held = f"what {str(dtype).removeprefix('torch.')} cannot; train it again, or store its weights as float32"
+            _check_finite(weights, "captioner", held)
+            write_tensors(temporary / CAPTIONER_FILE, weights, {MODEL_KEY: info.model})
         if stored.extractor_weights is not None:
             if precision == "fp16" and info.extractor == "grid":
                 # As halves they are the weights of another extractor.
@@ -83,7 +105,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
                 carry_weights(stored.extractor_weights, temporary)
         carry_names(stored.region_names, temporary)
         write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
-        _check_same(OnnxEncoder.load(temporary, threads=1), images, captions)
+        _check_same(OnnxEncoder(temporary, threads=1), images, captions)
     return info
 
 
@@ -103,50 +125,29 @@ def check_free(folder: Path) -> None:
         raise CheckpointError(f"{folder} already exists; choose another folder.")
 
 
-def _check_exportable(stored: StoredModel) -> None:
-    images, captions = (getattr(stored.model, f"{side}_encoder", None) for side in ("image", "caption"))
+def _exportable(stored: StoredModel) -> tuple[ImageEncoder, TextEncoder]:
+    """Copies of a model's encoders on the CPU, in evaluation mode. Raises `CheckpointError` where they are no good."""
+    images, captions = stored.model.image_encoder, stored.model.caption_encoder
     if type(images) is not ImageEncoder or type(captions) is not TextEncoder:
         raise CheckpointError(
             f"a model of kind '{stored.config.model.kind}' with other encoders than vsrn's own for regions and captions"
             " cannot be exported; use it through torch."
         )
     for side, encoder in (("image", images), ("caption", captions)):
-        tensors = encoder.state_dict()
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(
-                    f"the model cannot be exported: {side}_encoder.{name} holds NaN or infinity; train it again."
-                )
-        if sum(4 * tensor.numel() for tensor in tensors.values()) > MOST_BYTES:
+        _check_finite(encoder.state_dict(), f"{side}_encoder", "infinity; train it again")
+        if sum(4 * tensor.numel() for tensor in encoder.state_dict().values()) > MOST_BYTES:
             raise CheckpointError(
                 f"the model cannot be exported: its {side} encoder is above the 2 GB of an ONNX file;"
                 " use it through torch."
             )
+    # Copies: the model's own encoders stay on their device and in their mode.
+    return copy.deepcopy(images).cpu().float().eval(), copy.deepcopy(captions).cpu().float().eval()
 
 
-Half = TypeVar("Half", ImageEncoder, TextEncoder)
-
-
-def _own(encoder: Half) -> Half:
-    """A copy on the CPU in evaluation mode; the model's own encoder stays on its device and in its mode."""
-    return copy.deepcopy(encoder).cpu().float().eval()
-
-
-def _info_of(stored: StoredModel, precision: StoredPrecision) -> ExportInfo:
-    feature_dim = stored.config.model.feature_dim
-    assert feature_dim is not None, "a model that was built knows its feature size"
-    return ExportInfo(
-        model=model_fingerprint(stored),
-        precision=precision,
-        joint_dim=stored.config.model.joint_dim,
-        feature_dim=feature_dim,
-        vocabulary=stored.vocabulary.fingerprint,
-        extractor=stored.regions.extractor,
-        extractor_fingerprint=stored.regions.fingerprint,
-    )
-
-
-Example = dict[str, torch.Tensor]
+def _check_finite(tensors: Mapping[str, torch.Tensor], part: str, remedy: str) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"the model cannot be exported: {part}.{name} holds NaN or {remedy}.")
 
 
 def _example_regions(feature_dim: int, images: int = 2, regions: int = 3, fewest: int = 1) -> Example:
@@ -163,7 +164,7 @@ def _example_tokens(vocabulary_size: int, captions: int = 2, tokens: int = 4) ->
     return {"tokens": ids, "lengths": torch.linspace(1, tokens, captions).long()}
 
 
-def _check_same(exported: OnnxEncoder, images: ImageEncoder, captions: TextEncoder) -> None:
+def _check_same(exported: OnnxEncoder, images: nn.Module, captions: nn.Module) -> None:
     """Raise `CheckpointError` unless the export gives what the model gives, at sizes it was not traced with."""
     halves = exported.info.precision == "fp16"
     # Of a single region, channels normalised over the regions keep their sign alone, which rounding may flip.
@@ -180,7 +181,8 @@ def _check_same(exported: OnnxEncoder, images: ImageEncoder, captions: TextEncod
     )
     for ours, models in zip(by_onnx, by_torch, strict=True):
         if halves:
-            same = bool((_cosines(ours, models) >= LEAST_COSINE).all())
+            one, other = torch.from_numpy(ours).flatten(1), torch.from_numpy(models).flatten(1)
+            same = bool((functional.cosine_similarity(one, other) >= LEAST_COSINE).all())
         else:
             same = np.allclose(ours, models, rtol=0, atol=TOLERANCE * np.abs(models).max())
         if not same:
@@ -190,8 +192,129 @@ def _check_same(exported: OnnxEncoder, images: ImageEncoder, captions: TextEncod
             )
 
 
-def _cosines(ours: FloatArray, wanted: FloatArray) -> FloatArray:
-    """(B, ...) and (B, ...) -> (B,) cosine of each pair of rows, NaN where one is not finite."""
-    ours, wanted = ours.reshape(len(ours), -1), wanted.reshape(len(wanted), -1)
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(wanted, axis=1)
-    return np.asarray((ours * wanted).sum(axis=1) / lengths)
+class ExportableText(TextEncoder):
+    """The caption encoder in operations of ONNX: it reads past the end instead of packing.
+
+    A GRU that reads forwards cannot be changed by what follows a caption's end. The backward direction is a forward GRU
+    that reads captions mirrored.
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__(encoder.config, encoder.embedding.num_embeddings)
+        self.load_state_dict(encoder.state_dict())
+        layers = range(self.gru.num_layers * self.gru.bidirectional)
+        self.ahead = nn.ModuleList(_one_direction(self.gru, f"l{layer}") for layer in layers)
+        self.back = nn.ModuleList(_one_direction(self.gru, f"l{layer}_reverse") for layer in layers)
+
+    def states(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(B, T) token ids, (B,) real tokens of each -> (B, T, D or 2D) the GRU's outputs; any after the end."""
+        states: torch.Tensor = self.embedding(tokens)
+        if not self.gru.bidirectional:
+            return self.gru(states)[0]
+        mirrored = mirrored_places(lengths, tokens.shape[1])[..., None]
+        for ahead, back in zip(self.ahead, self.back, strict=True):
+            backwards, _ = back(states.gather(1, mirrored.expand(-1, -1, states.shape[2])))
+            backwards = backwards.gather(1, mirrored.expand(-1, -1, backwards.shape[2]))
+            states = torch.cat([ahead(states)[0], backwards], dim=-1)
+        return states
+
+
+def _one_direction(gru: nn.GRU, name: str) -> nn.GRU:
+    """One direction of one layer, named as torch does ("l0", "l1_reverse"), as a GRU of its own."""
+    weights = {kind: getattr(gru, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    single = nn.GRU(weights["weight_ih"].shape[1], gru.hidden_size, batch_first=True)
+    single.load_state_dict({f"{kind}_l0": tensor for kind, tensor in weights.items()})
+    return single
+
+
+def write_graph(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequence[str], info: ExportInfo) -> None:
+    """Write an encoder as an ONNX graph that names its model, in the precision that `info` asks for.
+
+    inputs   example tensors by name; the graph takes any number of rows and of regions or tokens
+    outputs  names of what the encoder gives
+
+    Raises `CheckpointError` where torch cannot export it. Weights beyond float16 become infinite.
+    """
+    import onnx  # noqa: PLC0415 - an optional package
+
+    axes = {name: {axis: f"{name}_{axis}" for axis in range(min(2, tensor.dim()))} for name, tensor in inputs.items()}
+    axes |= {EMBEDDINGS: {0: "rows"}, REGIONS: {0: "rows", 1: "regions"}}
+    with warnings.catch_warnings():
+        # The exporter warns of itself and of torch's own GRU; warnings of our code stay.
+        warnings.filterwarnings("ignore", "You are using the legacy TorchScript", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
+        # The GRU compares sizes in Python; they are the model's, the same for every input.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
+        # The first state is made of zeros for as many rows as there are; tests run other numbers of rows.
+        warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
+        try:
+            torch.onnx.export(
+                encoder,
+                tuple(inputs.values()),
+                path,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_axes={name: axes[name] for name in (*inputs, *outputs)},
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise CheckpointError(
+                f"the model cannot be exported by torch {torch.__version__}: {error}; use it through torch."
+            ) from error
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, {MODEL_KEY: info.model})
+    # Tracing leaves the embedding's size open.
+    for output in graph.graph.output:
+        output.type.tensor_type.shape.dim[-1].dim_value = info.joint_dim
+    if info.precision == "fp16":
+        _halve(graph.graph)
+    write_atomically(path, graph.SerializeToString())
+
+
+def _halve(graph: Any) -> None:
+    """Replace large weights by float16 and a cast back to float32; what is beyond float16 becomes infinite."""
+    import onnx  # noqa: PLC0415 - an optional package
+
+    for tensor in list(graph.initializer):
+        if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= FEWEST_HALVED:
+            graph.initializer.remove(tensor)
+            with np.errstate(over="ignore"):
+                halves = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            graph.initializer.append(onnx.numpy_helper.from_array(halves, f"{tensor.name}_half"))
+            cast = onnx.helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=onnx.TensorProto.FLOAT)
+            # An ONNX graph lists an operation before those that read its output.
+            graph.node.insert(0, cast)
+
+
+def halve_extractor(weights: Path, folder: Path) -> str:
+    """Write the grid's fine-tuned weights, without the classifier, to a folder as float16.
+
+    Gives the fingerprint of the extractor with these weights; it is the same where they were halves before. Raises
+    `CheckpointError` where the features change by it.
+    """
+    from vsrn.extractors.grid import GridExtractor, read_fine_tuned  # noqa: PLC0415 - its packages take long to import
+
+    place = folder / f"{NAME}.safetensors"
+    halves = {name: tensor.half() for name, tensor in read_fine_tuned(weights).items()}
+    for name, tensor in halves.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{weights}: '{name}' is beyond float16; export without --half.")
+    write_tensors(place, halves, {})
+    whole, half = GridExtractor(weights, "cpu"), GridExtractor(place, "cpu")
+    photos = _soft_noise(2, whole.photo_size)
+    with torch.inference_mode():
+        before, after = whole.features(photos).flatten(1), half.features(photos).flatten(1)
+    least = float(functional.cosine_similarity(before, after).min())
+    if not least >= LEAST_COSINE:
+        raise CheckpointError(
+            f"the extractor's weights {weights} cannot be stored as float16: features change to a cosine of"
+            f" {least:.4f}; export without --half."
+        )
+    return half.fingerprint
+
+
+def _soft_noise(photos: int, side: int) -> torch.Tensor:
+    """(photos, 3, side, side) scaled pixels of smooth random colours, as in a photo out of focus."""
+    colours = torch.rand(photos, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return 2 * functional.interpolate(colours, size=(side, side), mode="bilinear", align_corners=False) - 1

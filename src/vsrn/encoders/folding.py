@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from vsrn.data.vocabulary import PAD
 from vsrn.metrics import IntArray
 from vsrn.model.aggregators import GlobalSemanticReasoning
-from vsrn.model.gru import at_least_float32
+from vsrn.model.gru import at_least_float32, pad_tokens
 from vsrn.model.reasoning import FoldedProducts, RegionRelationshipReasoning
 from vsrn.model.vsrn import ImageEncoder
 
@@ -54,39 +52,28 @@ class GRULayer:
         new = torch.addcmul(gates[:, 2 * dim :], reset, recurrent[:, 2 * dim :]).tanh_()
         return new.lerp_(state, update)
 
-    def first_state(self, rows: int) -> torch.Tensor:
-        """(rows, D) zeros."""
-        return self.weight_hh.new_zeros(rows, self.dim)
-
 
 class FoldedReasoning(nn.Module):
-    """`RegionRelationshipReasoning` in evaluation mode, with about half its arithmetic."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    row: torch.Tensor
-    constant: torch.Tensor
-    shift: torch.Tensor
+    """`RegionRelationshipReasoning` in evaluation mode, with about half its arithmetic; buffers hold its products."""
 
     def __init__(self, layer: RegionRelationshipReasoning) -> None:
         super().__init__()
-        folded = layer.folded()
-        norm = layer.norm
+        folded, norm = layer.folded(), layer.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         # The query half keeps its weights; the message half and its shift take BatchNorm's scale.
         scales = torch.cat([torch.ones_like(scale), scale])
-        self.register_buffer("weight", folded.weight * scales[:, None])
-        self.register_buffer("bias", folded.bias * scales)
-        self.register_buffer("row", folded.row)
-        self.register_buffer("constant", folded.constant)
-        self.register_buffer("shift", (folded.shift - norm.running_mean) * scale + norm.bias)
+        shift = (folded.shift - norm.running_mean) * scale + norm.bias
+        folded = folded._replace(weight=folded.weight * scales[:, None], bias=folded.bias * scales, shift=shift)
+        for name, tensor in folded._asdict().items():
+            self.register_buffer(name, tensor)
 
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) regions -> (B, N, D) relation-aware regions."""
-        regions = regions.to(self.weight.dtype)
-        update = FoldedProducts(self.weight, self.bias, self.row, self.constant, self.shift).messages(regions, mask)
+        folded = FoldedProducts(*self.buffers())
+        regions = regions.to(folded.weight.dtype)
+        update = folded.messages(regions, mask)
         return regions + (update if mask is None else update * mask[..., None])
 
 
@@ -100,7 +87,7 @@ class FoldedGlobalReasoning(nn.Module):
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) reasoned regions -> (B, D)."""
         gates = self.layer.gates(regions.transpose(0, 1).contiguous())  # (N, B, 3D)
-        state = self.layer.first_state(len(regions))
+        state = gates.new_zeros(len(regions), self.layer.dim)
         for place in range(regions.shape[1]):
             following = self.layer.step(gates[place], state)
             state = following if mask is None else torch.where(mask[:, place, None], following, state)
@@ -132,8 +119,7 @@ def fold(encoder: AnyImageEncoder, dtype: torch.dtype | None = None) -> AnyImage
     return cast("AnyImageEncoder", folded.eval())
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """Distinct prefixes of one length.
 
     parents  (nodes,) which node of the level before each one continues
@@ -155,10 +141,7 @@ def prefix_tree(captions: Sequence[IntArray]) -> list[Level]:
     >>> [len(level.tokens) for level in levels]
     [1, 1, 2, 1]
     """
-    lengths = np.array([len(tokens) for tokens in captions])
-    padded = np.full((len(captions), lengths.max()), PAD)
-    for row, tokens in enumerate(captions):
-        padded[row, : len(tokens)] = tokens
+    padded, lengths = (tensor.numpy() for tensor in pad_tokens(captions))
     # In dictionary order, captions with a common beginning are neighbours.
     order = np.lexsort(padded.T[::-1])
     padded, lengths = padded[order], lengths[order]
@@ -182,7 +165,7 @@ def last_states(
     used = np.unique(np.concatenate(captions))
     by_word = layers[0].gates(embedding(torch.from_numpy(used).to(embedding.weight.device)))  # (words used, 3D)
     last = by_word.new_empty(len(captions), gru.hidden_size)
-    states = [layer.first_state(1) for layer in layers]
+    states = [by_word.new_zeros(1, gru.hidden_size) for _ in layers]
     for level in prefix_tree(captions):
         parents = torch.from_numpy(level.parents).to(last.device)
         gates = by_word[torch.from_numpy(np.searchsorted(used, level.tokens)).to(last.device)]

@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -25,12 +25,12 @@ import numpy.typing as npt
 import onnxruntime
 from typing_extensions import override
 
-from vsrn.config import Config, read_config
+from vsrn.config import read_config
 from vsrn.data.region_store import StoreInfo
 from vsrn.data.regions import RegionNames
-from vsrn.data.vocabulary import PAD, Vocabulary, read_vocabulary
-from vsrn.encoders.base import Encoder, Features, check_counts, slices
-from vsrn.errors import CheckpointError, ConfigError, DataError, VocabularyError
+from vsrn.data.vocabulary import PAD, read_vocabulary
+from vsrn.encoders.base import Encoder, Features, slices
+from vsrn.errors import CheckpointError, ConfigError, VocabularyError
 from vsrn.extractors.provenance import NAMES_FILE, kept_names, kept_weights
 from vsrn.files import read_plain
 from vsrn.metrics import Advance, FloatArray, IntArray
@@ -84,34 +84,18 @@ class OnnxEncoder(Encoder):
 
     Its extractor and its captioner run in torch, on `device`; neither is loaded before it is needed.
 
-    >>> encoder = OnnxEncoder.load("exported/flickr8k")  # doctest: +SKIP
+    >>> encoder = OnnxEncoder("exported/flickr8k")  # doctest: +SKIP
     >>> encoder.encode_captions(["two dogs play on a beach"]).shape  # doctest: +SKIP
     (1, 256)
     """
 
     def __init__(
         self,
-        folder: Path,
-        info: ExportInfo,
-        config: Config,
-        vocabulary: Vocabulary,
-        threads: int = 0,
-        checksums: Mapping[str, str] | None = None,
-        device: str = "auto",
-    ) -> None:
-        """What `load` read; its arguments are described there."""
-        super().__init__(config, vocabulary, device)
-        self.folder, self.info, self.checksums = folder, info, checksums
-        self._threads = threads
-
-    @classmethod
-    def load(
-        cls,
         folder: Path | str,
         threads: int = 0,
         checksums: Mapping[str, str] | None = None,
         device: str = "auto",
-    ) -> Self:
+    ) -> None:
         """Open an exported folder; each encoder itself is read when first used, so a text search reads one.
 
         threads    for each operation; 0 leaves it to onnxruntime
@@ -123,25 +107,24 @@ class OnnxEncoder(Encoder):
         Raises `CheckpointError` where the folder is no export, is broken, or mixes parts of several models; for
         an encoder that is broken itself, at its first use.
         """
-        folder = Path(folder)
-        if checksums is not None:
-            for name in (INFO_FILE, CONFIG_FILE, VOCABULARY_FILE):
-                check_file(folder, name, checksums)
-        info = _read_info(folder)
+        self.folder, self.checksums, self._threads = Path(folder), checksums, threads
+        self.info = _read_info(self.file(INFO_FILE))
         try:
-            config, vocabulary = read_config(folder / CONFIG_FILE), read_vocabulary(folder / VOCABULARY_FILE)
+            config, vocabulary = read_config(self.file(CONFIG_FILE)), read_vocabulary(self.file(VOCABULARY_FILE))
         except (ConfigError, VocabularyError) as error:
             raise CheckpointError(f"{folder} is not a whole export: {error}") from error
-        if vocabulary.fingerprint != info.vocabulary:
+        if vocabulary.fingerprint != self.info.vocabulary:
             raise CheckpointError(
-                f"{folder / VOCABULARY_FILE} is not the vocabulary that the model learned with; export it again."
+                f"{self.folder / VOCABULARY_FILE} is not the vocabulary that the model learned with; export it again."
             )
-        if (config.model.joint_dim, config.model.feature_dim) != (info.joint_dim, info.feature_dim):
-            raise CheckpointError(f"{folder / CONFIG_FILE} is not the config that was exported; export it again.")
+        if (config.model.joint_dim, config.model.feature_dim) != (self.info.joint_dim, self.info.feature_dim):
+            raise CheckpointError(f"{self.folder / CONFIG_FILE} is not the config that was exported; export it again.")
         for name in (IMAGE_FILE, CAPTION_FILE):
-            if not (folder / name).is_file():
+            if not (self.folder / name).is_file():
                 raise CheckpointError(f"{folder} is not a whole export: it has no {name}; export it again.")
-        return cls(folder, info, config, vocabulary, threads, checksums, device)
+        learned_from = StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
+        able = config.model.captioner.enabled and (self.folder / CAPTIONER_FILE).is_file()
+        super().__init__(config, vocabulary, device, learned_from, has_captioner=able)
 
     def file(self, name: str) -> Path:
         """The path of one of its files. Raises `CheckpointError` where `checksums` says that it is another."""
@@ -160,25 +143,11 @@ class OnnxEncoder(Encoder):
 
     @property
     @override
-    def learned_from(self) -> StoreInfo:
-        return StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
-
-    @property
     def extractor_weights(self) -> Path | None:
-        """That extractor's weights, where the folder has them; None where it comes with its own.
-
-        Raises `CheckpointError` where `checksums` says that they are others.
-        """
         weights = kept_weights(self.folder)
-        if weights is not None and self.checksums is not None:
-            for file in files_of(weights):
-                self.file(file.relative_to(self.folder).as_posix())
+        for file in [] if weights is None else files_of(weights):
+            self.file(file.relative_to(self.folder).as_posix())
         return weights
-
-    @property
-    @override
-    def has_captioner(self) -> bool:
-        return self.config.model.captioner.enabled and (self.folder / CAPTIONER_FILE).is_file()
 
     @cached_property
     @override
@@ -190,34 +159,27 @@ class OnnxEncoder(Encoder):
         label = {MODEL_KEY: self.info.model}
         return read_captioner(self.folder / CAPTIONER_FILE, self.config, self.vocabulary, label, self.device)
 
-    def encode_tokens(self, tokens: IntArray, lengths: IntArray) -> FloatArray:
-        """(B, T) token ids, padded; (B,) real tokens of each, 1 to T -> (B, D) float32, in one batch.
-
-        Raises `DataError` where the shapes, an id or a length are out of range.
-        """
-        tokens, lengths = np.asarray(tokens), np.asarray(lengths)
-        if tokens.ndim != 2:
-            raise DataError(f"tokens of shape {tokens.shape} do not fit; give (captions, tokens).")
-        check_counts(lengths, tokens, "caption", "tokens")
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self.vocabulary):
-            raise DataError(f"a token id is outside the vocabulary, whose ids are 0 to {len(self.vocabulary) - 1}.")
-        inputs: Inputs = {"tokens": tokens.astype(np.int64), "lengths": lengths.astype(np.int64)}
-        return self._run(self._caption_session, CAPTION_FILE, inputs)[0]
-
-    @property
     def _kept_names(self) -> RegionNames:
         if (self.folder / NAMES_FILE).is_symlink() or (self.folder / NAMES_FILE).exists():
             self.file(NAMES_FILE)
         return kept_names(self.folder)
+
+    def encode_tokens(self, tokens: IntArray, lengths: IntArray) -> FloatArray:
+        """(B, T) token ids, padded; (B,) real tokens of each, 1 to T -> (B, D) float32, in one batch."""
+        inputs: Inputs = {"tokens": tokens.astype(np.int64), "lengths": lengths.astype(np.int64)}
+        return self._run(self._caption_session, CAPTION_FILE, inputs)[0]
 
     def _encode_tokens(self, tokens: Sequence[IntArray], advance: Advance) -> FloatArray:
         # Captions of about one length share a batch, so that little of it is padding.
         order = np.argsort([-len(ids) for ids in tokens], kind="stable")
         embeddings = np.empty((len(tokens), self.info.joint_dim), dtype=np.float32)
         for part in slices(len(order), CAPTIONS_PER_BATCH):
-            places = order[part]
-            embeddings[places] = self.encode_tokens(*_pad([tokens[place] for place in places]))
-            advance(len(places))
+            batch = [tokens[place] for place in order[part]]
+            padded = np.full((len(batch), len(batch[0])), PAD)
+            for row, ids in zip(padded, batch, strict=True):
+                row[: len(ids)] = ids
+            embeddings[order[part]] = self.encode_tokens(padded, np.array([len(ids) for ids in batch]))
+            advance(len(batch))
         return embeddings
 
     def _encode_regions(self, features: Features, counts: IntArray | None) -> FloatArray:
@@ -300,13 +262,13 @@ def files_of(weights: Path) -> list[Path]:
 _PUT_BACK = "`vsrn index PHOTOS -o INDEX --model MODEL`, with the model that the index was made by, puts it back."
 
 
-def _read_info(folder: Path) -> ExportInfo:
-    path = folder / INFO_FILE
+def _read_info(path: Path) -> ExportInfo:
     try:
         return msgspec.json.decode(path.read_bytes(), type=ExportInfo)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
-            f"{folder} is not an exported model: it has no {INFO_FILE}; make one with `vsrn export RUN --onnx FOLDER`."
+            f"{path.parent} is not an exported model: it has no {path.name}; make one with `vsrn export RUN --onnx"
+            " FOLDER`."
         ) from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not what `vsrn export` writes ({error}); export the model again.") from error
@@ -336,12 +298,3 @@ def _first_line(error: Exception) -> str:
 def _region_inputs(features: Features, counts: IntArray | None) -> Inputs:
     counts = np.full(len(features), features.shape[1]) if counts is None else counts
     return {"features": features.astype(np.float32), "counts": counts.astype(np.int64)}
-
-
-def _pad(tokens: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
-    """Token ids of B captions -> (B, T) padded with <pad>, and (B,) lengths."""
-    lengths = np.array([len(ids) for ids in tokens])
-    padded = np.full((len(tokens), lengths.max()), PAD, dtype=np.int64)
-    for row, ids in enumerate(tokens):
-        padded[row, : len(ids)] = ids
-    return padded, lengths

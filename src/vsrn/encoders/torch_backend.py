@@ -1,28 +1,31 @@
-"""A trained model at work in torch: sentences, regions, photos and splits in, embeddings out."""
+"""Trained models at work in torch: one that has embeddings, and SCAN, which compares sets of regions and words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
-from torch import nn
 from typing_extensions import override
 
-from vsrn.data.region_store import StoreInfo
+from vsrn.config import ScanConfig
 from vsrn.data.regions import RegionNames
+from vsrn.data.splits import CaptionedImages
 from vsrn.devices import pick_device
-from vsrn.encoders.base import NO_CAPTIONER, PHOTOS_AT_ONCE, Encoder, Features, slices
+from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Encoder, Features, slices
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.folding import fold, last_states
 from vsrn.errors import CheckpointError
-from vsrn.metrics import Advance, FloatArray, IntArray
-from vsrn.model.base import BaseTextEncoder, EncodedImages
+from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
+from vsrn.model.base import BaseTextEncoder, MatchingModel
+from vsrn.model.captioner import Captioner
 from vsrn.model.gru import pad_tokens
 from vsrn.model.saved import StoredModel, model_fingerprint, read_model
+from vsrn.model.scan import SCAN, EncodedRegions, similarities
 from vsrn.model.vsrn import TextEncoder
 
 Precision = Literal["fp32", "bf16"]
@@ -30,6 +33,29 @@ Precision = Literal["fp32", "bf16"]
 CAPTIONS_PER_BATCH = 4096
 # Fewer where the GRU's states of all words of a caption are kept.
 PADDED_CAPTIONS_PER_BATCH = 256
+SCAN_CAPTIONS_PER_BATCH = 512
+IMAGES_COMPARED_AT_ONCE = 16
+# Affinities worked on at once: few enough to stay in the processor's cache from one operation to the next.
+AFFINITIES_AT_ONCE = 2**19
+NO_EMBEDDING = (
+    'a model of kind "scan" compares words with regions and has no vector of an image; use it with `vsrn evaluate`, or'
+    " to re-order what another model finds (--rerank)."
+)
+
+
+def encoder_of(stored: StoredModel[Any], device: str = "auto") -> Encoder:
+    """What runs a model that is already read.
+
+    Raises `ConfigError` where the device is not there, and `CheckpointError` where a registered kind of model has no
+    embeddings.
+    """
+    if isinstance(stored.model, SCAN):
+        return ScanEncoder(stored, device)
+    if not isinstance(stored.model, MatchingModel):
+        raise CheckpointError(
+            f'a model of kind "{stored.config.model.kind}" has no embeddings; make it a vsrn.model.base.MatchingModel.'
+        )
+    return TorchEncoder(stored, device)
 
 
 class StoredEncoder(Encoder):
@@ -37,7 +63,9 @@ class StoredEncoder(Encoder):
 
     def __init__(self, stored: StoredModel[Any], device: str = "auto") -> None:
         """Move a model to a device, in evaluation mode. Raises `ConfigError` where there is no such device."""
-        super().__init__(stored.config, stored.vocabulary, str(pick_device(device)))
+        self._captioner: Captioner | None = getattr(stored.model, "captioner", None)
+        able = self._captioner is not None
+        super().__init__(stored.config, stored.vocabulary, str(pick_device(device)), stored.regions, has_captioner=able)
         self.stored = stored
         stored.model.to(self.device).eval()
 
@@ -53,17 +81,22 @@ class StoredEncoder(Encoder):
 
     @property
     @override
-    def learned_from(self) -> StoreInfo:
-        return self.stored.regions
-
-    @property
-    @override
     def extractor_weights(self) -> Path | None:
         return self.stored.extractor_weights
 
-    @property
+    @cached_property
+    @override
+    def caption_writer(self) -> CaptionWriter:
+        if self._captioner is None:
+            raise CheckpointError(NO_CAPTIONER)
+        return CaptionWriter(self._captioner, self.vocabulary)
+
     def _kept_names(self) -> RegionNames:
         return self.stored.region_names
+
+    def _on_device(self, features: Features, counts: IntArray | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        real = None if counts is None else torch.from_numpy(counts).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(features)).to(self.device), real
 
 
 class TorchEncoder(StoredEncoder):
@@ -91,50 +124,18 @@ class TorchEncoder(StoredEncoder):
         """Load a run or a converted model. Raises `CheckpointError` where it cannot be used, or is a SCAN."""
         return cls(read_model(folder), device, precision)
 
-    @property
-    @override
-    def has_captioner(self) -> bool:
-        return self.model.captioner is not None
-
-    @cached_property
-    @override
-    def caption_writer(self) -> CaptionWriter:
-        if self.model.captioner is None:
-            raise CheckpointError(NO_CAPTIONER)
-        return CaptionWriter(self.model.captioner, self.vocabulary)
-
-    @override
-    def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
-        network = self.config.model.network
-        if not network.name or isinstance(photos, str | Path):
-            return super().encode_images(photos)
-        # Only models that read pixels need what cuts them out.
-        from vsrn.data.photo_splits import View  # noqa: PLC0415
-
-        view = View.of(network)
-        parts = [
-            self._encode_regions(np.stack([view.read_middle(Path(photo)) for photo in photos[part]]))
-            for part in slices(len(photos), PHOTOS_AT_ONCE)
-        ]
-        return np.concatenate(parts) if parts else self.encode_captions([])
-
     def _encode_tokens(self, tokens: Sequence[IntArray], advance: Advance) -> FloatArray:
         return encode_tokens(self.model.caption_encoder, tokens, advance, self.dtype)
 
     @torch.inference_mode()
-    def _encode_regions(self, features: Features, counts: IntArray | None = None) -> FloatArray:
-        return np.asarray(self._run(features, counts).embeddings.float().cpu().numpy())
+    def _encode_regions(self, features: Features, counts: IntArray | None) -> FloatArray:
+        embeddings: FloatArray = self.image_encoder(*self._on_device(features, counts)).embeddings.float().cpu().numpy()
+        return embeddings
 
     @torch.inference_mode()
     def _reasoned_regions(self, features: Features, counts: IntArray | None) -> tuple[FloatArray, FloatArray]:
-        embeddings, regions = (tensor.float().cpu().numpy() for tensor in self._run(features, counts))
-        return embeddings, regions
-
-    def _run(self, features: Features, counts: IntArray | None) -> EncodedImages:
-        on_device = torch.from_numpy(np.ascontiguousarray(features)).to(self.device)
-        real = None if counts is None else torch.from_numpy(counts).to(self.device)
-        encoded: EncodedImages = self.image_encoder(on_device, real)
-        return encoded
+        embeddings, regions = self.image_encoder(*self._on_device(features, counts))
+        return embeddings.float().cpu().numpy(), regions.float().cpu().numpy()
 
 
 @torch.inference_mode()
@@ -150,31 +151,112 @@ def encode_tokens(
     dtype    what products are computed in; None for the weights' own
     """
     embeddings = np.empty((len(tokens), encoder.config.joint_dim), dtype=np.float32)
-    if isinstance(encoder, TextEncoder) and encoder.reads_forwards_only:
-        # In dictionary order, so that captions with common beginnings fall into the same batch.
-        order, size = sorted(range(len(tokens)), key=lambda place: tokens[place].tolist()), CAPTIONS_PER_BATCH
-    else:
-        order, size = sorted(range(len(tokens)), key=lambda place: len(tokens[place])), PADDED_CAPTIONS_PER_BATCH
-    for part in slices(len(order), size):
-        places = order[part]
-        batch = [tokens[place] for place in places]
-        if isinstance(encoder, TextEncoder) and encoder.reads_forwards_only:
+    device = next(encoder.parameters()).device
+    by_prefix = isinstance(encoder, TextEncoder) and encoder.reads_forwards_only
+    # In dictionary order captions with common beginnings fall into one batch; by length little of a batch is padding.
+    keys = [ids.tolist() if by_prefix else len(ids) for ids in tokens]
+    order = sorted(range(len(tokens)), key=keys.__getitem__)
+    for part in slices(len(order), CAPTIONS_PER_BATCH if by_prefix else PADDED_CAPTIONS_PER_BATCH):
+        batch = [tokens[place] for place in order[part]]
+        if isinstance(encoder, TextEncoder) and by_prefix:
             encoded = encoder.embed(last_states(encoder.gru, encoder.embedding, batch, dtype))
         else:
-            encoded = _encode_padded(encoder, batch, dtype)
-        embeddings[places] = encoded.float().cpu()
-        advance(len(places))
+            padded, lengths = pad_tokens(batch)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                encoded = encoder(padded.to(device), lengths)
+        embeddings[order[part]] = encoded.float().cpu()
+        advance(len(batch))
     return embeddings
 
 
-def _encode_padded(encoder: BaseTextEncoder, tokens: Sequence[IntArray], dtype: torch.dtype | None) -> torch.Tensor:
-    """Captions read from both ends, or pooled over all their words, share no prefixes: (num_captions, D)."""
-    padded, lengths = pad_tokens(tokens)
-    device = _device_of(encoder)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        embeddings: torch.Tensor = encoder(padded.to(device), lengths)
-    return embeddings
+@dataclass(frozen=True)
+class EncodedWords:
+    """Words of many captions, end to end: every word once in memory.
+
+    vectors  (all words, D) unit vectors
+    starts   (num_captions,) where each caption begins
+    lengths  (num_captions,) words of each
+    """
+
+    vectors: torch.Tensor
+    starts: IntArray
+    lengths: IntArray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, captions: IntArray | slice) -> EncodedWords:
+        return EncodedWords(self.vectors, self.starts[captions], self.lengths[captions])
+
+    def batches(self, regions: int) -> Iterator[tuple[IntArray, torch.Tensor]]:
+        """Captions of equal length T, as many as go with so many regions, and their words (C, T, D)."""
+        for length in np.unique(self.lengths):
+            captions = np.flatnonzero(self.lengths == length)
+            for part in slices(len(captions), max(1, AFFINITIES_AT_ONCE // (regions * int(length)))):
+                places = self.starts[captions[part]][:, None] + np.arange(length)
+                yield captions[part], self.vectors[torch.from_numpy(places).to(self.vectors.device)]
 
 
-def _device_of(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+@torch.inference_mode()
+def compare_sets(config: ScanConfig, regions: EncodedRegions, words: EncodedWords) -> FloatArray:
+    """Regions of I images, words of C captions -> (I, C) similarities."""
+    found = np.empty((len(regions.vectors), len(words)), dtype=np.float32)
+    for captions, vectors in words.batches(regions.vectors.shape[0] * regions.vectors.shape[1]):
+        lengths = torch.from_numpy(words.lengths[captions])
+        found[:, captions] = similarities(regions.vectors, vectors, lengths, regions.mask, config).cpu()
+    return found
+
+
+class ScanEncoder(StoredEncoder):
+    """An `Encoder` that runs a SCAN in torch: it compares images with captions, and has no embedding of either."""
+
+    def __init__(self, stored: StoredModel[SCAN], device: str = "auto") -> None:
+        """Move a SCAN to a device, in evaluation mode. Raises `ConfigError` where there is no such device."""
+        super().__init__(stored, device)
+        self.model = stored.model
+
+    @override
+    def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedSplit:
+        self.check_split(split)
+        parts = []
+        for part in slices(split.num_images, IMAGES_AT_ONCE):
+            images = np.arange(part.start, part.stop)
+            parts.append(self._sets_of_regions(*split.read_images(images)))
+            advance(len(images))
+        masks = [part.mask for part in parts if part.mask is not None]
+        regions = EncodedRegions(torch.cat([part.vectors for part in parts]), torch.cat(masks) if masks else None)
+        words = self._sets_of_words(split.captions, advance)
+        return EncodedSplit(regions, words, partial(compare_sets, self.model.config.scan), IMAGES_COMPARED_AT_ONCE)
+
+    @override
+    def compare(self, features: FloatArray, counts: IntArray | None, captions: Sequence[str]) -> FloatArray:
+        regions = self._sets_of_regions(*self._check_features(features, counts))
+        return compare_sets(self.model.config.scan, regions, self._sets_of_words(captions))
+
+    def _no_embedding(self, *_: object, **__: object) -> NoReturn:
+        raise CheckpointError(NO_EMBEDDING)
+
+    _encode_tokens = _encode_regions = _reasoned_regions = _no_embedding
+
+    @torch.inference_mode()
+    def _sets_of_regions(self, features: Features, counts: IntArray | None) -> EncodedRegions:
+        """(B, N, F) region features, (B,) real regions of each or None for all -> the vectors of each region."""
+        encoded: EncodedRegions = self.model.region_encoder(*self._on_device(features, counts))
+        return encoded
+
+    @torch.inference_mode()
+    def _sets_of_words(self, captions: Sequence[str], advance: Advance = lambda _: None) -> EncodedWords:
+        """Sentences -> the vectors of their words; those of about one length are read together."""
+        tokens = [np.array(self.vocabulary.encode(caption)) for caption in captions]
+        lengths = np.array([len(ids) for ids in tokens])
+        starts = np.cumsum(lengths) - lengths
+        vectors = torch.empty(int(lengths.sum()), self.model.config.joint_dim, device=self.device)
+        order = np.argsort(lengths, kind="stable")
+        for part in slices(len(order), SCAN_CAPTIONS_PER_BATCH):
+            batch = order[part]
+            padded, real = pad_tokens([tokens[caption] for caption in batch])
+            words = self.model.word_encoder(padded.to(self.device), real)
+            for caption, of_caption in zip(batch, words, strict=True):
+                vectors[starts[caption] : starts[caption] + lengths[caption]] = of_caption[: lengths[caption]]
+            advance(len(batch))
+        return EncodedWords(vectors, starts, lengths)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vsrn.model.gru import at_least_float32
+from vsrn.model.gru import at_least_float32, state_at
 
 POSITION_DIM = 32
 TEMPERATURE = 0.1
@@ -29,7 +29,7 @@ class GlobalSemanticReasoning(nn.Module):
         states, last = self.gru(regions)
         if mask is None:
             return last[0]
-        return states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
+        return state_at(states, mask.sum(dim=1) - 1)
 
 
 class MeanPooling(nn.Module):

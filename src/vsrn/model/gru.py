@@ -42,6 +42,11 @@ def mask_of(rows: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor | N
     return None if counts is None else torch.arange(rows.shape[1], device=counts.device) < counts[:, None]
 
 
+def state_at(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """(B, T, D) states, (B,) places -> (B, D) the state of each row at its place; ONNX has this operation too."""
+    return states.gather(1, places[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+
+
 def pad_tokens(tokens: Sequence[npt.NDArray[np.integer]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids of B captions -> (B, T) padded with <pad>, and (B,) lengths."""
     lengths = torch.tensor([len(ids) for ids in tokens])

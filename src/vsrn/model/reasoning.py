@@ -45,7 +45,7 @@ class FoldedProducts(NamedTuple):
     def messages(self, regions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """(B, N, D) regions -> (B, N, D) the message to each region, before BatchNorm."""
         queries, sent = functional.linear(regions, self.weight, self.bias).chunk(2, dim=-1)
-        affinity = queries @ regions.to(queries.dtype).mT + (regions @ self.row + self.constant)[..., None]
+        affinity = queries @ regions.to(queries.dtype).transpose(1, 2) + (regions @ self.row + self.constant)[..., None]
         return _shares(affinity, mask).to(sent.dtype) @ sent + self.shift
 
 

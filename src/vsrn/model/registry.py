@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vsrn.config import Config, LossConfig, ModelConfig
     from vsrn.data.vocabulary import Vocabulary
-    from vsrn.model.base import BaseModel, BaseTextEncoder, MatchingModel
+    from vsrn.model.base import BaseTextEncoder, MatchingModel
 
 
 class Registry:
@@ -148,10 +148,8 @@ def check_parts(config: Config, where: str = "the config") -> None:
     LOSSES.check(config.loss.matching, where)
 
 
-def build_any_model(
-    config: Config, vocabulary: Vocabulary, *, empty: bool = False, where: str = "the config"
-) -> BaseModel:
-    """A fresh model of the config's kind and sizes.
+def build_model(config: Config, vocabulary: Vocabulary, *, empty: bool = False, where: str = "the config") -> Any:
+    """A fresh model of the config's kind and sizes: a `MatchingModel`, or another `BaseModel` such as SCAN.
 
     empty  whether its tensors take no memory until `load_weights` fills them
     where  the file of the config, for messages
@@ -167,16 +165,4 @@ def build_any_model(
         model = MODEL_KINDS.make(config.model.kind, config.model, len(vocabulary))
     if not isinstance(model, BaseModel):
         raise ConfigError(f"the factory of model.kind '{config.model.kind}' makes no vsrn.model.base.BaseModel.")
-    return model
-
-
-def build_model(config: Config, vocabulary: Vocabulary) -> MatchingModel:
-    """A fresh model with a vector for each image and each caption, of the config's kind and sizes.
-
-    Raises what `build_any_model` raises.
-    """
-    from vsrn.model.base import MatchingModel  # noqa: PLC0415 - as above
-
-    model = build_any_model(config, vocabulary)
-    assert isinstance(model, MatchingModel), config.model.kind
     return model

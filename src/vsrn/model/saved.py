@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Generic
+from typing import Generic, cast
 
 from typing_extensions import TypeVar
 
@@ -17,7 +17,7 @@ from vsrn.errors import CheckpointError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights
 from vsrn.files import write_atomically
 from vsrn.model.base import BaseModel, MatchingModel
-from vsrn.model.registry import build_any_model
+from vsrn.model.registry import build_model
 from vsrn.tensors import hash_tensors, load_weights, read_tensors, write_tensors
 
 CONFIG_FILE = "config.toml"
@@ -72,14 +72,12 @@ def read_model(folder: Path | str) -> StoredModel:
     Raises `CheckpointError` where the folder is no model, its parts do not belong together, or it has no vectors.
     """
     stored = read_any_model(folder)
-    model = stored.model
-    if not isinstance(model, MatchingModel):
+    if not isinstance(stored.model, MatchingModel):
         raise CheckpointError(
             f'{folder} is a model of kind "{stored.config.model.kind}", which has no vector of an image; use it with'
             " `vsrn evaluate`, by itself or after --rerank, and name a VSRN here."
         )
-    kept = (stored.regions, stored.extractor_weights, stored.region_names)
-    return StoredModel(stored.config, stored.vocabulary, model, *kept)
+    return cast("StoredModel", stored)
 
 
 def read_any_model(folder: Path | str) -> StoredModel[BaseModel]:
@@ -105,7 +103,7 @@ def read_any_model(folder: Path | str) -> StoredModel[BaseModel]:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} does not say model.feature_dim; put the model's own config back."
         )
-    model = build_any_model(config, vocabulary, empty=True, where=str(folder / CONFIG_FILE))
+    model = build_model(config, vocabulary, empty=True, where=str(folder / CONFIG_FILE))
     load_weights(model, weights, folder / WEIGHTS_FILE)
     regions = StoreInfo(metadata.get("extractor", ""), metadata.get("extractor_fingerprint", ""))
     return StoredModel(config, vocabulary, model.eval(), regions, kept_weights(folder), kept_names(folder))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -88,14 +87,10 @@ class PhotoEncoder(BaseImageEncoder):
 
 
 def build_vsepp(config: ModelConfig, vocabulary_size: int) -> MatchingModel:
-    """A fresh VSE++: photo encoder, or VSRN's image encoder without reasoning for vectors, and text encoder."""
-    image_encoder = PhotoEncoder(config) if config.network.name else ImageEncoder(_without_reasoning(config))
+    """A fresh VSE++: photo encoder, or for vectors VSRN's image encoder without reasoning, and text encoder."""
+    plain = dataclasses.replace(config, reasoning_layers=0, aggregator="mean", normalisation="none")
+    image_encoder = PhotoEncoder(config) if config.network.name else ImageEncoder(plain)
     return MatchingModel(config, image_encoder, TEXT_ENCODERS.make(config.text_encoder, config, vocabulary_size))
-
-
-def _without_reasoning(config: ModelConfig) -> ModelConfig:
-    """The settings of an image encoder that is projection, mean and unit length."""
-    return dataclasses.replace(config, reasoning_layers=0, aggregator="mean", normalisation="none")
 
 
 class ImageNetwork(nn.Module):
@@ -107,7 +102,7 @@ class ImageNetwork(nn.Module):
     def __init__(self, name: str) -> None:
         """Random weights. Raises `ConfigError` where the name is unknown."""
         super().__init__()
-        self.trunk, self.feature_dim = _trunk(name)
+        self.trunk, self.feature_dim, self.classifier = _trunk(name)
         levels = [255 * share for share in IMAGENET_MEAN], [255 * share for share in IMAGENET_STD]
         mean, std = (EFFICIENTNET_MEAN, EFFICIENTNET_STD) if name == EFFICIENTNET else levels
         # Constants of the network's name: not stored with the weights, and on the CPU even where the weights are made
@@ -145,26 +140,21 @@ def load_network_weights(network: ImageNetwork, config: NetworkConfig) -> None:
     """
     if config.weights == "random":
         return
+    download, _, entry = config.weights.partition(":")
     if config.name == EFFICIENTNET and not config.weights:
-        network.trunk.load_state_dict(_without_classifier(load_network(weights_path()).state_dict(), network.trunk))
-        return
-    if not config.weights:
+        weights, where = load_network(weights_path()).state_dict(), str(weights_path())
+    elif not config.weights:
         raise ConfigError(
             f"model.network.weights is not set: name a file with the weights of {config.name}, or 'hub' for"
             " torchvision's own download, or 'random'."
         )
-    download, _, entry = config.weights.partition(":")
-    if download == "hub":
+    elif download == "hub":
         weights, where = _downloaded(config.name, entry or "IMAGENET1K_V1"), f"torchvision's {config.name}"
     else:
         weights, where = read_tensor_file(Path(config.weights)), config.weights
-    fill_trunk(network, weights, where)
-
-
-def fill_trunk(network: ImageNetwork, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    """Copy a classifier's weights into a network. Raises `CheckpointError` naming what does not fit."""
-    ours = _without_classifier(weights, network.trunk)
-    load_weights(network.trunk, ours, where, "model.network.name says which network it is.")
+    # Of a classifier's weights, those of its last layer and of auxiliary training heads are not needed.
+    ignored = (*_AUXILIARY_HEADS, network.classifier)
+    load_weights(network.trunk, weights, where, "model.network.name says which network it is.", ignored)
 
 
 def feature_dim_of(name: str) -> int:
@@ -180,11 +170,11 @@ def network_names() -> list[str]:
     return [EFFICIENTNET, *sorted(classifiers)]
 
 
-def _trunk(name: str) -> tuple[nn.Module, int]:
-    """A classifier without its last linear layer, and the size of what entered that."""
+def _trunk(name: str) -> tuple[nn.Module, int, str]:
+    """A classifier without its last linear layer, the size of what entered that, and what its names begin with."""
     if name == EFFICIENTNET:
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-        return network, int(network.num_features)  # type: ignore[arg-type]
+        return network, int(network.num_features), "classifier."  # type: ignore[arg-type]
     if name not in network_names():
         raise ConfigError(
             f"there is no network '{name}'; model.network.name is {EFFICIENTNET} or a classifier of torchvision, such"
@@ -197,25 +187,7 @@ def _trunk(name: str) -> tuple[nn.Module, int]:
     last, layer = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     parent, _, leaf = last.rpartition(".")
     setattr(network.get_submodule(parent), leaf, nn.Identity())
-    return network, layer.in_features
-
-
-def _without_classifier(weights: Mapping[str, torch.Tensor], trunk: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights without those of the last layer and of auxiliary training heads."""
-    wanted = trunk.state_dict().keys()
-    return {
-        name: tensor
-        for name, tensor in weights.items()
-        if name in wanted or not (name.startswith(_AUXILIARY_HEADS) or _was_taken_out(name, trunk))
-    }
-
-
-def _was_taken_out(name: str, trunk: nn.Module) -> bool:
-    """Whether the trunk has an identity in place of this tensor's layer."""
-    try:
-        return isinstance(trunk.get_submodule(name.rpartition(".")[0]), nn.Identity)
-    except AttributeError:
-        return False
+    return network, layer.in_features, f"{last}."
 
 
 def _downloaded(name: str, entry: str) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 from vsrn.config import ModelConfig
 from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel, WordGRU, make_projection, project
 from vsrn.model.captioner import Captioner
-from vsrn.model.gru import at_least_float32, l2_normalise, mask_of
+from vsrn.model.gru import at_least_float32, l2_normalise, mask_of, state_at
 from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
 from vsrn.model.registry import AGGREGATORS, TEXT_ENCODERS
 
@@ -78,7 +78,7 @@ class TextEncoder(WordGRU):
         lengths = lengths.to(states.device)
         if self.aggregator is not None:
             return self.embed(self.aggregator(self.mean_of_directions(states), mask_of(states, lengths)))
-        last, dim = states[torch.arange(len(states), device=states.device), lengths - 1], self.gru.hidden_size
+        last, dim = state_at(states, lengths - 1), self.gru.hidden_size
         if self.gru.bidirectional:
             last = (at_least_float32(last[:, :dim]) + at_least_float32(states[:, 0, dim:])) / 2
         return self.embed(last)

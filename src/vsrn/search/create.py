@@ -98,7 +98,7 @@ def create_index(
             raise SearchError(f"{folder} was just made by another vsrn index; run the same command again.")
         shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
         write_model(source, folder / MODEL_FOLDER)
-        encoder = OnnxEncoder.load(folder / MODEL_FOLDER, checksums={})
+        encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={})
         info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
         state = State(0, 1, 0, 0, 0, os.fsencode(photos.absolute()))
         create_records(folder / RECORDS_FILE, state, info=info_as_json(info))

@@ -158,7 +158,7 @@ def _info_of(folder: Path) -> IndexInfo:
             info = parse_info(copy or b"")
         except ValueError:
             # An older index, which kept no copy. Had it a server, its vectors are in the index all the same.
-            encoder = OnnxEncoder.load(folder / MODEL_FOLDER, checksums={}, device="cpu")
+            encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={}, device="cpu")
             info = new_info(encoder, encoder.region_names, explain=explain, engine="faiss", uri="")
         write_info(folder, info)
         return info

@@ -118,17 +118,14 @@ def read_state(run: Path, learner: Learner, process: int = 0, fingerprint: str =
         weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         load_weights(module, weights, path)
     untouched = set(metadata.get("untouched", "").split())
-    for name, parameter in learner.parameters().items():
-        state = {key: tensors.get(f"optimizer.{key}.{name}") for key in ADAM_STATE}
-        stepped = progress.step and name not in untouched
-        if stepped and None in state.values():
+    for name, parameter in learner.parameters().items() if progress.step else ():
+        if name in untouched:
+            continue
+        state = {key: f"optimizer.{key}.{name}" for key in ADAM_STATE}
+        if not tensors.keys() >= set(state.values()):
             raise CheckpointError(f"{path} lacks the optimiser's state of {name}; this run cannot be resumed.")
-        if stepped:
-            learner.optimizer.state[parameter] = {
-                key: tensor if key == "step" else tensor.to(parameter)
-                for key, tensor in state.items()
-                if tensor is not None
-            }
+        moments = {key: tensors[its].to(parameter) for key, its in state.items() if key != "step"}
+        learner.optimizer.state[parameter] = {"step": tensors[state["step"]], **moments}
     if f"random.cpu.{process}" in tensors:
         torch.set_rng_state(tensors[f"random.cpu.{process}"])
     if "random.cuda" in tensors and torch.cuda.is_available():

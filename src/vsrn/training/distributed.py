@@ -69,41 +69,14 @@ def gather_batch(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(list(collectives.all_gather(rows.contiguous())))  # type: ignore[no-untyped-call]
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is true in any process, so that all stop after the same step."""
+def of_all(values: torch.Tensor) -> list[torch.Tensor]:
+    """The values of every process, in the order of their ranks, without gradients; all must have one shape."""
+    values = values.detach()
     if world_size() == 1:
-        return flag
-    flags = torch.tensor(int(flag))
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags)
-
-
-def from_first_process(number: float) -> float:
-    """The first process's number, in every process."""
-    if world_size() == 1:
-        return number
-    said = torch.tensor(number, dtype=torch.float64)
-    dist.broadcast(said, src=0)
-    return float(said)
-
-
-def random_states() -> list[torch.Tensor]:
-    """The CPU random state of every process, in the order of their ranks."""
-    mine = torch.get_rng_state()
-    if world_size() == 1:
-        return [mine]
-    states = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(states, mine)
-    return states
-
-
-def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Elementwise mean, without gradients."""
-    if world_size() == 1:
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / world_size()
+        return [values]
+    found = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(found, values)
+    return found
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights, weights_of
 from vsrn.files import write_atomically
 from vsrn.model.base import BaseModel
-from vsrn.model.registry import LOSSES, build_any_model, check_parts
+from vsrn.model.registry import LOSSES, build_model, check_parts
 from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel
 from vsrn.training.checkpoint import STATE_FILE
 
@@ -55,7 +55,9 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     """
     check_config(config)
     check_parts(config)
-    _bound_kernel_cache()
+    # Bounds oneDNN's cache of compiled kernels, of which it keeps one for each of the thousand shapes of captions; it
+    # reads this before its first product. Unbounded, bf16 training takes half a gigabyte more, at no gain.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if resume:
         _check_same_config(config, folder)
     elif process == 0 and ((folder / CONFIG_FILE).exists() or (folder / STATE_FILE).exists()):
@@ -66,15 +68,14 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     config = _with_feature_dim(config, train)
     vocabulary = _vocabulary_for(config, folder, train, resume=resume)
     torch.manual_seed(config.train.seed)
-    model = build_any_model(config, vocabulary)
+    model: BaseModel = build_model(config, vocabulary)
     if not resume:
         for part in model.image_encoders:
             part.load_first_weights()
-    if config.data.word_vectors and not resume:
-        _start_words(model, config, vocabulary)
-    prepared = PreparedRun(
-        folder, config, train, validation, vocabulary, model, LOSSES.make(config.loss.matching, config.loss)
-    )
+        if config.data.word_vectors:
+            _start_words(model, config, vocabulary)
+    loss = LOSSES.make(config.loss.matching, config.loss)
+    prepared = PreparedRun(folder, config, train, validation, vocabulary, model, loss)
     if process > 0:
         # The processes start from the same weights and drop different inputs.
         torch.manual_seed(config.train.seed + process * 2**32)
@@ -88,14 +89,6 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
         write_atomically(folder / VOCABULARY_FILE, vocabulary.to_json())
         write_atomically(folder / CONFIG_FILE, config_to_toml(config).encode())
     return prepared
-
-
-def _bound_kernel_cache() -> None:
-    """Bound oneDNN's cache of compiled kernels, of which it keeps one for each of the thousand shapes of captions.
-
-    It reads this variable before its first product. Unbounded, bf16 training takes half a gigabyte more, at no gain.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def open_training_splits(config: Config) -> tuple[CaptionedImages, CaptionedImages]:
@@ -137,22 +130,19 @@ def _check_one_extractor(train: RegionStore, validation: RegionStore) -> None:
 
 
 def _with_feature_dim(config: Config, train: CaptionedImages) -> Config:
-    stated, actual = config.model.feature_dim, _feature_dim_of(config, train)
-    if stated not in (None, actual):
+    """The config with the numbers of a region's features, or of the model's own network for a photo."""
+    if isinstance(train, Split):
+        actual = train.regions.feature_dim
+    else:
+        from vsrn.model.vsepp import feature_dim_of  # noqa: PLC0415 - packages of networks take long to import
+
+        actual = feature_dim_of(config.model.network.name)
+    if config.model.feature_dim not in (None, actual):
         raise ConfigError(
-            f"model.feature_dim is {stated}, but the images in {train.folder} have {actual} numbers;"
+            f"model.feature_dim is {config.model.feature_dim}, but the images in {train.folder} have {actual} numbers;"
             " leave it out to take what is there."
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, feature_dim=actual))
-
-
-def _feature_dim_of(config: Config, train: CaptionedImages) -> int:
-    """Numbers of a region's features, or of the model's own network for a photo."""
-    if isinstance(train, Split):
-        return train.regions.feature_dim
-    from vsrn.model.vsepp import feature_dim_of  # noqa: PLC0415 - packages of image networks take long to import
-
-    return feature_dim_of(config.model.network.name)
 
 
 def _vocabulary_for(config: Config, folder: Path, train: CaptionedImages, *, resume: bool) -> Vocabulary:

@@ -10,21 +10,20 @@ bit, as one that was never stopped on the same kind of machine with as many thre
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from types import FrameType, TracebackType
-from typing import Any, Protocol
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
+import msgspec
 import torch
 from torch import nn
 
-from vsrn.config import Config, TrainConfig
-from vsrn.encoders import encoder_of
-from vsrn.encoders.torch_backend import Precision
+from vsrn.config import Config
+from vsrn.encoders.torch_backend import Precision, encoder_of
 from vsrn.errors import TrainingError
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import BaseModel, Batch, Losses
@@ -34,35 +33,31 @@ from vsrn.training.batches import batches_for, send
 from vsrn.training.checkpoint import Learner, Progress, RunLog, read_state, write_state
 from vsrn.training.run import PreparedRun
 
-
-class StopRequest:
-    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        # Python allows handlers in the main thread only.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _request(self, _signal: int, _frame: FrameType | None) -> None:
-        self.requested = True
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 LOG_EVERY = 10
-AGAIN = "The state that was saved last is whole, but going on from it comes to the same; start another run with -o"
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that holds the first SIGINT or SIGTERM from when it comes; a second one acts at once."""
+    seen: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        restore()
+
+    # Python allows handlers in the main thread only.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+    try:
+        yield seen
+    finally:
+        restore()
 
 
 class Reporter(Protocol):
@@ -75,20 +70,11 @@ class Reporter(Protocol):
         """Called after each validation, with the progress that includes it."""
 
 
-@dataclass(frozen=True)
-class TrainingResult:
+class TrainingResult(NamedTuple):
     """How a run ended: finished, or stopped by request and resumable."""
 
     progress: Progress
     finished: bool
-
-
-@dataclass
-class _Recent:
-    """Losses and gradients' norms since the last logged row, kept on the device so that no step waits for them."""
-
-    losses: list[Losses] = field(default_factory=list)
-    gradient_norms: list[torch.Tensor] = field(default_factory=list)
 
 
 class _Step(nn.Module):
@@ -129,21 +115,16 @@ class Trainer:
         )
         self.validate_every = train.validate_every or self.batches.steps_per_epoch
         self.progress = Progress()
-        self.recent = _Recent()
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes the run folder; of several, the first does."""
-        return distributed.rank() == 0
+        # Of several processes the first writes the run folder.
+        self.writes = distributed.rank() == 0
+        # (3,) matching and generation loss and gradient's norm of each step since the last logged row, kept on the
+        # device so that no step waits for them.
+        self.recent: list[torch.Tensor] = []
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.batches.steps_per_epoch * self.config.train.epochs
-
-    @property
-    def _fingerprint(self) -> str:
-        return self.prepared.regions.fingerprint
 
     def run(self, *, resume: bool) -> TrainingResult:
         """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards.
@@ -152,21 +133,22 @@ class Trainer:
         image is the reason; what is on disk is then the state that was saved before.
         """
         if resume:
-            self.progress = read_state(self.prepared.folder, self.learner, distributed.rank(), self._fingerprint)
+            fingerprint = self.prepared.regions.fingerprint
+            self.progress = read_state(self.prepared.folder, self.learner, distributed.rank(), fingerprint)
         else:
             self._save()
         log = RunLog(self.prepared.folder, self.progress.step) if self.writes else None
         try:
-            with StopRequest() as stop:
+            with stop_signals() as signals:
                 stopped = False
                 while self.progress.step < self.total_steps and not stopped:
-                    stopped = self._rest_of_epoch(log, stop)
+                    stopped = self._rest_of_epoch(log, signals)
         finally:
             if log is not None:
                 log.close()
         return TrainingResult(self.progress, finished=self.progress.step >= self.total_steps)
 
-    def _rest_of_epoch(self, log: RunLog | None, stop: StopRequest) -> bool:
+    def _rest_of_epoch(self, log: RunLog | None, signals: list[int]) -> bool:
         """Train to the end of the epoch or until a stop is requested; returns whether one was."""
         epoch = self.progress.epoch
         for group in self.optimizer.param_groups:
@@ -176,10 +158,9 @@ class Trainer:
             self.parallel = distributed.shared(self.step)
         for batch in self.batches.epoch(epoch, self.progress.step_in_epoch):
             self._step(batch)
-            self._count_step()
             row = self._log_row(log) if self.progress.step % LOG_EVERY == 0 else None
             self.reporter.stepped(self.progress, row)
-            stopped = distributed.any_process(stop.requested)
+            stopped = any(distributed.of_all(torch.tensor(len(signals))))
             if self.progress.step % self.validate_every == 0 or self.progress.step == self.total_steps:
                 self._validate(log)
             elif stopped:
@@ -196,18 +177,15 @@ class Trainer:
         losses.joint.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), self.config.train.gradient_clip or math.inf)
         self.optimizer.step()
-        self.recent.gradient_norms.append(norm)
-        self.recent.losses.append(Losses(losses.matching.detach(), losses.generation.detach()))
-
-    def _count_step(self) -> None:
-        before, per_epoch = self.progress, self.batches.steps_per_epoch
-        step = before.step + 1
-        self.progress = Progress(step // per_epoch, step % per_epoch, step, before.best_rsum, before.best_step)
+        self.recent.append(torch.stack([losses.matching.detach(), losses.generation.detach(), norm]))
+        step = self.progress.step + 1
+        epoch, of_epoch = divmod(step, self.batches.steps_per_epoch)
+        self.progress = msgspec.structs.replace(self.progress, epoch=epoch, step_in_epoch=of_epoch, step=step)
 
     def _log_row(self, log: RunLog | None) -> dict[str, Any]:
         """Log the mean losses since the last row. Raises what `_mean_of_recent` raises."""
         matching, generation, gradient_norm = self._mean_of_recent()
-        self.recent = _Recent()
+        self.recent = []
         row = {
             "step": self.progress.step,
             "epoch": self.progress.epoch,
@@ -226,32 +204,45 @@ class Trainer:
 
         Raises `TrainingError` where one is not a number, and `DataError` where an image is the reason.
         """
-        each = torch.stack([torch.stack(losses) for losses in self.recent.losses])
-        matching, generation = distributed.mean_over_processes(each.mean(dim=0)).tolist()
-        gradient_norm = float(self.recent.gradient_norms[-1])
+        each = torch.stack(self.recent)
+        matching, generation, _ = torch.stack(distributed.of_all(each.mean(dim=0))).mean(dim=0).tolist()
+        gradient_norm = float(each[-1, 2])
         if not math.isfinite(matching + generation + gradient_norm):
-            raise self._no_number(each.sum(dim=1).tolist())
+            raise self._no_number(each.tolist())
         return matching, generation, gradient_norm
 
-    def _no_number(self, losses: list[float]) -> TrainingError:
-        """The error for the losses since the last row. Raises `DataError` instead where an image is the reason."""
-        first_step = self.progress.step - len(losses) + 1
-        at = first_not_finite(losses)
-        if at is not None:
-            self.batches.check_zeros(first_step + at)
-        norms = [float(norm) for norm in self.recent.gradient_norms]
-        return no_number(first_step, losses, norms, self.config.train)
+    def _no_number(self, recent: list[list[float]]) -> TrainingError:
+        """The error that names the first step whose loss or gradient is NaN or infinite, and what to do about it.
+
+        recent  losses and gradient's norm of each of the last steps
+
+        Raises `DataError` instead where an image is the reason.
+        """
+        what = f"a weight is no number after step {self.progress.step}"
+        for step, (matching, generation, norm) in enumerate(recent, start=self.progress.step - len(recent) + 1):
+            loss = matching + generation
+            if not math.isfinite(loss):
+                self.batches.check_zeros(step)
+                what = f"the loss is {loss} at step {step}, though every image and caption of that step is a number"
+                break
+            if not math.isfinite(norm):
+                what = f"the gradient is {norm} at step {step}, though the loss there is {loss:.4g}"
+                break
+        bf16 = 'set train.precision to "fp32", or ' if self.config.train.precision == "bf16" else ""
+        return TrainingError(
+            f"{what}; {bf16}lower train.learning_rate. The state that was saved last is whole, but going on from it"
+            " comes to the same; start another run with -o."
+        )
 
     def _validate(self, log: RunLog | None) -> None:
         """Recall@K on the validation images; the best model is written, then the checkpoint."""
-        if self.recent.losses:
+        if self.recent:
             self._log_row(log)
         metrics = self._validation_metrics() if self.writes else None
-        rsum = distributed.from_first_process(metrics.rsum if metrics is not None else 0.0)
+        rsum = float(distributed.of_all(torch.tensor(metrics.rsum if metrics else 0.0, dtype=torch.float64))[0])
         best = self.progress.best_rsum is None or rsum > self.progress.best_rsum
         if best:
-            before = self.progress
-            self.progress = Progress(before.epoch, before.step_in_epoch, before.step, rsum, before.step)
+            self.progress = msgspec.structs.replace(self.progress, best_rsum=rsum, best_step=self.progress.step)
         if best and self.writes:
             write_weights(self.prepared.folder, self.prepared.stored())
         if log is not None and metrics is not None:
@@ -269,16 +260,16 @@ class Trainer:
 
     def _save(self) -> None:
         """Write where the run stands. Raises `TrainingError` where it holds a loss or a weight that is no number."""
-        if self.recent.losses:
+        if self.recent:
             self._mean_of_recent()
         # A step's gradient may spoil the weights though its loss is a number; all processes have the same weights.
         weights = [tensor for tensor in self.step.state_dict().values() if tensor.is_floating_point()]
         if not bool(torch.stack([tensor.isfinite().all() for tensor in weights]).all()):
-            raise no_number(self.progress.step + 1, [], [], self.config.train)
-        random_states = distributed.random_states()
+            raise self._no_number([])
+        random_states = distributed.of_all(torch.get_rng_state())
         if self.writes:
-            folder = self.prepared.folder
-            write_state(folder, self.learner, self.progress, random_states, self._fingerprint)
+            fingerprint = self.prepared.regions.fingerprint
+            write_state(self.prepared.folder, self.learner, self.progress, random_states, fingerprint)
 
 
 def learning_rate_at(config: Config, epoch: int) -> float:
@@ -290,33 +281,3 @@ def learning_rate_at(config: Config, epoch: int) -> float:
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Context in which matrix products have this precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def no_number(
-    first_step: int, losses: Sequence[float], gradient_norms: Sequence[float], train: TrainConfig
-) -> TrainingError:
-    """The error that names the first step whose loss or gradient is NaN or infinite, and what to do about it.
-
-    first_step      number of the first of the steps, from 1
-    losses          of each step
-    gradient_norms  of each step, before clipping
-    """
-    loss_at, gradient_at = first_not_finite(losses), first_not_finite(gradient_norms)
-    remedy = "lower train.learning_rate"
-    if train.precision == "bf16":
-        remedy = 'set train.precision to "fp32", or lower train.learning_rate'
-    if gradient_at is not None and (loss_at is None or gradient_at < loss_at):
-        step, loss = first_step + gradient_at, losses[gradient_at]
-        what = f"the gradient is {gradient_norms[gradient_at]} at step {step}, though the loss there is {loss:.4g}"
-    elif loss_at is not None:
-        step = first_step + loss_at
-        what = f"the loss is {losses[loss_at]} at step {step}, though every image and caption of that step is a number"
-    else:
-        what = f"a weight is no number after step {first_step + len(losses) - 1}"
-    return TrainingError(f"{what}; {remedy}. {AGAIN}.")
-
-
-def first_not_finite(numbers: Sequence[float]) -> int | None:
-    """Index of the first NaN or infinity, or None where all numbers are finite."""
-    places = np.flatnonzero(~np.isfinite(np.array(numbers, dtype=np.float64)))
-    return int(places[0]) if len(places) else None
