@@ -127,7 +127,7 @@ def test_a_beam_of_one_is_greedy(golden: Any) -> None:
     assert allowed, "some image's greedy words are such as may be written"
     written = CaptionWriter(model.captioner, words).write(regions.numpy(), beam=1)
     for row in allowed:
-        assert written[row].text == words.decode(greedy[row, : longest - 1].tolist())
+        assert written[row].text == words.decode(likeliest[row, : longest - 1].tolist())
 
 
 def test_what_is_written_ends_in_time_and_is_made_of_words() -> None:

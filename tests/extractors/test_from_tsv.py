@@ -23,7 +23,7 @@ from vsrn.data.region_store import open_region_store
 from vsrn.data.splits import open_split
 from vsrn.errors import DataError
 from vsrn.extractors import published_tsv as tsv_module
-from vsrn.extractors.published_tsv import TsvFiles, import_tsv, import_tsv_karpathy
+from vsrn.extractors.published_tsv import find_lines, import_tsv
 
 Floats = npt.NDArray[np.float32]
 FIELDS = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
@@ -123,8 +123,8 @@ def test_a_store_holds_what_an_obvious_reader_finds(tmp_path: Path, ending: str)
 
 def test_where_all_photos_have_36_regions_there_are_no_counts(tmp_path: Path) -> None:
     table = write_tsv(tmp_path / "fix36.tsv", [make_row(str(n), n, boxes=36) for n in range(1, 6)])
-    with TsvFiles([table], tmp_path) as tsv:
-        assert import_tsv(tsv, tmp_path / "store", "train").num_done == 5
+    with find_lines([table], tmp_path) as lines:
+        assert import_tsv(lines, tmp_path / "store", splits=["train"])[0].num_done == 5
     store = open_region_store(tmp_path / "store", "train")
     assert (store.counts, store.num_regions) == (None, 36)
 
@@ -159,11 +159,11 @@ def test_photos_are_found_by_file_name_and_splits_without_photos_are_left_out(tm
     (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
     names = ["667626_18933d713e.jpg", "0036979"]
     table = write_tsv(tmp_path / "val.tsv", [make_row(name, n) for n, name in enumerate(names)])
-    with TsvFiles([table], tmp_path) as tsv:
-        (report,) = import_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / "store")
+    with find_lines([table], tmp_path) as lines:
+        (report,) = import_tsv(lines, tmp_path / "store", dataset=tmp_path / "dataset.json")
         assert (report.split, report.num_done, report.skipped) == ("val", 2, [])
         with pytest.raises(DataError, match=r"split 'train': it has photos such as 1000092795\.jpg, .* 667626"):
-            import_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / "store", splits=["train"])
+            import_tsv(lines, tmp_path / "store", dataset=tmp_path / "dataset.json", splits=["train"])
     assert open_split(tmp_path / "store", "val").image_ids() == ["36979.jpg", "667626_18933d713e.jpg"]
 
 
@@ -175,8 +175,8 @@ def test_lines_are_found_in_any_unicode_form(tmp_path: Path) -> None:
     ]
     (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
     for number, name in enumerate((composed, apart)):
-        with TsvFiles([write_tsv(tmp_path / f"{number}.tsv", [make_row(name, number)])], tmp_path) as tsv:
-            reports = import_tsv_karpathy(tsv, tmp_path / "dataset.json", tmp_path / f"store{number}")
+        with find_lines([write_tsv(tmp_path / f"{number}.tsv", [make_row(name, number)])], tmp_path) as lines:
+            reports = import_tsv(lines, tmp_path / f"store{number}", dataset=tmp_path / "dataset.json")
         assert [(report.split, report.num_done) for report in reports] == [("train", 1), ("val", 1)]
 
 
@@ -189,16 +189,16 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_store(tmp_path: Path, endin
         if done >= stop:
             raise KeyboardInterrupt
 
-    with TsvFiles([table], tmp_path / "whole") as tsv:
-        import_tsv(tsv, tmp_path / "whole", "photos", batch_size=2)
+    with find_lines([table], tmp_path / "whole") as lines:
+        import_tsv(lines, tmp_path / "whole", batch_size=2)
     for stop in (0, 2, 6, 9):
         stopping = functools.partial(interrupt, stop)
-        with pytest.raises(KeyboardInterrupt), TsvFiles([table], tmp_path / "broken") as tsv:
-            import_tsv(tsv, tmp_path / "broken", "photos", batch_size=2, progress=stopping)
+        with pytest.raises(KeyboardInterrupt), find_lines([table], tmp_path / "broken") as lines:
+            import_tsv(lines, tmp_path / "broken", batch_size=2, progress=stopping)
         assert not (tmp_path / "broken" / "photos_ims.npy").exists()
-    with TsvFiles([table], tmp_path / "broken") as tsv:
-        assert import_tsv(tsv, tmp_path / "broken", "photos", batch_size=2).num_resumed == 9
-        assert import_tsv(tsv, tmp_path / "broken", "photos").already_done
+    with find_lines([table], tmp_path / "broken") as lines:
+        assert import_tsv(lines, tmp_path / "broken", batch_size=2)[0].num_resumed == 9
+        assert import_tsv(lines, tmp_path / "broken")[0].already_done
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
@@ -246,8 +246,8 @@ def test_a_wrong_line_is_named(
     assert vsrn("import-tsv", table, "-o", tmp_path / "store") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {table}, line 3")
-    with pytest.raises(DataError, match=says), TsvFiles([table], tmp_path) as tsv:
-        import_tsv(tsv, tmp_path / "other", "photos")
+    with pytest.raises(DataError, match=says), find_lines([table], tmp_path) as lines:
+        import_tsv(lines, tmp_path / "other")
     assert said.isprintable()
     assert not (tmp_path / "store" / "photos_ims.npy").exists()
 
@@ -282,9 +282,9 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path, capsys: pytest.Cap
 def test_a_repaired_file_is_gone_on_with(tmp_path: Path) -> None:
     rows: list[Row | str] = [make_row(str(n), n) for n in range(1, 9)]
     broken = write_tsv(tmp_path / "table.tsv", [*rows[:7], make_row("8", 8).line(features="AAAA")])
-    with pytest.raises(DataError, match="line 8"), TsvFiles([broken], tmp_path) as tsv:
-        import_tsv(tsv, tmp_path / "store", "photos", batch_size=2)
+    with pytest.raises(DataError, match="line 8"), find_lines([broken], tmp_path) as lines:
+        import_tsv(lines, tmp_path / "store", batch_size=2)
     write_tsv(broken, rows)
-    with TsvFiles([broken], tmp_path) as tsv:
-        report = import_tsv(tsv, tmp_path / "store", "photos", batch_size=2)
+    with find_lines([broken], tmp_path) as lines:
+        (report,) = import_tsv(lines, tmp_path / "store", batch_size=2)
     assert (report.num_resumed, report.num_done) == (6, 8)

@@ -23,7 +23,7 @@ from vsrn.search.build import update_index
 from vsrn.search.index import Index, open_index
 from vsrn.server.app import create_app
 from vsrn.server.running import listen, server_of
-from vsrn.server.settings import Access, Limits
+from vsrn.server.security import Access, Limits
 
 ODD_ID = "holiday/50% off & more #1? ü\"<b>'.png"
 SHAPES = [(24, 16), (16, 24), (20, 20), (40, 16), (30, 20)]

@@ -18,7 +18,7 @@ import vsrn
 from vsrn.cli import run_command
 from vsrn.errors import CheckpointError, SearchError, VsrnError
 from vsrn.search.build import update_index
-from vsrn.search.damage import check_index
+from vsrn.search.mend import check_index
 
 NUM_PHOTOS = 6
 # Bytes of each photo's vector: 8 halves.

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from vsrn.server.batching import Batcher
+from vsrn.server.service import Batcher
 
 
 class Slow:

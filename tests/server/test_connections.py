@@ -17,7 +17,7 @@ from PIL import Image
 from serving import Place, make_place, serving
 
 from vsrn.server.connections import OneLineASecond
-from vsrn.server.settings import Limits
+from vsrn.server.security import Limits
 
 HALF_A_REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-a: "
 # None of these tests takes nearly as long; a service that never acts fails them all the same.

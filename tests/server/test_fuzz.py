@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from serving import make_place, serving
 
-from vsrn.server.settings import Limits
+from vsrn.server.security import Limits
 
 OPERATIONS = [
     ("GET", "/api/search"),

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from serving import ODD_ID, Place, make_place, serving
 
 from vsrn.search.index import Index
-from vsrn.server.settings import Limits
+from vsrn.server.security import Limits
 
 pytestmark = NEEDS_CHROMIUM
 

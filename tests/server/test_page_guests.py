@@ -10,7 +10,7 @@ from chrome import NEEDS_CHROMIUM, chromium
 from playwright.sync_api import Browser, expect
 from serving import Place, make_place, serving, serving_a_page
 
-from vsrn.server.settings import Access
+from vsrn.server.security import Access
 
 pytestmark = NEEDS_CHROMIUM
 

@@ -24,9 +24,8 @@ import vsrn
 from vsrn.search.build import update_index
 from vsrn.search.index import Index
 from vsrn.server.app import create_app
-from vsrn.server.metrics import Metrics
-from vsrn.server.settings import Access, Limits
-from vsrn.server.traffic import Traffic
+from vsrn.server.security import Access, Limits
+from vsrn.server.traffic import Metrics, Traffic
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from serving import HOME, Place, make_place
 
 from vsrn.server.app import STATIC, create_app
-from vsrn.server.settings import Access, is_loopback, names_of
+from vsrn.server.security import Access, is_loopback, names_of
 
 TOKEN = "a token of some length"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

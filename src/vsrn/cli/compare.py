@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -12,10 +13,10 @@ from vsrn.cli.progress import ProgressBar, say
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 
-if TYPE_CHECKING:
-    from vsrn.extractors.compare import Comparison
-
+Features = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES.npy")]
 DIFFERENT = 1
+# The features are the same ones when so many regions agree; a few are lost or won at the edge of the selection.
+SAME_FROM = 0.9
 
 
 def main(
@@ -57,44 +58,53 @@ def main(
     # A person typed the name, so what it stands for may be downloaded.
     made = make_extractor(extractor, weights, download=True, device=device)
     existing = open_existing(features)
-    files, captioned = photos_to_compare(photos, captions, split, restval=restval, follow_links=follow_links)
-    pairs, by_ids = find_rows(files, existing, captioned)
-    with ProgressBar("comparing", total=len(pairs[:first])) as bar:
-        comparison = compare(pairs[:first], existing, made, by_ids=by_ids, advance=bar.advance)
+    photos_of = photos_to_compare(photos, captions, split, restval=restval, follow_links=follow_links)
+    rows, by_ids = find_rows([photo for photo, _ in photos_of], existing)
+    chosen = [(*photo, row) for photo, row in zip(photos_of, rows, strict=True) if row is not None][:first]
+    with ProgressBar("comparing", total=len(chosen)) as bar:
+        compared = compare(chosen, existing, made, bar.advance)
+    # A region without a partner does not agree.
+    num_agreeing = sum(photo.num_agreeing for photo in compared)
+    agreeing = num_agreeing / sum(max(photo.num_ours, photo.num_theirs) for photo in compared)
+    in_place = sum(photo.num_in_place for photo in compared) / num_agreeing if num_agreeing else 0.0
+    result = {
+        "existing": str(features),
+        "extractor": made.name,
+        "fingerprint": made.fingerprint,
+        "same": agreeing >= SAME_FROM,
+        "agreeing": agreeing,
+        "in_place": in_place,
+        "rows_by": "ids" if by_ids else "order",
+        "photos": [dataclasses.asdict(photo) for photo in compared],
+    }
     if json:
-        print_json(
-            {
-                "existing": str(features),
-                "extractor": made.name,
-                "fingerprint": made.fingerprint,
-                "same": comparison.same,
-                "agreeing": comparison.agreeing,
-                "in_place": comparison.in_place,
-                "rows_by": "ids" if comparison.by_ids else "order",
-                "photos": [vars(photo) for photo in comparison.photos],
-            }
-        )
+        print_json(result)
     else:
-        _show(comparison, printable(features), made.name)
-    return 0 if comparison.same else DIFFERENT
+        print("\n".join(_lines(result)))
+    return 0 if result["same"] else DIFFERENT
 
 
-def _show(comparison: Comparison, features: str, extractor: str) -> None:
-    """Print one line a photo, numbers first, and then the verdict."""
-    print("     row   regions  agree in place  cosine   least most apart  photo")
-    for photo in comparison.photos:
-        regions = f"{photo.num_ours}" + ("" if photo.num_ours == photo.num_theirs else f", {photo.num_theirs}")
-        print(
-            f"{photo.row:>8} {regions:>9} {photo.num_agreeing:>6} {photo.num_in_place:>8} {photo.mean_cosine:>7.4f}"
-            f" {photo.smallest_cosine:>7.4f} {photo.largest_difference:>10.1%}  {printable(photo.id)}"
+def _lines(result: dict[str, Any]) -> list[str]:
+    """The result for a person: a line of numbers for each photo, and one sentence."""
+    lines = ["     row   regions  agree in place  cosine   least most apart  photo"]
+    for photo in result["photos"]:
+        ours, theirs = photo["num_ours"], photo["num_theirs"]
+        regions = f"{ours}" if ours == theirs else f"{ours}, {theirs}"
+        lines.append(
+            f"{photo['row']:>8} {regions:>9} {photo['num_agreeing']:>6} {photo['num_in_place']:>8}"
+            f" {photo['mean_cosine']:>7.4f} {photo['smallest_cosine']:>7.4f} {photo['largest_difference']:>10.1%}"
+            f"  {printable(photo['id'])}"
         )
-    share = f"{comparison.agreeing:.1%} of the regions of {len(comparison.photos)} photos agree"
-    rows = "rows found by their ids" if comparison.by_ids else "rows taken in the photos' order"
-    if comparison.same:
-        place = f"{comparison.in_place:.0%} of them in the same place"
-        print(f"SAME: {share}, {place}; '{extractor}' makes the features of {features} ({rows}).")
-    else:
-        print(
-            f"DIFFERENT: only {share}; '{extractor}' does not make the features of {features}, or its rows are other"
-            f" photos' ({rows})."
-        )
+    agree = f"{result['agreeing']:.1%} of the regions of {len(result['photos'])} photos agree"
+    features, how = printable(result["existing"]), "found by their ids" if result["rows_by"] == "ids" else "in order"
+    if result["same"]:
+        return [
+            *lines,
+            f"SAME: {agree}, {result['in_place']:.0%} of them in the same place; '{result['extractor']}' makes the"
+            f" features of {features} (rows {how}).",
+        ]
+    return [
+        *lines,
+        f"DIFFERENT: only {agree}; '{result['extractor']}' does not make the features of {features}, or its rows are"
+        f" other photos' (rows {how}).",
+    ]

@@ -35,11 +35,11 @@ def main(
         captions: Karpathy JSON; its splits and captions go into the store. Images are found by COCO's number or their
             file name.
     """
-    from vsrn.extractors.published_tsv import TsvFiles, import_tsv, import_tsv_karpathy
+    from vsrn.extractors.published_tsv import find_lines, import_tsv
 
     if not files:
         raise ConfigError("no files are named; write vsrn import-tsv FILES -o STORE.")
-    split = check_splits(captions, splits, restval=restval)
+    check_splits(captions, splits, restval=restval)
     with ProgressBar("importing") as bar:
         settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
         settings["progress"] = lambda split, done, total: bar.start(f"importing {split}").at(done, total)
@@ -47,10 +47,7 @@ def main(
         def scanned(done: int, total: int) -> None:
             bar.start("looking through the files", "MB").at(done >> 20, total >> 20)
 
-        with TsvFiles(files, output, scanned) as tsv:
-            if captions is None:
-                reports = [import_tsv(tsv, output, split, **settings)]
-            else:
-                reports = import_tsv_karpathy(tsv, captions, output, splits=splits, restval=restval, **settings)
+        with find_lines(files, output, scanned) as lines:
+            reports = import_tsv(lines, output, dataset=captions, splits=splits, restval=restval, **settings)
     show(reports, output, json=json)
     return 0

@@ -93,7 +93,7 @@ def main(
 
 def _check(index: Path, *, json: bool) -> int:
     """Print what of an index is damaged, and return the exit code."""
-    from vsrn.search.damage import check_index
+    from vsrn.search.mend import check_index
 
     found = check_index(index)
     if json:

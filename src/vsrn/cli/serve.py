@@ -44,7 +44,7 @@ def main(
         raise ConfigError(
             f"vsrn serve needs the package {error.name}; run `pip install '.[serve]'` in the checkout."
         ) from error
-    from vsrn.server.settings import Access, names_of
+    from vsrn.server.security import Access, names_of
 
     access = Access(_token(host), names_of(host, allow_host))
 
@@ -63,7 +63,7 @@ def main(
 
 def _token(host: str) -> str | None:
     """The token that requests must bring. Raises `ConfigError` where one is needed and none is set."""
-    from vsrn.server.settings import LEAST_TOKEN_LETTERS, is_loopback
+    from vsrn.server.security import LEAST_TOKEN_LETTERS, is_loopback
 
     token = os.environ.get(TOKEN, "").strip()
     if token and (len(token) < LEAST_TOKEN_LETTERS or not token.isascii() or not token.isprintable()):

@@ -11,10 +11,10 @@ The lists are optional: without one, each JSON is a split, `train2014` as `train
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from vsrn.errors import DataError
 from vsrn.files import normal_name
 
+_Found = TypeVar("_Found")
 _COCO_NAME = re.compile(r"COCO_[a-z]+20[0-9]{2}_([0-9]{12})")
 
 
@@ -251,22 +252,22 @@ def as_image_id(name: str) -> str:
     return name.lstrip("0") or "0" if name.isascii() and name.isdigit() else normal_name(name)
 
 
-def possible_names(photo_id: str, cocoid: int | None = None) -> Iterator[str]:
-    """A photo's possible names, the surest first: COCO's number, its path, its file name, that without ending.
+def find_image(known: Mapping[str, _Found], photo_id: str, cocoid: int | None = None) -> _Found | None:
+    """What is known of a photo under the surest of its names, or None.
 
-    All but numbers in the Unicode form in which names are compared.
+    known   by names of images in the form of `as_image_id`: rows of a store by their ids, lines of a table
+    cocoid  COCO's number of the photo, where a data set says it
 
-    >>> list(possible_names("val2014/COCO_val2014_000000391895.jpg"))[1:]
-    ['COCO_val2014_000000391895.jpg', 'COCO_val2014_000000391895', '391895']
+    The surest name is COCO's number, then the photo's path, its file name, that without its ending, and the number in a
+    file name of COCO's.
+
+    >>> find_image({"391895": 0, "b.jpg": 1}, "val2014/COCO_val2014_000000391895.jpg"), find_image({"b": 1}, "a/b.jpg")
+    (0, 1)
     """
-    path = PurePosixPath(normal_name(photo_id))
-    if cocoid is not None:
-        yield str(cocoid)
-    yield normal_name(photo_id)
-    yield path.name
-    yield as_image_id(path.stem)
-    if (number := coco_number(photo_id)) is not None:
-        yield str(number)
+    name = normal_name(photo_id)
+    path = PurePosixPath(name)
+    names = [cocoid, name, path.name, as_image_id(path.stem), coco_number(photo_id)]
+    return next((known[str(each)] for each in names if each is not None and str(each) in known), None)
 
 
 def coco_number(photo_id: str) -> int | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,10 @@ Pixels = npt.NDArray[np.uint8]
 # Shape of a random crop, width to height, and tries to find one that fits: torchvision's, which VSE++ used.
 NARROWEST, WIDEST = 3 / 4, 4 / 3
 TRIES = 10
+# Batches that threads make ready ahead of a network.
+BATCHES_AHEAD = 2
+_Item = TypeVar("_Item")
+_Ready = TypeVar("_Ready")
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,8 @@ class PhotoSplit:
 
     def read_images(self, images: IntArray) -> tuple[Pixels, None]:
         """(B,) photos -> (B, S, S, 3) uint8, the middle of each. Raises `PhotoError` where one cannot be read."""
-        with decoding_threads() as pool:
-            return np.stack(list(pool.map(self.view.read_middle, [self.path(image) for image in images]))), None
+        _, middles = next(made_ready([[self.path(int(image)) for image in images]], self.view.read_middle))
+        return np.stack(middles), None
 
     def only(self, images: IntArray) -> PhotoSplit:
         """The split reduced to these photos, in this order, with their captions."""
@@ -162,9 +168,29 @@ def open_photo_split(
     )
 
 
-def decoding_threads() -> ThreadPoolExecutor:
-    """Threads that decode photos: one for each processor that this process may use."""
-    return ThreadPoolExecutor(_processors(), thread_name_prefix="decode")
+def made_ready(
+    batches: Iterable[Sequence[_Item]], make: Callable[[_Item], _Ready], workers: int | None = None
+) -> Iterator[tuple[Sequence[_Item], list[_Ready]]]:
+    """Batches in order, with what `make` made of each item; threads work `BATCHES_AHEAD` batches ahead.
+
+    workers  how many threads; None for one for each processor that this process may use
+    """
+    pool = ThreadPoolExecutor(workers or _processors(), thread_name_prefix="decode")
+    ahead: deque[tuple[Sequence[_Item], list[Future[_Ready]]]] = deque()
+
+    def take() -> tuple[Sequence[_Item], list[_Ready]]:
+        batch, futures = ahead.popleft()
+        return batch, [future.result() for future in futures]
+
+    try:
+        for batch in batches:
+            ahead.append((batch, [pool.submit(make, item) for item in batch]))
+            if len(ahead) > BATCHES_AHEAD:
+                yield take()
+        while ahead:
+            yield take()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _processors() -> int:

@@ -6,18 +6,17 @@ extract_karpathy("dataset.json", "photos/", make_extractor("grid"), "store/")
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import msgspec
 
-from vsrn.data.annotations import read_karpathy
+from vsrn.data.annotations import CaptionedPhoto, read_karpathy
 from vsrn.data.listing import PhotoFile, PhotoNames
+from vsrn.data.photo_splits import made_ready
 from vsrn.data.region_store import SkippedPhoto, StoreInfo, read_lines, read_skipped, read_store_info
 from vsrn.data.region_writer import RegionWriter, check_split_name, digest_of, finish_interrupted
 from vsrn.data.regions import ARRAYS, RegionNames, Regions
@@ -27,10 +26,7 @@ from vsrn.extractors.base import Prepared, RegionExtractor, prepare_photo
 from vsrn.extractors.provenance import check_same_weights, keep_weights
 from vsrn.files import normal_name
 
-_BATCHES_AHEAD = 2
-
 _Item = TypeVar("_Item")
-_Ready = TypeVar("_Ready")
 
 
 @dataclass(frozen=True)
@@ -80,33 +76,11 @@ def cut(items: Sequence[_Item], batch_size: int) -> Iterator[Sequence[_Item]]:
         yield items[start : start + batch_size]
 
 
-def made_ready(
-    items: Sequence[_Item], make: Callable[[_Item], _Ready], batch_size: int, workers: int
-) -> Iterator[tuple[Sequence[_Item], list[_Ready]]]:
-    """Batches in order, with what `make` made of each item; `workers` threads work a few batches ahead."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    ahead: deque[tuple[Sequence[_Item], list[Future[_Ready]]]] = deque()
-
-    def take() -> tuple[Sequence[_Item], list[_Ready]]:
-        batch, futures = ahead.popleft()
-        return batch, [future.result() for future in futures]
-
-    try:
-        for batch in cut(items, batch_size):
-            ahead.append((batch, [pool.submit(make, item) for item in batch]))
-            if len(ahead) > _BATCHES_AHEAD:
-                yield take()
-        while ahead:
-            yield take()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def local_batches(
     photos: Sequence[PhotoFile], extractor: RegionExtractor, batch_size: int, workers: int
 ) -> Iterator[ExtractedBatch]:
     """Extract batches in order, while `workers` threads prepare the next ones."""
-    for batch, prepared in made_ready(photos, partial(prepare_or_refuse, extractor), batch_size, workers):
+    for batch, prepared in made_ready(cut(photos, batch_size), partial(prepare_or_refuse, extractor), workers):
         yield extract_batch(extractor, batch, prepared)
 
 
@@ -129,6 +103,16 @@ class ExtractionReport:
     skipped: list[SkippedPhoto]
     num_resumed: int = 0
     already_done: bool = False
+
+
+class ExtractSettings(TypedDict, total=False):
+    """How `extract` goes about it, whatever the photos are."""
+
+    shard: tuple[int, int] | None
+    batch_size: int
+    workers: int
+    batches: BatchMaker
+    progress: ProgressCallback | None
 
 
 def extract(
@@ -230,51 +214,49 @@ def extract_karpathy(
     *,
     splits: Sequence[str] = (),
     restval: bool = False,
-    shard: tuple[int, int] | None = None,
-    batch_size: int = 32,
-    workers: int = 2,
-    batches: BatchMaker = local_batches,
-    progress: ProgressCallback | None = None,
+    **settings: Unpack[ExtractSettings],
 ) -> list[ExtractionReport]:
     """Extract the splits of a Karpathy JSON, or those named in `splits`, with their captions.
 
     photo_root  the folder that the JSON's file names start from; it may have them in another Unicode form
     restval     whether `restval` images count as `train`
-    shard       (i, n): of every split only the i-th of n blocks; this and the rest as in `extract`
+    settings    as in `extract`; a shard is one of every split
 
-    Raises what `extract` and `read_karpathy` raise, and `DataError` for a split that the JSON does not have.
+    Raises what `extract` and `captioned_splits` raise, and `DataError` where there is no folder of photos.
     """
-    found = read_karpathy(dataset, restval=restval)
-    wanted = choose_splits(dataset, found, splits)
+    found = captioned_splits(dataset, splits, restval=restval)
     root, names = Path(photo_root), PhotoNames(photo_root)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; name the folder that holds the photos of {dataset}.")
     return [
         extract(
-            [PhotoFile(photo.id, names.path(photo.id)) for photo in found[split]],
+            [PhotoFile(photo.id, names.path(photo.id)) for photo in photos],
             extractor,
             folder,
             split,
-            captions={photo.id: photo.captions for photo in found[split]},
-            shard=shard,
-            batch_size=batch_size,
-            workers=workers,
-            batches=batches,
-            progress=progress,
+            captions={photo.id: photo.captions for photo in photos},
+            **settings,
         )
-        for split in wanted
+        for split, photos in found.items()
     ]
 
 
-def choose_splits(dataset: Path | str, found: Iterable[str], splits: Sequence[str]) -> list[str]:
-    """Those of a data set's splits that are asked for, or all. Raises `DataError` where it does not have one."""
-    present = list(found)
-    for split in [*splits, *present]:
-        if split not in present:
-            listed = ", ".join(present)
-            raise DataError(f"{dataset} has no split '{split}'; it has {listed}.{did_you_mean(split, present)}")
+def captioned_splits(
+    dataset: Path | str, splits: Sequence[str] = (), *, restval: bool = False
+) -> dict[str, list[CaptionedPhoto]]:
+    """The splits of a Karpathy JSON, or those that are asked for, by name.
+
+    restval  whether `restval` images count as `train`
+
+    Raises what `read_karpathy` raises, and `DataError` for a split that the JSON does not have or that cannot be one.
+    """
+    found = read_karpathy(dataset, restval=restval)
+    for split in [*splits, *found]:
+        if split not in found:
+            listed = ", ".join(found)
+            raise DataError(f"{dataset} has no split '{split}'; it has {listed}.{did_you_mean(split, found)}")
         check_split_name(split)
-    return list(dict.fromkeys(splits or present))
+    return {split: found[split] for split in splits or found}
 
 
 def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:

@@ -20,12 +20,13 @@ import numpy as np
 from PIL import Image
 
 from vsrn.data.listing import PhotoFile, find_photos
+from vsrn.data.photo_splits import made_ready
 from vsrn.data.photos import DecodedPhoto, FileContent, read_file, read_photo
 from vsrn.data.regions import Regions, pad_regions
 from vsrn.encoders.base import Encoder
 from vsrn.errors import ConfigError, PhotoError, SearchError
 from vsrn.extractors.base import Prepared, RegionExtractor, prepare_pixels
-from vsrn.extractors.extract import made_ready
+from vsrn.extractors.extract import cut
 from vsrn.files import printable
 from vsrn.metrics import FloatArray
 from vsrn.search.create import Model, create_index
@@ -176,7 +177,7 @@ class _Update:
         if plan.files:
             extractor = self.encoder.extractor
             look = partial(_look, extractor, plan.moved, self.root)
-            for batch, looked in made_ready(plan.files, look, batch_size, workers):
+            for batch, looked in made_ready(cut(plan.files, batch_size), look, workers):
                 claimed |= {photo.old_id for photo in looked if isinstance(photo, MovedPhoto)}
                 self._write(self._encode(looked))
                 done += len(batch)

@@ -41,11 +41,11 @@ from vsrn.search.layout import (
     RECORDS_FILE,
     EngineName,
     IndexInfo,
+    IndexLock,
     info_as_json,
     read_info,
     write_info,
 )
-from vsrn.search.writer import IndexLock
 
 Model = Encoder | Path | str
 # What a creation that was killed may have left.

@@ -1,15 +1,19 @@
-"""What an engine must offer: the nearest vectors to one. `faiss.py` and `milvus.py` offer it.
+"""What an engine must offer: the nearest vectors to one. `faiss.py` and `milvus.py`, named in index.json, offer it.
 
 The index owns the vectors, on disk, a row a photo. An engine finds rows; it knows nothing of photos.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
 from vsrn.metrics import FloatArray, IntArray
+from vsrn.search.layout import IndexInfo
+from vsrn.search.records import State
 
 
 class Found(NamedTuple):
@@ -65,6 +69,35 @@ class Keeper(Protocol):
 
     def close(self) -> None:
         """Close connections and files."""
+
+
+class EngineModule(Protocol):
+    """A module that offers an engine."""
+
+    def open_engine(
+        self,
+        folder: Path,
+        info: IndexInfo,
+        state: State,
+        vectors: FloatArray,
+        dead: IntArray,
+        last: Engine | None = None,
+        uri: str = "",
+    ) -> Engine:
+        """The engine over an index as it stands; what still holds is taken over from the `last` one.
+
+        uri  the server or file outside of the index that a person named; see `open_index`
+
+        Raises `SearchError` where its own files or server fail.
+        """
+
+    def open_keeper(self, folder: Path, info: IndexInfo, uri: str = "") -> Keeper:
+        """What keeps the engine in step while the index is written; `uri` as in `open_engine`."""
+
+
+def engine_of(info: IndexInfo) -> EngineModule:
+    """The engine of an index. Its library is loaded here, only where an index has it."""
+    return cast("EngineModule", import_module(f"vsrn.search.{info.engine}"))
 
 
 def nearest(rows: IntArray, scores: FloatArray, k: int) -> Found:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from vsrn.errors import SearchError
 from vsrn.files import open_plain, replacing
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.search.engine import Found, nearest
-from vsrn.search.growing import not_ours
+from vsrn.search.engine import Engine, Found, nearest
+from vsrn.search.layout import IndexInfo, not_ours
+from vsrn.search.records import State
 
 # From here on a scan takes tens of milliseconds.
 GRAPH_FROM = 200_000
@@ -84,6 +85,27 @@ class FaissEngine:
 
     def close(self) -> None:
         """Nothing is held but memory."""
+
+
+def open_engine(
+    folder: Path,
+    info: IndexInfo,  # noqa: ARG001 - as in `EngineModule`, and so is `uri`
+    state: State,
+    vectors: FloatArray,
+    dead: IntArray,
+    last: Engine | None = None,
+    uri: str = "",  # noqa: ARG001
+) -> FaissEngine:
+    """As `EngineModule.open_engine`."""
+    graph = find_graph(folder, state.generation, state.num_rows)
+    if isinstance(last, FaissEngine) and last.base.serves(state.generation, state.num_rows, graph):
+        return FaissEngine(last.base, vectors, dead)
+    return FaissEngine(Base(state.generation, vectors, graph), vectors, dead)
+
+
+def open_keeper(folder: Path, info: IndexInfo, uri: str = "") -> FaissKeeper:  # noqa: ARG001
+    """As `EngineModule.open_keeper`."""
+    return FaissKeeper(folder)
 
 
 class FaissKeeper:

@@ -26,23 +26,23 @@ from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError, UnknownPhotoError
 from vsrn.files import normal_name, printable
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.search.damage import JPEG_START, lengths_are_wrong
 from vsrn.search.database import Records
-from vsrn.search.engine import Engine
-from vsrn.search.engines import open_engine
+from vsrn.search.engine import Engine, engine_of
 from vsrn.search.layout import (
+    JPEG_START,
     MODEL_FOLDER,
     RECORDS_FILE,
     REMEDY,
     IndexInfo,
     growing_path,
+    lengths_are_wrong,
+    open_model,
     open_vectors,
     read_info,
     read_piece,
     regions_size,
     unpack_regions,
 )
-from vsrn.search.model import open_model
 from vsrn.search.records import PhotoRecord, SkippedRecord, State, View, Where
 
 # A compaction may replace the files between reading the records and opening them, hardly ever twice in a row.
@@ -284,7 +284,9 @@ class Index:
                 same = last is not None and last.state.generation == state.generation
                 self._check_vectors(view, vectors, dead, last.state.num_rows if last is not None and same else 0)
                 engine = last.engine if last is not None else None
-                engine = open_engine(self.folder, self.info, state, vectors, dead, engine, self._uri)
+                engine = engine_of(self.info).open_engine(
+                    self.folder, self.info, state, vectors, dead, engine, self._uri
+                )
                 last = self._last = _Snapshot(state, vectors, engine)
             return last
 

@@ -17,9 +17,12 @@ file: whoever opens an index may have it from a stranger, so no link in it is fo
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import mmap
 import os
+import re
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +33,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions
+from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
-from vsrn.files import open_plain, read_at, read_plain, write_atomically
+from vsrn.files import open_plain, read_at, read_plain, take_lock, write_at, write_atomically
 from vsrn.metrics import FloatArray
-from vsrn.search.growing import not_ours
 from vsrn.search.records import PhotoRecord, State
 
 INFO_FILE = "index.json"
@@ -41,7 +44,11 @@ RECORDS_FILE = "records.sqlite"
 MODEL_FOLDER = "model"
 LOCK_FILE = "lock"
 MILVUS_FILE = "milvus.db"
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp(-wal|-shm)?")
 GROWING = ("vectors", "regions", "thumbnails")
+JPEG_START = b"\xff\xd8\xff"
+# Vectors are halves: rounding 512 numbers changes a length of 1 by less than 1e-3.
+LENGTH_TOLERANCE = 0.01
 
 EngineName = Literal["faiss", "milvus"]
 Size = Annotated[int, msgspec.Meta(ge=1)]
@@ -202,3 +209,124 @@ def _kept(photo: PhotoRecord, info: IndexInfo) -> Iterator[tuple[RegionArray, tu
         named = array.named and bool(getattr(info.names, array.name))
         if named or (not array.named and (not array.optional or getattr(photo, f"has_{array.name}"))):
             yield array, (photo.num_regions, *array.row_shape(info.feature_dim))
+
+
+def piece_of(kind: str, photo: PhotoRecord, info: IndexInfo) -> tuple[int, int, int | None] | None:
+    """First byte, number of bytes and CRC-32 of what a photo has in a file; None where the index keeps none."""
+    if kind == "vectors":
+        return 2 * info.joint_dim * photo.row, 2 * info.joint_dim, photo.vector_crc
+    if kind == "regions":
+        return None if photo.regions_at is None else (photo.regions_at, regions_size(photo, info), photo.regions_crc)
+    return photo.thumbnail_at, photo.thumbnail_size, photo.thumbnail_crc
+
+
+def lengths_are_wrong(vectors: FloatArray, *, normalised: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """(n, D) vectors -> (n,) True where one is not finite or, where the model's are, not of length 1."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = np.asarray(vectors, dtype=np.float32)
+        squares = np.einsum("nd,nd->n", wide, wide)
+        if not normalised:
+            return ~np.isfinite(squares)
+        return ~(np.abs(np.sqrt(squares) - 1) < LENGTH_TOLERANCE)
+
+
+class GrowingFile:
+    """A file of which the first `end` bytes are acknowledged; bytes after those were never acknowledged."""
+
+    def __init__(self, path: Path, end: int) -> None:
+        """Open `path`, made where it is missing, and bring it to `end` bytes.
+
+        A longer file is cut. A shorter one has lost what its records still name: it is filled up with zeros, and
+        whoever checks it (`vsrn.search.mend`) finds them. Raises `SearchError` where `path` is a link or no file.
+        """
+        self.path, self.end = path, end
+        try:
+            self._file = io.FileIO(open_plain(path, os.O_RDWR | os.O_CREAT), "r+")
+        except OSError as error:
+            raise not_ours(path, error) from error
+        if self.status().st_size != end:  # a cut to the same size would change the file's time
+            self._file.truncate(end)
+
+    def append(self, content: bytes) -> int:
+        """Write `content` after everything else; gives the place of its first byte."""
+        start, rest = self.end, memoryview(content)
+        while rest:
+            written = write_at(self._file.fileno(), rest, self.end + len(content) - len(rest))
+            rest = rest[written:]
+        self.end += len(content)
+        return start
+
+    def rewind(self, end: int) -> None:
+        """Forget what stands after `end`: the next piece is written over it."""
+        self.end = end
+
+    def sync(self) -> None:
+        """Wait until everything is on disk."""
+        os.fsync(self._file.fileno())
+
+    def status(self) -> os.stat_result:
+        """Size, time and inode of the file."""
+        return os.fstat(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def not_ours(path: Path, error: OSError) -> SearchError:
+    """The error for a file of an index that is a link, no regular file, or may not be opened."""
+    return SearchError(
+        f"{path} cannot be used ({error.strerror}); the files of an index are regular files that `vsrn index` made, so"
+        " do not use an index whose files are links or devices, and check the permissions of your own."
+    )
+
+
+def open_model(folder: Path, info: IndexInfo, device: str = "auto") -> OnnxEncoder:
+    """The model inside an index.
+
+    device  where its extractor and captioner compute: `cpu`, `cuda`, `mps` or `auto`
+
+    Raises `SearchError` where it is another, or index.json does not agree with it, and `CheckpointError` where one
+    of its files is missing, broken, a link, or not the file that the index was made with.
+    """
+    place = folder / MODEL_FOLDER
+    if place.is_symlink():
+        raise SearchError(f"{place} is a link, which `vsrn index` never makes; do not use this index.")
+    encoder = OnnxEncoder.load(place, checksums=info.files, device=device)
+    if encoder.info.model != info.model:
+        raise SearchError(
+            f"{place} ({encoder.info.model[:12]}) is not the model that the index was made by ({info.model[:12]});"
+            f" `vsrn index PHOTOS -o {folder} --model MODEL`, with that model, puts it back."
+        )
+    for name in ("joint_dim", "feature_dim"):
+        said, known = getattr(info, name), getattr(encoder.info, name)
+        if said != known:
+            raise SearchError(
+                f"{folder / INFO_FILE} was changed: it says {name} {said}, and the model has {known}; put the number"
+                f" back, or delete this one file, and `vsrn index PHOTOS -o {folder}` makes it again."
+            )
+    return encoder
+
+
+class IndexLock:
+    """Held by the one process that writes to an index, until `release`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take it, and clear what killed writers left. Raises `SearchError` where another process holds it."""
+        try:
+            self.release = take_lock(folder / LOCK_FILE)
+        except BlockingIOError as error:
+            raise SearchError(f"{folder} is being written by another vsrn index; wait for it or stop it.") from error
+        except OSError as error:
+            raise not_ours(folder / LOCK_FILE, error) from error
+        for leftover in folder.iterdir():
+            if _TEMPORARY.fullmatch(leftover.name):
+                _delete(leftover)
+
+
+def _delete(path: Path) -> None:
+    """Delete what a killed writer left: a file, or a folder with everything in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -11,13 +11,17 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vsrn.errors import ConfigError, SearchError
+from vsrn.files import printable
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.search.engine import Found, nearest
+from vsrn.search.engine import Engine, Found, nearest
+from vsrn.search.layout import MILVUS_FILE, IndexInfo
+from vsrn.search.records import State
 
 # As many as a server gives in one answer.
 MOST_HITS = 16_384
@@ -140,6 +144,41 @@ class MilvusKeeper:
                 self._collection, filter="", output_fields=["count(*)"], consistency_level="Strong"
             )
         return int(counted[0]["count(*)"])
+
+
+def open_engine(
+    folder: Path,
+    info: IndexInfo,
+    state: State,
+    vectors: FloatArray,  # noqa: ARG001 - as in `EngineModule`, and so is `dead`
+    dead: IntArray,  # noqa: ARG001
+    last: Engine | None = None,
+    uri: str = "",
+) -> MilvusEngine:
+    """As `EngineModule.open_engine`."""
+    connected = last if isinstance(last, MilvusEngine) else None
+    return MilvusEngine(_uri(folder, info, uri), info.name, state.generation, state.num_rows, connected)
+
+
+def open_keeper(folder: Path, info: IndexInfo, uri: str = "") -> MilvusKeeper:
+    """As `EngineModule.open_keeper`."""
+    return MilvusKeeper(_uri(folder, info, uri), info.name, info.joint_dim)
+
+
+def _uri(folder: Path, info: IndexInfo, typed: str) -> str:
+    """Where Milvus is. Raises `SearchError` where the index names a place outside of its folder and nobody else does.
+
+    An index may come from a stranger, and whoever it names would be sent every query.
+    """
+    if info.uri and typed != info.uri:
+        raise SearchError(
+            f"{folder} keeps its vectors in Milvus at {printable(info.uri)}, and nothing is contacted because a folder"
+            f" says so; if that place is yours, add --uri {printable(info.uri)}."
+        )
+    lite = folder.absolute() / MILVUS_FILE
+    if not info.uri and lite.is_symlink():
+        raise SearchError(f"{lite} is a link, which `vsrn index` never makes; do not use this index.")
+    return info.uri or str(lite)
 
 
 def _collection(name: str, generation: int) -> str:

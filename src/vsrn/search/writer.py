@@ -8,8 +8,6 @@ checksums: `IndexWriter.damaged` says which photos have to be read again.
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,31 +21,30 @@ import numpy as np
 from vsrn.data.regions import Regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
-from vsrn.files import sync_folder, take_lock
+from vsrn.files import sync_folder
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.search.damage import damaged_pieces, piece_of, stamp_of
 from vsrn.search.database import Records
-from vsrn.search.engine import Keeper
-from vsrn.search.engines import open_keeper
-from vsrn.search.growing import GrowingFile, not_ours
+from vsrn.search.engine import Keeper, engine_of
 from vsrn.search.layout import (
     GROWING,
-    LOCK_FILE,
     RECORDS_FILE,
+    GrowingFile,
     IndexInfo,
+    IndexLock,
     growing_path,
     info_as_json,
+    open_model,
     open_vectors,
     pack_regions,
+    piece_of,
     read_info,
     read_piece,
 )
-from vsrn.search.model import open_model
+from vsrn.search.mend import damaged_pieces, stamp_of
 from vsrn.search.records import Change, PhotoRecord, SkippedRecord, Stamp, State
 
 # Compaction starts where more than this share of the rows belongs to removed photos.
 MOST_DEAD = 0.25
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp(-wal|-shm)?")
 
 
 @dataclass(frozen=True)
@@ -99,22 +96,6 @@ class Changes:
     gone: Sequence[str] = field(default_factory=list)
 
 
-class IndexLock:
-    """Held by the one process that writes to an index, until `release`."""
-
-    def __init__(self, folder: Path) -> None:
-        """Take it, and clear what killed writers left. Raises `SearchError` where another process holds it."""
-        try:
-            self.release = take_lock(folder / LOCK_FILE)
-        except BlockingIOError as error:
-            raise SearchError(f"{folder} is being written by another vsrn index; wait for it or stop it.") from error
-        except OSError as error:
-            raise not_ours(folder / LOCK_FILE, error) from error
-        for leftover in folder.iterdir():
-            if _TEMPORARY.fullmatch(leftover.name):
-                _delete(leftover)
-
-
 class IndexWriter:
     """The one who adds to an index, from `IndexLock` to `finish`.
 
@@ -144,7 +125,7 @@ class IndexWriter:
             _delete_other_generations(folder, self._state.generation)
             self._files = _open_files(folder, self.info, self._state)
             undo.callback(self._close_files)
-            self._keeper: Keeper = open_keeper(folder, self.info, uri)
+            self._keeper: Keeper = engine_of(self.info).open_keeper(folder, self.info, uri)
             undo.callback(self._keeper.close)
             self._keeper.begin(self._state.generation, open_vectors(folder, self.info, self._state), dead)
             self._undo = undo.pop_all()
@@ -342,11 +323,3 @@ def _delete_other_generations(folder: Path, generation: int) -> None:
 def _rows_of(change: Change, ids: Iterable[str]) -> IntArray:
     found = (change.photo(photo_id) for photo_id in ids)
     return np.array(sorted(photo.row for photo in found if photo is not None), dtype=np.int64)
-
-
-def _delete(path: Path) -> None:
-    """Delete what a killed writer left: a file, or a folder with everything in it."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

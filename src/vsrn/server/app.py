@@ -17,9 +17,7 @@ from vsrn.encoders.base import Encoder
 from vsrn.errors import did_you_mean
 from vsrn.search.index import Index
 from vsrn.search.records import PhotoRecord, Where
-from vsrn.server.metrics import Metrics
-from vsrn.server.refusals import add_refusals, problems, refuse
-from vsrn.server.schemas import (
+from vsrn.server.answers import (
     About,
     Caption,
     Explanation,
@@ -28,14 +26,16 @@ from vsrn.server.schemas import (
     Photos,
     SearchResult,
     State,
+    add_refusals,
     photo_fields,
+    problems,
+    refuse,
     version_of,
 )
-from vsrn.server.security import Guard
+from vsrn.server.photos import Uploads
+from vsrn.server.security import Access, Guard, Limits
 from vsrn.server.service import Found, Service
-from vsrn.server.settings import Access, Limits
-from vsrn.server.traffic import Traffic
-from vsrn.server.uploads import Uploads
+from vsrn.server.traffic import Metrics, Traffic
 
 STATIC = Path(__file__).parent / "static"
 LIMITS = Limits()

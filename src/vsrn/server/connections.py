@@ -25,7 +25,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from vsrn.server.settings import Limits
+from vsrn.server.security import Limits
 
 if sys.platform != "win32":  # which has no such limit
     import resource

@@ -19,7 +19,7 @@ from vsrn.errors import ConfigError
 from vsrn.search.index import open_index
 from vsrn.server.app import create_app
 from vsrn.server.connections import Connection, Listener, connections_for, raise_file_limit
-from vsrn.server.settings import Access, Limits
+from vsrn.server.security import Access, Limits
 
 BACKLOG = 512
 # glibc's number for the setting, from its malloc.h.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+import functools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from vsrn.data.photo_splits import PhotoSplit, Pixels, decoding_threads
+from vsrn.data.photo_splits import PhotoSplit, Pixels, made_ready
 from vsrn.data.regions import first_of_zeros
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.data.vocabulary import Vocabulary
@@ -21,8 +20,6 @@ from vsrn.model.gru import pad_tokens
 
 # Extra seed component: region dropping must not share the random stream that shuffles captions.
 _DROPPING = 1
-# Batches of photos that threads decode ahead of the network.
-BATCHES_AHEAD = 2
 
 
 def draw_margins(images: int, regions: int, most: float, seed: Sequence[int]) -> FloatArray:
@@ -175,26 +172,13 @@ class PhotoBatches(TrainingBatches):
 
         Raises `PhotoError` where a photo cannot be read.
         """
-        ahead: deque[tuple[IntArray, list[Future[Pixels]]]] = deque()
-        pool = decoding_threads()
-        try:
-            for share in self.shares(epoch, first_step):
-                photos = [pool.submit(self._pixels, epoch, int(caption)) for caption in share.captions]
-                ahead.append((share.captions, photos))
-                if len(ahead) > BATCHES_AHEAD:
-                    yield self._with_photos(*ahead.popleft())
-            while ahead:
-                yield self._with_photos(*ahead.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+        shares = (share.captions.tolist() for share in self.shares(epoch, first_step))
+        for captions, pixels in made_ready(shares, functools.partial(self._pixels, epoch)):
+            yield self.batch_of(np.array(captions), torch.from_numpy(np.stack(pixels)), None)
 
     def _pixels(self, epoch: int, caption: int) -> Pixels:
         path = self.photos.path(int(self.split.image_of_caption[caption]))
         return self.photos.view.read_random_part(path, self.seed, epoch, caption)
-
-    def _with_photos(self, captions: IntArray, pixels: list[Future[Pixels]]) -> Batch:
-        photos = torch.from_numpy(np.stack([each.result() for each in pixels]))
-        return self.batch_of(captions, photos, None)
 
 
 def batches_for(split: CaptionedImages) -> type[TrainingBatches]:

@@ -18,7 +18,7 @@ from vsrn.extractors.base import RegionExtractor, make_extractor, prepare_photo
 from vsrn.extractors.bottom_up.extractor import BottomUpExtractor, Recipe, ScaleRules
 from vsrn.extractors.bottom_up.network import BottomUpNetwork, ProposalRules, SelectionRules, place_anchors, propose
 from vsrn.extractors.bottom_up.weights import BOX_DELTAS, read_weights
-from vsrn.extractors.compare import compare, find_rows, open_existing
+from vsrn.extractors.compare import compare, find_rows, open_existing, photos_to_compare
 from vsrn.extractors.extract import extract
 
 # So small that a photo takes a second or two.
@@ -132,15 +132,17 @@ def test_a_store_of_its_features_is_recognised_as_its_own(
     noise = np.random.default_rng(1).integers(0, 256, (2, 6, 9, 3), np.uint8)
     for name, colours in zip(("a.png", "b.png"), noise, strict=True):
         Image.fromarray(colours).resize((90, 60), Image.Resampling.BICUBIC).save(tmp_path / name)
-    photos = find_photos(tmp_path)
-    extract(photos, extractor, tmp_path / "store", "photos")
+    photos = photos_to_compare(tmp_path, None, None)
+    extract(find_photos(tmp_path), extractor, tmp_path / "store", "photos")
     existing = open_existing(tmp_path / "store" / "photos_ims.npy")
-    pairs, by_ids = find_rows(photos, existing)
-    comparison = compare(pairs, existing, extractor, by_ids=by_ids)
-    assert (comparison.same, comparison.agreeing, comparison.in_place) == (True, 1.0, 1.0)
+    assert find_rows([photo for photo, _ in photos], existing) == ([0, 1], True)
+    placed = [(*photo, row) for row, photo in enumerate(photos)]
+    for same in compare(placed, existing, extractor):
+        assert same.num_in_place == same.num_agreeing == same.num_ours == same.num_theirs
     # The same weights under another recipe: more regions, of which only some are the same.
     other = BottomUpExtractor(weights_file, replace(SMALL, selection=SelectionRules(9, 9)))
-    assert not compare(pairs, existing, other, by_ids=by_ids).same
+    for different in compare(placed, existing, other):
+        assert different.num_agreeing < 9 == different.num_ours
 
 
 @pytest.mark.parametrize("caffe", [False, True], ids=["detectron2", "caffe"])
