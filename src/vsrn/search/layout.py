@@ -295,7 +295,7 @@ def open_model(folder: Path, info: IndexInfo, device: str = "auto", *, whole: bo
     place = folder / MODEL_FOLDER
     if place.is_symlink():
         raise SearchError(f"{place} is a link, which `vsrn index` never makes; do not use this index.")
-    encoder = OnnxEncoder.load(place, checksums=info.files, device=device)
+    encoder = OnnxEncoder(place, checksums=info.files, device=device)
     if encoder.info.model != info.model:
         raise SearchError(
             f"{place} ({encoder.info.model[:12]}) is not the model that the index was made by ({info.model[:12]});"
