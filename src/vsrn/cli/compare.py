@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -13,7 +14,9 @@ from vsrn.cli.progress import ProgressBar, say
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 
-Features = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES.npy")]
+if TYPE_CHECKING:
+    from vsrn.extractors.compare import PhotoComparison
+
 DIFFERENT = 1
 # The features are the same ones when so many regions agree; a few are lost or won at the edge of the selection.
 SAME_FROM = 0.9
@@ -63,10 +66,7 @@ def main(
     chosen = [(*photo, row) for photo, row in zip(photos_of, rows, strict=True) if row is not None][:first]
     with ProgressBar("comparing", total=len(chosen)) as bar:
         compared = compare(chosen, existing, made, bar.advance)
-    # A region without a partner does not agree.
-    num_agreeing = sum(photo.num_agreeing for photo in compared)
-    agreeing = num_agreeing / sum(max(photo.num_ours, photo.num_theirs) for photo in compared)
-    in_place = sum(photo.num_in_place for photo in compared) / num_agreeing if num_agreeing else 0.0
+    agreeing, in_place = _shares(compared)
     result = {
         "existing": str(features),
         "extractor": made.name,
@@ -82,6 +82,14 @@ def main(
     else:
         print("\n".join(_lines(result)))
     return 0 if result["same"] else DIFFERENT
+
+
+def _shares(compared: Sequence[PhotoComparison]) -> tuple[float, float]:
+    """The share of all regions that agree, and of these the share that have the same place in both."""
+    num_agreeing = sum(photo.num_agreeing for photo in compared)
+    # A region without a partner does not agree.
+    agreeing = num_agreeing / sum(max(photo.num_ours, photo.num_theirs) for photo in compared)
+    return agreeing, sum(photo.num_in_place for photo in compared) / num_agreeing if num_agreeing else 0.0
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -114,11 +114,11 @@ def check_split(split: CaptionedImages) -> tuple[Any, Ids, Ids]:
 def coco_ids(split: CaptionedImages, test_captions: Sequence[int], image_of: dict[int, list[int]]) -> tuple[Ids, Ids]:
     """COCO's number of every image, and of every caption or -1 where it is none of an image's first five.
 
-    test_captions  COCO's numbers of the 25,000 test captions, in the field's order
+    test_captions  COCO's numbers of the 25,000 test captions, in the order of the published features
     image_of       caption -> the one image it was written for
 
-    Images are recognised by their ids: file names of COCO or its numbers. Where the ids are neither, as in the field's
-    precomputed features, 5,000 images are taken to be the field's `testall` in its order. Raises `DataError` where the
+    Images are recognised by their ids: file names of COCO or its numbers. Where the ids are neither, as in the
+    published features, 5,000 images are taken to be their `testall` in its order. Raises `DataError` where the
     split has other images, or one has fewer than five captions.
     """
     captions_of: dict[int, list[int]] = {}

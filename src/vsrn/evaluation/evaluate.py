@@ -1,4 +1,4 @@
-"""One model, or several as an ensemble, on one split: Recall@K by the field's protocol."""
+"""One model, or several as an ensemble, on one split: Recall@K both ways."""
 
 from __future__ import annotations
 
