@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -12,6 +13,10 @@ from vsrn.cli.extract import Photos
 from vsrn.cli.options import Device, Json, print_json, printable
 from vsrn.cli.progress import progress_bar, say
 from vsrn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vsrn.extractors.base import RegionExtractor
+    from vsrn.extractors.compare import PhotoComparison
 
 Features = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES.npy")]
 DIFFERENT = 1
@@ -67,25 +72,32 @@ def main(
     chosen = [(*photo, row) for photo, row in zip(photos_of, rows, strict=True) if row is not None][:first]
     with (bar := progress_bar("comparing", unit="photos")).of(len(chosen)):
         compared = compare(chosen, existing, made, bar.advance)
+    result = _result(compared, made, features, by_ids=by_ids)
+    if json:
+        print_json(result)
+    else:
+        print("\n".join(_lines(result)))
+    return 0 if result["same"] else DIFFERENT
+
+
+def _result(
+    compared: Sequence[PhotoComparison], extractor: RegionExtractor, features: Path, *, by_ids: bool
+) -> dict[str, Any]:
+    """What `--json` prints."""
     # A region without a partner does not agree.
     num_agreeing = sum(photo.num_agreeing for photo in compared)
     agreeing = num_agreeing / sum(max(photo.num_ours, photo.num_theirs) for photo in compared)
     in_place = sum(photo.num_in_place for photo in compared) / num_agreeing if num_agreeing else 0.0
-    result = {
+    return {
         "existing": str(features),
-        "extractor": made.name,
-        "fingerprint": made.fingerprint,
+        "extractor": extractor.name,
+        "fingerprint": extractor.fingerprint,
         "same": agreeing >= SAME_FROM,
         "agreeing": agreeing,
         "in_place": in_place,
         "rows_by": "ids" if by_ids else "order",
         "photos": [dataclasses.asdict(photo) for photo in compared],
     }
-    if json:
-        print_json(result)
-    else:
-        print("\n".join(_lines(result)))
-    return 0 if result["same"] else DIFFERENT
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
