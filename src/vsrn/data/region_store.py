@@ -156,23 +156,6 @@ class RegionStore:
         """(B,) real regions of each of these rows, or None where every region is real."""
         return None if self.counts is None else np.asarray(self.counts[np.asarray(rows)])
 
-    def labels(self, row: int) -> list[str] | None:
-        """What a row's real regions are, such as "brown dog"; None where the store does not say.
-
-        Raises `DataError` where a number has no name.
-        """
-        classes, attributes = self.regions.classes, self.regions.attributes
-        if classes is None:
-            return None
-        count = self.num_regions if self.counts is None else int(self.counts[row])
-        try:
-            return self.names.labels(classes[row][:count], None if attributes is None else attributes[row][:count])
-        except IndexError as error:
-            raise DataError(
-                f"{self.folder / self.split}_classes.npy or _attributes.npy: row {row} has a number that"
-                f" {self.split}_names.json does not name; extract this split again."
-            ) from error
-
 
 def open_region_store(folder: Path | str, split: str) -> RegionStore:
     """Open one split of a region store, also one that lies in shards, without reading its features into memory.

@@ -23,7 +23,7 @@ from typing import IO, cast
 
 import numpy as np
 
-from vsrn.data.annotations import as_image_id, find_image
+from vsrn.data.annotations import CaptionedPhoto, as_image_id, find_image
 from vsrn.data.photo_splits import made_ready
 from vsrn.data.region_store import SkippedPhoto
 from vsrn.data.region_writer import check_split_name, digest_of
@@ -234,9 +234,9 @@ def import_tsv(
     """
     check_settings(batch_size, workers)
     if dataset is None:
-        split, everything = (splits or ["photos"])[0], dict(lines)
-        return [_write(everything, folder, split, None, batch_size, workers, progress)]
-    found = captioned_splits(dataset, splits, restval=restval)
+        found = {(splits or ["photos"])[0]: [CaptionedPhoto(image_id, []) for image_id in lines]}
+    else:
+        found = captioned_splits(dataset, splits, restval=restval)
     lines_of = {
         split: {photo.id: find_image(lines, photo.id, photo.cocoid) for photo in photos}
         for split, photos in found.items()
@@ -248,21 +248,22 @@ def import_tsv(
             f"no line of the TSV files is of a photo of {dataset}'s split '{absent}': it has photos such as"
             f" {found[absent][0].id}, the files images such as {next(iter(lines))}."
         )
-    captions = {split: {photo.id: photo.captions for photo in found[split]} for split in there}
-    return [_write(lines_of[split], folder, split, captions[split], batch_size, workers, progress) for split in there]
+    reports = []
+    for split in there:
+        check_split_name(split)
+        header, batches_from = _source(lines_of[split], batch_size, workers)
+        captions = None if dataset is None else {photo.id: photo.captions for photo in found[split]}
+        ids = list(lines_of[split])
+        reports.append(
+            write_split(Path(folder), split, header, ids, batches_from, captions=captions, progress=progress)
+        )
+    return reports
 
 
-def _write(
-    lines: Mapping[str, TsvLine | None],
-    folder: Path | str,
-    split: str,
-    captions: Mapping[str, Sequence[str]] | None,
-    batch_size: int,
-    workers: int,
-    progress: ProgressCallback | None,
-) -> ExtractionReport:
-    """Write the photos of one split, by id; those without a line are skipped."""
-    check_split_name(split)
+def _source(
+    lines: Mapping[str, TsvLine | None], batch_size: int, workers: int
+) -> tuple[SplitHeader, Callable[[int], Iterator[ExtractedBatch]]]:
+    """What `write_split` is told of the photos of one split, and where it has their batches from."""
     present = [line for line in lines.values() if line is not None]
     feature_dim = present[0].read().features.shape[1]
 
@@ -287,4 +288,4 @@ def _write(
     # The weights that made published features are not known.
     most = max(line.num_boxes for line in present)
     header = SplitHeader("", "", digest_of(list(lines)), num_regions=most, feature_dim=feature_dim)
-    return write_split(Path(folder), split, header, list(lines), batches_from, captions=captions, progress=progress)
+    return header, batches_from
