@@ -11,19 +11,16 @@ The lists are optional: without one, each JSON is a split, `train2014` as `train
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 
 from vsrn.data.region_store import map_array
 from vsrn.errors import DataError
 from vsrn.files import normal_name, read_json
-
-_Found = TypeVar("_Found")
-_COCO_NAME = re.compile(r"COCO_[a-z]+20[0-9]{2}_([0-9]{12})")
 
 
 @dataclass(frozen=True)
@@ -219,40 +216,3 @@ def read_annotations(path: Path | str, *, restval: bool = False) -> dict[str, li
         if not splits["train"]:
             raise DataError(f"{path} has neither train nor restval; leave out restval.")
     return splits
-
-
-def as_image_id(name: str) -> str:
-    """A number without leading zeros, anything else in the Unicode form in which names are compared.
-
-    >>> as_image_id("000000391895"), as_image_id("a.jpg")
-    ('391895', 'a.jpg')
-    """
-    return name.lstrip("0") or "0" if name.isascii() and name.isdigit() else normal_name(name)
-
-
-def find_image(known: Mapping[str, _Found], photo_id: str, cocoid: int | None = None) -> _Found | None:
-    """What is known of a photo under the surest of its names, or None.
-
-    known   by names of images in the form of `as_image_id`: rows of a store by their ids, lines of a table
-    cocoid  COCO's number of the photo, where a data set says it
-
-    The surest name is COCO's number, then the photo's path, its file name, that without its ending, and the number in a
-    file name of COCO's.
-
-    >>> find_image({"391895": 0, "b.jpg": 1}, "val2014/COCO_val2014_000000391895.jpg"), find_image({"b": 1}, "a/b.jpg")
-    (0, 1)
-    """
-    name = normal_name(photo_id)
-    path = PurePosixPath(name)
-    names = [cocoid, name, path.name, as_image_id(path.stem), coco_number(photo_id)]
-    return next((known[str(each)] for each in names if each is not None and str(each) in known), None)
-
-
-def coco_number(photo_id: str) -> int | None:
-    """COCO's number of an image, where its file is named as COCO names files.
-
-    >>> coco_number("val2014/COCO_val2014_000000391895.jpg"), coco_number("391895.jpg")
-    (391895, None)
-    """
-    match = _COCO_NAME.fullmatch(PurePosixPath(photo_id).stem)
-    return int(match[1]) if match else None

@@ -120,6 +120,11 @@ class PhotoSplit:
         """How many photos there are."""
         return len(self.ids)
 
+    @property
+    def has_ids(self) -> bool:
+        """Photos always have ids."""
+        return True
+
     def image_ids(self) -> list[str]:
         """One id per photo."""
         return self.ids

@@ -14,7 +14,8 @@ from typing import cast
 
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto, as_image_id, find_image
+from vsrn.data.annotations import CaptionedPhoto
+from vsrn.data.image_ids import ImageNames, read_id_mapping
 from vsrn.data.listing import PhotoNames, find_photos
 from vsrn.data.region_store import RegionStore, map_features, open_region_store
 from vsrn.data.regions import Regions
@@ -85,8 +86,8 @@ def find_rows(photos: Sequence[CaptionedPhoto], existing: RegionStore) -> tuple[
     Where the store's ids name none of the photos, the rows are the photos in their order, each as often as rows
     divide by photos. Raises `DataError` where they do not.
     """
-    row_of = {as_image_id(name): row for row, name in reversed(list(enumerate(existing.ids)))}
-    rows = [find_image(row_of, photo.id, photo.cocoid) for photo in photos]
+    names = ImageNames(((name, row) for row, name in enumerate(existing.ids)), read_id_mapping(existing.folder))
+    rows = [names.find(photo.id, photo.cocoid) for photo in photos]
     if any(row is not None for row in rows):
         return rows, True
     if not len(existing) or len(existing) % len(photos):

@@ -17,14 +17,14 @@ import msgspec
 from vsrn.data.annotations import CaptionedPhoto, read_karpathy
 from vsrn.data.listing import PhotoFile, PhotoNames
 from vsrn.data.photo_splits import made_ready
-from vsrn.data.region_store import SkippedPhoto, StoreInfo, read_lines, read_skipped, read_store_info
+from vsrn.data.region_store import SkippedPhoto, StoreInfo, read_skipped, read_store_info
 from vsrn.data.region_writer import RegionWriter, check_split_name, digest_of, finish_interrupted
 from vsrn.data.regions import ARRAYS, RegionNames, Regions
 from vsrn.data.shards import SHARD_FILE, Shard, SplitHeader, check_shard, read_header, shard_folder
 from vsrn.errors import ConfigError, DataError, PhotoError, did_you_mean
 from vsrn.extractors.base import Prepared, RegionExtractor, prepare_photo
 from vsrn.extractors.provenance import check_same_weights, keep_weights
-from vsrn.files import normal_name
+from vsrn.files import normal_name, read_lines
 
 _Item = TypeVar("_Item")
 

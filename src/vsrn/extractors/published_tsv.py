@@ -23,7 +23,8 @@ from typing import IO, cast
 
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto, as_image_id, find_image
+from vsrn.data.annotations import CaptionedPhoto
+from vsrn.data.image_ids import ImageNames, as_image_id
 from vsrn.data.photo_splits import made_ready
 from vsrn.data.region_store import SkippedPhoto
 from vsrn.data.region_writer import check_split_name, digest_of
@@ -221,7 +222,7 @@ def import_tsv(
     """Write photos of `find_lines` into the region store `folder`.
 
     dataset     Karpathy JSON: its splits are written, in its order and with their captions; a photo's line is the one
-                that `find_image` finds, and a photo without one is skipped. Without it, one split of all photos in
+                that `ImageNames` finds, and a photo without one is skipped. Without it, one split of all photos in
                 their order, without captions.
     splits      those to write; without any, all of which the files have a photo, or "photos" where there is no JSON
     restval     whether `restval` images count as `train`
@@ -237,9 +238,9 @@ def import_tsv(
         found = {(splits or ["photos"])[0]: [CaptionedPhoto(image_id, []) for image_id in lines]}
     else:
         found = captioned_splits(dataset, splits, restval=restval)
+    names = ImageNames(lines.items())
     lines_of = {
-        split: {photo.id: find_image(lines, photo.id, photo.cocoid) for photo in photos}
-        for split, photos in found.items()
+        split: {photo.id: names.find(photo.id, photo.cocoid) for photo in photos} for split, photos in found.items()
     }
     there = [split for split in found if any(lines_of[split].values())]
     absent = next((split for split in found if split not in there), None)
