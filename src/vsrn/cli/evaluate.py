@@ -163,8 +163,12 @@ def _write_report(path: Path, evaluation: Evaluation, photos: Path | None, model
     from vsrn.evaluation.report import write_html_report
     from vsrn.training.checkpoint import read_log
 
-    write_html_report(path, evaluation, photos=photos, history=read_log(model))
+    missing = write_html_report(path, evaluation, photos=photos, history=read_log(model))
     say(f"The report is {path}.")
+    if missing and not evaluation.has_ids:
+        say(f"It shows no photos: {evaluation.data} has no {evaluation.split}_ids.txt that names its images.")
+    elif missing:
+        say(f"{len(missing):,} of its photos were not found in {photos} or cannot be read, such as {missing[0]}.")
 
 
 def _show(

@@ -240,7 +240,7 @@ def images_of_rows(regions: RegionStore, captions_path: Path, num_captions: int)
         _check_different(regions)
         return everything, np.repeat(everything, stated)
     if regions.caption_ids:
-        return _by_id(regions.caption_ids)
+        return everything, _by_id(regions.caption_ids)[1]
     if rows == 0 or num_captions % rows:
         raise DataError(
             f"{captions_path} has {num_captions:,} captions and {regions.split}_ims.npy {rows:,} images, which do"

@@ -87,6 +87,7 @@ class Evaluation:
     """Recall@K of one model, or of the mean similarity of several, on one split.
 
     intervals  95% bootstrap intervals over images; keys "image_to_text.recall_at_1" ... and "rsum"
+    has_ids    whether its images have ids on disk, by which their photos can be found, and are not just numbered
     num_folds  1, or the number of 1,000-image folds that the metrics are averaged over
     reranking  the second stage, where there was one; `metrics` are those after it
     """
@@ -101,6 +102,7 @@ class Evaluation:
     intervals: dict[str, Interval]
     examples: list[Example]
     reranking: Reranking | None = None
+    has_ids: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as plain JSON types, without its examples."""
@@ -208,6 +210,7 @@ def evaluate(
         intervals=bootstrap_intervals(folds),
         examples=_examples(retrieval, num_examples),
         reranking=retrieval.reranking(),
+        has_ids=split.has_ids,
     ), ranks
 
 

@@ -219,7 +219,7 @@ def extract_karpathy(
 ) -> list[ExtractionReport]:
     """Extract the splits of a Karpathy JSON, or those named in `splits`, with their captions.
 
-    photo_root  the folder that the JSON's file names start from; it may have them in another Unicode form
+    photo_root  the folder of the photos, which are found there by any name that `ImageNames` knows
     restval     whether `restval` images count as `train`
     settings    as in `extract`; a shard is one of every split
 
@@ -231,7 +231,7 @@ def extract_karpathy(
         raise DataError(f"there is no folder {root}; name the folder that holds the photos of {dataset}.")
     return [
         extract(
-            [PhotoFile(photo.id, names.path(photo.id)) for photo in photos],
+            [PhotoFile(photo.id, names.find(photo.id, photo.cocoid) or names.path(photo.id)) for photo in photos],
             extractor,
             folder,
             split,
