@@ -44,7 +44,7 @@ class DataConfig:
     photos: str = ""
     """Folder of photos, for a model that reads pixels; instead of `path`."""
     annotations: str = ""
-    """Captions of those photos: a Karpathy JSON, or a folder of COCO's caption annotations."""
+    """Captions of those photos, in any form that docs/data-formats.md lists."""
     restval: bool = False
     """Whether COCO's `restval` images are learned from as part of `train`."""
     train: str = "train"

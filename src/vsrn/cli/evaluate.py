@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Beam, Device, Json, print_json
+from vsrn.cli.options import Beam, Device, Json, print_json, say_unknown_share
 from vsrn.cli.progress import ProgressBar, say
 from vsrn.errors import CheckpointError, ConfigError
 
@@ -78,6 +78,7 @@ def main(
         _save_ranks(ranks, found)
     if html is not None:
         _write_report(html, evaluation, photos, models[0])
+    say_unknown_share(evaluation.unknown_share, "the model's vocabulary")
     _show(evaluation, extended, scores, beam, json=json)
     return 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vsrn.cli.options import Json, print_json
+from vsrn.cli.options import Json, print_json, say_unknown_share
 from vsrn.cli.progress import ProgressBar, mute, say
 from vsrn.config import Config, read_config
 from vsrn.errors import ConfigError
@@ -78,6 +78,7 @@ def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
         f" {len(prepared.train.captions):,} captions and {len(prepared.vocabulary):,} words;"
         f" {prepared.validation.num_images:,} images choose the best model."
     )
+    say_unknown_share(prepared.vocabulary.unknown_share(prepared.train.captions), "the vocabulary")
     reporter = TrainingReporter()
     trainer = Trainer(prepared, reporter)
     with ProgressBar("training", "steps", trainer.total_steps) as reporter.bar:

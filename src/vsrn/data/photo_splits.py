@@ -16,12 +16,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from vsrn.config import Config, NetworkConfig
-from vsrn.data.annotations import CaptionedPhoto, read_annotations
+from vsrn.data.annotations import CaptionedPhoto, choose_split, read_annotations
 from vsrn.data.listing import PhotoNames
 from vsrn.data.photos import decode_photo
-from vsrn.data.region_store import SPLIT_ALIASES
 from vsrn.data.splits import CaptionedImages, captions_of, open_split
-from vsrn.errors import ConfigError, DataError, did_you_mean
+from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import IntArray
 
 Pixels = npt.NDArray[np.uint8]
@@ -155,11 +154,7 @@ def open_photo_split(
     folder, splits = Path(photos), read_annotations(annotations, restval=restval)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; name the folder that holds the photos.")
-    name = next((known for known in (split, SPLIT_ALIASES.get(split, split)) if known in splits), None)
-    if name is None:
-        raise DataError(
-            f"{annotations} has no split '{split}'; it has {', '.join(sorted(splits))}.{did_you_mean(split, splits)}"
-        )
+    name = choose_split(annotations, splits, split)
     files = _find_files(folder, splits[name], annotations)
     return PhotoSplit(
         folder,

@@ -64,13 +64,13 @@ def open_existing(path: Path | str) -> RegionStore:
 def photos_to_compare(
     folder: Path, captions: Path | None, split: str | None, *, restval: bool = False, follow_links: bool = False
 ) -> list[tuple[CaptionedPhoto, Path]]:
-    """The photos of a folder, or of a JSON's split, and their files.
+    """The photos of a folder, or of a split of captions, and their files.
 
-    Raises `ConfigError` where the JSON has several splits and none is named, or one is named without a JSON.
+    Raises `ConfigError` where the captions have several splits and none is named, or one is named without captions.
     """
     if captions is None:
         if split is not None:
-            raise ConfigError("--split is one of a JSON's; name it with --captions.")
+            raise ConfigError("--split is one of captions'; name their file with --captions.")
         listed = find_photos(folder, follow_links=follow_links)
         return [(CaptionedPhoto(photo.id, []), photo.path) for photo in listed if photo.refusal is None]
     found = captioned_splits(captions, () if split is None else (split,), restval=restval)

@@ -221,17 +221,17 @@ def import_tsv(
 ) -> list[ExtractionReport]:
     """Write photos of `find_lines` into the region store `folder`.
 
-    dataset     Karpathy JSON: its splits are written, in its order and with their captions; a photo's line is the one
-                that `ImageNames` finds, and a photo without one is skipped. Without it, one split of all photos in
-                their order, without captions.
-    splits      those to write; without any, all of which the files have a photo, or "photos" where there is no JSON
+    dataset     captions (`read_annotations`): their splits are written, in their order; a photo's line is the one that
+                `ImageNames` finds, and a photo without one is skipped. Without them, one split of all photos in their
+                order, without captions.
+    splits      those to write; without any, all of which the files have a photo, or "photos" without captions
     restval     whether `restval` images count as `train`
     batch_size  photos finished at a time; what a kill costs at most
     workers     threads that read ahead
 
     Killed at any moment and called again, it goes on. Raises `DataError` where a line is wrong (`read_line`), where a
-    split was made from other photos, is not in the JSON or has no photo in the files, or where the disk is full;
-    `ConfigError` where `batch_size` or `workers` is below 1; and what `read_karpathy` raises.
+    split was made from other photos, is not in the captions or has no photo in the files, or where the disk is full;
+    `ConfigError` where `batch_size` or `workers` is below 1; and what `read_annotations` raises.
     """
     check_settings(batch_size, workers)
     if dataset is None:
