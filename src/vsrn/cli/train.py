@@ -78,9 +78,9 @@ def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
         f" {len(prepared.train.captions):,} captions and {len(prepared.vocabulary):,} words;"
         f" {prepared.validation.num_images:,} images choose the best model."
     )
-    say_unknown_share(prepared.vocabulary.unknown_share(prepared.train.captions), "the vocabulary")
     reporter = TrainingReporter()
     trainer = Trainer(prepared, reporter)
+    say_unknown_share(trainer.batches.unknown_share, "the vocabulary")
     with ProgressBar("training", "steps", trainer.total_steps) as reporter.bar:
         result = trainer.run(resume=resume)
     progress = result.progress

@@ -6,6 +6,7 @@ The precomputed layout of the field (docs/data-formats.md): beside a region stor
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +63,9 @@ def _checksums(regions: FloatArray) -> list[int]:
     with np.errstate(over="ignore"):
         rounded = np.ascontiguousarray(regions, dtype=np.float16)
     return [zlib.crc32(region.data) for region in rounded]
+
+
+_NAMED_CAPTION = re.compile(r"\S[^\t]*#[0-9]+\t")
 
 
 class CaptionedImages(Protocol):
@@ -211,6 +215,11 @@ def read_captions(path: Path) -> list[str]:
             " extract the photos with `vsrn extract --captions dataset.json`."
         )
     captions = read_lines(path)
+    if captions and all(map(_NAMED_CAPTION.match, captions)):
+        raise DataError(
+            f"{path} names a photo on every line, as Flickr's .token does, and a store's captions stand alone; give"
+            " that file to `vsrn extract --captions` or `vsrn import-tsv --captions`, or cut the names off."
+        )
     for number, caption in enumerate(captions, start=1):
         if not caption:
             raise DataError(f"{path}, line {number}: the caption is empty; write one or remove its image.")
