@@ -124,6 +124,8 @@ def test_a_list_of_captions_that_are_elsewhere_names_one(folder: Path) -> None:
 def test_a_file_by_itself_and_the_folder_of_the_archive_are_read(folder: Path) -> None:
     splits = read_annotations(folder)
     assert read_annotations(folder / "captions_val2014.json") == {"val": splits["val"]}
+    (folder / "vizwiz_val.json").write_bytes((folder / "captions_val2014.json").read_bytes())
+    assert [photo.id for photo in read_annotations(folder / "vizwiz_val.json")["val"]] == ["c.jpg", "d.jpg"]
     (folder / "annotations").mkdir()
     for path in folder.glob("*.json"):
         path.rename(folder / "annotations" / path.name)

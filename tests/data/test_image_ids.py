@@ -75,6 +75,7 @@ REFUSED = {
     "too few ids": (6, ["a", "b"], r"has 2 ids \(2 different\) for 3 rows of features and 6 captions"),
     "too many ids": (6, list("abcd"), "has 4 ids"),
     "ids of captions of other images": (6, list("aabbbb"), r"has 6 ids \(2 different\) for 3 rows"),
+    "two columns": (6, ["0\ta", "1\tb", "2\tc"], "has several columns"),
     "an empty id": (6, ["a", "", "c"], "line 2: the id is empty"),
 }
 
@@ -98,6 +99,7 @@ FOUND = [
     ("flickr/1001.jpeg", None, "flickr/1001.jpg"),
     ("photos/my beach.jpg", None, "my beach.JPG"),
     ("my beach", None, "my beach.JPG"),
+    ("images\\flickr\\1001.jpg", None, "flickr/1001.jpg"),
     # May be two images, lies in another folder, or is another kind of file.
     ("twice", None, None),
     ("other/a.jpg", None, None),

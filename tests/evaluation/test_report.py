@@ -264,6 +264,24 @@ def test_a_photo_that_cannot_be_read_becomes_a_labelled_placeholder(
     assert second.attributes["aria-label"] == f"Query: {seen}"
 
 
+def test_photos_are_found_by_published_ids_and_those_that_are_not_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "val2014"
+    folder.mkdir()
+    for name in ("COCO_val2014_000000391895.jpg", "1001.jpg", "mapped.jpg", "7.jpg"):
+        Image.new("RGB", (40, 30), "red").save(folder / name)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "id_mapping.json").write_text('{"7": "val2014/mapped.jpg", "8": "nowhere.jpg"}')
+    examples = examples_for("391895", "1001", "7", "8", "12")
+    evaluation = dataclasses.replace(evaluation_of(0), data=str(tmp_path / "data" / "precomp"), examples=examples)
+    assert write_html_report(tmp_path / "report.html", evaluation, photos=folder) == ["8", "12"]
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8")).root
+    assert len(page.all("img")) == 6
+    assert "2 of these photos were not found or could not be read, such as 8." in page.text
+    # A row's number is no name of a file.
+    numbered = dataclasses.replace(evaluation, has_ids=False, examples=examples_for("1001"))
+    assert write_html_report(tmp_path / "report.html", numbered, photos=folder) == ["1001"]
+
+
 def test_without_a_photo_folder_ids_stand_in_for_photos(tmp_path: Path) -> None:
     root = report(tmp_path, evaluation_of(examples=examples_for("beach/red.jpg")))
     assert [element.text for element in root.all("div", "missing")] == ["beach/red.jpg"] * 2

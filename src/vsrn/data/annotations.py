@@ -223,6 +223,7 @@ def joined(photos: Iterable[CaptionedPhoto]) -> list[CaptionedPhoto]:
 
 
 RESTVAL = "restval"
+_SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test)(?![a-z])")
 
 
 class _Layout(msgspec.Struct):
@@ -236,7 +237,7 @@ def read_annotations(
     """Splits by name, from any file or folder of captions that this module lists.
 
     restval  whether the images that COCO's `dev` and `test` left over count as `train`
-    name     what the one split of a file is called that names none
+    name     what the one split of a file is called that names none; of a JSON of COCO's, its file name may
 
     Raises `DataError` where there is nothing at the path, or what is there is malformed.
     """
@@ -246,8 +247,8 @@ def read_annotations(
     elif is_table(path):
         splits = _by_split(read_table(path), path, name)
     elif _is_coco(path):
-        found = _PART.fullmatch(path.name)
-        subfolder, split = (found[1], found[2] or found[1]) if found else ("", name)
+        found, named = _PART.fullmatch(path.name), _SPLIT_IN_NAME.search(path.stem)
+        subfolder, split = (found[1], found[2] or found[1]) if found else ("", named[1] if named else name)
         splits = {split: _gather(_read_part(path, subfolder), path)}
     else:
         return read_karpathy(path, restval=restval)

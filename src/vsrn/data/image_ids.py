@@ -136,7 +136,7 @@ def _from_each_folder(name: str) -> list[str]:
     >>> _from_each_folder("val/2014/007.jpg")
     ['val/2014/7.jpg', '2014/7.jpg', '7.jpg']
     """
-    *folders, file = PurePosixPath(name).parts or ("",)
+    *folders, file = PurePosixPath(name.replace("\\", "/")).parts or ("",)
     stem, ending = _cut(file)
     parts = [*folders, as_image_id(stem) + ending]
     return ["/".join(parts[place:]) for place in range(len(parts))]
@@ -198,6 +198,8 @@ def read_row_ids(path: Path, features: FloatArray) -> tuple[list[str], list[str]
         ids = [_NUMBER_OF_CAPTION.sub("", name) for name in ids]
     if "" in ids:
         raise DataError(f"{path}, line {ids.index('') + 1}: the id is empty; write one.")
+    if any("\t" in name for name in ids):
+        raise DataError(f"{path} has several columns; write the id of one row alone on each line.")
     rows = len(features)
     if len(ids) in (0, rows):
         return ids, []
@@ -287,16 +289,17 @@ def _check_alike(regions: RegionStore, first_of_row: IntArray) -> None:
     """
     for row in np.flatnonzero(first_of_row != np.arange(len(regions))).tolist():
         first = int(first_of_row[row])
-        # The first region alone tells nearly always; a detector that ran twice may have given others first.
-        for choose in (lambda features: features[0], lambda features: features.mean(axis=0)):
-            ours, theirs = (choose(regions.features[each].astype(np.float32)) for each in (row, first))
-            if np.linalg.norm(ours - theirs) <= SAME_WITHIN * np.linalg.norm(theirs):
-                break
-        else:
+        ours, theirs = (regions.features[each].astype(np.float32) for each in (row, first))
+        # The first region alone tells nearly always; a detector that ran twice may have given another one first.
+        if not (_is_near(ours[0], theirs[0]) or _is_near(ours.mean(axis=0), theirs.mean(axis=0))):
             raise DataError(
                 f"{regions.folder / f'{regions.split}_ids.txt'} gives the id {regions.ids[row]} to rows {first} and"
                 f" {row}, whose regions are different images'; give each image its own id."
             )
+
+
+def _is_near(ours: FloatArray, theirs: FloatArray) -> bool:
+    return bool(np.linalg.norm(ours - theirs) <= SAME_WITHIN * np.linalg.norm(theirs))
 
 
 def _repeats_previous(features: FloatArray) -> npt.NDArray[np.bool_]:

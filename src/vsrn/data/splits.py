@@ -65,7 +65,7 @@ def _checksums(regions: FloatArray) -> list[int]:
     return [zlib.crc32(region.data) for region in rounded]
 
 
-_NAMED_CAPTION = re.compile(r"\S[^\t]*#[0-9]+\t")
+_NAMED_CAPTION = re.compile(r"\S[^\t]*(#[0-9]+|\.(jpe?g|png|webp))\t", re.IGNORECASE)
 
 
 class CaptionedImages(Protocol):
