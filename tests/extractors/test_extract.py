@@ -430,7 +430,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         ([photos.folder, "--splits", "train", "val"], "name it with --captions"),
         ([photos.folder, "--captions", path, "--split", "mine"], "has no split 'mine'"),
         ([photos.folder, "--captions", path, "--splits", "tain"], "Did you mean 'train'?"),
-        ([photos.folder, "--captions", photos.folder / "notes.txt"], "Karpathy layout"),
+        ([photos.folder, "--captions", photos.folder / "notes.txt"], "line 1 does not name an image and a caption"),
     ]
     for arguments, says in mistakes:
         where: list[str | Path] = [] if "-o" in arguments else ["-o", tmp_path / "store"]

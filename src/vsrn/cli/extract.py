@@ -101,7 +101,7 @@ def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: boo
     """
     if captions is None and (restval or len(splits) > 1):
         option = "--restval" if restval else "--splits with several names"
-        raise ConfigError(f"{option} chooses among the splits of captions; name their file with --captions.")
+        raise ConfigError(f"{option} chooses among the splits of a file of captions; name it with --captions.")
     return splits[0] if splits else "photos"
 
 

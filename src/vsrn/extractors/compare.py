@@ -70,7 +70,7 @@ def photos_to_compare(
     """
     if captions is None:
         if split is not None:
-            raise ConfigError("--split is one of captions'; name their file with --captions.")
+            raise ConfigError("--split is one of a file of captions; name it with --captions.")
         listed = find_photos(folder, follow_links=follow_links)
         return [(CaptionedPhoto(photo.id, []), photo.path) for photo in listed if photo.refusal is None]
     found = captioned_splits(captions, () if split is None else (split,), restval=restval)
