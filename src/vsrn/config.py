@@ -20,7 +20,8 @@ import msgspec
 import tomli_w
 from msgspec import Meta
 
-from vsrn.errors import ConfigError
+from vsrn.errors import ConfigError, DataError
+from vsrn.files import read_text
 
 RegionOrder = Literal["stored", "reversed", "shuffled"]
 EFFICIENTNET = "efficientnet-lite0"
@@ -43,7 +44,7 @@ class DataConfig:
     photos: str = ""
     """Folder of photos, for a model that reads pixels; instead of `path`."""
     annotations: str = ""
-    """Captions of those photos: a Karpathy JSON, or a folder of COCO's caption annotations."""
+    """Captions of those photos, in any form that docs/data-formats.md lists."""
     restval: bool = False
     """Whether COCO's `restval` images are learned from as part of `train`."""
     train: str = "train"
@@ -218,9 +219,11 @@ def read_config(path: Path | str) -> Config:
     """Read and check a TOML config. Raises `ConfigError` naming the file and the field."""
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no config {path}; `configs/` has examples to start from.") from error
+    except DataError as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
         # tomllib leaves it to Python to refuse a number of more than 4,300 digits.
         reason = "a number in it has thousands of digits" if type(error) is ValueError else error

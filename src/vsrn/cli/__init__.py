@@ -10,10 +10,11 @@ import errno
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import vsrn
-from vsrn.errors import VsrnError, did_you_mean
+from vsrn.errors import UnknownWordsWarning, VsrnError, did_you_mean
 from vsrn.files import printable
 
 COMMANDS = {
@@ -58,7 +59,10 @@ def run_command(command: str, arguments: list[str]) -> int:
 
         module = importlib.import_module(f"vsrn.cli.{command.replace('-', '_')}")
         function = module.main_for(arguments) if hasattr(module, "main_for") else module.main
-        return call(function, command, arguments)
+        with warnings.catch_warnings():
+            # Commands name such words themselves.
+            warnings.simplefilter("ignore", UnknownWordsWarning)
+            return call(function, command, arguments)
     except VsrnError as error:
         return complain(str(error))
     except KeyboardInterrupt:

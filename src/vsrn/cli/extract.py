@@ -58,7 +58,8 @@ def main(
     Stopped or killed at any moment, the same command goes on where it was. Photos that cannot be read are listed.
 
     Args:
-        captions: Karpathy JSON; its splits and captions go into the store, and only its photos are read.
+        captions: Captions: Karpathy's JSON, COCO's captions_*.json or their folder, Flickr's .token, CSV or TSV
+            (docs/data-formats.md). Their splits and captions go into the store, and only their photos are read.
         extractor: What makes the regions: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME` or `torchvision:NAME`
             (docs/extractors.md).
         weights: Weights of the extractor; needed for `bottom-up`, for others instead of those they come with.
@@ -100,7 +101,7 @@ def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: boo
     """
     if captions is None and (restval or len(splits) > 1):
         option = "--restval" if restval else "--splits with several names"
-        raise ConfigError(f"{option} chooses among the splits of a JSON; name it with --captions.")
+        raise ConfigError(f"{option} chooses among the splits of captions; name their file with --captions.")
     return splits[0] if splits else "photos"
 
 

@@ -32,8 +32,9 @@ def main(
 
     Args:
         files: Files in bottom-up attention's TSV layout, plain or gzipped.
-        captions: Karpathy JSON; its splits and captions go into the store. Images are found by COCO's number or their
-            file name.
+        captions: Captions: Karpathy's JSON, COCO's captions_*.json or their folder, Flickr's .token, CSV or TSV
+            (docs/data-formats.md). Their splits and captions go into the store. Images are found by COCO's number or
+            their file name.
     """
     from vsrn.extractors.published_tsv import find_lines, import_tsv
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vsrn.cli.options import Json, print_json
+from vsrn.cli.options import Json, print_json, say_unknown_share
 from vsrn.cli.progress import ProgressBar, mute, say
 from vsrn.config import Config, read_config
 from vsrn.errors import ConfigError
@@ -80,6 +80,7 @@ def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
     )
     reporter = TrainingReporter()
     trainer = Trainer(prepared, reporter)
+    say_unknown_share(trainer.batches.unknown_share, "the vocabulary")
     with ProgressBar("training", "steps", trainer.total_steps) as reporter.bar:
         result = trainer.run(resume=resume)
     progress = result.progress

@@ -14,6 +14,7 @@ B images or captions, N regions of an image at most, F numbers per region, D num
 from __future__ import annotations
 
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from vsrn.data.regions import RegionNames, Regions, pad_regions
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
 from vsrn.data.vocabulary import Vocabulary
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
-from vsrn.errors import CheckpointError, DataError
+from vsrn.errors import CheckpointError, DataError, UnknownWordsWarning
 from vsrn.extractors.provenance import learned_extractor
 from vsrn.metrics import SIMILARITIES, Advance, EncodedSplit, FloatArray, IntArray
 
@@ -42,6 +43,7 @@ Features = npt.NDArray[Any]
 DEFAULT_BEAM = 5
 IMAGES_AT_ONCE = 128
 PHOTOS_AT_ONCE = 32
+WORDS_NAMED = 10
 NO_CAPTIONER = (
     "this model has no captioner, so it cannot write captions; use one that was trained with model.captioner.enabled."
 )
@@ -78,6 +80,7 @@ class Encoder(ABC):
         self.config, self.vocabulary, self.device = config, vocabulary, device
         self.learned_from, self.has_captioner = learned_from, has_captioner
         self._extractor: RegionExtractor | None = None
+        self._named_words: set[str] = set()
         self._loading, self._extracting = threading.Lock(), threading.Lock()
 
     @property
@@ -149,11 +152,37 @@ class Encoder(ABC):
 
         advance  called with the number of captions of each finished batch
 
+        Warns once of each word that the model never read (`UnknownWordsWarning`).
         Raises `DataError` for a single sentence that is not in a list.
         """
         if isinstance(captions, str):
             raise DataError("encode_captions takes a list of sentences; put the sentence into one: [sentence].")
-        return self._encode_tokens([np.array(self.vocabulary.encode(caption)) for caption in captions], advance)
+        self._warn_of_words(captions)
+        return self._encode_tokens(self._tokens(captions), advance)
+
+    def unknown_words(self, captions: str | Sequence[str]) -> list[str]:
+        """Words of a caption, or of several, that the model never read, each once, in the order they are met.
+
+        The model takes each of them for `<unk>`, so they tell it nothing.
+        """
+        return self.vocabulary.unknown_words([captions] if isinstance(captions, str) else captions)
+
+    def _tokens(self, captions: Sequence[str]) -> list[IntArray]:
+        """The token ids of each caption."""
+        return [np.array(self.vocabulary.encode(caption)) for caption in captions]
+
+    def _warn_of_words(self, captions: Sequence[str]) -> None:
+        """Name the words that the model never read, those that no earlier call has named."""
+        new = [word for word in self.unknown_words(captions) if word not in self._named_words]
+        if new:
+            self._named_words |= set(new)
+            more = f" and {len(new) - WORDS_NAMED:,} more" if len(new) > WORDS_NAMED else ""
+            share = self.vocabulary.unknown_share(captions)
+            warnings.warn(
+                f"words the model never read: {', '.join(new[:WORDS_NAMED])}{more} ({share:.0%} of all words).",
+                UnknownWordsWarning,
+                stacklevel=3,
+            )
 
     def encode_regions(self, features: FloatArray, counts: IntArray | None = None) -> FloatArray:
         """(B, N, F) region features, (B,) real regions of each image or None for all -> (B, D) float32 embeddings.
@@ -219,7 +248,7 @@ class Encoder(ABC):
             if isinstance(split, Split) and not np.isfinite(parts[-1]).all():
                 split.regions.check_zeros(split.rows[images], features, counts)
             advance(len(images))
-        captions = self.encode_captions(split.captions, advance)
+        captions = self._encode_tokens(self._tokens(split.captions), advance)
         return EncodedSplit(np.concatenate(parts), captions, SIMILARITIES[self.similarity])
 
     def extract(self, prepared: Sequence[Prepared]) -> list[Regions]:

@@ -23,7 +23,8 @@ from typing import IO, cast
 
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto, as_image_id, find_image
+from vsrn.data.annotations import CaptionedPhoto
+from vsrn.data.image_ids import ImageNames, as_image_id
 from vsrn.data.photo_splits import made_ready
 from vsrn.data.region_store import SkippedPhoto
 from vsrn.data.region_writer import check_split_name, digest_of
@@ -220,26 +221,26 @@ def import_tsv(
 ) -> list[ExtractionReport]:
     """Write photos of `find_lines` into the region store `folder`.
 
-    dataset     Karpathy JSON: its splits are written, in its order and with their captions; a photo's line is the one
-                that `find_image` finds, and a photo without one is skipped. Without it, one split of all photos in
-                their order, without captions.
-    splits      those to write; without any, all of which the files have a photo, or "photos" where there is no JSON
+    dataset     captions (`read_annotations`): their splits are written, in their order; a photo's line is the one that
+                `ImageNames` finds, and a photo without one is skipped. Without them, one split of all photos in their
+                order, without captions.
+    splits      those to write; without any, all of which the files have a photo, or "photos" without captions
     restval     whether `restval` images count as `train`
     batch_size  photos finished at a time; what a kill costs at most
     workers     threads that read ahead
 
     Killed at any moment and called again, it goes on. Raises `DataError` where a line is wrong (`read_line`), where a
-    split was made from other photos, is not in the JSON or has no photo in the files, or where the disk is full;
-    `ConfigError` where `batch_size` or `workers` is below 1; and what `read_karpathy` raises.
+    split was made from other photos, is not in the captions or has no photo in the files, or where the disk is full;
+    `ConfigError` where `batch_size` or `workers` is below 1; and what `read_annotations` raises.
     """
     check_settings(batch_size, workers)
     if dataset is None:
         found = {(splits or ["photos"])[0]: [CaptionedPhoto(image_id, []) for image_id in lines]}
     else:
         found = captioned_splits(dataset, splits, restval=restval)
+    names = ImageNames(lines.items())
     lines_of = {
-        split: {photo.id: find_image(lines, photo.id, photo.cocoid) for photo in photos}
-        for split, photos in found.items()
+        split: {photo.id: names.find(photo.id, photo.cocoid) for photo in photos} for split, photos in found.items()
     }
     there = [split for split in found if any(lines_of[split].values())]
     absent = next((split for split in found if split not in there), None)

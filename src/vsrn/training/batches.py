@@ -12,7 +12,7 @@ import torch
 from vsrn.data.photo_splits import PhotoSplit, Pixels, made_ready
 from vsrn.data.regions import first_of_zeros
 from vsrn.data.splits import CaptionedImages, Split
-from vsrn.data.vocabulary import Vocabulary
+from vsrn.data.vocabulary import UNK, Vocabulary
 from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.base import Batch
@@ -93,6 +93,12 @@ class TrainingBatches:
             raise ConfigError(
                 f"train.batch_size {self.batch_size} does not divide among {processes} processes; choose a multiple."
             )
+
+    @property
+    def unknown_share(self) -> float:
+        """Share, 0 to 1, of the captions' words that the vocabulary does not have."""
+        # Each caption has a start and an end besides.
+        return float((self.tokens == UNK).sum() / max(1, len(self.tokens) - 2 * len(self.split.captions)))
 
     @property
     def steps_per_epoch(self) -> int:

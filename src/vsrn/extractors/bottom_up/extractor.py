@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from vsrn.data.region_store import read_lines
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
 from vsrn.errors import ConfigError, DataError, PhotoError
@@ -33,6 +32,7 @@ from vsrn.extractors.bottom_up.network import (
     select,
 )
 from vsrn.extractors.bottom_up.weights import load_network, read_weights
+from vsrn.files import read_lines
 from vsrn.metrics import IntArray
 
 NAME = "bottom-up"
