@@ -32,7 +32,7 @@ def main(
         splits: Splits whose captions are counted.
         min_count: A word seen less often than this becomes <unk>.
     """
-    from vsrn.data.region_store import resolve_split
+    from vsrn.data.region_store import resolve_split, store_folder
     from vsrn.data.splits import read_split_captions
     from vsrn.data.vocabulary import build_vocabulary
     from vsrn.errors import ConfigError, VocabularyError
@@ -42,6 +42,7 @@ def main(
         raise ConfigError("--min-count must be 1 or more.")
     if output.exists() and not force:
         raise VocabularyError(f"{output} is already there; name another file, or add --force to replace it.")
+    data = store_folder(data)
     named = [resolve_split(data, split) for split in splits]
     captions = [caption for split in named for caption in read_split_captions(data, split)]
     vocabulary = build_vocabulary(captions, min_count)
