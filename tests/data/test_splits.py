@@ -204,6 +204,10 @@ def header(shape: str, kind: str = "<f4") -> Callable[[Path], None]:
     return damage("train_ims.npy", content)
 
 
+def move_below(folder: Path) -> None:
+    (folder / "train_ims.npy").rename(made(folder / "f30k_precomp") / "train_ims.npy")
+
+
 GOOD_CAPTIONS = "".join(f"caption {number}\n" for number in range(8)).encode()
 BAD_INPUT: dict[str, tuple[Callable[[Path], None], str]] = {
     "no features": (remove("train_ims.npy"), "holds no split"),
@@ -252,7 +256,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], str]] = {
         r"holds no split: .*one file an image.* `vsrn import [^ ]* -o STORE`",
     ),
     "a folder of stores": (
-        lambda folder: (folder / "train_ims.npy").rename(made(folder / "f30k_precomp") / "train_ims.npy"),
+        move_below,
         r"holds no split: .*the region stores in it are .*f30k_precomp; name one",
     ),
     "whole numbers": (save("train_ims.npy", np.zeros((4, N, F), dtype=np.int64)), r"holds int64; .*float16 or float32"),
