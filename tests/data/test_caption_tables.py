@@ -77,7 +77,7 @@ def test_a_column_names_the_split(tmp_path: Path) -> None:
     assert [photo.id for photo in read_annotations(path, restval=True)["train"]] == ["a.jpg", "c.jpg"]
 
 
-WRONG = {
+WRONG: dict[str, tuple[str | bytes, str]] = {
     "empty.csv": ("image,caption\na.jpg,A dog\nb.jpg,\n", r"line 3: a caption of b\.jpg is empty"),
     "alone.csv": ("a dog\n", "line 1 does not name an image and a caption"),
     "head.csv": ("image,caption\n", "holds no captions"),

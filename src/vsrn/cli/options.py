@@ -36,7 +36,7 @@ _HEADINGS = {
     "": "skipped",
 }
 # The other commands neither build nor load a model or an extractor of the user's.
-WITHOUT_PLUGINS = ("demo", "import-tsv", "vocab", "convert")
+WITHOUT_PLUGINS = ("demo", "import", "vocab", "convert")
 
 _arg = tyro.conf.arg
 Photos = Annotated[
@@ -56,6 +56,7 @@ Splits = Annotated[
 ]
 Restval = Annotated[bool, _arg(help="With --captions, count COCO's `restval` images as `train`.")]
 FollowLinks = Annotated[bool, _arg(help="Read photos also where links lead out of the folder.")]
+Float32 = Annotated[bool, _arg(name="float32", help="Keep features as float32, not as float16; twice the size.")]
 BatchSize = Annotated[int, _arg(help="Photos that are finished, and safe on disk, at a time.")]
 Workers = Annotated[int, _arg(help="Threads that read and decode ahead.")]
 Beam = Annotated[int, _arg(help="Partial captions kept at every step, 1 to 100; 1 takes the likeliest word each time.")]
