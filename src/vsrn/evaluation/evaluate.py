@@ -136,7 +136,7 @@ class Retrieval:
     stages = 1
 
     def __init__(self, encoders: Sequence[Encoder], split: CaptionedImages, advance: Advance = lambda _: None) -> None:
-        kinds = {encoder.similarity for encoder in encoders}
+        kinds = {encoder.similarity_name for encoder in encoders}
         if len(kinds) > 1:
             raise ConfigError(
                 f"an ensemble averages one kind of similarity, and these models use {' and '.join(sorted(kinds))};"
