@@ -28,7 +28,7 @@ from vsrn.config import (
 from vsrn.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
+CONFIGS = sorted((ROOT / "src/vsrn/configs").rglob("*.toml"))
 
 sizes = st.integers(1, 5000)
 margins = st.floats(0, 1e9, allow_nan=False)
@@ -111,7 +111,7 @@ def test_every_config_of_the_repository_reads_and_says_how_to_run_it(path: Path)
     stated = tomllib.loads(path.read_text(encoding="utf-8"))
     assert flat(stated).items() <= flat(dataclasses.asdict(config)).items()
     header = path.read_text(encoding="utf-8").partition("\n[")[0]
-    assert f"vsrn train {path.relative_to(ROOT).as_posix()}" in header
+    assert f"vsrn train {path.relative_to(ROOT / 'src/vsrn/configs').with_suffix('').as_posix()}" in header
 
 
 def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -243,7 +243,7 @@ def test_what_is_no_toml_is_refused_naming_the_file(tmp_path: Path, content: byt
 
 
 def test_a_missing_config_names_the_examples(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no config .*none\.toml; `configs/` has examples"):
+    with pytest.raises(ConfigError, match=r"there is no config .*none\.toml; `vsrn configs` lists"):
         read_config(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_config(tmp_path)

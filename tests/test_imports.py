@@ -19,6 +19,7 @@ ORDER = [
     "vsrn",
     "vsrn.errors",
     "vsrn.files",
+    "vsrn.configs",
     "vsrn.config",
     "vsrn.metrics",
     "vsrn.tensors",

@@ -220,7 +220,7 @@ def read_config(path: Path | str) -> Config:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no config {path}; `configs/` has examples to start from.") from error
+        raise ConfigError(f"there is no config {path}; `vsrn configs` lists those that come with vsrn.") from error
     except (OSError, ValueError, RecursionError) as error:
         # tomllib leaves it to Python to refuse a number of more than 4,300 digits.
         reason = "a number in it has thousands of digits" if type(error) is ValueError else error

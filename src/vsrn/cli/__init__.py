@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "photos and features -> whether an extractor makes these features",
     "vocab": "captions -> a vocabulary",
     "train": "a config -> a trained run",
+    "configs": "the configs that come with vsrn, for `vsrn train NAME`",
     "index": "a folder of photos -> an index of it; run again, it follows the folder",
     "search": "a sentence or a photo -> the photos of an index that fit it",
     "caption": "photos -> a sentence written for each",

@@ -33,7 +33,7 @@ _HEADINGS = {
     "": "skipped",
 }
 # The other commands neither build nor load a model or an extractor of the user's.
-WITHOUT_PLUGINS = ("demo", "import-tsv", "vocab", "convert")
+WITHOUT_PLUGINS = ("configs", "demo", "import-tsv", "vocab", "convert")
 
 _arg = tyro.conf.arg
 Photos = Annotated[

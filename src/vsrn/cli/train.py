@@ -11,6 +11,7 @@ import tyro
 from vsrn.cli.options import Json, print_json
 from vsrn.cli.progress import ProgressBar, mute, say
 from vsrn.config import Config, read_config
+from vsrn.configs import find_config
 from vsrn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def main_for(arguments: Sequence[str]) -> Callable[..., int]:
     """The command as a function, whose defaults are those of the config that the arguments name first."""
     named = next((word for word in arguments[:1] if not word.startswith("-")), None)
-    defaults = read_config(named) if named else Config()
+    defaults = read_config(find_config(named)) if named else Config()
 
     def main(
         config: tyro.conf.Positional[Path],
@@ -33,15 +34,15 @@ def main_for(arguments: Sequence[str]) -> Callable[..., int]:
     ) -> int:
         """Train a model as a config says; any of its fields can be given here instead.
 
-        $ vsrn train configs/flickr8k.toml --train.epochs 4 --model.joint_dim 512
+        $ vsrn train flickr8k --train.epochs 4 --model.joint_dim 512
 
         Ctrl-C saves and stops; the same command with --resume goes on bit for bit.
         Several GPUs or machines: torchrun --nproc-per-node 4 -m vsrn train CONFIG [OPTIONS]; the batch is shared.
 
         Args:
-            config: TOML file; configs/ has one for each model of the paper.
+            config: TOML file, a packaged config's name (`vsrn configs` lists them), or a run's folder.
             settings: Fields of the config, as --section.field value.
-            output: Folder of the run [default: runs/NAME for configs/NAME.toml].
+            output: Folder of the run [default: runs/NAME for a config NAME; a run's own folder].
             resume: Go on with the run that is in the folder.
         """
         if named is None or Path(named) != config:
@@ -50,7 +51,8 @@ def main_for(arguments: Sequence[str]) -> Callable[..., int]:
         from vsrn.model.registry import check_parts
 
         check_parts(settings, where=str(config))
-        return train(settings, output or Path("runs") / config.stem, resume=resume, json=json)
+        folder = output or (config if config.is_dir() else Path("runs") / config.stem)
+        return train(settings, folder, resume=resume, json=json)
 
     return main
 

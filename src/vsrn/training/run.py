@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vsrn.config import Config, ModelConfig, check_config, config_to_toml, read_config
+from vsrn.configs import find_packaged
 from vsrn.data.photo_splits import open_split_for
 from vsrn.data.region_store import RegionStore, StoreInfo
 from vsrn.data.splits import CaptionedImages, Split, hold_out
@@ -96,7 +97,7 @@ def open_training_splits(config: Config) -> tuple[CaptionedImages, CaptionedImag
     data = config.data
     train = open_split_for(config, data.train)
     if data.held_out:
-        train, validation = hold_out(train, Path(data.held_out))
+        train, validation = hold_out(train, find_packaged(data.held_out))
     else:
         validation = open_split_for(config, data.validation)
     if isinstance(train, Split):
