@@ -136,7 +136,8 @@ UNKNOWN = {
     "american spelling": ("[model]\nnormalization = 'coco'", "Did you mean 'model.normalisation'?"),
     "nothing like it": (
         "[loss]\nzzz = 1",
-        "no field loss.zzz. It has loss.matching, loss.temperature, loss.margin, loss.negatives, loss.warm_up_epochs.",
+        "no field loss.zzz. It has loss.matching, loss.temperature, loss.margin, loss.negatives, loss.warm_up_epochs,"
+        " loss.mask_same_image.",
     ),
 }
 
@@ -211,7 +212,6 @@ CONTRADICTIONS = {
     "model.aggregator is read by": "[model]\nkind = 'vsepp'\naggregator = 'mean'",
     "model.network.crop_size": "[model]\nkind = 'vsepp'\n[model.network]\nname = 'vgg19'\ncrop_size = 257",
     "model.network.smallest_crop": "[model]\nkind = 'vsepp'\n[model.network]\nname = 'vgg19'\nsmallest_crop = 0.0",
-    "model.network.fine_tune_after": "[model]\nkind = 'vsepp'\n[model.network]\nname = 'vgg19'\nfine_tune_after = 30",
     "data.path": "[model]\nkind = 'vsepp'\n[model.network]\nname = 'vgg19'\n[data]\npath = 'store'",
     "data.region_order": "[model]\nkind = 'vsepp'\n[model.network]\nname = 'vgg19'\n[train]\ndrop_regions = 0.2",
     "go together; name both": "[model]\nkind = 'vsepp'\n[model.network]\nname = 'vgg19'\n[data]\nphotos = 'photos'",
@@ -220,8 +220,9 @@ CONTRADICTIONS = {
     "train.learning_rate_drop must be rising": "[train]\nlearning_rate_drop = [20, 10]",
     "train.learning_rate_drop must be rising epochs": "[train]\nlearning_rate_drop = [10, 10]",
     "train.learning_rate_drop[0] must be at least 1": "[train]\nlearning_rate_drop = [0]",
-    "lies beyond the last of 8 epochs": "[train]\nepochs = 8",
-    "lies beyond the last of 15 epochs": "[train]\nepochs = 15",
+    "train.init_from brings the vectors": "[train]\ninit_from = 'runs/a'\n[data]\nword_vectors = 'glove.txt'",
+    "train.loggers[0]: Expected": "[train]\nloggers = [3]",
+    "train.schedule": "[train]\nschedule = 'linear'",
 }
 
 

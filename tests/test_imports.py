@@ -20,6 +20,7 @@ ORDER = [
     "vsrn.errors",
     "vsrn.files",
     "vsrn.configs",
+    "vsrn.other_names",
     "vsrn.config",
     "vsrn.metrics",
     "vsrn.tensors",
