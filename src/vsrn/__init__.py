@@ -8,6 +8,7 @@ model.encode_regions(features)                      # (B, N, F) -> (B, D)
 model.explain("beach.jpg", "two dogs")              # boxes with weights, heat map
 index = vsrn.build_index(model, "photos/", "idx/")  # resumable; later: vsrn.open_index("idx/")
 index.search("two dogs play on a beach", k=5)       # [Hit(id, score, path), ...]
+vsrn.train("flickr8k", output="runs/flickr8k")      # or a TOML file, a dict, a Config
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from vsrn.model.registry import register_aggregator, register_loss, register_model, register_text_encoder
     from vsrn.search.index import Hit, Index
     from vsrn.search.records import Where
+    from vsrn.training.loggers import register_logger
+    from vsrn.training.train import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,9 +49,11 @@ __all__ = [
     "open_index",
     "register_aggregator",
     "register_extractor",
+    "register_logger",
     "register_loss",
     "register_model",
     "register_text_encoder",
+    "train",
 ]
 
 
@@ -102,9 +107,11 @@ _PLACES = {
     "Where": "vsrn.search.records",
     "register_aggregator": "vsrn.model.registry",
     "register_extractor": "vsrn.extractors.base",
+    "register_logger": "vsrn.training.loggers",
     "register_loss": "vsrn.model.registry",
     "register_model": "vsrn.model.registry",
     "register_text_encoder": "vsrn.model.registry",
+    "train": "vsrn.training.train",
 }
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Beam, Device, Json, Model, print_json
+from vsrn.cli.options import Beam, Device, Json, print_json
 from vsrn.cli.progress import ProgressBar
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
+from vsrn.search.create import Model
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import WrittenCaption

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Device, Force, Json, Model, print_json, say_unknown_words
+from vsrn.cli.options import Device, Force, Json, print_json, say_unknown_words
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
+from vsrn.search.create import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -36,7 +36,7 @@ _HEADINGS = {
     "": "skipped",
 }
 # The other commands neither build nor load a model or an extractor of the user's.
-WITHOUT_PLUGINS = ("demo", "import", "vocab", "convert")
+WITHOUT_PLUGINS = ("configs", "demo", "import", "vocab", "convert")
 
 _arg = tyro.conf.arg
 Photos = Annotated[
