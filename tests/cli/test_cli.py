@@ -116,7 +116,8 @@ Mistake = Callable[[Workplace], list[str]]
 MISTAKES: list[tuple[Mistake, str]] = [
     (lambda _work: ["trian"], r"no command 'trian'. Did you mean 'train'\?"),
     (lambda work: ["evaluate", str(work.model), "--split", "tset"], r"no split 'tset'; it has dev and train"),
-    (lambda work: ["evaluate", str(work.folder / "no"), "--split", "dev"], "not a trained model"),
+    (lambda work: ["evaluate", str(work.folder / "no"), "--split", "dev"], "there is no folder"),
+    (lambda work: ["evaluate", str(work.store), "--split", "dev"], "not a trained model"),
     (lambda work: work.evaluate("--data", str(work.folder / "no")), "there is no folder"),
     (lambda work: work.evaluate("--data", str(work.model)), "holds no split"),
     (lambda work: work.evaluate("--five-fold"), "10 images do not divide"),

@@ -28,7 +28,8 @@ COMMANDS = {
     "caption": "photos -> a sentence written for each",
     "explain": "a photo and a sentence -> a picture of the regions that earned the match",
     "serve": "an index -> a page in the browser, and HTTP for other programs",
-    "evaluate": "runs -> Recall@K on a split",
+    "evaluate": "models -> Recall@K on a split",
+    "metrics": "similarities of any model -> Recall@K",
     "convert": "a checkpoint published in 2019 -> a model of ours",
     "export": "a run -> the files that a search needs, or ONNX encoders that need no torch",
 }

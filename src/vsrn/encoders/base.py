@@ -17,7 +17,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 # (B, N, F) features, or (B, S, S, 3) uint8 pixels of a model that reads photos whole.
 Features = npt.NDArray[Any]
+Precision = Literal["fp32", "bf16"]
 
 DEFAULT_BEAM = 5
 IMAGES_AT_ONCE = 128
@@ -196,10 +197,13 @@ class Encoder(ABC):
         """
         return SIMILARITIES[self.similarity](self.encode_regions(features, counts), self.encode_captions(captions))
 
-    def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedSplit:
+    def encode_split(
+        self, split: CaptionedImages, advance: Advance = lambda _: None, batch_size: int = IMAGES_AT_ONCE
+    ) -> EncodedSplit:
         """Encode each image and each caption of a split once.
 
-        advance  called with the number of images or captions of each finished batch
+        advance     called with the number of images or captions of each finished batch
+        batch_size  images that are read and encoded at a time
 
         Raises `DataError` where the split's images are not what the model learned from, or where the model makes no
         number of an image because it is all zeros, naming its row.
@@ -212,7 +216,7 @@ class Encoder(ABC):
 
             split = seen_by(split, self.config.model.network)
         parts = []
-        for part in slices(split.num_images, IMAGES_AT_ONCE):
+        for part in slices(split.num_images, batch_size):
             images = np.arange(part.start, part.stop)
             features, counts = split.read_images(images)
             parts.append(self._encode_regions(features, counts))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from vsrn.config import ScanConfig
 from vsrn.data.regions import RegionNames
 from vsrn.data.splits import CaptionedImages
 from vsrn.devices import pick_device
-from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Encoder, Features, slices
+from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Encoder, Features, Precision, slices
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.folding import fold, last_states
 from vsrn.errors import CheckpointError
@@ -27,8 +27,6 @@ from vsrn.model.gru import pad_tokens
 from vsrn.model.saved import StoredModel, model_fingerprint, read_model
 from vsrn.model.scan import SCAN, EncodedRegions, similarities
 from vsrn.model.vsrn import TextEncoder
-
-Precision = Literal["fp32", "bf16"]
 
 CAPTIONS_PER_BATCH = 4096
 # Fewer where the GRU's states of all words of a caption are kept.
@@ -43,8 +41,8 @@ NO_EMBEDDING = (
 )
 
 
-def encoder_of(stored: StoredModel[Any], device: str = "auto") -> Encoder:
-    """What runs a model that is already read.
+def encoder_of(stored: StoredModel[Any], device: str = "auto", precision: Precision = "fp32") -> Encoder:
+    """What runs a model that is already read; a SCAN is always run in "fp32".
 
     Raises `ConfigError` where the device is not there, and `CheckpointError` where a registered kind of model has no
     embeddings.
@@ -55,7 +53,7 @@ def encoder_of(stored: StoredModel[Any], device: str = "auto") -> Encoder:
         raise CheckpointError(
             f'a model of kind "{stored.config.model.kind}" has no embeddings; make it a vsrn.model.base.MatchingModel.'
         )
-    return TorchEncoder(stored, device)
+    return TorchEncoder(stored, device, precision)
 
 
 class StoredEncoder(Encoder):
@@ -216,10 +214,12 @@ class ScanEncoder(StoredEncoder):
         self.model = stored.model
 
     @override
-    def encode_split(self, split: CaptionedImages, advance: Advance = lambda _: None) -> EncodedSplit:
+    def encode_split(
+        self, split: CaptionedImages, advance: Advance = lambda _: None, batch_size: int = IMAGES_AT_ONCE
+    ) -> EncodedSplit:
         self.check_split(split)
         parts = []
-        for part in slices(split.num_images, IMAGES_AT_ONCE):
+        for part in slices(split.num_images, batch_size):
             images = np.arange(part.start, part.stop)
             parts.append(self._sets_of_regions(*split.read_images(images)))
             advance(len(images))
