@@ -63,7 +63,7 @@ def test_both_say_the_same_of_themselves_and_are_what_the_package_names(kind: st
     assert model.device == "cpu"
     assert model.fingerprint == run.fingerprint
     assert model.learned_from == run.learned_from
-    assert (model.similarity, model.region_order, model.has_captioner) == ("cosine", "stored", True)
+    assert (model.similarity_name, model.region_order, model.has_captioner) == ("cosine", "stored", True)
     assert model.config == run.config
     assert model.vocabulary.fingerprint == run.vocabulary.fingerprint
 

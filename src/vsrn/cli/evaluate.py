@@ -62,7 +62,7 @@ def main(
     ranks: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None,
     device: Device = "auto",
     precision: Precision = "fp32",
-    batch_size: EncodedAtOnce = 128,
+    batch_size: EncodedAtOnce = None,
     workers: Decoders = None,
     seed: Seed = 0,
     format: Format = "table",
@@ -129,7 +129,7 @@ def _check_options(
     captions: bool,
     eccv: bool,
     rerank: Path | None,
-    batch_size: int,
+    batch_size: int | None,
 ) -> None:
     """Raise `CheckpointError` where no model is named, and `ConfigError` for options that contradict each other."""
     if not models:
@@ -142,7 +142,7 @@ def _check_options(
     whole = "--eccv judges" if eccv else "--similarities are" if given["--similarities"] else ""
     if whole and rerank is not None:
         raise ConfigError(f"{whole} whole rankings, and --rerank changes only their beginning; leave out one.")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ConfigError(f"--batch-size is {batch_size}; it must be 1 or more.")
     if given["--similarities"] is not None:
         from vsrn.evaluation.arrays import check_similarities_path
@@ -152,7 +152,7 @@ def _check_options(
 
 def _say_scales(encoders: Sequence[Encoder]) -> None:
     """Say once that an ensemble averages numbers of different scales."""
-    scales = sorted({encoder.similarity for encoder in encoders})
+    scales = sorted({encoder.similarity_name for encoder in encoders})
     if len(scales) > 1:
         say(f"These models' similarities have different scales ({', '.join(scales)}); --weights can balance them.")
 

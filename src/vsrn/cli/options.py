@@ -79,9 +79,12 @@ Force = Annotated[bool, _arg(help="Replace the file if it is there.")]
 Device = Annotated[str, _arg(metavar="DEVICE", help="Where to compute: cpu, cuda, mps, or auto for the best there is.")]
 Precision = Annotated[
     Literal["fp32", "bf16"],
-    _arg(help="bf16 rounds weights and products, which is faster; exported models and SCAN always compute in fp32."),
+    _arg(help="bf16 rounds weights and products, which is faster; for models that torch runs."),
 ]
-EncodedAtOnce = Annotated[int, _arg(name="batch-size", help="Images encoded at a time.")]
+EncodedAtOnce = Annotated[
+    int | None,
+    _arg(name="batch-size", metavar="INT", help="Images encoded at a time [default: 128]."),
+]
 Seed = Annotated[int, _arg(help="Of the draws that the 95% intervals come from.")]
 Weights = Annotated[
     tuple[float, ...], _arg(metavar="NUMBER...", help="How much each model of an ensemble counts [default: all alike].")

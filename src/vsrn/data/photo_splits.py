@@ -19,6 +19,7 @@ from vsrn.config import Config, NetworkConfig
 from vsrn.data.annotations import CaptionedPhoto, read_annotations
 from vsrn.data.listing import PhotoNames
 from vsrn.data.photos import decode_photo
+from vsrn.data.pictures import Photo, picture_of
 from vsrn.data.region_store import SPLIT_ALIASES
 from vsrn.data.splits import CaptionedImages, captions_of, open_split
 from vsrn.errors import ConfigError, DataError, did_you_mean
@@ -70,9 +71,9 @@ class View:
         part = functional.resized_crop(photo, top, left, height, width, [self.crop_size, self.crop_size])
         return np.array(functional.horizontal_flip(part) if generator.random() < 0.5 else part)
 
-    def read_middle(self, path: Path) -> Pixels:
-        """`middle` of a photo file. Raises `PhotoError` where it cannot be read."""
-        return self.middle(decode_photo(path, target_size=self.photo_size))
+    def read_middle(self, photo: Photo) -> Pixels:
+        """`middle` of a photo in any form. Raises `PhotoError` where it cannot be read."""
+        return self.middle(picture_of(photo, self.photo_size))
 
     def read_random_part(self, path: Path, *seeds: int) -> Pixels:
         """`random_part` of a photo file, the same for the same seeds. Raises `PhotoError`."""

@@ -1,8 +1,9 @@
 """One model at work, whatever library runs it: sentences, regions and photos in; embeddings, captions and reasons out.
 
     model = vsrn.load("flickr8k-small")                     # or a run, a converted model, an exported folder
-    model.encode_captions(["two dogs play on a beach"])     # (1, D)
-    model.encode_images(["beach.jpg"])                      # (1, D)
+    captions = model.encode_captions(["two dogs play on a beach"])  # (1, D)
+    images = model.encode_images(["beach.jpg"])                     # (1, D)
+    model.similarity(images, captions)                              # (1, 1)
     model.explain("beach.jpg", "two dogs")                  # which regions earned the match
     model.caption("beach.jpg")                              # "two dogs play on the beach."
 
@@ -15,9 +16,9 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,17 +29,29 @@ from vsrn.data.regions import RegionNames, Regions, pad_regions
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
 from vsrn.data.vocabulary import Vocabulary
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
+from vsrn.encoders.inputs import (
+    ProgressOf,
+    batches_of,
+    check_features,
+    embeddings_of,
+    list_of_captions,
+    list_of_photos,
+    reporting,
+    size_of_batches,
+    slices,
+)
 from vsrn.errors import CheckpointError, DataError
 from vsrn.extractors.provenance import learned_extractor
 from vsrn.metrics import SIMILARITIES, Advance, EncodedSplit, FloatArray, IntArray
 
 if TYPE_CHECKING:
+    from vsrn.data.pictures import Photo
     from vsrn.encoders.captioning import CaptionWriter
+    from vsrn.encoders.inputs import Photos
     from vsrn.extractors.base import Prepared, RegionExtractor
 
 # (B, N, F) features, or (B, S, S, 3) uint8 pixels of a model that reads photos whole.
 Features = npt.NDArray[Any]
-Precision = Literal["fp32", "bf16"]
 
 DEFAULT_BEAM = 5
 IMAGES_AT_ONCE = 128
@@ -64,7 +77,15 @@ class Encoder(ABC):
     """A model ready to use; `vsrn.load` gives the right kind.
 
     `TorchEncoder` runs a run or a converted model, `OnnxEncoder` an exported folder without torch, and `ScanEncoder`
-    a SCAN, which compares images with captions and has no embedding of either. Threads may share one.
+    a SCAN, which compares images with captions and has no embedding of either. Threads may share one. A copy
+    (`copy.deepcopy`) or a pickle takes the weights along; its extractor is loaded again when it is first used.
+
+    Regions come as arrays of numpy, which may lie on disk, tensors of torch or lists; photos as paths, the bytes of
+    files, files opened with "rb", pictures of Pillow or (H, W, 3) uint8 RGB arrays. A single sentence or photo is a
+    batch of one. Where a method takes them,
+
+    batch_size  how many are computed at a time; None for a number that suits the back end
+    progress    True shows a bar on standard error; a function is called with the size of each finished batch
 
     config         the model's own
     vocabulary     the words it can read
@@ -101,7 +122,7 @@ class Encoder(ABC):
         """What the model's folder calls the regions that it learned from."""
 
     @abstractmethod
-    def _encode_tokens(self, tokens: Sequence[IntArray], advance: Advance) -> FloatArray:
+    def _encode_tokens(self, tokens: Sequence[IntArray], advance: Advance, batch_size: int | None) -> FloatArray:
         """Token ids of each of B captions -> (B, D) float32; calls `advance` with the size of each batch done."""
 
     @abstractmethod
@@ -112,11 +133,31 @@ class Encoder(ABC):
     def _reasoned_regions(self, features: Features, counts: IntArray | None) -> tuple[FloatArray, FloatArray]:
         """(B, N, F), (B,) as in `_encode_regions` -> (B, D) and (B, N, D) float32, in one batch."""
 
+    def _affinities(self, _features: Features, _counts: IntArray | None) -> FloatArray:
+        """(B, N, F), (B,) as in `_encode_regions` -> (layers, B, N, N) float32, in one batch."""
+        raise CheckpointError("this model has no affinities of regions; load a VSRN that was trained or converted.")
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        said = f"{model.kind}, {model.joint_dim} numbers an embedding, {len(self.vocabulary):,} words"
+        writes = ", writes captions" if self.has_captioner else ""
+        return f"<{type(self).__name__}: {said}{writes}, on {self.device}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Locks cannot be copied, and an extractor is made again from its name and weights.
+        left_out = {"_loading", "_extracting", "_extractor"}
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._extractor = None
+        self._loading, self._extracting = threading.Lock(), threading.Lock()
+
     def check(self) -> None:  # noqa: B027 - a back end that loads nothing late has nothing to do
         """Load everything that is otherwise loaded at its first use. Raises `CheckpointError` where it is broken."""
 
     @property
-    def similarity(self) -> str:
+    def similarity_name(self) -> str:
         """How an image and a caption are compared: "cosine" or "order" embeddings, or a name of the model's own."""
         return self.config.model.similarity
 
@@ -145,65 +186,116 @@ class Encoder(ABC):
         names = self.extractor.names
         return names if names.classes else self._kept_names()
 
-    def encode_captions(self, captions: Sequence[str], advance: Advance = lambda _: None) -> FloatArray:
-        """B sentences -> (B, D) float32 embeddings.
+    def encode_captions(
+        self, captions: str | Iterable[str], *, batch_size: int | None = None, progress: ProgressOf = False
+    ) -> FloatArray:
+        """B sentences -> (B, D) float32 embeddings; a single string is one sentence, (1, D).
 
-        advance  called with the number of captions of each finished batch
-
-        Raises `DataError` for a single sentence that is not in a list.
+        Raises `DataError` where one of them is no string.
         """
-        if isinstance(captions, str):
-            raise DataError("encode_captions takes a list of sentences; put the sentence into one: [sentence].")
-        return self._encode_tokens([np.array(self.vocabulary.encode(caption)) for caption in captions], advance)
+        tokens = [np.array(self.vocabulary.encode(sentence)) for sentence in list_of_captions(captions)]
+        with reporting(progress, "encoding captions", len(tokens)) as advance:
+            return self._encode_tokens(tokens, advance, batch_size)
 
-    def encode_regions(self, features: FloatArray, counts: IntArray | None = None) -> FloatArray:
+    def encode_regions(
+        self,
+        features: FloatArray,
+        counts: IntArray | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: ProgressOf = False,
+    ) -> FloatArray:
         """(B, N, F) region features, (B,) real regions of each image or None for all -> (B, D) float32 embeddings.
 
         Raises `DataError` where they are not of the size that the model reads, hold NaN or infinity, or where a count
-        is not 1 to N.
+        is not 1 to N. Of an image of zeros, whose length the model would divide by, the embedding is NaN.
         """
         features, counts = self._check_features(features, counts)
-        ordered = in_order(features, counts, self.region_order)
         embeddings = np.empty((len(features), self.config.model.joint_dim), dtype=np.float32)
-        for part in slices(len(features), IMAGES_AT_ONCE):
-            embeddings[part] = self._encode_regions(ordered[part], None if counts is None else counts[part])
+        with reporting(progress, "encoding images", len(features)) as advance:
+            for part, batch, real in batches_of(features, counts, size_of_batches(batch_size, IMAGES_AT_ONCE)):
+                embeddings[part] = self._encode_regions(in_order(batch, real, self.region_order), real)
+                advance(len(batch))
         return embeddings
 
-    def reasoned_regions(self, features: FloatArray, counts: IntArray | None = None) -> tuple[FloatArray, FloatArray]:
+    def reasoned_regions(
+        self, features: FloatArray, counts: IntArray | None = None, *, batch_size: int | None = None
+    ) -> tuple[FloatArray, FloatArray]:
         """(B, N, F) features, (B,) counts or None -> (B, D) embeddings, (B, N, D) what entered the aggregator; float32.
 
-        One batch; regions stay in their places, padded ones are 0. Raises what `encode_regions` raises, and
-        `CheckpointError` where an export is from before encoders gave their reasoned regions.
+        Regions stay in their places, padded ones are 0. Raises what `encode_regions` raises, and `CheckpointError`
+        where an export is from before encoders gave their reasoned regions.
         """
         features, counts = self._check_features(features, counts)
-        places = reading_places(features, counts, self.region_order)
-        embeddings, regions = self._reasoned_regions(at_places(features, places), counts)
-        return embeddings, back_in_place(regions, places)
+        joint_dim = self.config.model.joint_dim
+        embeddings = np.empty((len(features), joint_dim), dtype=np.float32)
+        regions = np.empty((*features.shape[:2], joint_dim), dtype=np.float32)
+        for part, batch, real in batches_of(features, counts, size_of_batches(batch_size, IMAGES_AT_ONCE)):
+            places = reading_places(batch, real, self.region_order)
+            embeddings[part], reasoned = self._reasoned_regions(at_places(batch, places), real)
+            regions[part] = back_in_place(reasoned, places)
+        return embeddings, regions
 
-    def encode_images(self, photos: Sequence[Path | str]) -> FloatArray:
-        """B photo files -> (B, D) float32 embeddings, by the extractor that the model's training data was made by.
+    def affinities(
+        self, features: FloatArray, counts: IntArray | None = None, *, batch_size: int | None = None
+    ) -> FloatArray:
+        """(B, N, F) features, (B,) counts or None -> (layers, B, N, N) float32 affinities of regions, R of Eq. 2.
 
-        Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not the one that
-        the model learned from, or for a single photo that is not in a list.
+        Row i says how much of the message of each region j region i takes: theta(v_i) . phi(v_j) / n, with n real
+        regions. Regions stay in their places; rows and columns of padded ones are 0.
+
+        Raises what `encode_regions` raises, and `CheckpointError` for an export, a SCAN or an encoder of another kind.
         """
-        encode = self._encode_regions if self.config.model.network.name else self.encode_regions
-        parts = [encode(*batch) for batch in self._read_photos(photos)]
-        return np.concatenate(parts) if parts else self.encode_captions([])
+        features, counts = self._check_features(features, counts)
+        parts = []
+        for _, batch, real in batches_of(features, counts, size_of_batches(batch_size, IMAGES_AT_ONCE)):
+            places = reading_places(batch, real, self.region_order)
+            found = self._affinities(at_places(batch, places), real)
+            stored = places.argsort(axis=1)[None]
+            rows = np.take_along_axis(found, stored[..., None], axis=2)
+            parts.append(np.take_along_axis(rows, stored[:, :, None], axis=3))
+        return np.concatenate(parts, axis=1) if parts else self._affinities(features, counts)
 
-    def compare(self, features: FloatArray, counts: IntArray | None, captions: Sequence[str]) -> FloatArray:
+    def encode_images(
+        self, photos: Photos, *, batch_size: int | None = None, progress: ProgressOf = False
+    ) -> FloatArray:
+        """B photos in any form -> (B, D) float32 embeddings, by the extractor of the model's training data.
+
+        A single photo is a batch of one, (1, D). Raises `PhotoError` where a photo cannot be read, and `DataError`
+        where the extractor here is not the one that the model learned from.
+        """
+        photos = list_of_photos(photos)
+        encode = self._encode_regions if self.config.model.network.name else self.encode_regions
+        parts = [np.empty((0, self.config.model.joint_dim), dtype=np.float32)]
+        with reporting(progress, "encoding photos", len(photos)) as advance:
+            for batch in self._read_photos(photos, batch_size):
+                parts.append(encode(*batch))
+                advance(len(parts[-1]))
+        return np.concatenate(parts)
+
+    def similarity(self, images: Photos | FloatArray, captions: str | Iterable[str] | FloatArray) -> FloatArray:
+        """Similarities of I images with C captions by the model's own measure, larger is closer: (I, C).
+
+        images    (I, D) embeddings, or photos as `encode_images` takes them
+        captions  (C, D) embeddings, or sentences as `encode_captions` takes them
+
+        Raises `DataError` where embeddings are of another size, and what the two methods raise.
+        """
+        dim = self.config.model.joint_dim
+        encoded = embeddings_of(images, self.encode_images, dim), embeddings_of(captions, self.encode_captions, dim)
+        return SIMILARITIES[self.similarity_name](*encoded)
+
+    def compare(self, features: FloatArray, counts: IntArray | None, captions: str | Iterable[str]) -> FloatArray:
         """(I, N, F) features, (I,) counts or None, C sentences -> (I, C) similarities.
 
         Raises what `encode_regions` raises.
         """
-        return SIMILARITIES[self.similarity](self.encode_regions(features, counts), self.encode_captions(captions))
+        return self.similarity(self.encode_regions(features, counts), self.encode_captions(captions))
 
     def encode_split(
-        self, split: CaptionedImages, advance: Advance = lambda _: None, batch_size: int = IMAGES_AT_ONCE
+        self, split: CaptionedImages, progress: ProgressOf = False, *, batch_size: int | None = None
     ) -> EncodedSplit:
         """Encode each image and each caption of a split once.
-
-        advance     called with the number of images or captions of each finished batch
-        batch_size  images that are read and encoded at a time
 
         Raises `DataError` where the split's images are not what the model learned from, or where the model makes no
         number of an image because it is all zeros, naming its row.
@@ -216,15 +308,16 @@ class Encoder(ABC):
 
             split = seen_by(split, self.config.model.network)
         parts = []
-        for part in slices(split.num_images, batch_size):
-            images = np.arange(part.start, part.stop)
-            features, counts = split.read_images(images)
-            parts.append(self._encode_regions(features, counts))
-            if isinstance(split, Split) and not np.isfinite(parts[-1]).all():
-                split.regions.check_zeros(split.rows[images], features, counts)
-            advance(len(images))
-        captions = self.encode_captions(split.captions, advance)
-        return EncodedSplit(np.concatenate(parts), captions, SIMILARITIES[self.similarity])
+        with reporting(progress, "encoding", split.num_images + len(split.captions)) as advance:
+            for part in slices(split.num_images, size_of_batches(batch_size, IMAGES_AT_ONCE)):
+                images = np.arange(part.start, part.stop)
+                features, counts = split.read_images(images)
+                parts.append(self._encode_regions(features, counts))
+                if isinstance(split, Split) and not np.isfinite(parts[-1]).all():
+                    split.regions.check_zeros(split.rows[images], features, counts)
+                advance(len(images))
+            captions = self.encode_captions(split.captions, batch_size=batch_size, progress=advance)
+        return EncodedSplit(np.concatenate(parts), captions, SIMILARITIES[self.similarity_name])
 
     def extract(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """What `extractor.prepare` gave for each photo of a batch -> the regions of each. Threads take turns.
@@ -235,20 +328,20 @@ class Encoder(ABC):
         with self._extracting:
             return extractor(prepared)
 
-    def explain(self, photo: Path | str, sentence: str, view: ExplainView = "sentence") -> Explanation:
-        """Which regions of a photo file earned its match with a sentence, or made its embedding (view "image").
+    def explain(self, photo: Photo, sentence: str, view: ExplainView = "sentence") -> Explanation:
+        """Which regions of a photo earned its match with a sentence, or made its embedding (view "image").
 
         Raises what `encode_images` and `reasoned_regions` raise.
         """
         (regions,) = self._extract([photo])
         return explain_regions(self, regions, sentence, view, self.region_names.labels_of(regions))
 
-    def caption(self, photo: Path | str, beam: int = DEFAULT_BEAM) -> str:
-        """A sentence for one photo file; arguments and errors are those of `caption_images`."""
+    def caption(self, photo: Photo, beam: int = DEFAULT_BEAM) -> str:
+        """A sentence for one photo; arguments and errors are those of `caption_images`."""
         return self.caption_images([photo], beam)[0]
 
-    def caption_images(self, photos: Sequence[Path | str], beam: int = DEFAULT_BEAM) -> list[str]:
-        """A sentence for each photo file.
+    def caption_images(self, photos: Photos, beam: int = DEFAULT_BEAM) -> list[str]:
+        """A sentence for each photo.
 
         beam  partial captions kept at every step, 1 to 100; 1 is greedy
 
@@ -276,15 +369,14 @@ class Encoder(ABC):
         features, counts = self._check_features(features, counts)
         written = []
         # Reasoned regions take much more room than captions.
-        for part in slices(len(features), IMAGES_AT_ONCE):
-            real = None if counts is None else counts[part]
+        for _, batch, real in batches_of(features, counts, IMAGES_AT_ONCE):
             # The captioner reads the regions one after the other, in the model's order.
-            ordered = in_order(features[part], real, self.region_order)
+            ordered = in_order(batch, real, self.region_order)
             written += writer.write(self._reasoned_regions(ordered, real)[1], real, beam)
         return written
 
-    def write_photo_captions(self, photos: Sequence[Path | str], beam: int = DEFAULT_BEAM) -> Iterator[WrittenCaption]:
-        """A sentence for each photo file, one after the other, with its probability.
+    def write_photo_captions(self, photos: Photos, beam: int = DEFAULT_BEAM) -> Iterator[WrittenCaption]:
+        """A sentence for each photo, one after the other, with its probability.
 
         Raises what `encode_images` raises, and `CheckpointError` where the model has no captioner.
         """
@@ -323,56 +415,26 @@ class Encoder(ABC):
             )
 
     def _check_features(self, features: FloatArray, counts: IntArray | None) -> tuple[FloatArray, IntArray | None]:
-        """(B, N, F) features and (B,) counts as a back end takes them. Raises what `encode_regions` raises."""
+        """(B, N, F) features and (B,) counts, checked but for their numbers. Raises what `encode_regions` raises."""
         if self.config.model.network.name:
             raise CheckpointError(WHOLE_PHOTOS)
-        features, feature_dim = np.asarray(features), self.config.model.feature_dim
-        if features.ndim != 3 or features.shape[2] != feature_dim:
-            raise DataError(
-                f"region features of shape {features.shape} do not fit: this model reads (images, regions,"
-                f" {feature_dim}); extract the photos as its training data was."
-            )
-        if features.dtype != np.float16:
-            features = features.astype(np.float32, copy=False)
-        if not np.isfinite(features).all():
-            raise DataError("region features hold NaN or infinity; extract the photos again.")
-        images, most = features.shape[:2]
-        if counts is not None:
-            counts = np.asarray(counts, dtype=np.int64)
-            if counts.shape != (images,):
-                raise DataError(
-                    f"regions of shape {features.shape} and counts of shape {counts.shape} do not fit; give one count"
-                    " per image."
-                )
-            if images and not 1 <= counts.min() <= counts.max() <= most:
-                raise DataError(f"every image must have 1 to {most} regions, since it is padded to that many.")
-        elif images and not most:
-            raise DataError("every image must have 1 region or more.")
-        return features, counts
+        return check_features(features, counts, self.config.model.feature_dim)
 
-    def _read_photos(self, photos: Sequence[Path | str]) -> Iterator[tuple[Features, IntArray | None]]:
-        """Photo files -> what the model reads of each, and counts of regions, a batch at a time."""
-        if isinstance(photos, str | Path):
-            raise DataError("photos are named in a list; put the photo into one: [photo].")
-        network = self.config.model.network
-        for part in slices(len(photos), PHOTOS_AT_ONCE):
+    def _read_photos(self, photos: Photos, batch_size: int | None = None) -> Iterator[tuple[Features, IntArray | None]]:
+        """Photos -> what the model reads of each, and counts of regions, a batch at a time."""
+        photos, network = list_of_photos(photos), self.config.model.network
+        for part in slices(len(photos), size_of_batches(batch_size, PHOTOS_AT_ONCE)):
             if network.name:
                 from vsrn.data.photo_splits import View  # noqa: PLC0415 - sentences need no Pillow
 
                 view = View.of(network)
-                yield np.stack([view.read_middle(Path(photo)) for photo in photos[part]]), None
+                yield np.stack([view.read_middle(photo) for photo in photos[part]]), None
             else:
                 yield pad_regions(self._extract(photos[part]))
 
-    def _extract(self, photos: Sequence[Path | str]) -> list[Regions]:
-        """Photo files -> the regions of each, in one batch."""
+    def _extract(self, photos: Sequence[Photo]) -> list[Regions]:
+        """Photos -> the regions of each, in one batch."""
         from vsrn.extractors.base import prepare_photo  # noqa: PLC0415 - sentences need neither torch nor Pillow
 
         extractor = self.extractor
-        return self.extract([prepare_photo(extractor, Path(photo)) for photo in photos])
-
-
-def slices(total: int, size: int) -> Iterator[slice]:
-    """`total` rows cut into slices of `size`, the last one shorter."""
-    for first in range(0, total, size):
-        yield slice(first, min(first + size, total))
+        return self.extract([prepare_photo(extractor, photo) for photo in photos])

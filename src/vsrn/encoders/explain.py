@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from vsrn.data.regions import Regions
-from vsrn.metrics import SIMILARITIES, FloatArray, IntArray
+from vsrn.metrics import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
@@ -103,7 +103,7 @@ def explain_regions(
 
     Raises what the encoder raises, such as `DataError` where the regions are not of the size that it reads.
     """
-    caption, compare = encoder.encode_captions([sentence]), SIMILARITIES[encoder.similarity]
+    caption, compare = encoder.encode_captions([sentence]), encoder.similarity
     if view == "sentence":
         images = encoder.encode_regions(*without_each(regions.features))
         similarities = compare(images, caption)[:, 0]

@@ -161,7 +161,7 @@ class Retrieval:
     An ensemble averages *similarities*, as the paper does, so its models may be of any kinds and sizes.
 
     weights     how much each model counts; None for all alike
-    batch_size  images encoded at a time
+    batch_size  images, and captions, encoded at a time; None for what each model's kind does best
 
     Raises what `check_weights` and `Encoder.encode_split` raise.
 
@@ -177,11 +177,13 @@ class Retrieval:
         advance: Advance = lambda _: None,
         *,
         weights: Sequence[float] | None = None,
-        batch_size: int = IMAGES_AT_ONCE,
+        batch_size: int | None = None,
     ) -> None:
         check_weights(weights, len(encoders))
         self.split, self.weights = split, weights if len(encoders) > 1 else None
-        self.encoded: list[EncodedSplit] = [encoder.encode_split(split, advance, batch_size) for encoder in encoders]
+        self.encoded: list[EncodedSplit] = [
+            encoder.encode_split(split, advance, batch_size=batch_size) for encoder in encoders
+        ]
 
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
         """Ranks among these images and their captions alone, and the image of each of these captions.

@@ -11,16 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.encoders import load_encoder
-from vsrn.encoders.base import IMAGES_AT_ONCE, Encoder, Precision
+from vsrn.encoders.base import Encoder
+from vsrn.encoders.inputs import ProgressOf, reporting
 from vsrn.errors import CheckpointError, SimilarityError
 from vsrn.evaluation.evaluate import Evaluation, Retrieval, check_weights, summary
 from vsrn.evaluation.evaluate import evaluate as evaluate_retrieval
 from vsrn.evaluation.rerank import TwoStageRetrieval
-from vsrn.metrics import Advance, FloatArray, IntArray, five_folds, mean_of, rank_blocks
+from vsrn.metrics import FloatArray, IntArray, five_folds, mean_of, rank_blocks
 from vsrn.pretrained import find_model
 
 if TYPE_CHECKING:
     from vsrn.data.splits import CaptionedImages
+    from vsrn.encoders.torch_backend import Precision
 
 Model = Encoder | Path | str
 ROWS = "rows are images and columns are captions"
@@ -73,9 +75,9 @@ def evaluate(
     similarities: bool = False,
     device: str = "auto",
     precision: Precision = "fp32",
-    batch_size: int = IMAGES_AT_ONCE,
+    batch_size: int | None = None,
+    progress: ProgressOf = False,
     seed: int = 0,
-    advance: Advance = lambda _: None,
 ) -> Evaluation:
     """Recall@K of a model, or of an ensemble, on a split: what `vsrn evaluate` prints.
 
@@ -89,9 +91,10 @@ def evaluate(
     five_fold     average over consecutive blocks of 1,000 images: COCO 1K, on its testall split
     similarities  keep the (num_images, num_captions) matrix of the (first stage's) similarities in the result
     device, precision  of models that are named rather than loaded; as in `vsrn.load`
-    batch_size    images encoded at a time
+    batch_size    images, and captions, encoded at a time; None for what each model's kind does best
+    progress      True draws a bar; a function is called with how many images and captions were encoded, and images
+                  compared, since the last call
     seed          of the draws that the intervals come from
-    advance       called with how many images and captions were encoded, and images compared, since the last call
 
     Raises `CheckpointError` where a model cannot be used, `DataError` where the data is missing or not what a model
     learned from, `ConfigError` for weights that do not fit, and `SimilarityError` where nothing can be ranked.
@@ -104,14 +107,18 @@ def evaluate(
     opened = _opened(encoders[0], data, split, photos)
     if five_fold:
         five_folds(opened.num_images)
-    settings: dict[str, Any] = {"weights": weights, "batch_size": batch_size}
-    if rerank is None:
-        retrieval = Retrieval(encoders, opened, advance, **settings)
-    else:
-        second = _loaded(rerank, device, precision)
-        retrieval = TwoStageRetrieval(encoders, second, opened, name=str(rerank), top=top, advance=advance, **settings)
+    second = None if rerank is None else _loaded(rerank, device, precision)
     names = [model.config.model.kind if isinstance(model, Encoder) else str(model) for model in named]
-    found = evaluate_retrieval(retrieval, names, five_fold=five_fold, advance=advance, seed=seed)
+    encoded = (len(encoders) + (second is not None)) * (opened.num_images + len(opened.captions))
+    compared = opened.num_images * (1 if second is None else TwoStageRetrieval.stages)
+    with reporting(progress, "evaluating", encoded + compared) as advance:
+        settings: dict[str, Any] = {"advance": advance, "weights": weights, "batch_size": batch_size}
+        retrieval = (
+            Retrieval(encoders, opened, **settings)
+            if second is None
+            else TwoStageRetrieval(encoders, second, opened, name=str(rerank), top=top, **settings)
+        )
+        found = evaluate_retrieval(retrieval, names, five_fold=five_fold, advance=advance, seed=seed)
     if not similarities:
         return found
     return replace(found, similarities=np.concatenate([block for _, block in retrieval.blocks()()]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vsrn.data.splits import CaptionedImages
-from vsrn.encoders.base import IMAGES_AT_ONCE, Encoder
+from vsrn.encoders.base import Encoder
 from vsrn.errors import ConfigError
 from vsrn.evaluation.evaluate import BoolArray, Reranking, Retrieval, best_matches, mean_similarities
 from vsrn.metrics import (
@@ -64,14 +64,14 @@ class TwoStageRetrieval(Retrieval):
         top: int,
         advance: Advance = lambda _: None,
         weights: Sequence[float] | None = None,
-        batch_size: int = IMAGES_AT_ONCE,
+        batch_size: int | None = None,
     ) -> None:
         if top < 1:
             raise ConfigError(f"--top is {top}; let the second model re-order 1 match or more.")
         started = time.perf_counter()
         super().__init__(encoders, split, advance, weights=weights, batch_size=batch_size)
         encoded = time.perf_counter()
-        self.second, self.name, self.top = second.encode_split(split, advance, batch_size), name, top
+        self.second, self.name, self.top = second.encode_split(split, advance, batch_size=batch_size), name, top
         self.seconds = [encoded - started, time.perf_counter() - encoded]
         self.found: list[Ranks] = []
 

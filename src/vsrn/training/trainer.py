@@ -23,8 +23,7 @@ import torch
 from torch import nn
 
 from vsrn.config import Config
-from vsrn.encoders.base import Precision
-from vsrn.encoders.torch_backend import encoder_of
+from vsrn.encoders.torch_backend import Precision, encoder_of
 from vsrn.errors import TrainingError
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import BaseModel, Batch, Losses
