@@ -68,7 +68,7 @@ def _of_photos(photos: Sequence[Path], model: str, beam: int, device: str) -> It
 def _of_index(folder: Path, ids: Sequence[str], beam: int, device: str) -> Iterator[tuple[str, WrittenCaption]]:
     import vsrn
     from vsrn.data.regions import pad_regions
-    from vsrn.encoders.base import PHOTOS_AT_ONCE
+    from vsrn.encoders.backend import PHOTOS_AT_ONCE
     from vsrn.encoders.inputs import slices
 
     with vsrn.open_index(folder, device=device) as index:

@@ -84,7 +84,7 @@ def check_features(features: Any, counts: Any, feature_dim: int | None) -> tuple
     if counts.shape != (images,) or (images and counts.dtype.kind not in "iu"):
         raise DataError(
             f"regions of shape {features.shape} and counts of shape {counts.shape} and type {counts.dtype} do not fit;"
-            " give one whole number per image."
+            " give one count per image, a whole number."
         )
     counts = counts.astype(np.int64)
     if images and not 1 <= counts.min() <= counts.max() <= most:

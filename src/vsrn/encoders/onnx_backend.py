@@ -29,7 +29,8 @@ from vsrn.config import read_config
 from vsrn.data.region_store import StoreInfo
 from vsrn.data.regions import RegionNames
 from vsrn.data.vocabulary import PAD, read_vocabulary
-from vsrn.encoders.base import Encoder, Features
+from vsrn.encoders.backend import Features
+from vsrn.encoders.base import Encoder
 from vsrn.encoders.inputs import size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError, VocabularyError
 from vsrn.extractors.provenance import NAMES_FILE, kept_names, kept_weights

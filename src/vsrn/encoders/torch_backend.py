@@ -18,7 +18,8 @@ from vsrn.config import ScanConfig
 from vsrn.data.regions import RegionNames
 from vsrn.data.splits import CaptionedImages
 from vsrn.devices import pick_device
-from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Encoder, Features
+from vsrn.encoders.backend import Features
+from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Encoder
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.folding import evaluating, fold, last_states, state_of
 from vsrn.encoders.inputs import ProgressOf, batches_of, list_of_captions, reporting, size_of_batches, slices
