@@ -6,9 +6,11 @@ arguments has a function `main_for(arguments)` instead, which returns `main`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import importlib
+import importlib.metadata
 import os
+import platform
 import sys
 from collections.abc import Sequence
 
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
         try:
-            print(f"vsrn {vsrn.__version__}" if arguments[:1] == ["--version"] else usage(), flush=True)
+            print(versions() if arguments[:1] == ["--version"] else usage(), flush=True)
         except BrokenPipeError:
             _expect_no_reader()
         sys.exit(0 if arguments else USAGE_ERROR)
@@ -98,6 +100,16 @@ def complain(message: str) -> int:
     one_line = " ".join(line.strip() for line in message.splitlines())
     print(f"error: {printable(one_line)}", file=sys.stderr)
     return USAGE_ERROR
+
+
+def versions() -> str:
+    """What `vsrn --version` prints: the versions of vsrn, of Python and of what computes, for a report of a fault."""
+    lines = [f"vsrn {vsrn.__version__}", f"Python {platform.python_version()} on {platform.platform(terse=True)}"]
+    for package in ("torch", "torchvision", "timm", "onnxruntime", "numpy", "faiss-cpu"):
+        # The package itself, which may take seconds, is not imported.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            lines.append(f"{package} {importlib.metadata.version(package)}")
+    return "\n".join(lines)
 
 
 def usage() -> str:

@@ -18,6 +18,7 @@ from vsrn.cli.options import (
     Precision,
     Seed,
     Weights,
+    check_from_one,
     print_evaluation,
     print_json,
 )
@@ -92,7 +93,8 @@ def main(
         ranks: Also save the rank of every query, from 0.
     """
     given = {"--photos": photos, "--html": html, "--similarities": similarities, "--embeddings": embeddings}
-    _check_options(models, given, captions=score_captions, eccv=eccv, rerank=rerank, batch_size=batch_size)
+    _check_options(models, given, captions=score_captions, eccv=eccv, rerank=rerank)
+    check_from_one(batch_size=batch_size, workers=workers)
     from vsrn.data.photo_splits import open_split_for
     from vsrn.encoders import load_encoder
     from vsrn.evaluation.eccv import check_split, extended_evaluation
@@ -129,7 +131,6 @@ def _check_options(
     captions: bool,
     eccv: bool,
     rerank: Path | None,
-    batch_size: int | None,
 ) -> None:
     """Raise `CheckpointError` where no model is named, and `ConfigError` for options that contradict each other."""
     if not models:
@@ -142,8 +143,6 @@ def _check_options(
     whole = "--eccv judges" if eccv else "--similarities are" if given["--similarities"] else ""
     if whole and rerank is not None:
         raise ConfigError(f"{whole} whole rankings, and --rerank changes only their beginning; leave out one.")
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"--batch-size is {batch_size}; it must be 1 or more.")
     if given["--similarities"] is not None:
         from vsrn.evaluation.arrays import check_similarities_path
 

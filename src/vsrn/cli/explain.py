@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Device, Force, Json, Model, print_json
+from vsrn.cli.options import Device, Force, Json, Model, Precision, print_json
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
@@ -35,6 +35,7 @@ def main(
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 3,
     force: Force = False,
     device: Device = "auto",
+    precision: Precision = "fp32",
     json: Json = False,
 ) -> int:
     """Draw which regions of a photo earned its match with a sentence: a heat map, and boxes around the best.
@@ -65,7 +66,7 @@ def main(
         import vsrn
 
         _check_output(output, photo, force=force)
-        explanation = vsrn.load(model or DEFAULT_MODEL, device).explain(photo, sentence, view)
+        explanation = vsrn.load(model or DEFAULT_MODEL, device, precision).explain(photo, sentence, view)
         picture = _decode(photo) if output is not None else None
     else:
         from vsrn.search.index import open_index

@@ -62,7 +62,7 @@ Decoders = Annotated[
     _arg(
         name="workers",
         metavar="INT",
-        help="Threads that read and decode photos ahead, for a model that reads photos [default: one per processor].",
+        help="Threads that read and decode photos ahead [default: one for each processor].",
     ),
 ]
 Beam = Annotated[int, _arg(help="Partial captions kept at every step, 1 to 100; 1 takes the likeliest word each time.")]
@@ -83,7 +83,11 @@ Precision = Annotated[
 ]
 EncodedAtOnce = Annotated[
     int | None,
-    _arg(name="batch-size", metavar="INT", help="Images encoded at a time [default: 128]."),
+    _arg(
+        name="batch-size",
+        metavar="INT",
+        help="Images worked on at a time [default: 128; of photos that are extracted here, 32].",
+    ),
 ]
 Seed = Annotated[int, _arg(help="Of the draws that the 95% intervals come from.")]
 Weights = Annotated[
@@ -153,6 +157,13 @@ def import_plugins(modules: Sequence[str]) -> None:
                 f"--plugin {module} cannot be imported ({reason}); name an installed module, or put its folder on"
                 " PYTHONPATH."
             ) from error
+
+
+def check_from_one(**options: int | None) -> None:
+    """Raise `ConfigError` where an option that was given is below 1."""
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more.")
 
 
 def print_json(content: Any) -> None:
