@@ -55,16 +55,7 @@ def main(
     captions = ["--captions", str(world / "dataset.json")]
     report = ["--html", str(output / "report.html"), "--photos", photos]
     code = (
-        _step(
-            "2. Photos -> regions",
-            "extract",
-            photos,
-            "--captions",
-            str(world / "dataset.json"),
-            "-o",
-            str(regions),
-            *on,
-        )
+        _step("2. Photos -> regions", "extract", photos, *captions, "-o", str(regions), *on)
         or _step("3. Regions and captions -> a model", "train", str(config), "-o", str(run), *resume)
         or _step("4. How good is it?", "evaluate", str(run), "--split", "val", *report, *on)
     )
