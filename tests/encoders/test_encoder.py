@@ -19,6 +19,7 @@ from PIL import Image
 from worlds import make_model, make_store
 
 import vsrn
+from vsrn.cli import run_command
 from vsrn.config import CaptionerConfig
 from vsrn.data.splits import in_order, open_split
 from vsrn.encoders.export import export_onnx
@@ -400,6 +401,10 @@ def test_a_scan_compares_and_says_that_it_has_no_embedding(tmp_path: Path) -> No
         model.caption_regions(features)
     with pytest.raises(CheckpointError, match="no affinities of regions"):
         model.affinities(features)
+    assert run_command("export", [str(tmp_path / "scan"), "-o", str(tmp_path / "shared")]) == 0
+    shared = vsrn.load(tmp_path / "shared", "cpu")
+    np.testing.assert_array_equal(shared.compare(features, None, "a dog"), model.compare(features, None, "a dog"))
+    assert run_command("export", [str(tmp_path / "scan"), "--onnx", str(tmp_path / "onnx")]) == 2
     copied = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(copied.compare(features, None, "a dog"), model.compare(features, None, "a dog"))
     again = make_model(tmp_path / "again", store, seed=1, kind="scan")

@@ -165,7 +165,7 @@ def _show(explanation: Explanation, k: int) -> None:
     """Print the similarity, and for each of the `k` best regions its share, its weight, its box and what it shows."""
     print(f"similarity {explanation.score:.3f}")
     for region in explanation.top(k):
-        box = ", ".join(f"{edge:.2f}" for edge in region.box)
+        box = ", ".join(f"{edge:.2f}" for edge in ([] if region.box is None else region.box))
         name = "" if region.label is None else f"  {printable(region.label)}"
         print(f"  {region.share:4.0%}  {region.weight:+.4f}  box {box}{name}")
     if not explanation.top(1):

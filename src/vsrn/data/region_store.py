@@ -71,6 +71,8 @@ class SkippedPhoto(msgspec.Struct, frozen=True, omit_defaults=True):
 class RegionStore:
     """One split of a region store; features and what else regions carry stay on disk until rows are read.
 
+    A pickle holds its folder and its name alone, so that worker processes open it instead of getting a copy.
+
     regions  arrays of (num_rows, N, ...), memory maps or `JoinedRows` of them; features are float16 or float32
     ids      one per row, or empty
     counts   (num_rows,) real regions of each row, or None where every region is real
@@ -89,6 +91,10 @@ class RegionStore:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Another process opens the files again; their arrays may be larger than memory.
+        return open_region_store, (self.folder.absolute(), self.split)
 
     @property
     def features(self) -> FloatArray:

@@ -21,6 +21,9 @@ from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.files import printable
 
+# What to do about weights that are lacking; whoever uses a model has no option to do it with.
+NAME_THEM = "; name their file with --weights."
+
 Prepared = npt.NDArray[np.generic]
 
 
