@@ -10,6 +10,7 @@ print(vsrn.evaluate(model, split="val"))            # Recall@K, as the field's t
 vsrn.recall(similarities, image_of_caption)         # the same for anybody's similarities
 index = vsrn.build_index(model, "photos/", "idx/")  # resumable; later: vsrn.open_index("idx/")
 index.search("two dogs play on a beach", k=5)       # [Hit(id, score, path), ...]
+vsrn.train("flickr8k", output="runs/flickr8k")      # or a TOML file, a dict, a Config
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from vsrn.model.registry import register_aggregator, register_loss, register_model, register_text_encoder
     from vsrn.search.index import Hit, Index
     from vsrn.search.records import Where
+    from vsrn.training.loggers import register_logger
+    from vsrn.training.train import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,9 +54,11 @@ __all__ = [
     "recall",
     "register_aggregator",
     "register_extractor",
+    "register_logger",
     "register_loss",
     "register_model",
     "register_text_encoder",
+    "train",
 ]
 
 
@@ -109,9 +114,11 @@ _PLACES = {
     "recall": "vsrn.evaluation.measure",
     "register_aggregator": "vsrn.model.registry",
     "register_extractor": "vsrn.extractors.base",
+    "register_logger": "vsrn.training.loggers",
     "register_loss": "vsrn.model.registry",
     "register_model": "vsrn.model.registry",
     "register_text_encoder": "vsrn.model.registry",
+    "train": "vsrn.training.train",
 }
 
 

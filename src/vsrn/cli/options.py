@@ -35,7 +35,7 @@ _HEADINGS = {
     "": "skipped",
 }
 # The other commands neither build nor load a model or an extractor of the user's.
-WITHOUT_PLUGINS = ("demo", "import-tsv", "vocab", "convert", "metrics")
+WITHOUT_PLUGINS = ("configs", "demo", "import-tsv", "vocab", "convert", "metrics")
 
 _arg = tyro.conf.arg
 Photos = Annotated[
