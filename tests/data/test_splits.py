@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,34 @@ def test_five_captions_a_row_are_read_as_they_lie(tmp_path: Path, dtype: str) ->
     assert read.dtype == dtype
     assert counts is None
     np.testing.assert_array_equal(read, features[[3, 0, 3]])
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", "<f8", ">f8", "longdouble"])
+def test_every_size_and_byte_order_of_floats_is_read_by_the_row(tmp_path: Path, dtype: str) -> None:
+    features = features_of(40).astype(dtype)
+    write_split(tmp_path, features, numbered(40))
+    np.save(tmp_path / "train_boxes.npy", np.full((40, N, 4), 0.25, ">f8"))
+    split = open_split(tmp_path, "train")
+    assert isinstance(split.regions.features, np.memmap)
+    read, _ = split.read_images(np.array([30, 7]))
+    assert read.dtype == (np.float16 if features.itemsize == 2 else np.float32)
+    assert torch.from_numpy(read).tolist() == features[[30, 7]].astype(read.dtype).tolist()
+    regions = split.regions.read_regions(7)
+    assert torch.from_numpy(regions.boxes).tolist() == [[0.25] * 4] * N
+
+
+def test_a_wide_float_beyond_float32_is_named_by_its_row(tmp_path: Path) -> None:
+    features = features_of(3).astype(np.float64)
+    features[1, 0, 0] = 1e300
+    split = open_split(write_split(tmp_path, features, numbered(3)), "train")
+    with pytest.raises(DataError, match="row 1 holds NaN or infinite"):
+        split.read_images(np.arange(3))
+
+
+def test_a_folder_whose_splits_lie_in_precomp_is_that_folder(tmp_path: Path) -> None:
+    write_split(made(tmp_path / "precomp"), features_of(2), numbered(4))
+    split = open_split(tmp_path, "train")
+    assert (split.folder, len(split.captions)) == (tmp_path / "precomp", 4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,6 +211,11 @@ def rename(name: str, other: str) -> Callable[[Path], None]:
     return move
 
 
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def truncate(name: str, size: int) -> Callable[[Path], None]:
     def cut(folder: Path) -> None:
         content = (folder / name).read_bytes()
@@ -195,6 +229,10 @@ def header(shape: str, kind: str = "<f4") -> Callable[[Path], None]:
     said = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}".encode()
     content = b"\x93NUMPY\x01\0" + struct.pack("<H", len(said)) + said + bytes(64)
     return damage("train_ims.npy", content)
+
+
+def move_below(folder: Path) -> None:
+    (folder / "train_ims.npy").rename(made(folder / "f30k_precomp") / "train_ims.npy")
 
 
 GOOD_CAPTIONS = "".join(f"caption {number}\n" for number in range(8)).encode()
@@ -221,20 +259,35 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], str]] = {
     "more numbers than memory": (header(f"({2**40}, {2**40}, 4)"), r"train_ims\.npy is not a readable \.npy array"),
     "a number without end": (header("9" * 5000), r"train_ims\.npy is not a readable \.npy array"),
     "a header too deep": (header("(" * 9000), r"train_ims\.npy is not a readable \.npy array"),
-    "a header of objects": (header("(4, 3, 4)", "|O"), r"train_ims\.npy is not a readable \.npy array"),
+    "a header of objects": (header("(4, 3, 4)", "|O"), r"train_ims\.npy holds Python objects"),
     "boxes that are no numbers": (save("train_boxes.npy", np.zeros((4, N, 4), dtype="S4")), r"holds \|S4; .* numbers"),
     "text for features": (damage("train_ims.npy", b"0.1 0.2\n"), r"train_ims\.npy is not a readable \.npy array"),
     "an archive for features": (
         save_archive,
-        r"train_ims\.npy is not a readable \.npy array",
+        r"train_ims\.npy is an \.npz archive; .* `vsrn import .*train_ims\.npy -o STORE`",
     ),
     "objects": (
         save("train_ims.npy", np.full((4, N, F), None), allow_pickle=True),
-        r"train_ims\.npy is not a readable",
+        r"train_ims\.npy holds Python objects.* `vsrn import .*train_ims\.npz -o STORE`",
+    ),
+    "an archive beside": (
+        rename("train_ims.npy", "train_ims.npz"),
+        r"holds no split: .* `vsrn import .*train_ims\.npz -o STORE`",
+    ),
+    "an archive of the split beside another": (
+        lambda folder: (folder / "train_ims.npy").rename(folder / "dev_ims.npy").with_name("train_ims.h5").touch(),
+        r"has no split 'train'; it has dev\. .* `vsrn import .*train_ims\.h5 -o STORE`",
+    ),
+    "a file an image": (
+        lambda folder: (folder / "train_ims.npy").rename(folder / "17.npy").with_name("18.npy").touch(),
+        r"holds no split: .*one file an image.* `vsrn import [^ ]* -o STORE`",
+    ),
+    "a folder of stores": (
+        move_below,
+        r"holds no split: .*the region stores in it are .*f30k_precomp; name one",
     ),
     "whole numbers": (save("train_ims.npy", np.zeros((4, N, F), dtype=np.int64)), r"holds int64; .*float16 or float32"),
-    "double precision": (save("train_ims.npy", np.zeros((4, N, F))), r"holds float64; .*float16 or float32"),
-    "the other byte order": (save("train_ims.npy", np.zeros((4, N, F), dtype=">f4")), r"holds >f4"),
+    "bfloat16": (save("train_ims.npy", np.zeros((4, N, F), dtype="V2")), r"holds bfloat16.*float16 or float32"),
     "four dimensions": (save("train_ims.npy", np.zeros((4, N, F, 1), dtype=np.float32)), "2 or 3 dimensions"),
     "one dimension": (save("train_ims.npy", np.zeros(4, dtype=np.float32)), "2 or 3 dimensions"),
     "counts of fewer rows": (

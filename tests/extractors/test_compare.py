@@ -162,11 +162,11 @@ def test_mistakes_get_one_sentence(
     photos: Path, existing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "narrow.npy", np.ones((4, 36, 99), np.float32))
-    np.save(tmp_path / "double.npy", np.ones((4, 36, 1280)))
+    np.save(tmp_path / "whole.npy", np.ones((4, 36, 1280), int))
     (tmp_path / "pickle.npy").write_bytes(b"\x80\x04K\x01.")
     mistakes: list[tuple[list[str | Path], str]] = [
         ([tmp_path / "narrow.npy"], "has features of 99 numbers, the extractor 'grid' makes 1280"),
-        ([tmp_path / "double.npy"], "must be float16 or float32"),
+        ([tmp_path / "whole.npy"], "must be float16 or float32"),
         ([tmp_path / "pickle.npy"], "is not a readable .npy array"),
         ([tmp_path / "nowhere_ims.npy"], "is not a readable .npy array"),
         ([existing, "--first", "0"], "--first is 0"),

@@ -10,6 +10,7 @@ import json
 import random
 import sys
 import unicodedata
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from vsrn.data.region_store import open_region_store
 from vsrn.data.splits import open_split
 from vsrn.errors import DataError
 from vsrn.extractors import published_tsv as tsv_module
-from vsrn.extractors.published_tsv import find_lines, import_tsv
+from vsrn.extractors.published import import_images
+from vsrn.extractors.published_tsv import find_lines
 
 Floats = npt.NDArray[np.float32]
 FIELDS = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
@@ -105,7 +107,7 @@ def test_a_store_holds_what_an_obvious_reader_finds(tmp_path: Path, ending: str)
     sizes = [10, 36, 17, 100, 11, 10, 42]
     rows = [make_row(f"{40 + place}", place, boxes=number) for place, number in enumerate(sizes)]
     first, second = write_tsv(tmp_path / f"0.{ending}", rows[:4]), write_tsv(tmp_path / f"1.{ending}", rows[4:])
-    assert vsrn("import-tsv", first, second, "-o", tmp_path / "store", "--batch-size", "3") == 0
+    assert vsrn("import", first, second, "-o", tmp_path / "store", "--batch-size", "3") == 0
     store = open_region_store(tmp_path / "store", "photos")
     obvious = read_obviously(first) | read_obviously(second)
     assert store.ids == list(obvious) == [row.image_id for row in rows]
@@ -124,7 +126,7 @@ def test_a_store_holds_what_an_obvious_reader_finds(tmp_path: Path, ending: str)
 def test_where_all_photos_have_36_regions_there_are_no_counts(tmp_path: Path) -> None:
     table = write_tsv(tmp_path / "fix36.tsv", [make_row(str(n), n, boxes=36) for n in range(1, 6)])
     with find_lines([table], tmp_path) as lines:
-        assert import_tsv(lines, tmp_path / "store", splits=["train"])[0].num_done == 5
+        assert import_images(lines, tmp_path / "store", splits=["train"])[0].num_done == 5
     store = open_region_store(tmp_path / "store", "train")
     assert (store.counts, store.num_regions) == (None, 36)
 
@@ -137,7 +139,7 @@ def test_a_karpathy_json_lays_out_splits_whatever_the_order_of_the_lines(tmp_pat
     random.Random(0).shuffle(numbers)
     table = write_tsv(tmp_path / "trainval.tsv", [make_row(str(number), number) for number in [*numbers, 1000]])
     store = tmp_path / "store"
-    assert vsrn("import-tsv", table, "-o", store, "--captions", path, "--restval", "--batch-size", "2") == 0
+    assert vsrn("import", table, "-o", store, "--captions", path, "--restval", "--batch-size", "2") == 0
     obvious = read_obviously(table)
     for split, listed in {"train": [9, 4, 581921, 7, 12], "test": [391895, 22]}.items():
         opened = open_split(store, split)
@@ -148,7 +150,7 @@ def test_a_karpathy_json_lays_out_splits_whatever_the_order_of_the_lines(tmp_pat
             assert own == [f"caption {place} of {number}" for place in range(2 + number % 2)]
     skipped = json.loads((store / "test_skipped.json").read_text())
     assert [photo["id"] for photo in skipped] == ["val2014/COCO_val2014_000000000005.jpg"]
-    assert "has no line" in skipped[0]["reason"]
+    assert "is not in the files" in skipped[0]["reason"]
 
 
 def test_photos_are_found_by_file_name_and_splits_without_photos_are_left_out(tmp_path: Path) -> None:
@@ -160,10 +162,10 @@ def test_photos_are_found_by_file_name_and_splits_without_photos_are_left_out(tm
     names = ["667626_18933d713e.jpg", "0036979"]
     table = write_tsv(tmp_path / "val.tsv", [make_row(name, n) for n, name in enumerate(names)])
     with find_lines([table], tmp_path) as lines:
-        (report,) = import_tsv(lines, tmp_path / "store", dataset=tmp_path / "dataset.json")
+        (report,) = import_images(lines, tmp_path / "store", dataset=tmp_path / "dataset.json")
         assert (report.split, report.num_done, report.skipped) == ("val", 2, [])
         with pytest.raises(DataError, match=r"split 'train': it has photos such as 1000092795\.jpg, .* 667626"):
-            import_tsv(lines, tmp_path / "store", dataset=tmp_path / "dataset.json", splits=["train"])
+            import_images(lines, tmp_path / "store", dataset=tmp_path / "dataset.json", splits=["train"])
     assert open_split(tmp_path / "store", "val").image_ids() == ["36979.jpg", "667626_18933d713e.jpg"]
 
 
@@ -176,7 +178,7 @@ def test_lines_are_found_in_any_unicode_form(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
     for number, name in enumerate((composed, apart)):
         with find_lines([write_tsv(tmp_path / f"{number}.tsv", [make_row(name, number)])], tmp_path) as lines:
-            reports = import_tsv(lines, tmp_path / f"store{number}", dataset=tmp_path / "dataset.json")
+            reports = import_images(lines, tmp_path / f"store{number}", dataset=tmp_path / "dataset.json")
         assert [(report.split, report.num_done) for report in reports] == [("train", 1), ("val", 1)]
 
 
@@ -190,15 +192,15 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_store(tmp_path: Path, endin
             raise KeyboardInterrupt
 
     with find_lines([table], tmp_path / "whole") as lines:
-        import_tsv(lines, tmp_path / "whole", batch_size=2)
+        import_images(lines, tmp_path / "whole", batch_size=2)
     for stop in (0, 2, 6, 9):
         stopping = functools.partial(interrupt, stop)
         with pytest.raises(KeyboardInterrupt), find_lines([table], tmp_path / "broken") as lines:
-            import_tsv(lines, tmp_path / "broken", batch_size=2, progress=stopping)
+            import_images(lines, tmp_path / "broken", batch_size=2, progress=stopping)
         assert not (tmp_path / "broken" / "photos_ims.npy").exists()
     with find_lines([table], tmp_path / "broken") as lines:
-        assert import_tsv(lines, tmp_path / "broken", batch_size=2)[0].num_resumed == 9
-        assert import_tsv(lines, tmp_path / "broken")[0].already_done
+        assert import_images(lines, tmp_path / "broken", batch_size=2)[0].num_resumed == 9
+        assert import_images(lines, tmp_path / "broken")[0].already_done
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
@@ -227,10 +229,10 @@ HOSTILE: list[tuple[str, str]] = [
     (GOOD.line(num_boxes="-4"), r"line 3: num_boxes is '-4'"),
     (GOOD.line(num_boxes="1000000"), r"line 3 speaks of 1,000,000 boxes"),
     (GOOD.line(image_id="0001"), r"line 3: image 1 has a line already \(.*line 1\)"),
-    (GOOD.line(image_id=""), r"line 3 does not begin with an image and three numbers"),
-    (GOOD.line(image_id="\x1b[31m"), r"line 3 does not begin with an image"),
-    (GOOD.line(image_id="x" * 500), r"line 3 does not begin with an image"),
-    ("3\t500\t37", r"line 3 does not begin with an image and three numbers"),
+    (GOOD.line(image_id=""), r"line 3 does not begin with the name"),
+    (GOOD.line(image_id="\x1b[31m"), r"line 3 does not begin with the name"),
+    (GOOD.line(image_id="x" * 500), r"line 3 does not begin with the name"),
+    ("3\t500\t37", r"line 3 has 3 fields, not 6"),
     (GOOD.line().rpartition("\t")[0], r"line 3 has 5 fields, not 6"),
     (GOOD.line().rstrip() + "\tmore\n", r"line 3 has 7 fields, not 6"),
     (GOOD.line(features="A" * 9000), r"line 3 is longer than 0 MB"),
@@ -243,11 +245,11 @@ def test_a_wrong_line_is_named(
 ) -> None:
     monkeypatch.setattr(tsv_module, "MAX_LINE_BYTES", 8000)
     table = write_tsv(tmp_path / "table.tsv", [make_row("1", 1), make_row("2", 2), line])
-    assert vsrn("import-tsv", table, "-o", tmp_path / "store") == 2
+    assert vsrn("import", table, "-o", tmp_path / "store") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {table}, line 3")
     with pytest.raises(DataError, match=says), find_lines([table], tmp_path) as lines:
-        import_tsv(lines, tmp_path / "other")
+        import_images(lines, tmp_path / "other")
     assert said.isprintable()
     assert not (tmp_path / "store" / "photos_ims.npy").exists()
 
@@ -256,23 +258,25 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path, capsys: pytest.Cap
     whole = gzip.compress("".join(make_row(str(n), n).line() for n in range(1, 50)).encode())
     (tmp_path / "cut.tsv.gz").write_bytes(whole[:-200])
     (tmp_path / "empty.tsv").write_bytes(b"\n\n")
-    (tmp_path / "table.zip").write_bytes(b"PK\x03\x04 and so on")
+    with zipfile.ZipFile(tmp_path / "table.zip", "w") as archive:
+        archive.writestr("trainval_36.tsv", make_row("1", 1).line())
     (tmp_path / "photo.tsv").write_bytes(bytes(range(256)) * 50)
     good = write_tsv(tmp_path / "good.tsv", [make_row("1", 1)])
+    other = write_tsv(tmp_path / "other.tsv", [make_row("1", 2)])
     mistakes: list[tuple[list[str | Path], str]] = [
         ([tmp_path / "cut.tsv.gz"], "is damaged behind line"),
         ([tmp_path / "empty.tsv"], "holds no lines"),
         ([tmp_path / "table.zip"], "is a zip archive"),
-        ([tmp_path / "photo.tsv"], "line 1 does not begin with an image"),
+        ([tmp_path / "photo.tsv"], "line 1 does not begin with the name"),
         ([tmp_path / "nowhere.tsv"], "cannot be read (No such file"),
-        ([tmp_path], "cannot be opened"),
-        ([good, good], "image 1 has a line already"),
+        ([tmp_path], "holds no .npy and .npz files"),
+        ([good, other], "image 1 has a line already"),
         ([], "no files are named"),
         ([good, "--splits", "test", "val"], "name it with --captions"),
         ([good, "--restval"], "name it with --captions"),
     ]
     for arguments, says in mistakes:
-        assert vsrn("import-tsv", *arguments, "-o", tmp_path / "store") == 2
+        assert vsrn("import", *arguments, "-o", tmp_path / "store") == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: ")
         assert says in last
@@ -283,8 +287,8 @@ def test_a_repaired_file_is_gone_on_with(tmp_path: Path) -> None:
     rows: list[Row | str] = [make_row(str(n), n) for n in range(1, 9)]
     broken = write_tsv(tmp_path / "table.tsv", [*rows[:7], make_row("8", 8).line(features="AAAA")])
     with pytest.raises(DataError, match="line 8"), find_lines([broken], tmp_path) as lines:
-        import_tsv(lines, tmp_path / "store", batch_size=2)
+        import_images(lines, tmp_path / "store", batch_size=2)
     write_tsv(broken, rows)
     with find_lines([broken], tmp_path) as lines:
-        (report,) = import_tsv(lines, tmp_path / "store", batch_size=2)
+        (report,) = import_images(lines, tmp_path / "store", batch_size=2)
     assert (report.num_resumed, report.num_done) == (6, 8)

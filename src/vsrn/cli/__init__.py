@@ -1,14 +1,19 @@
 """The command line: one file a command. A command is a typed function `main`; its docstring is its help.
 
 Only the command that is asked for is imported, so `vsrn --help` needs no torch. A command whose options depend on its
-arguments has a function `main_for(arguments)` instead, which returns `main`.
+arguments has a function `main_for(arguments)` instead, which returns `main`; one that reads more forms than the
+parser does has `as_typed(arguments)`, which returns the forms that it takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import importlib.metadata
+import keyword
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,19 +25,25 @@ from vsrn.files import printable
 COMMANDS = {
     "demo": "every step on a small drawn world: regions, training, Recall@K, searches, a report",
     "extract": "photos -> a region store",
-    "import-tsv": "features published as bottom-up attention's TSV -> a region store",
+    "import": "features that somebody published, in whatever form -> a region store",
     "compare": "photos and features -> whether an extractor makes these features",
     "vocab": "captions -> a vocabulary",
     "train": "a config -> a trained run",
+    "configs": "the configs that come with vsrn, for `vsrn train NAME`",
     "index": "a folder of photos -> an index of it; run again, it follows the folder",
     "search": "a sentence or a photo -> the photos of an index that fit it",
     "caption": "photos -> a sentence written for each",
     "explain": "a photo and a sentence -> a picture of the regions that earned the match",
     "serve": "an index -> a page in the browser, and HTTP for other programs",
-    "evaluate": "runs -> Recall@K on a split",
+    "evaluate": "models -> Recall@K on a split",
+    "metrics": "similarities of any model -> Recall@K",
     "convert": "a checkpoint published in 2019 -> a model of ours",
     "export": "a run -> the files that a search needs, or ONNX encoders that need no torch",
 }
+# What commands were called before.
+OLD_NAMES = {"import-tsv": "import"}
+# Options of `vsrn extract` that became commands of their own.
+BECAME = {"--from-tsv": "import", "--compare": "compare"}
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -42,14 +53,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
         try:
-            print(f"vsrn {vsrn.__version__}" if arguments[:1] == ["--version"] else usage(), flush=True)
+            print(versions() if arguments[:1] == ["--version"] else usage(), flush=True)
         except BrokenPipeError:
             _expect_no_reader()
         sys.exit(0 if arguments else USAGE_ERROR)
     command, *rest = arguments
+    command, rest = _as_spelled_now(OLD_NAMES.get(command, command), rest)
     if command not in COMMANDS:
         sys.exit(complain(f"there is no command '{command}'.{did_you_mean(command, COMMANDS)} See `vsrn --help`."))
     sys.exit(run_command(command, rest))
+
+
+def _as_spelled_now(command: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """`vsrn extract --from-tsv FILES` and `--compare FEATURES` as the commands that they became, which is said."""
+    option = next((option for option in BECAME if option in arguments), None)
+    if command != "extract" or option is None:
+        return command, arguments
+    at = arguments.index(option)
+    end = next((at for at in range(at + 1, len(arguments)) if arguments[at].startswith("-")), len(arguments))
+    values, others = arguments[at + 1 : end], arguments[:at] + arguments[end:]
+    print(f"`vsrn extract {option}` is `vsrn {BECAME[option]}` now; running that.", file=sys.stderr)
+    if option == "--compare":
+        # What follows the features may be the folder of photos, which comes first now.
+        return BECAME[option], [*values[1:], *others, *values[:1]]
+    return BECAME[option], [*values, *others]
 
 
 def run_command(command: str, arguments: list[str]) -> int:
@@ -57,7 +84,10 @@ def run_command(command: str, arguments: list[str]) -> int:
     try:
         from vsrn.cli.options import call
 
-        module = importlib.import_module(f"vsrn.cli.{command.replace('-', '_')}")
+        # No module can be called "import".
+        module = importlib.import_module(f"vsrn.cli.{command.replace('-', '_')}{'_' * keyword.iskeyword(command)}")
+        if hasattr(module, "as_typed"):
+            arguments = module.as_typed(arguments)
         function = module.main_for(arguments) if hasattr(module, "main_for") else module.main
         with warnings.catch_warnings():
             # Commands name such words themselves.
@@ -101,6 +131,16 @@ def complain(message: str) -> int:
     one_line = " ".join(line.strip() for line in message.splitlines())
     print(f"error: {printable(one_line)}", file=sys.stderr)
     return USAGE_ERROR
+
+
+def versions() -> str:
+    """What `vsrn --version` prints: the versions of vsrn, of Python and of what computes, for a report of a fault."""
+    lines = [f"vsrn {vsrn.__version__}", f"Python {platform.python_version()} on {platform.platform(terse=True)}"]
+    for package in ("torch", "torchvision", "timm", "onnxruntime", "numpy", "faiss-cpu"):
+        # The package itself, which may take seconds, is not imported.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            lines.append(f"{package} {importlib.metadata.version(package)}")
+    return "\n".join(lines)
 
 
 def usage() -> str:

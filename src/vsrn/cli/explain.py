@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Device, Force, Json, Model, print_json, say_unknown_words
+from vsrn.cli.options import Device, Force, Json, Model, Precision, print_json, say_unknown_words
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
@@ -35,6 +35,7 @@ def main(
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 3,
     force: Force = False,
     device: Device = "auto",
+    precision: Precision = "fp32",
     json: Json = False,
 ) -> int:
     """Draw which regions of a photo earned its match with a sentence: a heat map, and boxes around the best.
@@ -65,7 +66,7 @@ def main(
         import vsrn
 
         _check_output(output, photo, force=force)
-        encoder = vsrn.load(model or DEFAULT_MODEL, device)
+        encoder = vsrn.load(model or DEFAULT_MODEL, device, precision)
         explanation, unknown = encoder.explain(photo, sentence, view), encoder.unknown_words(sentence)
         picture = _decode(photo) if output is not None else None
     else:
@@ -167,7 +168,7 @@ def _show(explanation: Explanation, k: int) -> None:
     """Print the similarity, and for each of the `k` best regions its share, its weight, its box and what it shows."""
     print(f"similarity {explanation.score:.3f}")
     for region in explanation.top(k):
-        box = ", ".join(f"{edge:.2f}" for edge in region.box)
+        box = ", ".join(f"{edge:.2f}" for edge in ([] if region.box is None else region.box))
         name = "" if region.label is None else f"  {printable(region.label)}"
         print(f"  {region.share:4.0%}  {region.weight:+.4f}  box {box}{name}")
     if not explanation.top(1):

@@ -19,6 +19,7 @@ from vsrn.config import Config, NetworkConfig
 from vsrn.data.annotations import CaptionedPhoto, choose_split, read_annotations
 from vsrn.data.listing import PhotoNames
 from vsrn.data.photos import decode_photo
+from vsrn.data.pictures import Photo, picture_of
 from vsrn.data.splits import CaptionedImages, captions_of, open_split
 from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import IntArray
@@ -69,9 +70,9 @@ class View:
         part = functional.resized_crop(photo, top, left, height, width, [self.crop_size, self.crop_size])
         return np.array(functional.horizontal_flip(part) if generator.random() < 0.5 else part)
 
-    def read_middle(self, path: Path) -> Pixels:
-        """`middle` of a photo file. Raises `PhotoError` where it cannot be read."""
-        return self.middle(decode_photo(path, target_size=self.photo_size))
+    def read_middle(self, photo: Photo) -> Pixels:
+        """`middle` of a photo in any form. Raises `PhotoError` where it cannot be read."""
+        return self.middle(picture_of(photo, self.photo_size))
 
     def read_random_part(self, path: Path, *seeds: int) -> Pixels:
         """`random_part` of a photo file, the same for the same seeds. Raises `PhotoError`."""
@@ -104,6 +105,7 @@ class PhotoSplit:
     image_of_caption  (num_captions,) which of this split's photos a caption belongs to
     view              how a photo becomes a square
     files             the file of each photo, by its id
+    workers           threads that decode photos; None for one for each processor that this process may use
     """
 
     folder: Path
@@ -113,6 +115,7 @@ class PhotoSplit:
     image_of_caption: IntArray
     view: View
     files: dict[str, Path]
+    workers: int | None = None
 
     @property
     def num_images(self) -> int:
@@ -134,14 +137,15 @@ class PhotoSplit:
 
     def read_images(self, images: IntArray) -> tuple[Pixels, None]:
         """(B,) photos -> (B, S, S, 3) uint8, the middle of each. Raises `PhotoError` where one cannot be read."""
-        _, middles = next(made_ready([[self.path(int(image)) for image in images]], self.view.read_middle))
+        paths = [self.path(int(image)) for image in images]
+        _, middles = next(made_ready([paths], self.view.read_middle, self.workers))
         return np.stack(middles), None
 
     def only(self, images: IntArray) -> PhotoSplit:
         """The split reduced to these photos, in this order, with their captions."""
         captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
         ids = [self.ids[image] for image in images]
-        return PhotoSplit(self.folder, self.name, ids, captions, image_of_caption, self.view, self.files)
+        return replace(self, ids=ids, captions=captions, image_of_caption=image_of_caption)
 
 
 def open_photo_split(
@@ -217,12 +221,18 @@ def seen_by(split: CaptionedImages, network: NetworkConfig) -> CaptionedImages:
 
 
 def open_split_for(
-    config: Config, split: str, *, data: Path | str | None = None, photos: Path | str | None = None
+    config: Config,
+    split: str,
+    *,
+    data: Path | str | None = None,
+    photos: Path | str | None = None,
+    workers: int | None = None,
 ) -> CaptionedImages:
     """Open a split as the config's model reads it; `val` and `dev` stand for each other.
 
-    data    region store, or captions of photos, instead of the config's own
-    photos  folder of photos, instead of the config's own
+    data     region store, or captions of photos, instead of the config's own
+    photos   folder of photos, instead of the config's own
+    workers  threads that decode photos; None for one for each processor
 
     Raises `ConfigError` where neither config nor arguments say where the data is, and `DataError` where it cannot be
     read.
@@ -240,4 +250,5 @@ def open_split_for(
             "this model reads photos, and nobody says where they are: set data.photos to their folder and"
             " data.annotations to their captions (`vsrn evaluate` takes them as --photos and --data)."
         )
-    return open_photo_split(photos, data, split, View.of(config.model.network), restval=config.data.restval)
+    opened = open_photo_split(photos, data, split, View.of(config.model.network), restval=config.data.restval)
+    return replace(opened, workers=workers)

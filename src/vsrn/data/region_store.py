@@ -2,7 +2,8 @@
 
 One split of a region store is a handful of files (docs/data-formats.md):
 
-    {split}_ims.npy      (num_rows, N, F) float16 or float32; (num_rows, F) is read as N = 1
+    {split}_ims.npy      (num_rows, N, F) float16 or float32, in any byte order; float64 is read as float32;
+                         (num_rows, F) is read as N = 1
     {split}_ids.txt      optional, one id per row
     {split}_boxes.npy    optional, (num_rows, N, 4) xyxy as fractions of width and height
     {split}_scores.npy   optional, (num_rows, N) detection confidence
@@ -27,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.data.image_ids import read_row_ids
-from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions, first_of_zeros
+from vsrn.data.other_forms import remedy_for_folder, remedy_for_split, why_no_array
+from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions, first_of_zeros, native
 from vsrn.data.shards import FEATURES_FILE, JoinedRows, read_header, splits_in_shards, whole_shards
 from vsrn.errors import DataError, did_you_mean
 from vsrn.files import read_json
@@ -72,7 +74,9 @@ class SkippedPhoto(msgspec.Struct, frozen=True, omit_defaults=True):
 class RegionStore:
     """One split of a region store; features and what else regions carry stay on disk until rows are read.
 
-    regions  arrays of (num_rows, N, ...), memory maps or `JoinedRows` of them; features are float16 or float32
+    A pickle holds its folder and its name alone, so that worker processes open it instead of getting a copy.
+
+    regions  arrays of (num_rows, N, ...), memory maps or `JoinedRows` of them; features are floats of any size
     ids      one per row, or empty
     caption_ids  id of the image of each caption, where the file of ids lists them so; else empty
     counts   (num_rows,) real regions of each row, or None where every region is real
@@ -93,9 +97,13 @@ class RegionStore:
     def __len__(self) -> int:
         return len(self.features)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Another process opens the files again; their arrays may be larger than memory.
+        return open_region_store, (self.folder.absolute(), self.split)
+
     @property
     def features(self) -> FloatArray:
-        """(num_rows, N, F), float16 or float32."""
+        """(num_rows, N, F) floats in the type they have on disk; `read` gives float16 or float32."""
         return self.regions.features
 
     @property
@@ -114,11 +122,11 @@ class RegionStore:
         return int(self.features.shape[2])
 
     def read(self, rows: Sequence[int] | IntArray) -> FloatArray:
-        """(B,) row numbers -> (B, N, F) features in the type they have on disk.
+        """(B,) row numbers -> (B, N, F) features, float16 where they are on disk, else float32.
 
         Raises `DataError` where a feature is NaN or infinite, naming the row.
         """
-        batch = self.features[np.asarray(rows)]
+        batch = native(self.features[np.asarray(rows)])
         if _may_not_be_finite(batch):
             finite = np.isfinite(batch).all(axis=(1, 2))
             if not finite.all():
@@ -130,7 +138,8 @@ class RegionStore:
         """The real regions of one row, with everything that they carry. Raises what `read` raises."""
         count = self.num_regions if self.counts is None else int(self.counts[row])
         real: dict[str, Any] = {array.name: None for array in ARRAYS}
-        real |= {array.name: np.asarray(stored[row])[:count] for array, stored in self.regions.arrays()}
+        carried = {array.name: stored for array, stored in self.regions.arrays() if array.name != "features"}
+        real |= {name: native(stored[row])[:count] for name, stored in carried.items()}
         return Regions(**real | {"features": self.read([row])[0, :count]})
 
     def where(self, row: int) -> str:
@@ -165,12 +174,18 @@ def open_region_store(folder: Path | str, split: str) -> RegionStore:
 
     Raises `DataError` where a file or a shard is missing, malformed, or disagrees with the others.
     """
-    folder = Path(folder)
+    folder = store_folder(Path(folder))
     split = resolve_split(folder, split)
     folders = folders_of(folder, split)
     if folders == [folder]:
         return _open_folder(folder, split)
     return _joined(folder, split, [_open_shard(part, split) for part in folders])
+
+
+def store_folder(folder: Path) -> Path:
+    """The folder that holds the splits: this one, or its `precomp`, where VSE-infinity and others keep them."""
+    below = folder / "precomp"
+    return below if below.is_dir() and splits_of(below) and not splits_of(folder) else folder
 
 
 def folders_of(folder: Path, split: str) -> list[Path]:
@@ -182,8 +197,14 @@ def folders_of(folder: Path, split: str) -> list[Path]:
 
 
 def _open_folder(folder: Path, split: str) -> RegionStore:
-    features_path = folder / f"{split}{FEATURES_FILE}"
-    features = map_features(features_path)
+    return store_around(map_features(folder / f"{split}{FEATURES_FILE}"), folder, split)
+
+
+def store_around(features: FloatArray, folder: Path, split: str) -> RegionStore:
+    """A store of these features, (num_rows, N, F), with what else lies in the folder for the split.
+
+    Raises `DataError` where a file of it is malformed, or does not fit the features.
+    """
     rows = len(features)
     ids, caption_ids = read_row_ids(folder / f"{split}_ids.txt", features)
     size = (rows, features.shape[1])
@@ -264,11 +285,12 @@ def resolve_split(folder: Path, split: str) -> str:
             return name
     if not present:
         raise DataError(
-            f"{folder} holds no split: no file is named like train_ims.npy;"
-            f" make a region store with `vsrn extract PHOTOS -o {folder}`."
+            f"{folder} holds no split: no file is named like train_ims.npy; {remedy_for_folder(folder, split)}"
         )
     listed = " and ".join([", ".join(present[:-1]), present[-1]] if len(present) > 1 else present)
-    raise DataError(f"{folder} has no split '{split}'; it has {listed}.{did_you_mean(split, present)}")
+    hint = remedy_for_split(folder, split)
+    more = f" {hint[0].upper()}{hint[1:]}" if hint else did_you_mean(split, present)
+    raise DataError(f"{folder} has no split '{split}'; it has {listed}.{more}")
 
 
 def read_store_info(path: Path) -> StoreInfo:
@@ -303,6 +325,8 @@ def map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:
             array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:
         # A header is an expression of Python; a wrong one raises SyntaxError, OverflowError, MemoryError and others.
+        if known := why_no_array(path):
+            raise DataError(known) from error
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is not a readable .npy array ({said}); it may be truncated.") from error
     if array.ndim not in dims:
@@ -314,8 +338,10 @@ def map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:
 def map_features(path: Path) -> FloatArray:
     """Memory-map features, (num_rows, N, F) or (num_rows, F), which is N = 1. Raises `DataError` for other arrays."""
     features = map_array(path, dims=(2, 3))
-    if features.dtype not in (np.float16, np.float32):
-        raise DataError(f"{path} holds {features.dtype}; features must be float16 or float32.")
+    if features.dtype.kind != "f":
+        # What the package ml_dtypes calls bfloat16, numpy writes as two bytes of no type.
+        what = "bfloat16, which .npy cannot name" if features.dtype == np.dtype("V2") else str(features.dtype)
+        raise DataError(f"{path} holds {what}; features must be float16 or float32, so save them as such.")
     return features[:, None, :] if features.ndim == 2 else features
 
 

@@ -176,10 +176,9 @@ class RegionWriter:
         """
         counts = None if captions is None else per_image([len(of_photo) for of_photo in captions])
         info = StoreInfo(self.header.extractor, self.header.fingerprint, counts)
-        texts = {
-            "_ids.txt": _lines(self.ids),
-            ".json": as_json(info),
-        }
+        texts = {".json": as_json(info)}
+        if self.header.has_ids:
+            texts["_ids.txt"] = _lines(self.ids)
         if captions is not None:
             texts["_caps.txt"] = _lines([caption for of_photo in captions for caption in of_photo])
         if names is not None and (names.classes or names.attributes):

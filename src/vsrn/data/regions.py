@@ -124,6 +124,13 @@ class RegionNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
 
 
+def native(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Numbers as this machine computes with them: in its byte order, and floats wider than float32 as float32."""
+    wide = values.dtype.kind == "f" and values.dtype.itemsize > 4
+    with np.errstate(over="ignore"):
+        return np.asarray(values, np.float32 if wide else values.dtype.newbyteorder("="))
+
+
 def pad_regions(regions: Sequence[Regions]) -> tuple[FloatArray, IntArray | None]:
     """Regions of B images -> (B, N, F) features, zeros after each image's own; (B,) counts, None where all have N."""
     counts = np.array([len(image.features) for image in regions])

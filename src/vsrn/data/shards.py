@@ -10,6 +10,7 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     photos       SHA-256 (hex) of the ids of all photos asked for, in order
     num_regions  N, or the most that a photo has; where one has fewer, `{split}_counts.npy` is written
     feature_dim  F
-    has_scores, has_classes, has_attributes  which optional arrays are written
+    has_scores, has_classes, has_attributes, has_boxes  which optional arrays are written
+    has_ids      whether `{split}_ids.txt` is written; false where ids are only the numbers of rows
+    float32      whether features are kept as float32, not as float16
     shard        which block of `photos` it holds; None for all of them
     merged       true in unfinished splits of earlier versions, which copied shards; such a split is begun again
     """
@@ -83,10 +86,14 @@ class SplitHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     has_attributes: bool = False
     shard: Shard | None = None
     merged: bool = False
+    has_boxes: bool = True
+    has_ids: bool = True
+    float32: bool = False
 
     def arrays(self) -> list[RegionArray]:
         """The arrays that are written."""
-        return [array for array in ARRAYS if not array.optional or getattr(self, f"has_{array.name}")]
+        wide = [replace(array, dtype="<f4") if array.name == "features" and self.float32 else array for array in ARRAYS]
+        return [array for array in wide if getattr(self, f"has_{array.name}", True)]
 
     def difference(self, other: SplitHeader) -> str:
         """How this split was made, and the other was not, for a message."""

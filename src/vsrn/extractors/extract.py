@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import msgspec
+import numpy as np
 
 from vsrn.data.annotations import CaptionedPhoto, read_annotations
 from vsrn.data.listing import PhotoFile, PhotoNames
 from vsrn.data.photo_splits import made_ready
-from vsrn.data.region_store import SkippedPhoto, StoreInfo, read_skipped, read_store_info
+from vsrn.data.region_store import SkippedPhoto, StoreInfo, map_features, read_skipped, read_store_info
 from vsrn.data.region_writer import RegionWriter, check_split_name, digest_of, finish_interrupted
 from vsrn.data.regions import ARRAYS, RegionNames, Regions
 from vsrn.data.shards import SHARD_FILE, Shard, SplitHeader, check_shard, read_header, shard_folder
@@ -304,6 +305,9 @@ def finished_report(
     Raises `DataError` where it is not the one asked for.
     """
     done = read_lines(folder / f"{split}_ids.txt") if (folder / f"{split}_ids.txt").exists() else []
+    features = map_features(folder / f"{split}_ims.npy")
+    if not header.has_ids and len(features) == len(ids):
+        done = list(ids)
     skipped = read_skipped(folder / f"{split}_skipped.json")
     # Earlier versions kept ids in the Unicode form that the disk had.
     done, without = [normal_name(name) for name in done], {normal_name(photo.id) for photo in skipped}
@@ -311,6 +315,8 @@ def finished_report(
     other = None
     if (info.extractor, info.fingerprint) != (header.extractor, header.fingerprint):
         other = "with another extractor or other weights"
+    elif (features.dtype == np.float32) != header.float32:
+        other = f"as {features.dtype}"
     elif header.shard is not None and (made := read_header(folder / f"{split}{SHARD_FILE}")) != header:
         other = made.difference(header)
     elif [photo_id for photo_id in ids if photo_id not in without] != done or not without <= set(ids):

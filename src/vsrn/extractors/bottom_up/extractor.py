@@ -21,7 +21,7 @@ from PIL import Image
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
 from vsrn.errors import ConfigError, DataError, PhotoError
-from vsrn.extractors.base import ExtractorFiles, Prepared
+from vsrn.extractors.base import NAME_THEM, ExtractorFiles, Prepared
 from vsrn.extractors.bottom_up.network import (
     FEATURE_DIM,
     NUM_ATTRIBUTES,
@@ -187,8 +187,7 @@ def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
     rules = parse_counts(argument) if argument else SelectionRules()
     if files.weights is None:
         raise ConfigError(
-            f"'{NAME}' needs the detector's published weights; name their file with --weights"
-            " (docs/extractors.md says where they are)."
+            f"'{NAME}' needs the detector's published weights (docs/extractors.md says where they are){NAME_THEM}"
         )
     names = read_region_names(files.classes, files.attributes)
     extractor = BottomUpExtractor(files.weights, Recipe(selection=rules), names, files.device)

@@ -1,0 +1,85 @@
+"""`vsrn import`: features that somebody published, in whatever form -> a region store."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from vsrn.cli.extract import check_splits, show
+from vsrn.cli.options import BatchSize, Float32, Json, Output, Restval, Splits, Workers
+from vsrn.cli.progress import ProgressBar, say
+from vsrn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vsrn.extractors.published import Published
+
+
+def main(
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES", help_behavior_hint="")],
+    *,
+    output: Output,
+    captions: Path | None = None,
+    splits: Splits = (),
+    restval: Restval = False,
+    classes: Path | None = None,
+    attributes: Path | None = None,
+    float32: Float32 = False,
+    batch_size: BatchSize = 32,
+    workers: Workers = 2,
+    json: Json = False,
+) -> int:
+    """Turn published features into a region store, without photos: .npz, HDF5, safetensors, a file an image, or TSV.
+
+    $ vsrn import trainval_36.tsv -o data/coco --captions dataset_coco.json --restval
+    $ vsrn import old/test_ims.npz -o data/f30k
+
+    Stopped or killed at any moment, the same command goes on where it was. `vsrn import-tsv` is the same command.
+
+    Args:
+        files: Files of features, plain or gzipped tables among them, or a folder with a file an image. Of test_ims.npz
+            and its like the split's name, its captions and ids beside it go along.
+        captions: Karpathy JSON; its splits and captions go into the store. Images are found by COCO's number or their
+            file name.
+        classes: A file that names the classes whose numbers the features come with, one a line.
+        attributes: A file that names the attributes, one a line.
+    """
+    if not files:
+        raise ConfigError("no files are named; write vsrn import FILES -o STORE.")
+    check_splits(captions, splits, restval=restval)
+    from vsrn.extractors.bottom_up.extractor import read_region_names
+    from vsrn.extractors.published import import_images, named
+    from vsrn.extractors.published_arrays import files_of
+
+    names, reports = read_region_names(classes, attributes), []
+    with ProgressBar("importing") as bar:
+        settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "float32": float32}
+        settings["progress"] = lambda split, done, total: bar.start(f"importing {split}").at(done, total)
+        for together in files_of(files):
+            with contextlib.ExitStack() as opened:
+                published = _opened(together, output, bar, opened)
+                for note in published.notes:
+                    say(note)
+                published = named(published, names)
+                reports += import_images(
+                    published, output, dataset=captions, splits=splits, restval=restval, **settings
+                )
+    show(reports, output, json=json)
+    return 0
+
+
+def _opened(files: Sequence[Path], output: Path, bar: ProgressBar, opened: contextlib.ExitStack) -> Published:
+    """The images of one file of arrays or one folder, or of some tables."""
+    from vsrn.extractors.published_arrays import open_published_arrays
+    from vsrn.extractors.published_tsv import find_lines
+
+    if len(files) == 1 and (arrays := open_published_arrays(files[0], output, opened)) is not None:
+        return arrays
+
+    def scanned(done: int, total: int) -> None:
+        bar.start("looking through the files", "MB").at(done >> 20, total >> 20)
+
+    return opened.enter_context(find_lines(files, output, scanned))

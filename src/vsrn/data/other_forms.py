@@ -1,0 +1,67 @@
+"""Regions in other forms than a region store: what they look like on disk, and the sentence that says what to do.
+
+A region store is read as it lies (`vsrn.data.region_store`). Everything else is converted once by `vsrn import`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+# What `vsrn import` reads, by the end of a file's name.
+ENDINGS = (".npz", ".safetensors", ".h5", ".hdf5", ".tsv", ".tsv.gz")
+# Names looked at in a folder; one with a file an image has hundreds of thousands.
+_LOOKED_AT = 1000
+
+
+def remedy_for_split(folder: Path, split: str) -> str:
+    """A sentence that says how to use `{split}_ims.npz` or its like, where the folder has such a file; else ""."""
+    found = next((path for end in ENDINGS if (path := folder / f"{split}_ims{end}").is_file()), None)
+    return f"turn {found.name} into a region store with `vsrn import {found} -o STORE`." if found else ""
+
+
+def remedy_for_folder(folder: Path, split: str) -> str:
+    """The end of a sentence about a folder that is no region store: what to do instead.
+
+    split  that was asked for; a file of this split is named before others
+
+    Takes a folder that holds features in another form, or folders that are region stores, into account.
+    """
+    names = sorted(path.name for path, _ in zip(folder.iterdir(), range(_LOOKED_AT), strict=False))
+    others = [name for name in names if name.lower().endswith(ENDINGS)]
+    if said := remedy_for_split(folder, split):
+        return said
+    arrays = [name for name in names if name.endswith((".npy", ".npz"))]
+    if len(arrays) > 1:
+        return f"of a folder with one file an image, make a region store with `vsrn import {folder} -o STORE`."
+    if others:
+        return f"turn {others[0]} into a region store with `vsrn import {folder / others[0]} -o STORE`."
+    below = [name for name in names if (folder / name).is_dir() and next((folder / name).glob("*_ims.npy"), None)]
+    if below:
+        return f"the region stores in it are {', '.join(str(folder / name) for name in below[:3])}; name one of them."
+    return f"make a region store with `vsrn extract PHOTOS -o {folder}`."
+
+
+def why_no_array(path: Path) -> str:
+    """What a file is that is no `.npy` array of numbers and what to do about it; "" where that is not known."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                return f"{path} is an .npz archive; turn it into a region store with `vsrn import {path} -o STORE`."
+            file.seek(0)
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+    except Exception:
+        # A header is an expression of Python; a wrong one raises SyntaxError, OverflowError, MemoryError and others.
+        return ""
+    if not dtype.hasobject:
+        return ""
+    archive = path.with_suffix(".npz")
+    arrays = "*a" if shape else "**a.item()"
+    return (
+        f"{path} holds Python objects, which only a pickle can hold, and a pickle can run code; if you trust it, write"
+        f""" one array an image with `python -c "import numpy as np; a = np.load('{path}', allow_pickle=True);"""
+        f""" np.savez('{archive}', {arrays})"` and then run `vsrn import {archive} -o STORE`."""
+    )

@@ -1,0 +1,173 @@
+"""Files of named arrays, whatever their form: `.npz`, HDF5 and safetensors, read an array or a row of one at a time.
+
+Nothing of a file runs: no pickle is opened, and links and storage outside of an HDF5 file are not followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vsrn.errors import ConfigError, DataError
+
+Array = npt.NDArray[Any]
+# The most that one image's array may take; an archive can be made to claim any size.
+MAX_IMAGE_BYTES = 64 * 2**20
+# Of an archive, also of one without members.
+MAGIC_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+MAGIC_HDF5, MAGIC_NPY = b"\x89HDF", b"\x93NUM"
+
+
+@dataclass(frozen=True)
+class ArrayEntry:
+    """One array of a file.
+
+    shape    of the whole array
+    objects  whether it holds Python objects, which are not read
+    read     gives the whole array
+    rows     gives an array-like whose single rows can be read without the others
+    """
+
+    shape: tuple[int, ...]
+    objects: bool
+    read: Callable[[], Array]
+    rows: Callable[[], Any]
+
+
+def open_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> dict[str, ArrayEntry] | None:
+    """The arrays of a file by name, in the file's order; None where it is none of these forms.
+
+    unpack_in  folder on a disk with room for what an archive holds compressed; nothing in it is left behind
+    opened     keeps the file open
+
+    Raises `DataError` where the file is damaged, and `ConfigError` where HDF5 needs a package.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic in MAGIC_ZIP:
+            return _of_archive(opened.enter_context(zipfile.ZipFile(path)), path, unpack_in, opened)
+        if magic == MAGIC_HDF5:
+            return _of_hdf5(path, opened)
+        if path.suffix == ".safetensors":
+            return _of_safetensors(path, opened)
+    except (DataError, ConfigError):
+        raise
+    except Exception as error:
+        # A damaged file makes its parser raise anything.
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise DataError(f"{path} cannot be read ({reason}); get the file again.") from error
+    return None
+
+
+def _of_archive(
+    archive: zipfile.ZipFile, path: Path, unpack_in: Path, opened: contextlib.ExitStack
+) -> dict[str, ArrayEntry]:
+    entries = {}
+    for member in archive.infolist():
+        if not member.filename.endswith(".npy"):
+            raise DataError(
+                f"{path} is a zip archive of other files than arrays, such as {member.filename}; unpack it first."
+            )
+        with archive.open(member) as file:
+            shape, fortran, dtype, start = _header(file)
+        what = f"{path}: {member.filename}"
+        if not dtype.hasobject and member.file_size - start != int(np.prod(shape, dtype=object)) * dtype.itemsize:
+            raise DataError(f"{what} is not as long as its header says; get the file again.")
+
+        def read(member: zipfile.ZipInfo = member, what: str = what) -> Array:
+            if member.file_size > MAX_IMAGE_BYTES:
+                raise DataError(f"{what} is larger than {MAX_IMAGE_BYTES // 2**20} MB, more than an image has.")
+            with archive.open(member) as file:
+                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+        def rows(
+            member: zipfile.ZipInfo = member,
+            kind: np.dtype[Any] = dtype,
+            shape: tuple[int, ...] = shape,
+            start: int = start,
+            order: Any = "F" if fortran else "C",
+        ) -> Any:
+            if member.compress_type == zipfile.ZIP_STORED:
+                return np.memmap(path, kind, "r", _start_of(path, member) + start, shape, order)
+            unpack_in.mkdir(parents=True, exist_ok=True)
+            # It has no name, so that no kill can leave it behind.
+            copy = opened.enter_context(tempfile.TemporaryFile(dir=unpack_in))  # noqa: SIM115
+            with archive.open(member) as file:
+                shutil.copyfileobj(file, copy, 2**20)
+            copy.flush()
+            return np.memmap(copy, kind, "r", start, shape, order)
+
+        entries[member.filename.removesuffix(".npy")] = ArrayEntry(shape, dtype.hasobject, read, rows)
+    return entries
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether the columns come first, type, and where the numbers of an array in `.npy` form begin."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    return shape, fortran, dtype, file.tell()
+
+
+def _start_of(path: Path, member: zipfile.ZipInfo) -> int:
+    """Where the content of a member begins; its name and further fields, of any length, stand before it."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    return member.header_offset + 30 + name + extra
+
+
+def _of_hdf5(path: Path, opened: contextlib.ExitStack) -> dict[str, ArrayEntry]:
+    try:
+        import h5py  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ConfigError(
+            f"{path} is HDF5, which needs the package h5py; run `pip install '.[hdf5]'` in the checkout."
+        ) from error
+    entries: dict[str, ArrayEntry] = {}
+
+    def note(name: str, node: Any) -> None:
+        if not isinstance(node, h5py.Dataset):
+            return
+        if node.external or node.is_virtual:
+            raise DataError(f"{path}: {name} keeps its numbers in another file; name that file.")
+        entries[name] = ArrayEntry(node.shape, node.dtype.kind == "O", lambda: np.asarray(node[()]), lambda: node)
+
+    # This visits what is in the file, and follows no link out of it.
+    opened.enter_context(h5py.File(path, "r")).visititems(note)
+    return entries
+
+
+def _of_safetensors(path: Path, opened: contextlib.ExitStack) -> dict[str, ArrayEntry]:
+    import safetensors  # noqa: PLC0415
+    import torch  # noqa: PLC0415 - numpy has no bfloat16
+
+    file = opened.enter_context(safetensors.safe_open(path, framework="pt"))
+
+    def entry(name: str) -> ArrayEntry:
+        part = file.get_slice(name)
+
+        def as_array(tensor: Any) -> Array:
+            return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+
+        class Rows:
+            """Single rows of a tensor."""
+
+            shape = tuple(part.get_shape())
+
+            def __getitem__(self, row: int) -> Array:
+                return as_array(part[row])
+
+        return ArrayEntry(Rows.shape, False, lambda: as_array(file.get_tensor(name)), Rows)
+
+    return {name: entry(name) for name in file.keys()}  # noqa: SIM118 - not a dict

@@ -1,0 +1,267 @@
+"""Features as arrays, in the forms that people keep them in -> what `vsrn.extractors.published` writes as a store.
+
+    test_ims.npz, .h5, .safetensors, .npy   one array (rows, N, F), with test_caps.txt and so on beside it
+    coco.npz, .h5, .safetensors             an array an image, named by the image; or a group, or 17_features, 17_boxes
+    features/17.npy, 17.npz                 a file an image
+
+Of an image that has several arrays, `vsrn.extractors.array_images.ALIASES` says which is which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from vsrn.data.region_store import RegionStore, StoreInfo, map_array, open_region_store, store_around
+from vsrn.data.regions import RegionNames, Regions
+from vsrn.errors import DataError
+from vsrn.extractors.array_files import MAGIC_NPY, Array, ArrayEntry, open_arrays
+from vsrn.extractors.array_images import MEANING, Fields, num_regions_of, regions_of
+from vsrn.extractors.published import Published, carried_by
+from vsrn.files import normal_name, read_lines
+
+# Names that only count: what numpy.savez calls arrays that nobody named, and numbers alone.
+_NUMBERED = re.compile(r"(?:arr_)?([0-9]+)")
+_OTHER_ENDINGS = (".h5", ".hdf5", ".safetensors")
+_SPLIT_FILE = re.compile(r"(.+)_ims\.[a-z0-9]+")
+
+
+@dataclass(frozen=True)
+class ArrayImage:
+    """An image whose regions are in arrays: a `PublishedImage`."""
+
+    place: str
+    num_boxes: int
+    read: Callable[[], Regions]
+
+
+def files_of(paths: Sequence[Path]) -> list[list[Path]]:
+    """What is imported together: all tables; every file of arrays and every folder alone.
+
+    Of a folder with files such as train_ims.npz, these files.
+    """
+    each: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*_ims.*")) if path.is_dir() else []
+        each += [file for file in inside if _SPLIT_FILE.fullmatch(file.name)] or [path]
+    alone = [path for path in each if path.is_dir() or path.suffix.lower() in (".npy", ".npz", *_OTHER_ENDINGS)]
+    tables = [path for path in each if path not in alone]
+    return [*([tables] if tables else []), *([path] for path in alone)]
+
+
+def open_published_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> Published | None:
+    """The images of a file of arrays, or of a folder with a file an image; None where it is something else.
+
+    unpack_in  folder on a disk with room for what an archive holds compressed; nothing in it is left behind
+    opened     keeps files open as long as images are read
+
+    Raises `DataError` where it holds no features or is damaged.
+    """
+    if path.is_dir():
+        return _of_folder(path)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    if magic == MAGIC_NPY:
+        return _of_rows(path, map_array(path, dims=(2, 3)))
+    entries = open_arrays(path, unpack_in, opened)
+    if entries is None:
+        return None
+    whole = _array_of_rows(entries)
+    if whole is not None:
+        return _of_rows(path, entries[whole].rows())
+    return _of_images(path, _images_in(entries, path))
+
+
+def _array_of_rows(entries: Mapping[str, ArrayEntry]) -> str | None:
+    """The name of an array that holds all images and is all that the file holds; else None."""
+    name = next(iter(entries)) if len(entries) == 1 else None
+    return name if name is not None and len(entries[name].shape) in (2, 3) and not entries[name].objects else None
+
+
+class _LazyRows:
+    """(num_rows, N, F) features, of which one row is read at a time."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+        rows, *rest = values.shape
+        self.shape = (rows, *rest) if len(rest) == 2 else (rows, 1, *rest)
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: Any) -> Array:
+        return np.stack([np.asarray(self._values[int(row)]).reshape(self.shape[1:]) for row in np.atleast_1d(rows)])
+
+
+def _of_rows(path: Path, values: Any) -> Published:
+    """The rows of one array, with what lies beside its file."""
+    features, split = cast("npt.NDArray[Any]", _LazyRows(values)), _split_of(path)
+    if split and path.suffix == ".npy":
+        store = open_region_store(path.parent, split)
+    elif split:
+        store = store_around(features, path.parent, split)
+    else:
+        store = RegionStore(path.parent, path.name, Regions(features=features, boxes=cast("npt.NDArray[Any]", None)))
+    longest, counts = store.num_regions, store.counts
+    images = [
+        ArrayImage(f"{path}, row {row}", longest if counts is None else int(counts[row]), partial(_row, store, row))
+        for row in range(len(store))
+    ]
+    return _published(path, images, store.ids, store)
+
+
+def _row(store: RegionStore, row: int) -> Regions:
+    regions = store.read_regions(row)
+    if regions.features.dtype.kind != "f":
+        raise DataError(f"{store.where(row)} holds {regions.features.dtype}; features must be floats.")
+    return regions
+
+
+def _split_of(path: Path) -> str:
+    named = _SPLIT_FILE.fullmatch(path.name)
+    return named[1] if named else ""
+
+
+def _published(
+    path: Path, images: Sequence[ArrayImage], ids: Sequence[str], store: RegionStore | None = None
+) -> Published:
+    """Images of one file; without ids, they are the rows of a split, and captions beside it are theirs."""
+    if not images:
+        raise DataError(f"{path} holds no images; name a file that holds features.")
+    split, names = _split_of(path), ids or [str(row) for row in range(len(images))]
+    captions = path.parent / f"{split}_caps.txt"
+    return Published(
+        [*zip(names, images, strict=True)],
+        has_ids=bool(ids),
+        names=RegionNames() if store is None else store.names,
+        split=split,
+        captions=captions if split and captions.is_file() else None,
+        info=StoreInfo() if store is None else store.info,
+    )
+
+
+def _images_in(entries: Fields, path: Path) -> list[tuple[str | None, Fields]]:
+    """Id, or None where a file has rows without ids, and arrays of each image of a file, by what they are."""
+    plain = {what: entry for name, entry in entries.items() if (what := MEANING.get(name.lower()))}
+    if "features" in plain:
+        if len(plain["features"].shape) == 3 or "ids" in plain or "spans" in plain:
+            return _of_each_row(plain, path)
+        return [(path.stem, plain)]
+    for between in ("/", "_"):
+        images: dict[str, dict[str, ArrayEntry]] = {}
+        for name, entry in entries.items():
+            # The longest ending counts: of 17_image_features it is not "features".
+            # "x" is too short to tell "photo_x" from a name.
+            ends = [end for end in MEANING if (between == "/" or len(end) > 3) and name.lower().endswith(between + end)]
+            if ends:
+                end = max(ends, key=len)
+                images.setdefault(name[: -len(end) - 1], {})[MEANING[end]] = entry
+        if any("features" in fields for fields in images.values()):
+            return [(name, fields) for name, fields in images.items() if "features" in fields]
+    numbers = [_NUMBERED.fullmatch(name) for name in entries]
+    order = [int(found[1]) for found in numbers if found]
+    if sorted(order) == list(range(len(entries))):
+        # Numbers from 0 on without a gap are places, not names; other numbers are ids, as COCO's are.
+        in_order = sorted(zip(order, entries.values(), strict=True), key=lambda pair: pair[0])
+        return [(None, {"features": entry}) for _, entry in in_order]
+    return [(name, {"features": entry}) for name, entry in entries.items()]
+
+
+def _of_each_row(arrays: Fields, path: Path) -> list[tuple[str | None, Fields]]:
+    """The arrays of each image, of arrays that hold all images: a row each, or regions one after another and spans."""
+    spans = arrays["spans"].read().tolist() if "spans" in arrays else None
+    rows = arrays["features"].shape[0] if spans is None else len(spans)
+    if spans is not None and (np.ndim(spans) != 2 or np.min(spans) < 0 or np.max(spans) > arrays["features"].shape[0]):
+        raise DataError(f"{path}: its spans of regions do not fit its {arrays['features'].shape[0]:,} regions.")
+    ids: list[str | None] = [None] * rows
+    if "ids" in arrays and arrays["ids"].shape == (rows,) and not arrays["ids"].objects:
+        ids = [one.decode() if isinstance(one, bytes) else str(one) for one in arrays["ids"].read().tolist()]
+    images: list[tuple[str | None, Fields]] = []
+    opened = {what: entry.rows() for what, entry in arrays.items() if what not in ("ids", "spans")}
+    for row, name in enumerate(ids):
+        fields = {}
+        for what, values in opened.items():
+            by_image = spans is None or what in ("width", "height", "count")
+            at = row if by_image or spans is None else slice(spans[row][0], spans[row][1])
+            shape = (
+                values.shape[1:] if by_image or spans is None else (spans[row][1] - spans[row][0], *values.shape[1:])
+            )
+            if values.shape[0] == rows or not by_image:
+                fields[what] = ArrayEntry(shape, False, partial(_part, values, at), lambda: None)
+        images.append((name, fields))
+    return images
+
+
+def _part(values: Any, at: int | slice) -> Array:
+    return np.asarray(values[at])
+
+
+def _of_images(path: Path, images: Sequence[tuple[str | None, Fields]]) -> Published:
+    """Images that have arrays of their own in one file."""
+    listed = []
+    for row, (name, fields) in enumerate(images):
+        place = f"{path}, row {row}" if name is None else f"{path}: {name}"
+        listed.append(ArrayImage(place, num_regions_of(fields, place), partial(regions_of, fields, place)))
+    ids = [normal_name(name) for name, _ in images if name is not None]
+    if not ids and (beside := path.parent / f"{_split_of(path)}_ids.txt").is_file():
+        ids = [name for name in read_lines(beside) if name]
+    return _with_notes(_published(path, listed, ids if len(ids) == len(listed) else []), [*images[:1]])
+
+
+def _with_notes(published: Published, first: Sequence[tuple[object, Fields]]) -> Published:
+    """Say where boxes are left out, which the first image with any tells."""
+    if first and "boxes" in first[0][1] and published.images[0][1].num_boxes:
+        place = published.images[0][1].place
+        if "boxes" not in carried_by(published.images[0][1].read()):
+            return replace(published, notes=[f"{place}: boxes are in pixels without the photo's size; none are kept."])
+    return published
+
+
+def _of_folder(folder: Path) -> Published:
+    """A folder with a file an image."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".npy", ".npz") and path.is_file())
+    # Beside the features of some, files of Python objects hold what the detector said else.
+    paths = [path for path in paths if not path.stem.endswith("_info")]
+    if not paths:
+        raise DataError(f"{folder} holds no .npy and .npz files; name a file, or the folder that has one an image.")
+    names = [normal_name(path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise DataError(f"{folder} has several files of image {twice}; remove all but one.")
+    images = []
+    for path in paths:
+        with contextlib.ExitStack() as opened:
+            count = num_regions_of(_fields_of(path, opened), str(path))
+        images.append(ArrayImage(str(path), count, partial(_read_file, path)))
+    with contextlib.ExitStack() as opened:
+        first = _fields_of(paths[0], opened)
+        return _with_notes(Published([*zip(names, images, strict=True)]), [("", first)])
+
+
+def _fields_of(path: Path, opened: contextlib.ExitStack) -> Fields:
+    """The arrays of the one image of a file, by what they are."""
+    if path.suffix == ".npy":
+        array = map_array(path, dims=(1, 2, 3))
+        return {"features": ArrayEntry(array.shape, False, lambda: np.asarray(array), lambda: array)}
+    entries = open_arrays(path, path.parent, opened) or {}
+    plain = {what: entry for name, entry in entries.items() if (what := MEANING.get(name.lower()))}
+    if "features" not in plain and len(entries) == 1:
+        return {"features": next(iter(entries.values()))}
+    return plain
+
+
+def _read_file(path: Path) -> Regions:
+    with contextlib.ExitStack() as opened:
+        return regions_of(_fields_of(path, opened), str(path))
