@@ -51,6 +51,9 @@ class Memory:
     def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
         """Validation is not what is measured."""
 
+    def noted(self, note: str, /) -> None:
+        """Nothing."""
+
 
 def main() -> None:
     """A real size for the peak, then a tiny model for a thousand steps."""

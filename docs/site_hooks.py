@@ -26,7 +26,7 @@ COPIED = (
     "CONTRIBUTING.md",
     "LICENSE",
     "benchmarks/**/*",
-    "configs/**/*",
+    "src/vsrn/configs/**/*.t*",
     "experiments/*.py",
     "src/vsrn/**/*.py",
     "src/vsrn/pretrained/*/LICENSE",

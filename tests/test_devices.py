@@ -134,4 +134,4 @@ def test_the_help_says_it_in_the_same_words(command: str, capsys: pytest.Capture
         run_command(command, ["--help"])
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--device DEVICE" in words
-    assert "Where to compute: cpu, cuda, mps, or auto for the best one there is." in words
+    assert "Where to compute: cpu, cuda, mps, or auto for the best there is." in words

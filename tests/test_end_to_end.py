@@ -44,7 +44,7 @@ def test_real_photos_and_captions_are_learned(tmp_path: Path, shared: Path, caps
     photos, store, run = shared / "flickr8k" / "images", tmp_path / "store", tmp_path / "run"
     captions = ["--captions", str(tmp_path / "dataset.json")]
     assert run_command("extract", [str(photos), "-o", str(store), *captions]) == 0
-    config = Path(__file__).parent.parent / "configs" / "flickr8k.toml"
+    config = Path(__file__).parent.parent / "src/vsrn/configs/flickr8k.toml"
     options = (
         f"--data.path {store} --data.train val --data.held-out= --data.min-count 1 --model.joint-dim 64"
         " --model.captioner.enabled False --train.batch-size 40 --train.epochs 12 --train.learning-rate-drop 10"

@@ -19,6 +19,8 @@ ORDER = [
     "vsrn",
     "vsrn.errors",
     "vsrn.files",
+    "vsrn.configs",
+    "vsrn.other_names",
     "vsrn.config",
     "vsrn.metrics",
     "vsrn.tensors",

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vsrn.config import NetworkConfig
 from vsrn.errors import CheckpointError
 from vsrn.extractors.base import make_extractor
 from vsrn.model.vsepp import ImageNetwork, load_network_weights
-from vsrn.tensors import check_fit, read_tensor_file
+from vsrn.tensors import check_fit, read_tensor_file, read_tensors, write_tensors
 
 Tensors = dict[str, torch.Tensor]
 
@@ -87,3 +87,18 @@ def test_every_fault_is_named_at_once() -> None:
         "w.pth does not fit the network: it misses a and has left over d\\x1b[2J and has in another shape b"
         " ((4,), not (3,)) and has with NaN or infinity c; get the file again."
     )
+
+
+def test_the_same_weights_are_the_same_file(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2).half()}
+    metadata = {f"key{number}": 'é"\n' if number else "x" for number in range(8)}
+    for number in range(6):
+        write_tensors(tmp_path / str(number), tensors, metadata)
+    contents = [(tmp_path / str(number)).read_bytes() for number in range(6)]
+    assert len(set(contents)) == 1
+    read, kept = read_tensors(tmp_path / "0")
+    assert kept == metadata
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    assert load_file(tmp_path / "0").keys() == tensors.keys()
+    write_tensors(tmp_path / "plain", tensors, {})
+    assert read_tensors(tmp_path / "plain")[1] == {}

@@ -20,7 +20,9 @@ import msgspec
 import tomli_w
 from msgspec import Meta
 
-from vsrn.errors import ConfigError
+from vsrn.errors import ConfigError, DataError
+from vsrn.files import read_text
+from vsrn.other_names import FIELD_CALLED
 
 RegionOrder = Literal["stored", "reversed", "shuffled"]
 EFFICIENTNET = "efficientnet-lite0"
@@ -43,7 +45,7 @@ class DataConfig:
     photos: str = ""
     """Folder of photos, for a model that reads pixels; instead of `path`."""
     annotations: str = ""
-    """Captions of those photos: a Karpathy JSON, or a folder of COCO's caption annotations."""
+    """Captions of those photos, in any form that docs/data-formats.md lists."""
     restval: bool = False
     """Whether COCO's `restval` images are learned from as part of `train`."""
     train: str = "train"
@@ -58,8 +60,8 @@ class DataConfig:
     min_count: Count = 4
     """A word seen less often than this in those captions becomes <unk>."""
     word_vectors: str = ""
-    """Text file of GloVe's or word2vec's, whose vectors the caption encoder's words start from instead of random ones;
-    model.word_dim must be their size."""
+    """File of GloVe's, fastText's or word2vec's (its .bin too, and gzipped), whose vectors the caption encoder's words
+    start from instead of random ones; model.word_dim must be their size."""
     region_order: RegionOrder = "stored"
     """Order in which the model reads an image's regions, wherever it reads any: in training, validation,
     evaluation and use. `shuffled` is a random order of each image that never changes."""
@@ -175,20 +177,40 @@ class LossConfig:
     """Whether the worst violation counts, or every one."""
     warm_up_epochs: CountOrZero = 0
     """Epochs over which the loss goes from every violation to the worst, little by little; 0 starts with the worst."""
+    mask_same_image: bool = False
+    """Whether captions of one image are no negatives of each other where they meet in a batch; in 2019 they were."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The recipe. Its defaults are the paper's for COCO."""
 
+    init_from: str = ""
+    """Model whose weights training starts from: a run, a converted or an exported folder; with its vocabulary, unless
+    data.vocabulary names the same one."""
     batch_size: Annotated[int, Meta(ge=2)] = 128
     """Captions per step, each with its image; the others are its negatives, so at least 2."""
     epochs: Count = 30
     """Passes over the captions."""
+    max_steps: CountOrZero = 0
+    """Steps after which training ends, though epochs be left; 0 ends after the epochs."""
+    accumulate: Count = 1
+    """Batches whose mean gradient makes one step; each has its own negatives alone."""
+    patience: CountOrZero = 0
+    """Validations in a row without a better rsum after which training ends; 0 never ends early."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam, or AdamW, which takes weight decay apart from the gradient."""
+    weight_decay: PositiveOrZero = 0.0
+    """Weight decay of every parameter: with Adam it is added to the gradient, as an L2 penalty is."""
     learning_rate: Positive = 2e-4
-    """Adam's learning rate at the start."""
+    """The optimiser's learning rate at the start, or after warm_up_steps."""
+    schedule: Literal["step", "cosine"] = "step"
+    """How the learning rate falls: by learning_rate_drop, or along half a cosine to 0 at the last step."""
     learning_rate_drop: list[Count] = field(default_factory=lambda: [15])
-    """Epochs after which the learning rate is divided by 10."""
+    """Epochs after which the learning rate is divided by 10, with the schedule "step"; those beyond the last epoch
+    change nothing."""
+    warm_up_steps: CountOrZero = 0
+    """Steps over which the learning rate rises evenly from 0 at first."""
     gradient_clip: PositiveOrZero = 2.0
     """Largest global norm of the gradient; 0 does not clip."""
     drop_regions: Annotated[float, Meta(ge=0, le=1)] = 0.0
@@ -202,6 +224,9 @@ class TrainConfig:
     """Precision of matrix products; embeddings and losses are float32 either way."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best one there is."""
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Where metrics go beside metrics.jsonl: "tensorboard" (where it is installed), "wandb" (Weights & Biases), or what
+    `vsrn.register_logger` adds."""
 
 
 @dataclass(frozen=True)
@@ -218,9 +243,11 @@ def read_config(path: Path | str) -> Config:
     """Read and check a TOML config. Raises `ConfigError` naming the file and the field."""
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path))
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no config {path}; `configs/` has examples to start from.") from error
+        raise ConfigError(f"there is no config {path}; `vsrn configs` lists those that come with vsrn.") from error
+    except DataError as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
         # tomllib leaves it to Python to refuse a number of more than 4,300 digits.
         reason = "a number in it has thousands of digits" if type(error) is ValueError else error
@@ -245,7 +272,7 @@ def config_from_table(table: dict[str, Any], where: str = "the config") -> Confi
             number = float(limit["number"])
             bound = "finite" if number == FINITE else f"{_RELATIONS[limit['relation']]} {number:,.10g}"
             raise ConfigError(f"{where}: {place} must be {bound}.") from error
-        words = [word for word in get_args(_fields().get(place)) if isinstance(word, str)]
+        words = [word for word in get_args(config_fields().get(place)) if isinstance(word, str)]
         choices = f" It is one of {', '.join(words)}." if words else ""
         raise ConfigError(f"{where}: {place or 'the config'}: {complaint}.{choices}") from error
 
@@ -290,7 +317,7 @@ def _fields_of_other_kinds(model: ModelConfig) -> Iterator[str]:
 def _contradictions(config: Config) -> Iterator[str]:
     """A complaint for each pair of fields that cannot both be as they are."""
     data, network, loss, train = config.data, config.model.network, config.loss, config.train
-    drops, epochs = train.learning_rate_drop, train.epochs
+    drops = train.learning_rate_drop
     if loss.matching == "contrastive" and (loss.warm_up_epochs or loss.negatives != "hardest"):
         yield (
             'loss.warm_up_epochs and loss.negatives are for loss.matching = "triplet"; a contrastive loss weighs every'
@@ -300,9 +327,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield 'loss.warm_up_epochs leads to the hardest negatives, not to loss.negatives = "all"; leave one of them out'
     if drops != sorted(set(drops)):
         yield "train.learning_rate_drop must be rising epochs, such as [10, 20]"
-    if max(drops, default=0) >= epochs:
-        where = f"train.learning_rate_drop {drops} lies beyond the last of {epochs} epochs"
-        yield f"{where}; leave it empty ([]) to keep the learning rate"
+    if train.init_from and data.word_vectors:
+        yield "train.init_from brings the vectors of words with it; leave out data.word_vectors"
     if not network.name and (data.photos or data.annotations):
         yield "data.photos and data.annotations are for a model that reads photos; set model.network.name"
     if network.name and data.path:
@@ -313,27 +339,35 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "data.photos and data.annotations go together; name both"
     if network.crop_size > network.photo_size:
         yield "model.network.crop_size must be at most model.network.photo_size"
-    if (network.fine_tune_after or 0) >= epochs:
-        yield f"model.network.fine_tune_after must be below the {epochs} epochs; leave it out to freeze the network"
 
 
 def _check_names(table: dict[str, Any], where: str, prefix: str = "") -> None:
     """Raise `ConfigError` on a field that is not there, naming the nearest one, or on a number beyond 64 bits."""
     for name, value in table.items():
-        if prefix + name not in _fields():
-            near = _nearest_field(name, prefix)
+        if prefix + name not in config_fields():
+            near = nearest_field(name, prefix)
             hint = f" Did you mean '{near}'?" if near else f" It has {', '.join(_siblings(prefix))}."
             raise ConfigError(f"{where}: there is no field {prefix}{name}.{hint}")
         numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
         if not all(-(2**63) <= number < 2**63 for number in numbers):
             raise ConfigError(f"{where}: {prefix}{name} is beyond the 64 bits that TOML allows.")
-        if isinstance(value, dict) and dataclasses.is_dataclass(_fields()[prefix + name]):
+        if isinstance(value, dict) and dataclasses.is_dataclass(config_fields()[prefix + name]):
             _check_names(value, where, prefix=f"{prefix}{name}.")
 
 
-def _nearest_field(name: str, prefix: str) -> str | None:
-    """The field of that very name elsewhere, else one spelt alike in this section, else one spelt alike elsewhere."""
-    for fields, cutoff in ((_fields(), 1.0), (_siblings(prefix), 0.6), (_fields(), 0.6)):
+def nearest_field(name: str, prefix: str = "") -> str | None:
+    """The field, such as "train.epochs", that a wrong name means, or None.
+
+    name    without the section
+    prefix  the section it was looked for in, such as "train."
+
+    It is the field of that very name elsewhere, else the one that other code calls so, else one spelt alike in this
+    section, else one spelt alike elsewhere.
+    """
+    name = name.replace("-", "_")
+    if name not in [dotted.rpartition(".")[2] for dotted in config_fields()] and name.lower() in FIELD_CALLED:
+        return FIELD_CALLED[name.lower()]
+    for fields, cutoff in ((config_fields(), 1.0), (_siblings(prefix), 0.6), (config_fields(), 0.6)):
         known = {dotted.rpartition(".")[2]: dotted for dotted in fields}
         for near in difflib.get_close_matches(name, known, n=1, cutoff=cutoff):
             return known[near]
@@ -341,11 +375,13 @@ def _nearest_field(name: str, prefix: str) -> str | None:
 
 
 def _siblings(prefix: str) -> list[str]:
-    return [dotted for dotted in _fields() if dotted.startswith(prefix) and "." not in dotted.removeprefix(prefix)]
+    return [
+        dotted for dotted in config_fields() if dotted.startswith(prefix) and "." not in dotted.removeprefix(prefix)
+    ]
 
 
 @functools.cache
-def _fields() -> dict[str, Any]:
+def config_fields() -> dict[str, Any]:
     """The type of every field and section of a config, by its dotted name, such as "model.captioner.cell"."""
     types: dict[str, Any] = {}
     left: list[tuple[str, Any]] = [("", Config)]

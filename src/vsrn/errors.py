@@ -77,6 +77,10 @@ class TrainingError(VsrnError):
     """Training cannot go on, for instance because the loss became NaN."""
 
 
+class UnknownWordsWarning(UserWarning):
+    """Captions that are to be encoded have words that the model never read; `Encoder.unknown_words` names them."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A closing hint that names the nearest known word, or nothing where none is near.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import glob
@@ -169,10 +170,53 @@ def write_at(descriptor: int, content: bytes | memoryview, start: int) -> int:
         return os.write(descriptor, content)
 
 
+def plain_utf8(content: bytes, where: Path | str) -> bytes:
+    """The bytes of a text file without the byte-order mark that some programs write first.
+
+    where  the file, as the message names it
+
+    Raises `DataError` where they are UTF-16 or UTF-32: a mark says so, or every second byte of the beginning is zero.
+    """
+    beginning = content[:64]
+    is_wide = beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    if is_wide or (len(beginning) > 3 and (not any(beginning[::2]) or not any(beginning[1::2]))):
+        raise DataError(f"{where} is UTF-16 text; save the file as UTF-8.")
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file as it is, without a byte-order mark.
+
+    Raises `DataError` where it is other text, naming the first line that is not UTF-8, and `OSError` where it cannot be
+    read.
+    """
+    content = plain_utf8(path.read_bytes(), path)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, without the spaces around them; blank lines at the end are left out.
+
+    Raises what `read_text` raises.
+    """
+    text = read_text(path)
+    # Macs before 2001, and some spreadsheets since, end lines with a carriage return alone.
+    lines = [line.strip() for line in text.split("\n" if "\n" in text else "\r")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
 def read_json(path: Path, kind: type[_Page], remedy: str, error: type[VsrnError] = DataError) -> _Page:
     """Read a JSON file as a type of msgspec's. Raises `error`, which ends with `remedy`, where that cannot be."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(plain_utf8(path.read_bytes(), path), type=kind)
+    except DataError as reason:
+        raise error(str(reason)) from reason
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as reason:
         said = reason.strerror if isinstance(reason, OSError) else reason
         raise error(f"{path} cannot be read ({said}); {remedy}") from reason

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
+import msgspec
 import numpy as np
 import safetensors
 import torch
@@ -140,8 +141,25 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
             if "os error 28" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
             raise
+        _sort_metadata(temporary)
         # The library makes files for their owner alone; models are given to others as any file is.
         temporary.chmod(mode)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Write the metadata of a safetensors file in the order of its names, so that equal contents are equal files.
+
+    The library writes it in a random order.
+    """
+    with path.open("rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = msgspec.json.decode(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = msgspec.json.encode(header).ljust(size)
+        # Names that the two libraries escape differently may take more room; then the file stays as it is.
+        if header["__metadata__"] and len(ordered) == size:
+            file.seek(8)
+            file.write(ordered)
 
 
 def check_fit(
@@ -251,8 +269,7 @@ def not_here(name: str) -> ConfigError:
     shown = repr(name[:200])[1:-1]
     return ConfigError(
         f"the weights of '{shown}' are not on this machine, and nothing is downloaded because a model or an index names"
-        f" it; name a copy of them with --weights, or type `vsrn extract PHOTOS -o STORE --extractor {shown}` to"
-        " download them."
+        f" it; to download them, type `vsrn extract PHOTOS -o STORE --extractor {shown}`."
     )
 
 

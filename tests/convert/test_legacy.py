@@ -26,8 +26,7 @@ from hypothesis import strategies as st
 import vsrn
 from vsrn.cli import run_command
 from vsrn.convert.checkpoint import read_checkpoint
-from vsrn.convert.unpickle import read_pickled_vocabulary
-from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
+from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary, read_vocabulary
 from vsrn.errors import CheckpointError, VocabularyError
 from vsrn.model.saved import read_model
 
@@ -94,7 +93,7 @@ def test_a_hostile_vocabulary_is_refused_by_name_and_nothing_of_it_runs(
     payload, name = hostile_calls(marker)[call]
     path.write_bytes(pickle.dumps({"idx2word": payload}, protocol=protocol))
     with pytest.raises(VocabularyError, match=rf"asks for \S*({name})\S*, which no vocabulary needs") as refusal:
-        read_pickled_vocabulary(path)
+        read_vocabulary(path)
     assert is_one_sentence(refusal.value, path)
     assert not marker.exists()
 
@@ -117,7 +116,7 @@ def test_no_opcode_reaches_a_function(tmp_path: Path, pickled: bytes) -> None:
     marker, path = tmp_path / "ran", tmp_path / "file.pkl"
     path.write_bytes(pickled % f"touch {marker}".encode())
     with pytest.raises(VocabularyError, match=r"file\.pkl"):
-        read_pickled_vocabulary(path)
+        read_vocabulary(path)
     with pytest.raises(CheckpointError, match=r"file\.pkl"):
         read_checkpoint(path)
     assert not marker.exists()
@@ -129,8 +128,8 @@ def test_a_vocabulary_cannot_spoil_the_next_one(tmp_path: Path) -> None:
     spoiler.write_bytes(b"cvocab\nVocabulary\n(N}V__setstate__\nccopy_reg\n_reconstructor\nstb.")
     good.write_bytes(python2_vocabulary(["dog"]))
     with pytest.raises(VocabularyError, match=r"spoiler\.pkl"):
-        read_pickled_vocabulary(spoiler)
-    assert list(read_pickled_vocabulary(good).words) == [*SPECIAL_WORDS, "dog"]
+        read_vocabulary(spoiler)
+    assert list(read_vocabulary(good).words) == [*SPECIAL_WORDS, "dog"]
 
 
 @pytest.mark.parametrize("module", ["vocab", "__main__"])
@@ -140,13 +139,13 @@ def test_older_protocols_of_python_2_rebuild_a_vocabulary_too(tmp_path: Path, mo
     table = pickle.dumps({"idx2word": dict(enumerate([*SPECIAL_WORDS, "dog"]))}, protocol=protocol)
     rebuilt = f"ccopy_reg\n_reconstructor\n(c{module}\nVocabulary\nc__builtin__\nobject\nNtR".encode()
     path.write_bytes(rebuilt + table[:-1] + b"b.")
-    assert list(read_pickled_vocabulary(path).words) == [*SPECIAL_WORDS, "dog"]
+    assert list(read_vocabulary(path).words) == [*SPECIAL_WORDS, "dog"]
 
 
 def test_python_2_strings_in_a_vocabulary_are_read_as_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "vocab.pkl"
     path.write_bytes(python2_vocabulary(["dog", "café"]))
-    assert list(read_pickled_vocabulary(path).words) == [*SPECIAL_WORDS, "dog", "café"]
+    assert list(read_vocabulary(path).words) == [*SPECIAL_WORDS, "dog", "café"]
 
 
 @settings(max_examples=150, deadline=None)
@@ -157,7 +156,7 @@ def test_random_bytes_give_no_other_error(tmp_path_factory: pytest.TempPathFacto
     with pytest.raises(CheckpointError):
         read_checkpoint(path)
     with pytest.raises(VocabularyError):
-        read_pickled_vocabulary(path)
+        read_vocabulary(path)
 
 
 @pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
@@ -175,7 +174,7 @@ def test_a_truncated_vocabulary_is_refused_wherever_it_was_cut(tmp_path: Path) -
     for place in range(len(whole)):
         path.write_bytes(whole[:place])
         with pytest.raises(VocabularyError):
-            read_pickled_vocabulary(path)
+            read_vocabulary(path)
 
 
 @settings(max_examples=150, deadline=None)
@@ -212,7 +211,7 @@ def test_a_few_bytes_cannot_take_all_memory(tmp_path: Path, number: bytes) -> No
     path.write_bytes(PROTOCOL_2 + b"}" + number + b".")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(VocabularyError, match=r"file\.pkl"):
-        read_pickled_vocabulary(path)
+        read_vocabulary(path)
     with pytest.raises(CheckpointError, match=r"file\.pkl"):
         read_checkpoint(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024, "kilobytes"

@@ -121,6 +121,30 @@ def test_a_list_of_captions_that_are_elsewhere_names_one(folder: Path) -> None:
         read_annotations(folder)
 
 
+def test_a_file_by_itself_and_the_folder_of_the_archive_are_read(folder: Path) -> None:
+    splits = read_annotations(folder)
+    assert read_annotations(folder / "captions_val2014.json") == {"val": splits["val"]}
+    (folder / "annotations").mkdir()
+    for path in folder.glob("*.json"):
+        path.rename(folder / "annotations" / path.name)
+    assert read_annotations(folder) == splits
+
+
+def test_ids_that_repeat_are_refused_by_name(folder: Path) -> None:
+    write(folder, "captions_val2014.json", {**VAL, "captions": [(3, 42, "A boat"), *VAL["captions"]]})
+    # Each file is a split of its own, so nothing is confused.
+    assert read_annotations(folder)["val"][0].captions == ["A boat", "A boat", "Water"]
+    split_by(folder, train=[1, 3])
+    with pytest.raises(DataError, match="names caption 3, but captions_train2014.json and captions_val2014.json both"):
+        read_annotations(folder)
+    write(folder, "captions_val2014.json", {**VAL, "captions": [(20, 7, "A pond"), *VAL["captions"]]})
+    with pytest.raises(DataError, match="has two captions with the id 20"):
+        read_annotations(folder)
+    write(folder, "captions_val2014.json", {"images": {42: "c.jpg", 7: "c.jpg"}, "captions": VAL["captions"]})
+    with pytest.raises(DataError, match="lists val2014/c.jpg twice, as image 42 and 7"):
+        read_annotations(folder)
+
+
 def test_an_empty_folder_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no file is named like captions_train2014\.json"):
         read_annotations(tmp_path)

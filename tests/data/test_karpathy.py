@@ -103,13 +103,18 @@ def test_a_mistake_is_named_with_the_file(tmp_path: Path, images: list[dict[str,
     assert "dataset.json" in str(refusal.value)
 
 
+def test_one_number_of_cocos_for_two_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gives cocoid 9 to a\.jpg and b\.jpg"):
+        read_karpathy(write(tmp_path, image("a.jpg", cocoid=9), image("b.jpg", cocoid=9)))
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b'{"images": [{"filename": "\xff"}]}', b"null"]
 )
 def test_what_is_no_such_json_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "dataset.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="Karpathy layout"):
+    with pytest.raises(DataError, match="Karpathy layout|UTF-16"):
         read_karpathy(path)
 
 

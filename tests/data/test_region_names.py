@@ -85,7 +85,7 @@ def test_published_lists_of_names_are_read(tmp_path: Path) -> None:
     objects.write_text("dog\n" * 1599 + "\n")
     attributes.write_text("brown\n" * 399 + "\x1b[31m\n")
     for wrong, says in [
-        ({"classes": objects}, r"has 1,600 lines, 1,599 of them names; the detector's classes are 1,600"),
+        ({"classes": objects}, r"has 1,599 lines, 1,599 of them names; the detector's classes are 1,600"),
         ({"attributes": attributes}, r"attributes are 400, one a line"),
         ({"classes": tmp_path / "nowhere.txt"}, "cannot be read"),
         ({"classes": tmp_path}, "cannot be read"),

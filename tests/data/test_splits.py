@@ -138,6 +138,33 @@ def test_ids_of_rows_are_kept_and_ids_of_captions_say_nothing(tmp_path: Path) ->
     assert open_split(tmp_path, "train").image_ids() == ["0", "1", "2"]
 
 
+def held_out(tmp_path: Path, ids: str, listed: bytes) -> list[str]:
+    write_split(tmp_path, features_of(3), numbered(6))
+    (tmp_path / "train_ids.txt").write_text(ids)
+    (tmp_path / "held-out.txt").write_bytes(listed)
+    return hold_out(open_split(tmp_path, "train"), tmp_path / "held-out.txt")[1].image_ids()
+
+
+COCO = ["val2014/COCO_val2014_000000391895.jpg", "b.jpg", "c d.jpg"]
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [b"391895\nb", b"\xef\xbb\xbfCOCO_val2014_000000391895.jpg\r\nphotos/b.JPG\r\n\r\n", b"391895\n\nb.jpg\nb\n"],
+)
+def test_a_list_of_held_out_images_may_use_any_of_their_names(tmp_path: Path, listed: bytes) -> None:
+    assert held_out(tmp_path, "\n".join(COCO), listed) == COCO[:2]
+    assert held_out(tmp_path, "391895\nb\nc d\n", listed) == ["391895", "b"]
+    (tmp_path / "id_mapping.json").write_text(json.dumps(dict(zip("789", COCO, strict=True))))
+    assert held_out(tmp_path, "7\n8\n9\n", listed) == ["7", "8"]
+
+
+def test_a_list_of_rows_names_no_files(tmp_path: Path) -> None:
+    assert held_out(tmp_path, "", b"2\n") == ["2"]
+    with pytest.raises(DataError, match=r"does not have, such as 2\.jpg"):
+        held_out(tmp_path, "", b"2.jpg\n")
+
+
 @pytest.mark.parametrize(("on_disk", "asked"), [("dev", "val"), ("val", "dev"), ("val", "val"), ("testall", "testall")])
 def test_val_and_dev_stand_for_each_other(tmp_path: Path, on_disk: str, asked: str) -> None:
     write_split(tmp_path, features_of(2), numbered(4), on_disk)
@@ -219,10 +246,10 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], str]] = {
     "no images": (save("train_ims.npy", np.zeros((0, N, F), dtype=np.float32)), r"train_(ims|caps)"),
     "an empty caption": (damage("train_caps.txt", b"one\n\nthree\nfour\n"), r"train_caps\.txt, line 2: .*empty"),
     "a caption of spaces": (damage("train_caps.txt", b"one\ntwo\n \t \nfour\n"), r"line 3: .*empty"),
-    "an empty last caption": (damage("train_caps.txt", b"one\ntwo\nthree\n\n\n"), r"line 4: .*empty"),
+    "an empty last caption": (damage("train_caps.txt", b"one\ntwo\nthree\n\n\n"), r"do not divide"),
     "no captions at all": (damage("train_caps.txt", b""), r"train_caps\.txt holds no captions"),
     "latin-1": (damage("train_caps.txt", b"one\ntwo\na caf\xe9\nfour\n"), r"train_caps\.txt, line 3: not UTF-8"),
-    "utf-16": (damage("train_caps.txt", "one\ntwo\n".encode("utf-16")), r"train_caps\.txt, line 1: not UTF-8"),
+    "utf-16": (damage("train_caps.txt", "one\ntwo\n".encode("utf-16")), r"train_caps\.txt is UTF-16 text"),
     "cut in the numbers": (truncate("train_ims.npy", 200), r"train_ims\.npy is not a readable \.npy array"),
     "cut in the header": (truncate("train_ims.npy", 30), r"train_ims\.npy is not a readable \.npy array"),
     "an empty file": (truncate("train_ims.npy", 0), r"train_ims\.npy is not a readable \.npy array"),

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsrn.convert.unpickle import read_pickled_vocabulary
 from vsrn.data.tokenizer import tokenize
 from vsrn.data.vocabulary import (
     END,
@@ -160,7 +159,7 @@ def test_a_missing_vocabulary_names_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "num_words"), [("coco", 10_006), ("f30k", 8_481), ("f8k", 3_178)])
 def test_the_real_vocabularies_of_2019_load(shared: Path, name: str, num_words: int) -> None:
     path = shared / "legacy" / f"{name}_precomp_vocab.pkl"
-    vocabulary = read_pickled_vocabulary(path)
+    vocabulary = read_vocabulary(path)
     assert len(vocabulary) == num_words
     # Independently of any unpickler: the numbers and the texts in the order in which the file lists them.
     word2idx, idx2word = tables_in(path.read_bytes())
@@ -169,7 +168,7 @@ def test_the_real_vocabularies_of_2019_load(shared: Path, name: str, num_words: 
 
 
 def test_real_flickr30k_test_captions_have_unknown_words_in_this_share(shared: Path) -> None:
-    vocabulary = read_pickled_vocabulary(shared / "legacy" / "f30k_precomp_vocab.pkl")
+    vocabulary = read_vocabulary(shared / "legacy" / "f30k_precomp_vocab.pkl")
     captions = (shared / "captions" / "f30k_test_caps.txt").read_text(encoding="utf-8").splitlines()
     ids = [number for caption in captions for number in vocabulary.encode(caption)[1:-1]]
     assert (ids.count(UNK), len(ids)) == (UNKNOWN_WORDS, ALL_WORDS)

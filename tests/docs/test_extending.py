@@ -168,7 +168,7 @@ def test_a_name_that_nobody_registered_is_answered_by_those_there_are(
 def test_a_plugin_that_cannot_be_imported_is_one_sentence(plugins: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (plugins / "broken.py").write_text("1 / 0")
     for name, reason in (("broken", "division by zero"), ("not.there", "No module named")):
-        assert run_command("train", ["configs/f30k.toml", "--plugin", name]) == 2
+        assert run_command("train", ["f30k", "--plugin", name]) == 2
         assert re.fullmatch(rf"error: --plugin {name} cannot be imported \(.*{reason}.*\n", capsys.readouterr().err)
 
 

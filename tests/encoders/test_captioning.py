@@ -35,7 +35,7 @@ def make_writer(seed: int, words: int, *, spread: float = 3.0, **config: Any) ->
     with torch.no_grad():
         for parameter in captioner.parameters():
             parameter.mul_(spread)
-    return CaptionWriter(captioner, Vocabulary([*SPECIAL_WORDS, *(f"word{number}" for number in range(words))]))
+    return CaptionWriter(captioner.eval(), Vocabulary([*SPECIAL_WORDS, *(f"word{number}" for number in range(words))]))
 
 
 def make_regions(seed: int, images: int, regions: int = 4) -> np.ndarray[Any, np.dtype[np.float32]]:

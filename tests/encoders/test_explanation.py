@@ -15,12 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from torch import nn
 
 from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.data.regions import Regions
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders.base import Encoder
+from vsrn.encoders.draw import draw_explanation
 from vsrn.encoders.explain import LAMBDA, ExplainView, Explanation, explain_regions, heat_map, region_shares
 from vsrn.encoders.export import export_onnx
 from vsrn.encoders.onnx_backend import IMAGE_FILE, OnnxEncoder
@@ -232,3 +234,18 @@ def test_an_explanation_needs_no_torch(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == ["['sentence', 'image']", ""]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_regions_without_boxes_have_their_weights(view: ExplainView) -> None:
+    model, regions = TorchEncoder(small_model(), "cpu"), random_regions(5)
+    without = Regions(regions.features, None)  # type: ignore[arg-type]
+    found, wanted = (explain_regions(model, given, SENTENCE, view) for given in (without, regions))
+    np.testing.assert_array_equal(found.weights, wanted.weights)
+    np.testing.assert_array_equal(found.shares, wanted.shares)
+    assert found.boxes is None
+    assert found.heat is None
+    assert [region.weight for region in found.top(2)] == [region.weight for region in wanted.top(2)]
+    assert all("box" not in region for region in found.to_json()["regions"])  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="no boxes, so nothing can be drawn"):
+        draw_explanation(Image.new("RGB", (8, 8)), found, SENTENCE)

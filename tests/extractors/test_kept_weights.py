@@ -122,10 +122,20 @@ def test_a_model_whose_weights_are_gone_says_what_to_put_where(copy: Path) -> No
 
 
 def test_a_detectors_weights_are_asked_for() -> None:
-    with pytest.raises(ConfigError, match=r"^'bottom-up' needs the detector's published weights; name their file"):
+    with pytest.raises(ConfigError, match=r"^'bottom-up' needs the detector's .*; name their file with --weights\.$"):
         make_extractor("bottom-up")
     with pytest.raises(DataError, match=r"learned from 'bottom-up:10-100', which cannot be made here.*put the weights"):
         learned_extractor(StoreInfo("bottom-up:10-100", "f" * 64), None)
+
+
+@pytest.mark.parametrize("name", ["bottom-up", "timm:resnet18.a1_in1k", "torchvision:fasterrcnn_resnet50_fpn"])
+def test_a_model_without_its_weights_names_no_option_of_another_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(DataError, match="put the weights that its photos were extracted with") as refused:
+        learned_extractor(StoreInfo(name, "f" * 64), None, "cpu")
+    assert "--weights" not in str(refused.value)
 
 
 def test_names_are_for_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,9 @@ class Silent:
     def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
         pass
 
+    def noted(self, note: str) -> None:
+        pass
+
 
 def train(config: Config, run: Path, *, resume: bool = False, stop_after: int | None = None) -> TrainingResult:
     return Trainer(prepare_run(config, run, resume=resume), Silent(stop_after)).run(resume=resume)

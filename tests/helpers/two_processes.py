@@ -6,6 +6,8 @@ python two_processes.py CONFIG RUN OUT STEPS
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,12 @@ class Silent:
 
     def validated(self, *_: Any) -> None: ...
 
+    def noted(self, _note: str) -> None: ...
+
 
 class DoubleTrainer(Trainer):
-    def _step(self, batch: Batch) -> None:
-        super()._step(batch._replace(features=batch.features.double()))
+    def _step(self, batches: Iterable[Batch], images: Iterable[torch.Tensor | None] = repeat(None)) -> None:
+        super()._step((batch._replace(features=batch.features.double()) for batch in batches), images)
 
 
 def main(config: str, run: str, out: str, steps: str) -> None:
@@ -51,8 +55,10 @@ def main(config: str, run: str, out: str, steps: str) -> None:
         prepared.loss.double()
         trainer = DoubleTrainer(prepared, Silent())
         seen: list[dict[str, Any]] = []
+        masks = prepared.config.loss.mask_same_image
+        images = trainer.batches.images(0) if masks else repeat(None)
         for batch, _ in zip(trainer.batches.epoch(0), range(int(steps)), strict=False):
-            trainer._step(batch)
+            trainer._step([batch], images)
             losses = torch.stack(distributed.of_all(trainer.recent[-1][:2])).mean(dim=0)
             gradients = {name: p.grad.clone() for name, p in trainer.learner.parameters().items() if p.grad is not None}
             seen.append({"losses": losses, "gradients": gradients})

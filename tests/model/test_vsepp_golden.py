@@ -15,7 +15,7 @@ from vsrn.convert.checkpoint import read_checkpoint
 from vsrn.model.losses import SIMILARITIES, hardness_after, matching_loss
 from vsrn.model.vsepp import PhotoEncoder, build_vsepp
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs" / "vsepp"
+CONFIGS = Path(__file__).parent.parent.parent / "src/vsrn/configs/vsepp"
 # What the recordings call each setting's loss, and what was published of it.
 SETTINGS = {
     "vse0": ("retrieval_loss_cosine_sum", 0.2, 2e-4),

@@ -23,7 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_toy_world(folder / "world", train=SCENES, val=4)
     dataset, images = folder / "world" / "dataset.json", folder / "world" / "images"
     assert run_command("extract", [str(images), "-o", str(folder / "store"), "--captions", str(dataset)]) == 0
-    config = Path(__file__).parent.parent.parent / "configs" / "flickr8k.toml"
+    config = Path(__file__).parent.parent.parent / "src/vsrn/configs/flickr8k.toml"
     options = (
         f"--data.path {folder / 'store'} --data.validation train --data.held-out= --data.min-count 1"
         " --model.joint-dim 64 --model.captioner.enabled False --train.batch-size 40 --train.epochs 14"

@@ -26,8 +26,9 @@ from vsrn.model.base import MatchingModel
 from vsrn.model.losses import cosine_similarities, matching_loss
 from vsrn.training.batches import TrainingBatches
 from vsrn.training.checkpoint import STATE_FILE, Progress, read_log
+from vsrn.training.optimizer import learning_rate_at
 from vsrn.training.run import prepare_run
-from vsrn.training.trainer import Trainer, learning_rate_at
+from vsrn.training.trainer import Trainer
 
 WORDS = ["red", "blue", "green", "tall", "small", "dog", "cat", "bird", "boat", "tree", "runs", "sleeps", "sings"]
 
@@ -130,7 +131,7 @@ def test_a_step_is_adam_on_the_clipped_gradient_of_the_joint_loss(
         config,
         loss=replace(config.loss, warm_up_epochs=warm_up_epochs),
         model=replace(config.model, captioner=CaptionerConfig(enabled=False)),
-        train=replace(config.train, gradient_clip=0.5),
+        train=replace(config.train, gradient_clip=0.5, learning_rate_drop=[]),
     )
     trainer = Trainer(prepare_run(config, tmp_path / "run", resume=False), Silent())
     trainer.progress = Progress(epoch=epoch, step=epoch * trainer.batches.steps_per_epoch)
@@ -147,7 +148,7 @@ def test_a_step_is_adam_on_the_clipped_gradient_of_the_joint_loss(
     assert norm > 0.5, "the example must be clipped"
 
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer._step(batch)
+    trainer._step([batch])
     for name, parameter in trainer.model.named_parameters():
         clipped = gradients[name] * 0.5 / norm
         # A gradient within float noise of 0 may step either way.
@@ -190,8 +191,9 @@ def test_the_weights_kept_are_those_of_the_best_validation(config: Config, tmp_p
     ("drops", "rates"), [([15], [2e-4] * 15 + [2e-5] * 15), ([10, 20], [2e-4] * 10 + [2e-5] * 10 + [2e-6] * 10)]
 )
 def test_the_learning_rate_falls_after_the_epochs_of_the_paper(drops: list[int], rates: list[float]) -> None:
-    config = Config(train=TrainConfig(learning_rate_drop=drops))
-    assert [learning_rate_at(config, epoch) for epoch in range(30)] == pytest.approx(rates)
+    train = TrainConfig(learning_rate_drop=drops)
+    assert [learning_rate_at(train, 7 * epoch, 7, 210) for epoch in range(30)] == pytest.approx(rates)
+    assert [learning_rate_at(train, 7 * epoch + 6, 7, 210) for epoch in range(30)] == pytest.approx(rates)
 
 
 def test_every_epoch_is_another_order_of_all_captions_and_any_step_can_be_found_again(store: Path) -> None:

@@ -1,7 +1,8 @@
 """The command line: one file a command. A command is a typed function `main`; its docstring is its help.
 
 Only the command that is asked for is imported, so `vsrn --help` needs no torch. A command whose options depend on its
-arguments has a function `main_for(arguments)` instead, which returns `main`.
+arguments has a function `main_for(arguments)` instead, which returns `main`; one that reads more forms than the
+parser does has `as_typed(arguments)`, which returns the forms that it takes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import importlib
 import keyword
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import vsrn
-from vsrn.errors import VsrnError, did_you_mean
+from vsrn.errors import UnknownWordsWarning, VsrnError, did_you_mean
 from vsrn.files import printable
 
 COMMANDS = {
@@ -24,6 +26,7 @@ COMMANDS = {
     "compare": "photos and features -> whether an extractor makes these features",
     "vocab": "captions -> a vocabulary",
     "train": "a config -> a trained run",
+    "configs": "the configs that come with vsrn, for `vsrn train NAME`",
     "index": "a folder of photos -> an index of it; run again, it follows the folder",
     "search": "a sentence or a photo -> the photos of an index that fit it",
     "caption": "photos -> a sentence written for each",
@@ -79,8 +82,13 @@ def run_command(command: str, arguments: list[str]) -> int:
 
         # No module can be called "import".
         module = importlib.import_module(f"vsrn.cli.{command.replace('-', '_')}{'_' * keyword.iskeyword(command)}")
+        if hasattr(module, "as_typed"):
+            arguments = module.as_typed(arguments)
         function = module.main_for(arguments) if hasattr(module, "main_for") else module.main
-        return call(function, command, arguments)
+        with warnings.catch_warnings():
+            # Commands name such words themselves.
+            warnings.simplefilter("ignore", UnknownWordsWarning)
+            return call(function, command, arguments)
     except VsrnError as error:
         return complain(str(error))
     except KeyboardInterrupt:

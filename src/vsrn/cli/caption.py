@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Beam, Device, Json, Model, print_json
+from vsrn.cli.options import Beam, Device, Json, print_json
 from vsrn.cli.progress import ProgressBar
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
+from vsrn.search.create import Model
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import WrittenCaption
@@ -68,7 +69,8 @@ def _of_photos(photos: Sequence[Path], model: str, beam: int, device: str) -> It
 def _of_index(folder: Path, ids: Sequence[str], beam: int, device: str) -> Iterator[tuple[str, WrittenCaption]]:
     import vsrn
     from vsrn.data.regions import pad_regions
-    from vsrn.encoders.base import PHOTOS_AT_ONCE, slices
+    from vsrn.encoders.backend import PHOTOS_AT_ONCE
+    from vsrn.encoders.inputs import slices
 
     with vsrn.open_index(folder, device=device) as index:
         for part in slices(len(ids), PHOTOS_AT_ONCE):

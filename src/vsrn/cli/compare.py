@@ -46,8 +46,9 @@ def main(
 
     Args:
         features: (images, regions, numbers) or (images, numbers), float16 or float32.
-        captions: Karpathy JSON, whose photos are compared.
-        split: With --captions, the split that the features are of; needed where the JSON has several.
+        captions: Captions: Karpathy's JSON, COCO's captions_*.json or their folder, Flickr's .token, CSV or TSV
+            (docs/data-formats.md). Their photos are compared.
+        split: With --captions, the split that the features are of; needed where the captions have several.
         extractor: As in `vsrn extract`.
         weights: As in `vsrn extract`.
         first: How many photos.

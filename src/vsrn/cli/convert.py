@@ -38,10 +38,9 @@ def main(
     if any((output / part).exists() for part in (WEIGHTS_FILE, "state")):
         raise CheckpointError(f"{output} already holds a model or a run; choose another folder with -o.")
     from vsrn.convert.checkpoint import read_checkpoint
-    from vsrn.convert.unpickle import read_pickled_vocabulary
     from vsrn.data.vocabulary import read_vocabulary
 
-    vocabulary = read_vocabulary(vocab) if vocab.suffix == ".json" else read_pickled_vocabulary(vocab)
+    vocabulary = read_vocabulary(vocab)
     legacy = read_checkpoint(checkpoint, captioner)
     if legacy.vocabulary_size != len(vocabulary):
         raise VocabularyError(

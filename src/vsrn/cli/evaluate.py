@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Beam, Device, Json, print_json
+from vsrn.cli.options import Beam, Device, Json, print_json, say_unknown_share
 from vsrn.cli.progress import ProgressBar, say
 from vsrn.errors import CheckpointError, ConfigError
 
@@ -78,6 +78,7 @@ def main(
         _save_ranks(ranks, found)
     if html is not None:
         _write_report(html, evaluation, photos, models[0])
+    say_unknown_share(evaluation.unknown_share, "the model's vocabulary")
     _show(evaluation, extended, scores, beam, json=json)
     return 0
 
@@ -163,8 +164,12 @@ def _write_report(path: Path, evaluation: Evaluation, photos: Path | None, model
     from vsrn.evaluation.report import write_html_report
     from vsrn.training.checkpoint import read_log
 
-    write_html_report(path, evaluation, photos=photos, history=read_log(model))
+    missing = write_html_report(path, evaluation, photos=photos, history=read_log(model))
     say(f"The report is {path}.")
+    if missing and not evaluation.has_ids:
+        say(f"It shows no photos: {evaluation.data} has no {evaluation.split}_ids.txt that names its images.")
+    elif missing:
+        say(f"{len(missing):,} of its photos were not found in {photos} or cannot be read, such as {missing[0]}.")
 
 
 def _show(

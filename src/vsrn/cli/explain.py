@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Device, Force, Json, Model, print_json
+from vsrn.cli.options import Device, Force, Json, print_json, say_unknown_words
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
+from vsrn.search.create import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,7 +66,8 @@ def main(
         import vsrn
 
         _check_output(output, photo, force=force)
-        explanation = vsrn.load(model or DEFAULT_MODEL, device).explain(photo, sentence, view)
+        encoder = vsrn.load(model or DEFAULT_MODEL, device)
+        explanation, unknown = encoder.explain(photo, sentence, view), encoder.unknown_words(sentence)
         picture = _decode(photo) if output is not None else None
     else:
         from vsrn.search.index import open_index
@@ -73,11 +75,13 @@ def main(
         with open_index(index) as opened:
             _check_output(output, opened.path(str(photo_id)), force=force)
             explanation = opened.explain(str(photo_id), sentence, view)
+            unknown = opened.encoder.unknown_words(sentence)
             picture = _photo_of(opened, str(photo_id)) if output is not None else None
     if output is not None and picture is not None:
         _draw(output, picture, explanation, sentence, k)
+    say_unknown_words(unknown)
     if json:
-        print_json({"photo": str(photo), "sentence": sentence} | explanation.to_json())
+        print_json({"photo": str(photo), "sentence": sentence, "unknown_words": unknown} | explanation.to_json())
     else:
         _show(explanation, k)
         print(f"The picture is {printable(str(output))}.")
@@ -164,7 +168,7 @@ def _show(explanation: Explanation, k: int) -> None:
     """Print the similarity, and for each of the `k` best regions its share, its weight, its box and what it shows."""
     print(f"similarity {explanation.score:.3f}")
     for region in explanation.top(k):
-        box = ", ".join(f"{edge:.2f}" for edge in region.box)
+        box = ", ".join(f"{edge:.2f}" for edge in ([] if region.box is None else region.box))
         name = "" if region.label is None else f"  {printable(region.label)}"
         print(f"  {region.share:4.0%}  {region.weight:+.4f}  box {box}{name}")
     if not explanation.top(1):

@@ -40,15 +40,16 @@ def main(
     if half and onnx is None:
         raise ConfigError("--half is for ONNX encoders; add --onnx FOLDER.")
     from vsrn.encoders.export import check_free, export_model, export_onnx
-    from vsrn.model.saved import read_model
+    from vsrn.model.saved import read_any_model, read_model
 
     for folder in filter(None, (output, onnx)):
         check_free(folder)
-    stored = read_model(run)
+    # Files of any kind of model can be copied; only encoders with embeddings become ONNX.
+    embedding = None if onnx is None else read_model(run)
     if output is not None:
-        export_model(stored, output)
-    if onnx is not None:
-        export_onnx(stored, onnx, "fp16" if half else "fp32")
+        export_model(embedding or read_any_model(run), output)
+    if onnx is not None and embedding is not None:
+        export_onnx(embedding, onnx, "fp16" if half else "fp32")
     sizes = {str(folder): sum(file.stat().st_size for file in folder.iterdir()) for folder in (output, onnx) if folder}
     for name, size in sizes.items():
         say(f"{name}: {size / 1e6:,.1f} MB.")

@@ -11,6 +11,7 @@ from vsrn.cli.options import (
     SKIPPED_SHOWN,
     BatchSize,
     Device,
+    Float32,
     FollowLinks,
     Json,
     Output,
@@ -42,6 +43,7 @@ def main(
     weights: Path | None = None,
     classes: Path | None = None,
     attributes: Path | None = None,
+    float32: Float32 = False,
     batch_size: BatchSize = 32,
     workers: Workers = 2,
     follow_links: FollowLinks = False,
@@ -58,7 +60,8 @@ def main(
     Stopped or killed at any moment, the same command goes on where it was. Photos that cannot be read are listed.
 
     Args:
-        captions: Karpathy JSON; its splits and captions go into the store, and only its photos are read.
+        captions: Captions: Karpathy's JSON, COCO's captions_*.json or their folder, Flickr's .token, CSV or TSV
+            (docs/data-formats.md). Their splits and captions go into the store, and only their photos are read.
         extractor: What makes the regions: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME` or `torchvision:NAME`
             (docs/extractors.md).
         weights: Weights of the extractor; needed for `bottom-up`, for others instead of those they come with.
@@ -77,7 +80,7 @@ def main(
     # A person typed the name, so what it stands for may be downloaded.
     made = make_extractor(extractor, weights, classes=classes, attributes=attributes, download=True, device=device)
     with ProgressBar("extracting") as bar, contextlib.ExitStack() as cluster:
-        settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers}
+        settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers, "float32": float32}
         settings["progress"] = lambda split, done, total: bar.start(f"extracting {split}").at(done, total)
         if ray is not None:
             from vsrn.extractors.ray import ray_batches
@@ -100,7 +103,7 @@ def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: boo
     """
     if captions is None and (restval or len(splits) > 1):
         option = "--restval" if restval else "--splits with several names"
-        raise ConfigError(f"{option} chooses among the splits of a JSON; name it with --captions.")
+        raise ConfigError(f"{option} chooses among the splits of captions; name their file with --captions.")
     return splits[0] if splits else "photos"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
+from vsrn.cli.progress import say
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SKIPPED_SHOWN = 20
 ENDINGS_SHOWN = 8
 LONGEST_ENDING = 12
+# From this share of unknown words on, a model reads too little of its captions.
+MANY_UNKNOWN = 1 / 3
 _HEADINGS = {
     "damaged": "damaged",
     "too-large": "too large",
@@ -33,7 +36,7 @@ _HEADINGS = {
     "": "skipped",
 }
 # The other commands neither build nor load a model or an extractor of the user's.
-WITHOUT_PLUGINS = ("demo", "import", "vocab", "convert")
+WITHOUT_PLUGINS = ("configs", "demo", "import", "vocab", "convert")
 
 _arg = tyro.conf.arg
 Photos = Annotated[
@@ -47,8 +50,8 @@ Splits = Annotated[
     tuple[str, ...],
     _arg(
         aliases=["--split"],
-        help="With --captions, the splits to write [default: all]; without, the name of the one split that holds every"
-        " photo [default: photos].",
+        help="With --captions, the splits to write [default: all], or the name of the one split of captions that name"
+        " none [default: train]; without, the name of the one split that holds every photo [default: photos].",
     ),
 ]
 Restval = Annotated[bool, _arg(help="With --captions, count COCO's `restval` images as `train`.")]
@@ -122,6 +125,22 @@ def import_plugins(modules: Sequence[str]) -> None:
 def print_json(content: Any) -> None:
     """Print one JSON object on standard output, for machines."""
     print(json.dumps(content, indent=2))
+
+
+def say_unknown_words(words: Sequence[str]) -> None:
+    """Name on standard error the words of a sentence that the model never read, where there are any."""
+    if words:
+        say(f"words the model never read: {', '.join(words)}")
+
+
+def say_unknown_share(share: float, whose: str) -> None:
+    """Say on standard error which share, 0 to 1, of the words of captions a model takes for `<unk>`.
+
+    whose  the vocabulary that lacks them, as the sentence names it
+    """
+    say(f"{share:.1%} of the words of these captions are not in {whose}.")
+    if share > MANY_UNKNOWN:
+        say("warning: that is more than a third; captions of this language and kind need a vocabulary of their own.")
 
 
 def skipped_json(skipped: Skipped) -> list[dict[str, str]]:

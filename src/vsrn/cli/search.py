@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Device, Index, Json, Uri, print_json
+from vsrn.cli.options import Device, Json, Uri, print_json, say_unknown_words
 from vsrn.errors import ConfigError
 from vsrn.files import printable
+from vsrn.search.index import Index
 
 if TYPE_CHECKING:
     from vsrn.search.index import Hit
@@ -70,9 +71,11 @@ def main(
     where = Where(folder, _day(since, "--since"), _day(until, "--until"))
     with open_index(index, uri, device) as opened:
         hits = _search(opened, query, k, where, rerank, device)
+        unknown = opened.encoder.unknown_words(sentence or "")
+        say_unknown_words(unknown)
         if json:
             found = [{"id": hit.id, "score": round(hit.score, 6), "path": printable(hit.path)} for hit in hits]
-            print_json({"index": str(index), "query": query, "hits": found})
+            print_json({"index": str(index), "query": query, "unknown_words": unknown, "hits": found})
         else:
             _show(opened, hits)
     return 0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import tyro
 
-from vsrn.cli.options import Json, print_json
+from vsrn.cli.options import Json, print_json, say_unknown_share
 from vsrn.cli.progress import ProgressBar, mute, say
-from vsrn.config import Config, read_config
+from vsrn.config import Config, config_fields, nearest_field, read_config
+from vsrn.configs import find_config
 from vsrn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,10 +20,48 @@ if TYPE_CHECKING:
     from vsrn.training.checkpoint import Progress
 
 
+def as_typed(arguments: Sequence[str]) -> list[str]:
+    """The arguments in the forms that the parser takes: `true` as True, `[10, 20]` as 10 20, and `[]` as nothing.
+
+    Raises `ConfigError` for an option that is not there where one can be told that is meant, such as
+    --train.learning_rate for --lr.
+    """
+    fields = config_fields()
+    options = {*fields, *inspect.signature(main_for(())).parameters, "plugin", "help"}
+    typed: list[str] = []
+    kind: Any = None
+    for argument in arguments:
+        value: str | None = argument
+        if argument.startswith("--"):
+            option, equals, after = argument.partition("=")
+            name = option[2:].replace("-", "_")
+            section, _, last = name.rpartition(".")
+            meant = None if name in options else nearest_field(last, f"{section}." if section else "")
+            if meant is not None:
+                raise ConfigError(f"there is no option {option}. Did you mean --{meant}?")
+            kind, value = fields.get(name), after if equals else None
+            typed.append(option)
+        if value is not None:
+            typed += _values(value, kind)
+    return typed
+
+
+def _values(value: str, kind: Any) -> list[str]:
+    """One argument as the values that a field of this type is given."""
+    if kind is bool:
+        return [_BOOLEANS.get(value.lower(), value)]
+    if get_origin(kind) is list:
+        return [item for item in value.strip("[] ").replace(",", " ").split() if item]
+    return [value]
+
+
+_BOOLEANS = {"true": "True", "yes": "True", "on": "True", "false": "False", "no": "False", "off": "False"}
+
+
 def main_for(arguments: Sequence[str]) -> Callable[..., int]:
     """The command as a function, whose defaults are those of the config that the arguments name first."""
     named = next((word for word in arguments[:1] if not word.startswith("-")), None)
-    defaults = read_config(named) if named else Config()
+    defaults = read_config(find_config(named)) if named else Config()
 
     def main(
         config: tyro.conf.Positional[Path],
@@ -33,15 +73,15 @@ def main_for(arguments: Sequence[str]) -> Callable[..., int]:
     ) -> int:
         """Train a model as a config says; any of its fields can be given here instead.
 
-        $ vsrn train configs/flickr8k.toml --train.epochs 4 --model.joint_dim 512
+        $ vsrn train flickr8k --train.epochs 4 --model.joint_dim 512
 
         Ctrl-C saves and stops; the same command with --resume goes on bit for bit.
         Several GPUs or machines: torchrun --nproc-per-node 4 -m vsrn train CONFIG [OPTIONS]; the batch is shared.
 
         Args:
-            config: TOML file; configs/ has one for each model of the paper.
+            config: TOML file, a packaged config's name (`vsrn configs` lists them), or a run's folder.
             settings: Fields of the config, as --section.field value.
-            output: Folder of the run [default: runs/NAME for configs/NAME.toml].
+            output: Folder of the run [default: runs/NAME for a config NAME; a run's own folder].
             resume: Go on with the run that is in the folder.
         """
         if named is None or Path(named) != config:
@@ -50,7 +90,8 @@ def main_for(arguments: Sequence[str]) -> Callable[..., int]:
         from vsrn.model.registry import check_parts
 
         check_parts(settings, where=str(config))
-        return train(settings, output or Path("runs") / config.stem, resume=resume, json=json)
+        folder = output or (config if config.is_dir() else Path("runs") / config.stem)
+        return train(settings, folder, resume=resume, json=json)
 
     return main
 
@@ -80,6 +121,7 @@ def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
     )
     reporter = TrainingReporter()
     trainer = Trainer(prepared, reporter)
+    say_unknown_share(trainer.batches.unknown_share, "the vocabulary")
     with ProgressBar("training", "steps", trainer.total_steps) as reporter.bar:
         result = trainer.run(resume=resume)
     progress = result.progress
@@ -89,6 +131,8 @@ def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
     if not result.finished:
         say(f"Stopped at step {progress.step:,}; everything is saved. To go on, add --resume to the command.")
         return 130
+    if result.early:
+        say(f"Ended early at step {progress.step:,}: {progress.stale} validations without a better rsum.")
     say(f"Best rsum {progress.best_rsum:.1f} at step {progress.best_step:,}, kept in {folder}.")
     say(f"Next: vsrn evaluate {folder} --split {data.validation}")
     return 0
@@ -105,6 +149,10 @@ class TrainingReporter:
         if row is not None:
             self.loss = f"epoch {progress.epoch + 1}, loss {row['loss']:.1f}"
         self.bar.at(progress.step, words=self.loss)
+
+    def noted(self, note: str) -> None:
+        """The sentence."""
+        say(f"note: {note}")
 
     def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
         """One line: recalls and whether this is the best model so far."""

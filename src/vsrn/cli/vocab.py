@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,18 +24,18 @@ def main(
     """Build a vocabulary: every word that the captions use often enough, the most frequent first.
 
     $ vsrn vocab data/flickr8k -o vocabulary.json
+    $ vsrn vocab f30k_precomp_vocab.pkl -o vocabulary.json
 
-    The 2019 code counted the words of train and dev; `--splits train dev` does the same.
+    The 2019 code counted the words of train and dev; `--splits train dev` does the same. A vocabulary, such as a .pkl
+    of 2019, becomes JSON as it is; it is read safely, and nothing in it runs.
 
     Args:
-        data: Folder of a region store with captions.
+        data: Folder of a region store with captions; a file of captions (docs/data-formats.md); or a vocabulary.
         output: File to write, JSON.
         splits: Splits whose captions are counted.
         min_count: A word seen less often than this becomes <unk>.
     """
-    from vsrn.data.region_store import resolve_split, store_folder
-    from vsrn.data.splits import read_split_captions
-    from vsrn.data.vocabulary import build_vocabulary
+    from vsrn.data.vocabulary import build_vocabulary, is_vocabulary, read_vocabulary
     from vsrn.errors import ConfigError, VocabularyError
     from vsrn.files import write_atomically
 
@@ -42,12 +43,15 @@ def main(
         raise ConfigError("--min-count must be 1 or more.")
     if output.exists() and not force:
         raise VocabularyError(f"{output} is already there; name another file, or add --force to replace it.")
-    data = store_folder(data)
-    named = [resolve_split(data, split) for split in splits]
-    captions = [caption for split in named for caption in read_split_captions(data, split)]
-    vocabulary = build_vocabulary(captions, min_count)
+    captions = None if is_vocabulary(data) else _captions(data, splits)
+    vocabulary = read_vocabulary(data) if captions is None else build_vocabulary(captions, min_count)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, vocabulary.to_json())
+    if captions is None:
+        if json:
+            print_json({"vocabulary": str(output), "num_words": len(vocabulary)})
+        say(f"{output}: {len(vocabulary):,} words of {data}.")
+        return 0
     unknown = vocabulary.unknown_share(captions)
     if json:
         counts = {"num_words": len(vocabulary), "num_captions": len(captions)}
@@ -57,3 +61,17 @@ def main(
         f" {unknown:.2%} of their words are rarer and become <unk>."
     )
     return 0
+
+
+def _captions(data: Path, splits: Sequence[str]) -> list[str]:
+    """The captions of some splits of a region store, or of a file of captions."""
+    from vsrn.data.annotations import choose_split, read_annotations
+    from vsrn.data.region_store import resolve_split
+    from vsrn.data.splits import read_split_captions
+
+    if data.is_file():
+        found = read_annotations(data)
+        chosen = [photo for split in splits for photo in found[choose_split(data, found, split)]]
+        return [caption for photo in chosen for caption in photo.captions]
+    named = [resolve_split(data, split) for split in splits]
+    return [caption for split in named for caption in read_split_captions(data, split)]

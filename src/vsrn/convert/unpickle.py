@@ -1,15 +1,13 @@
-"""The closed unpickler: `.pth.tar` checkpoints and `.pkl` vocabularies of 2018 to 2021, read without running anything.
+"""The closed unpickler: `.pth.tar` checkpoints of 2018 to 2021, read without running anything.
 
-Both are pickles, which can run any code when they are opened carelessly. Here a pickle may name only what is on a
-closed list; any other name is refused before it is looked up.
+They are pickles, which can run any code when they are opened carelessly. Here a pickle may name only what is on a
+closed list; any other name is refused before it is looked up. Vocabularies: `vsrn.data.closed_pickle`.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import pickle
-import pickletools
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -18,8 +16,8 @@ from typing import IO, Any
 
 import torch
 
-from vsrn.data.vocabulary import Vocabulary, words_by_id
-from vsrn.errors import CheckpointError, VocabularyError
+from vsrn.data.closed_pickle import VOCABULARY_NAMES, check_memo
+from vsrn.errors import CheckpointError
 from vsrn.tensors import NUMPY_NUMBERS, Inert
 
 # What a checkpoint asks for: tables of tensors, options, and a float as numpy pickles it (`best_rsum`).
@@ -30,8 +28,6 @@ _CHECKPOINT_NAMES = {
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2",
 }
-# The class's own name, and the base that Python 2's older pickle protocols name beside it.
-_VOCABULARY_NAMES = {("__main__", "Vocabulary"), ("vocab", "Vocabulary"), ("__builtin__", "object")}
 
 
 # torch itself admits what tensors are made of.
@@ -57,6 +53,11 @@ def load_pickled_tensors(path: Path) -> Any:
     # Hostile bytes can make an unpickler raise almost anything.
     except Exception as error:
         refused = _name_refused(path)
+        if refused in {".".join(name) for name in VOCABULARY_NAMES}:
+            raise CheckpointError(
+                f"{path} is a vocabulary, not a checkpoint: name it with --vocab, or turn it into JSON by"
+                f" `vsrn vocab {path} -o FILE.json`."
+            ) from error
         if refused:
             raise CheckpointError(
                 f"{path} asks for {refused}, which no checkpoint needs; it was refused and nothing of it ran."
@@ -77,7 +78,7 @@ def _name_refused(path: Path) -> str | None:
     try:
         for file in _pickles_in(path):
             start = file.tell()
-            _check_memo(file, limit=path.stat().st_size)
+            check_memo(file, limit=path.stat().st_size)
             file.seek(start)
             _NameFinder(file, encoding="latin1").load()
     except _NameError as error:
@@ -102,17 +103,6 @@ def _pickles_in(path: Path) -> Iterator[IO[bytes]]:
                 yield file
 
 
-def _check_memo(file: IO[bytes], limit: int) -> None:
-    """Raise `UnpicklingError` where a pickle numbers its objects beyond the bytes it has.
-
-    Python's unpickler fills a table as long as the largest number: nine bytes could take all memory.
-    """
-    argument: Any
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > limit:
-            raise pickle.UnpicklingError("an object's number is larger than the file.")
-
-
 class _NameError(Exception):
     """A pickle asks for a name that is not admitted; the message is the name."""
 
@@ -128,35 +118,3 @@ class _NameFinder(pickle.Unpickler):
 
     def persistent_load(self, _: object) -> Any:
         return Inert()
-
-
-def read_pickled_vocabulary(path: Path) -> Vocabulary:
-    """Read a vocabulary that the 2019 code pickled.
-
-    Raises `VocabularyError` where it is missing, broken, or names anything but its own class.
-    """
-    if not path.is_file():
-        raise VocabularyError(f"there is no vocabulary {path}.")
-    try:
-        pickled = path.read_bytes()
-        _check_memo(io.BytesIO(pickled), limit=len(pickled))
-        content = _VocabularyUnpickler(io.BytesIO(pickled), encoding="utf-8").load()
-        return Vocabulary(words_by_id(vars(content)["idx2word"]))
-    except VocabularyError as error:
-        raise VocabularyError(f"{path}: {error}") from error
-    # Hostile bytes can make an unpickler raise almost anything.
-    except Exception as error:
-        raise VocabularyError(f"{path} is not a vocabulary of 2019; it may be truncated or foreign.") from error
-
-
-class _VocabularyUnpickler(pickle.Unpickler):
-    """Admits empty classes only, new ones each time, because a pickle may set attributes on them."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _VOCABULARY_NAMES:
-            return type(name, (), {})
-        if (module, name) == ("copy_reg", "_reconstructor"):
-            return lambda kind, *_: kind()
-        raise VocabularyError(
-            f"this pickle asks for {module}.{name}, which no vocabulary needs; it was refused and nothing of it ran."
-        )

@@ -1,11 +1,12 @@
-"""COCO's own caption annotations: one JSON a year and part, and lists that make splits of them.
+"""Captions of photos in files as people have them, told apart by their content; `read_annotations` reads them all.
 
-    captions_train2014.json   {"images": [{"id", "file_name"}], "annotations": [{"image_id", "id", "caption"}]}
-    captions_val2014.json
-    coco_train_ids.npy        ids of annotations; likewise coco_dev_ids, coco_test_ids, coco_restval_ids
+    dataset_coco.json        Karpathy's {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
+    captions_train2014.json  COCO's {"images": [{"id", "file_name"}], "annotations": [{"image_id", "id", "caption"}]}
+    annotations/             a folder of these, and optional lists such as coco_train_ids.npy that make splits of them
+    captions.csv, ...        `vsrn.data.caption_tables`
 
-The lists are optional: without one, each JSON is a split, `train2014` as `train` and so on. A photo of
-`captions_train2014.json` is looked for in the folder `train2014`.
+Without a list, each JSON of COCO's is a split, `train2014` as `train` and so on. A photo of `captions_train2014.json`
+is named as in the folder `train2014`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 
-from vsrn.data.region_store import map_array
-from vsrn.errors import DataError
+from vsrn.data.caption_tables import CaptionRow, is_table, read_table
+from vsrn.data.region_store import SPLIT_ALIASES, map_array
+from vsrn.errors import DataError, did_you_mean
 from vsrn.files import normal_name, read_json
-
-_Found = TypeVar("_Found")
-_COCO_NAME = re.compile(r"COCO_[a-z]+20[0-9]{2}_([0-9]{12})")
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,12 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
     restval  whether COCO's `restval` images, left over from its validation set, count as `train`
 
     Raises `DataError` where the file is missing or laid out otherwise, where an image has no captions, an
-    empty one, is listed twice in a split, or has a path that leads out of the image folder.
+    empty one, another's number, is listed twice in a split, or has a path that leads out of the image folder.
     """
     path = Path(path)
     splits: dict[str, list[CaptionedPhoto]] = {}
     seen: set[tuple[str, str]] = set()
+    numbered: dict[int, str] = {}
     layout = 'the Karpathy layout, {"images": [{"filename": ..., "split": ..., "sentences": [{"raw": ...}]}]}.'
     for image in read_json(path, _Dataset, f"it must be in {layout}").images:
         photo_id = safe_photo_id(image.filepath, image.filename, path)
@@ -75,6 +75,10 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
         if (split, photo.id) in seen:
             raise DataError(f"{path} lists {photo.id} twice in split '{split}'; remove one of the two.")
         seen.add((split, photo.id))
+        if photo.cocoid is not None and numbered.setdefault(photo.cocoid, photo.id) != photo.id:
+            raise DataError(
+                f"{path} gives cocoid {photo.cocoid} to {numbered[photo.cocoid]} and {photo.id}; mend one of the two."
+            )
         splits.setdefault(split, []).append(photo)
     if not splits:
         raise DataError(f"{path} lists no images; name a JSON in the Karpathy layout that does.")
@@ -146,6 +150,8 @@ def read_coco(folder: Path) -> dict[str, list[CaptionedPhoto]]:
     Raises `DataError` where a file is malformed, a list names an annotation that no JSON has, a caption is empty,
     or a photo has a path that leads out of the image folder.
     """
+    # COCO's archive unpacks to a folder of this name.
+    folder = folder / "annotations" if (folder / "annotations").is_dir() else folder
     parts = {path: _PART.fullmatch(path.name) for path in sorted(folder.glob("captions_*.json"))}
     sentences = {path: _read_part(path, found[1]) for path, found in parts.items() if found}
     if not sentences:
@@ -153,34 +159,50 @@ def read_coco(folder: Path) -> dict[str, list[CaptionedPhoto]]:
     lists = {path: _LIST.fullmatch(path.name) for path in sorted(folder.glob("coco_*_ids.npy"))}
     if not lists:
         return {found[2] or found[1]: _gather(sentences[path], path) for path, found in parts.items() if found}
-    everything = {number: said for part in sentences.values() for number, said in part.items()}
-    return {found[1]: _gather(_listed(path, everything), path) for path, found in lists.items() if found}
+    return {found[1]: _gather(_listed(path, sentences), path) for path, found in lists.items() if found}
 
 
 def _read_part(path: Path, subfolder: str) -> _Sentences:
     part = read_json(path, _Part, "it must be in the layout of COCO's captions.")
-    photos = {image.id: safe_photo_id(subfolder, image.file_name, path) for image in part.images}
-    for annotation in part.annotations:
-        if annotation.image_id not in photos:
-            raise DataError(f"{path}: caption {annotation.id} is of image {annotation.image_id}, which is not listed.")
-    return {
-        said.id: CaptionedPhoto(photos[said.image_id], [one_line_caption(said.caption)], said.image_id)
-        for said in part.annotations
-    }
+    photos: dict[int, str] = {}
+    numbers: dict[str, int] = {}
+    for image in part.images:
+        name = safe_photo_id(subfolder, image.file_name, path)
+        if photos.setdefault(image.id, name) != name:
+            raise DataError(f"{path} lists image {image.id} twice, as {photos[image.id]} and {name}; number them anew.")
+        if numbers.setdefault(name, image.id) != image.id:
+            raise DataError(
+                f"{path} lists {name} twice, as image {numbers[name]} and {image.id}; remove one of the two."
+            )
+    sentences: _Sentences = {}
+    for said in part.annotations:
+        if said.image_id not in photos:
+            raise DataError(f"{path}: caption {said.id} is of image {said.image_id}, which is not listed.")
+        photo = CaptionedPhoto(photos[said.image_id], [one_line_caption(said.caption)], said.image_id)
+        if sentences.setdefault(said.id, photo) != photo:
+            raise DataError(f"{path} has two captions with the id {said.id}; number them anew.")
+    return sentences
 
 
-def _listed(path: Path, sentences: _Sentences) -> _Sentences:
+def _listed(path: Path, parts: Mapping[Path, _Sentences]) -> _Sentences:
     """The captions that a list of annotation ids names, in its order."""
     ids = map_array(path, dims=(1,))
     if ids.dtype.kind not in "iu" or not len(ids):
         raise DataError(f"{path} must hold one row of annotation ids, whole numbers.")
-    unknown = [number for number in ids.tolist() if number not in sentences]
+    holders = {number: [part for part in parts if number in parts[part]] for number in ids.tolist()}
+    unknown = [number for number, found in holders.items() if not found]
     if unknown:
         raise DataError(
             f"{path} names {len(unknown):,} captions that no captions_*.json beside it has, such as {unknown[0]};"
             " put the annotations of train2014 and val2014 there."
         )
-    return {number: sentences[number] for number in ids.tolist()}
+    for number, found in holders.items():
+        if len(found) > 1:
+            raise DataError(
+                f"{path} names caption {number}, but {found[0].name} and {found[1].name} both have a caption with that"
+                " id; number one of the two files anew."
+            )
+    return {number: parts[found[0]][number] for number, found in holders.items()}
 
 
 def _gather(sentences: _Sentences, path: Path) -> list[CaptionedPhoto]:
@@ -203,56 +225,69 @@ def joined(photos: Iterable[CaptionedPhoto]) -> list[CaptionedPhoto]:
 RESTVAL = "restval"
 
 
-def read_annotations(path: Path | str, *, restval: bool = False) -> dict[str, list[CaptionedPhoto]]:
-    """Splits by name, from a Karpathy JSON, or from a folder of COCO's caption annotations.
+class _Layout(msgspec.Struct):
+    images: msgspec.Raw
+    annotations: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+def read_annotations(
+    path: Path | str, *, restval: bool = False, name: str = "train"
+) -> dict[str, list[CaptionedPhoto]]:
+    """Splits by name, from any file or folder of captions that this module lists.
 
     restval  whether the images that COCO's `dev` and `test` left over count as `train`
+    name     what the one split of a file is called that names none
 
     Raises `DataError` where there is nothing at the path, or what is there is malformed.
     """
     path = Path(path)
-    if not path.is_dir():
+    if path.is_dir():
+        splits = read_coco(path)
+    elif is_table(path):
+        splits = _by_split(read_table(path), path, name)
+    elif _is_coco(path):
+        found = _PART.fullmatch(path.name)
+        subfolder, split = (found[1], found[2] or found[1]) if found else ("", name)
+        splits = {split: _gather(_read_part(path, subfolder), path)}
+    else:
         return read_karpathy(path, restval=restval)
-    splits = read_coco(path)
-    if restval:
+    if restval and (path.is_dir() or RESTVAL in splits):
         splits["train"] = joined([*splits.get("train", []), *splits.pop(RESTVAL, [])])
         if not splits["train"]:
             raise DataError(f"{path} has neither train nor restval; leave out restval.")
     return splits
 
 
-def as_image_id(name: str) -> str:
-    """A number without leading zeros, anything else in the Unicode form in which names are compared.
+def choose_split(path: Path | str, splits: Mapping[str, list[CaptionedPhoto]], split: str) -> str:
+    """The name of one of the splits that `read_annotations` read from a path; `val` and `dev` stand for each other.
 
-    >>> as_image_id("000000391895"), as_image_id("a.jpg")
-    ('391895', 'a.jpg')
+    Raises `DataError` where there is no such split.
     """
-    return name.lstrip("0") or "0" if name.isascii() and name.isdigit() else normal_name(name)
+    name = next((known for known in (split, SPLIT_ALIASES.get(split, split)) if known in splits), None)
+    if name is None:
+        raise DataError(
+            f"{path} has no split '{split}'; it has {', '.join(sorted(splits))}.{did_you_mean(split, splits)}"
+        )
+    return name
 
 
-def find_image(known: Mapping[str, _Found], photo_id: str, cocoid: int | None = None) -> _Found | None:
-    """What is known of a photo under the surest of its names, or None.
-
-    known   by names of images in the form of `as_image_id`: rows of a store by their ids, lines of a table
-    cocoid  COCO's number of the photo, where a data set says it
-
-    The surest name is COCO's number, then the photo's path, its file name, that without its ending, and the number in a
-    file name of COCO's.
-
-    >>> find_image({"391895": 0, "b.jpg": 1}, "val2014/COCO_val2014_000000391895.jpg"), find_image({"b": 1}, "a/b.jpg")
-    (0, 1)
-    """
-    name = normal_name(photo_id)
-    path = PurePosixPath(name)
-    names = [cocoid, name, path.name, as_image_id(path.stem), coco_number(photo_id)]
-    return next((known[str(each)] for each in names if each is not None and str(each) in known), None)
+def _is_coco(path: Path) -> bool:
+    """Whether a JSON has COCO's layout; False where it cannot be read."""
+    try:
+        return read_json(path, _Layout, "").annotations is not msgspec.UNSET
+    except DataError:
+        return False
 
 
-def coco_number(photo_id: str) -> int | None:
-    """COCO's number of an image, where its file is named as COCO names files.
-
-    >>> coco_number("val2014/COCO_val2014_000000391895.jpg"), coco_number("391895.jpg")
-    (391895, None)
-    """
-    match = _COCO_NAME.fullmatch(PurePosixPath(photo_id).stem)
-    return int(match[1]) if match else None
+def _by_split(rows: Iterable[CaptionRow], path: Path, name: str) -> dict[str, list[CaptionedPhoto]]:
+    """The rows of a table as splits of photos, in the order of their first captions."""
+    splits: dict[str, list[CaptionedPhoto]] = {}
+    for row in rows:
+        photo_id = safe_photo_id("", row.image, path)
+        captions = [one_line_caption(caption) for caption in row.captions]
+        if not captions or not all(captions):
+            raise DataError(f"{row.where}: a caption of {photo_id} is empty; write it or remove it.")
+        splits.setdefault(row.split or name, []).append(CaptionedPhoto(photo_id, captions))
+    if not splits:
+        raise DataError(f"{path} holds no captions; get the file again.")
+    return {split: joined(photos) for split, photos in splits.items()}

@@ -2,6 +2,7 @@
 
 find_photos("photos/")                       every file under the folder
 PhotoNames("photos/").path("2019/café.jpg")  one file by its id, in whichever Unicode form the disk has its name
+PhotoNames("photos/").find("391895")         the same by any of its names, such as COCO's number
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vsrn.data.image_ids import PHOTO_ENDINGS, ImageNames, as_image_id
 from vsrn.errors import DataError, PhotoError
 from vsrn.files import normal_name, printable
 
@@ -73,11 +75,35 @@ class PhotoNames:
     """Files below a folder by their ids, whichever Unicode form the disk has their names in.
 
     A folder is listed only where it does not hold a name as it is asked for, and then once.
+
+    mapping  file names of ids (`read_id_mapping`)
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, mapping: Mapping[str, str] | None = None) -> None:
+        self.folder, self.mapping = Path(folder), mapping or {}
         self._listed: dict[Path, dict[str, str]] = {}
+        self._all: ImageNames[Path] | None = None
+
+    def find(self, image_id: str, cocoid: int | None = None) -> Path | None:
+        """The file that an id means (`ImageNames`), or None where there is none, or several may be meant.
+
+        cocoid  COCO's number of the image, where a data set says it
+        """
+        path = self.path(self.mapping.get(as_image_id(image_id), image_id))
+        if path.is_file():
+            return path
+        if self._all is None:
+            self._all = ImageNames(self._photos(), self.mapping)
+        return self._all.find(image_id, cocoid)
+
+    def _photos(self) -> Iterator[tuple[str, Path]]:
+        """Path below the folder, and path, of every file in it that has a photo's ending and is not hidden."""
+        for top, folders, files in os.walk(self.folder):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(files):
+                path = Path(top, name)
+                if path.suffix.lower() in PHOTO_ENDINGS and not name.startswith("."):
+                    yield path.relative_to(self.folder).as_posix(), path
 
     def path(self, name: str) -> Path:
         """Where the file is; `folder / name` where there is none."""

@@ -16,12 +16,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from vsrn.config import Config, NetworkConfig
-from vsrn.data.annotations import CaptionedPhoto, read_annotations
+from vsrn.data.annotations import CaptionedPhoto, choose_split, read_annotations
 from vsrn.data.listing import PhotoNames
 from vsrn.data.photos import decode_photo
-from vsrn.data.region_store import SPLIT_ALIASES
+from vsrn.data.pictures import Photo, picture_of
 from vsrn.data.splits import CaptionedImages, captions_of, open_split
-from vsrn.errors import ConfigError, DataError, did_you_mean
+from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import IntArray
 
 Pixels = npt.NDArray[np.uint8]
@@ -70,9 +70,9 @@ class View:
         part = functional.resized_crop(photo, top, left, height, width, [self.crop_size, self.crop_size])
         return np.array(functional.horizontal_flip(part) if generator.random() < 0.5 else part)
 
-    def read_middle(self, path: Path) -> Pixels:
-        """`middle` of a photo file. Raises `PhotoError` where it cannot be read."""
-        return self.middle(decode_photo(path, target_size=self.photo_size))
+    def read_middle(self, photo: Photo) -> Pixels:
+        """`middle` of a photo in any form. Raises `PhotoError` where it cannot be read."""
+        return self.middle(picture_of(photo, self.photo_size))
 
     def read_random_part(self, path: Path, *seeds: int) -> Pixels:
         """`random_part` of a photo file, the same for the same seeds. Raises `PhotoError`."""
@@ -104,7 +104,7 @@ class PhotoSplit:
     captions          one string per caption
     image_of_caption  (num_captions,) which of this split's photos a caption belongs to
     view              how a photo becomes a square
-    names             finds the photos' files
+    files             the file of each photo, by its id
     """
 
     folder: Path
@@ -113,12 +113,17 @@ class PhotoSplit:
     captions: list[str]
     image_of_caption: IntArray
     view: View
-    names: PhotoNames
+    files: dict[str, Path]
 
     @property
     def num_images(self) -> int:
         """How many photos there are."""
         return len(self.ids)
+
+    @property
+    def has_ids(self) -> bool:
+        """Photos always have ids."""
+        return True
 
     def image_ids(self) -> list[str]:
         """One id per photo."""
@@ -126,7 +131,7 @@ class PhotoSplit:
 
     def path(self, image: int) -> Path:
         """The file of a photo."""
-        return self.names.path(self.ids[image])
+        return self.files[self.ids[image]]
 
     def read_images(self, images: IntArray) -> tuple[Pixels, None]:
         """(B,) photos -> (B, S, S, 3) uint8, the middle of each. Raises `PhotoError` where one cannot be read."""
@@ -137,7 +142,7 @@ class PhotoSplit:
         """The split reduced to these photos, in this order, with their captions."""
         captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
         ids = [self.ids[image] for image in images]
-        return PhotoSplit(self.folder, self.name, ids, captions, image_of_caption, self.view, self.names)
+        return PhotoSplit(self.folder, self.name, ids, captions, image_of_caption, self.view, self.files)
 
 
 def open_photo_split(
@@ -150,13 +155,8 @@ def open_photo_split(
     folder, splits = Path(photos), read_annotations(annotations, restval=restval)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; name the folder that holds the photos.")
-    name = next((known for known in (split, SPLIT_ALIASES.get(split, split)) if known in splits), None)
-    if name is None:
-        raise DataError(
-            f"{annotations} has no split '{split}'; it has {', '.join(sorted(splits))}.{did_you_mean(split, splits)}"
-        )
-    names = PhotoNames(folder)
-    _check_present(names, splits[name], annotations)
+    name = choose_split(annotations, splits, split)
+    files = _find_files(folder, splits[name], annotations)
     return PhotoSplit(
         folder,
         name,
@@ -164,7 +164,7 @@ def open_photo_split(
         captions=[caption for photo in splits[name] for caption in photo.captions],
         image_of_caption=np.repeat(np.arange(len(splits[name])), [len(photo.captions) for photo in splits[name]]),
         view=view,
-        names=names,
+        files=files,
     )
 
 
@@ -198,13 +198,17 @@ def _processors() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def _check_present(names: PhotoNames, photos: list[CaptionedPhoto], annotations: Path | str) -> None:
-    missing = [photo.id for photo in photos if not names.path(photo.id).is_file()]
+def _find_files(folder: Path, photos: list[CaptionedPhoto], annotations: Path | str) -> dict[str, Path]:
+    """The file of each photo, by its id. Raises `DataError` where some have none."""
+    names = PhotoNames(folder)
+    found = {photo.id: names.find(photo.id, photo.cocoid) for photo in photos}
+    missing = [photo_id for photo_id, path in found.items() if path is None]
     if missing:
         raise DataError(
-            f"{annotations} names {len(missing):,} photos that {names.folder} does not have, such as {missing[0]};"
+            f"{annotations} names {len(missing):,} photos that {folder} does not have, such as {missing[0]};"
             " check the folder."
         )
+    return {photo_id: path for photo_id, path in found.items() if path is not None}
 
 
 def seen_by(split: CaptionedImages, network: NetworkConfig) -> CaptionedImages:

@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.data.image_ids import read_row_ids
 from vsrn.data.other_forms import remedy_for_folder, remedy_for_split, why_no_array
 from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions, first_of_zeros, native
 from vsrn.data.shards import FEATURES_FILE, JoinedRows, read_header, splits_in_shards, whole_shards
@@ -73,8 +74,11 @@ class SkippedPhoto(msgspec.Struct, frozen=True, omit_defaults=True):
 class RegionStore:
     """One split of a region store; features and what else regions carry stay on disk until rows are read.
 
+    A pickle holds its folder and its name alone, so that worker processes open it instead of getting a copy.
+
     regions  arrays of (num_rows, N, ...), memory maps or `JoinedRows` of them; features are floats of any size
     ids      one per row, or empty
+    caption_ids  id of the image of each caption, where the file of ids lists them so; else empty
     counts   (num_rows,) real regions of each row, or None where every region is real
     names    what the numbers of classes and attributes mean
     parts    folder and first row of each shard, where the split lies in shards
@@ -84,6 +88,7 @@ class RegionStore:
     split: str
     regions: Regions
     ids: list[str] = field(default_factory=list)
+    caption_ids: list[str] = field(default_factory=list)
     counts: IntArray | None = None
     names: RegionNames = field(default_factory=RegionNames)
     info: StoreInfo = field(default_factory=StoreInfo)
@@ -91,6 +96,10 @@ class RegionStore:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Another process opens the files again; their arrays may be larger than memory.
+        return open_region_store, (self.folder.absolute(), self.split)
 
     @property
     def features(self) -> FloatArray:
@@ -197,11 +206,7 @@ def store_around(features: FloatArray, folder: Path, split: str) -> RegionStore:
     Raises `DataError` where a file of it is malformed, or does not fit the features.
     """
     rows = len(features)
-    ids_path = folder / f"{split}_ids.txt"
-    ids = read_lines(ids_path) if ids_path.exists() else []
-    if ids and len(ids) != rows:
-        # Some precomputed sets list one id per caption; those say nothing about rows.
-        ids = []
+    ids, caption_ids = read_row_ids(folder / f"{split}_ids.txt", features)
     size = (rows, features.shape[1])
     arrays = {
         array.name: _map_optional(folder / f"{split}{array.suffix}", (*size, *array.shape), array)
@@ -213,6 +218,7 @@ def store_around(features: FloatArray, folder: Path, split: str) -> RegionStore:
         split=split,
         regions=Regions(features=features, **cast("dict[str, Any]", arrays)),
         ids=ids,
+        caption_ids=caption_ids,
         counts=_read_counts(folder / f"{split}_counts.npy", size),
         names=_read_page(folder / f"{split}_names.json", RegionNames) or RegionNames(),
         info=read_store_info(folder / f"{split}.json"),
@@ -299,20 +305,6 @@ def read_skipped(path: Path) -> list[SkippedPhoto]:
 
 def _read_page(path: Path, kind: type[_Page]) -> _Page | None:
     return read_json(path, kind, "extract this split again.") if path.exists() else None
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file. Raises `DataError` naming the first line that is not UTF-8."""
-    lines = path.read_bytes().split(b"\n")
-    if lines and not lines[-1].strip():
-        lines.pop()
-    decoded = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            decoded.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}, line {number}: not UTF-8 text; save the file as UTF-8.") from error
-    return decoded
 
 
 def _may_not_be_finite(batch: FloatArray) -> bool:

@@ -6,6 +6,7 @@ The precomputed layout of the field (docs/data-formats.md): beside a region stor
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.config import RegionOrder
-from vsrn.data.region_store import RegionStore, folders_of, open_region_store, read_lines
+from vsrn.data.image_ids import ImageNames, images_of_rows, read_id_mapping
+from vsrn.data.region_store import RegionStore, folders_of, open_region_store
 from vsrn.errors import DataError
-from vsrn.files import normal_name
+from vsrn.files import normal_name, read_lines
 from vsrn.metrics import FloatArray, IntArray
 
 
@@ -63,6 +65,9 @@ def _checksums(regions: FloatArray) -> list[int]:
     return [zlib.crc32(region.data) for region in rounded]
 
 
+_NAMED_CAPTION = re.compile(r"\S[^\t]*#[0-9]+\t")
+
+
 class CaptionedImages(Protocol):
     """What training and evaluation ask of a split, whether its images are regions (`Split`) or photos."""
 
@@ -85,6 +90,10 @@ class CaptionedImages(Protocol):
     @property
     def image_of_caption(self) -> IntArray:
         """(num_captions,) which of this split's images a caption belongs to."""
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether images have ids on disk, and are not just numbered."""
 
     def image_ids(self) -> list[str]:
         """One id per image."""
@@ -131,6 +140,11 @@ class Split:
     def num_images(self) -> int:
         """How many different images there are."""
         return len(self.rows)
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether images have ids on disk, and are not just numbered."""
+        return bool(self.regions.ids)
 
     def image_ids(self) -> list[str]:
         """One id per image: those on disk, or the row number where there are none."""
@@ -181,8 +195,8 @@ def open_split(folder: Path | str, split: str) -> Split:
     """
     regions = open_region_store(folder, split)
     captions = read_split_captions(regions.folder, regions.split)
-    rows, captions_per_image = images_of_rows(regions, regions.folder / f"{regions.split}_caps.txt", len(captions))
-    return Split(regions, rows, captions, np.repeat(np.arange(len(rows)), captions_per_image))
+    rows, image_of_caption = images_of_rows(regions, regions.folder / f"{regions.split}_caps.txt", len(captions))
+    return Split(regions, rows, captions, image_of_caption)
 
 
 def read_split_captions(folder: Path, split: str) -> list[str]:
@@ -201,6 +215,11 @@ def read_captions(path: Path) -> list[str]:
             " extract the photos with `vsrn extract --captions dataset.json`."
         )
     captions = read_lines(path)
+    if captions and all(map(_NAMED_CAPTION.match, captions)):
+        raise DataError(
+            f"{path} names a photo on every line, as Flickr's .token does, and a store's captions stand alone; give"
+            " that file to `vsrn extract --captions` or `vsrn import --captions`, or cut the names off."
+        )
     for number, caption in enumerate(captions, start=1):
         if not caption:
             raise DataError(f"{path}, line {number}: the caption is empty; write one or remove its image.")
@@ -210,62 +229,28 @@ def read_captions(path: Path) -> list[str]:
 
 
 def hold_out(split: AnySplit, list_path: Path) -> tuple[AnySplit, AnySplit]:
-    """The split without, and with only, the images whose ids the file lists, one per line, in any Unicode form.
+    """The split without, and with only, the images that the file lists, one per line, by any name of `ImageNames`.
 
     Raises `DataError` where the file is missing, a listed id is not in the split, or all are.
     """
     if not list_path.exists():
         raise DataError(f"there is no list of held-out images {list_path}.")
-    listed = {normal_name(name) for name in read_lines(list_path)}
-    ids = [normal_name(name) for name in split.image_ids()]
-    unknown = sorted(listed - set(ids))
+    listed = sorted({normal_name(name) for name in read_lines(list_path) if name})
+    # Without ids on disk, numbers of rows are listed, which are no names of files.
+    names = ImageNames(
+        [(name, place) for place, name in enumerate(split.image_ids())],
+        read_id_mapping(split.folder),
+        exact=not split.has_ids,
+    )
+    found = {name: names.find(name) for name in listed}
+    unknown = [name for name in listed if found[name] is None]
     if unknown:
         raise DataError(
             f"{list_path} lists {len(unknown)} images that split '{split.name}' of {split.folder}"
             f" does not have, such as {unknown[0]}."
         )
-    chosen = np.array([place for place, name in enumerate(ids) if name in listed], dtype=np.int64)
+    chosen = np.array(sorted({place for place in found.values() if place is not None}), dtype=np.int64)
     rest = np.setdiff1d(np.arange(split.num_images), chosen)
     if not len(chosen) or not len(rest):
         raise DataError(f"{list_path} must list some of the images of split '{split.name}', not none or all.")
     return split.only(rest), split.only(chosen)
-
-
-def images_of_rows(regions: RegionStore, captions_path: Path, num_captions: int) -> tuple[IntArray, IntArray]:
-    """Which rows of a store are one image: the first row of each image, and how many captions each image has.
-
-    In this order: `{split}.json` says how many captions each row has; there are several captions to a row; or
-    there is a row for each caption, and rows that hold the same regions one after another are one image.
-
-    Raises `DataError` where the numbers of rows and captions do not fit.
-    """
-    rows, stated = len(regions), regions.info.caption_counts(len(regions))
-    if stated is not None:
-        if len(stated) != rows or sum(stated) != num_captions:
-            raise DataError(
-                f"{regions.folder / f'{regions.split}.json'} speaks of {sum(stated):,} captions for"
-                f" {len(stated):,} images, but there are {num_captions:,} lines in {captions_path.name} and"
-                f" {rows:,} images in {regions.split}_ims.npy."
-            )
-        return np.arange(rows), np.array(stated, dtype=np.int64)
-    if rows == 0 or num_captions % rows:
-        raise DataError(
-            f"{captions_path} has {num_captions:,} captions and {regions.split}_ims.npy {rows:,} images, which do"
-            f" not divide; one of them is cut short, or {regions.split}.json must say how many captions each has."
-        )
-    if num_captions > rows:
-        return np.arange(rows), np.full(rows, num_captions // rows)
-    # One row per caption: the field repeats an image for each of its captions, one after another.
-    firsts = np.flatnonzero(~_repeats_previous(regions))
-    return firsts, np.diff(firsts, append=rows)
-
-
-def _repeats_previous(regions: RegionStore) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """(num_rows,) True where a row holds the same regions as the row before it."""
-    features = regions.features
-    repeats = np.zeros(len(features), dtype=bool)
-    # A few numbers of the first region tell nearly all pairs of rows apart; only equal ones are read whole.
-    glimpses = features[:, 0, :16]
-    for row in np.flatnonzero((glimpses[1:] == glimpses[:-1]).all(axis=1)) + 1:
-        repeats[row] = np.array_equal(features[row], features[row - 1])
-    return repeats

@@ -5,6 +5,7 @@ Ids: <pad> 0, <start> 1, <end> 2, <unk> 3, words after. A caption is <start> w1 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from vsrn.data.closed_pickle import read_pickled_words
 from vsrn.data.tokenizer import tokenize
 from vsrn.errors import VocabularyError
 from vsrn.files import read_json
@@ -68,6 +70,11 @@ class Vocabulary:
                 words.append(self.words[token])
         return " ".join(words)
 
+    def unknown_words(self, captions: Iterable[str]) -> list[str]:
+        """The captions' words that the vocabulary does not have, each once, in the order in which they are met."""
+        words = dict.fromkeys(word for caption in captions for word in tokenize(caption))
+        return [word for word in words if word not in self.ids]
+
     def unknown_share(self, captions: Iterable[str]) -> float:
         """Share, 0 to 1, of the captions' words that the vocabulary does not have."""
         words = [word for caption in captions for word in tokenize(caption)]
@@ -86,22 +93,47 @@ def build_vocabulary(captions: Iterable[str], min_count: int = 4) -> Vocabulary:
 
 
 def read_vocabulary(path: Path | str) -> Vocabulary:
-    """Read our JSON, or the JSON that SCAN's data comes with.
+    """Read our JSON, the JSON that SCAN's data comes with, or a pickle of 2019 (safely: `vsrn.data.closed_pickle`).
 
-    Raises `VocabularyError` naming the file where it is missing, not JSON, or neither layout.
+    path  the file, or a model's folder, whose vocabulary.json it is
+
+    A file whose name ends in .json is read as JSON alone. Raises `VocabularyError` naming the file where it is missing
+    or in none of these layouts.
     """
     path = Path(path)
+    path = path / "vocabulary.json" if path.is_dir() else path
     if not path.exists():
         raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.")
-    remedy = "it is no JSON vocabulary; a .pkl vocabulary from 2019 is read by `vsrn convert --vocab`."
-    content = read_json(path, object, remedy, VocabularyError)
-    words = content.get("words", content.get("idx2word")) if isinstance(content, dict) else None
+    words: object
+    if is_pickle(path):
+        words = read_pickled_words(path)
+    else:
+        content = read_json(path, object, "it is no JSON vocabulary.", VocabularyError)
+        words = content.get("words", content.get("idx2word")) if isinstance(content, dict) else None
     try:
         if not isinstance(words, (list, dict)):
             raise VocabularyError('this is no vocabulary: it has neither "words" nor "idx2word".')
         return Vocabulary(words_by_id(dict(enumerate(words)) if isinstance(words, list) else words))
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from error
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is to be read as a pickle: its name does not end in .json, and it does not begin as JSON does."""
+    if path.suffix.lower() == ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return not file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"["))
+
+
+def is_vocabulary(path: Path) -> bool:
+    """Whether a file is a vocabulary, to judge by its name or its layout, and not a file of captions."""
+    if path.suffix.lower() in (".pkl", ".pickle"):
+        return True
+    try:
+        return path.is_file() and path.read_bytes()[:1] in b"\x80{\xef" and bool(read_vocabulary(path))
+    except VocabularyError:
+        return False
 
 
 def words_by_id(word_of_id: dict[Any, Any]) -> list[str]:

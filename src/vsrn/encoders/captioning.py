@@ -19,11 +19,12 @@ from vsrn.config import Config
 from vsrn.data.tokenizer import join_words
 from vsrn.data.vocabulary import END, PAD, START, UNK, Vocabulary
 from vsrn.devices import pick_device
-from vsrn.encoders.base import DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption, slices
+from vsrn.encoders.base import DEFAULT_BEAM, NO_CAPTIONER, WrittenCaption
+from vsrn.encoders.folding import evaluating
+from vsrn.encoders.inputs import slices
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.captioner import SHRINK_AT, Captioner, rows_of
-from vsrn.model.gru import at_least_float32
 from vsrn.tensors import load_weights, read_tensors
 
 # Never written: two are no words, and <unk> stands for every unknown word.
@@ -34,10 +35,10 @@ ROWS_AT_ONCE = 320
 
 
 class CaptionWriter:
-    """A captioner in evaluation mode, with the words of its vocabulary."""
+    """A captioner, whose weights may change between two calls, with the words of its vocabulary."""
 
     def __init__(self, captioner: Captioner, vocabulary: Vocabulary) -> None:
-        self.captioner = captioner.eval()
+        self.captioner = captioner
         self.vocabulary = vocabulary
 
     @torch.inference_mode()
@@ -51,7 +52,11 @@ class CaptionWriter:
         """
         if not 1 <= beam <= WIDEST_BEAM:
             raise ConfigError(f"--beam is {beam}; it must be 1 to {WIDEST_BEAM}.")
-        weight, written = self.captioner.projection.weight, list[WrittenCaption]()
+        with evaluating(self.captioner):
+            return self._write(reasoned_regions, counts, beam)
+
+    def _write(self, reasoned_regions: FloatArray, counts: IntArray | None, beam: int) -> list[WrittenCaption]:
+        weight, written = next(self.captioner.parameters()), list[WrittenCaption]()
         for part in slices(len(reasoned_regions), max(1, ROWS_AT_ONCE // beam)):
             regions = torch.from_numpy(np.ascontiguousarray(reasoned_regions[part])).to(weight)
             real = None if counts is None else torch.from_numpy(np.asarray(counts[part], np.int64)).to(weight.device)
@@ -87,7 +92,7 @@ def read_captioner(
     with torch.device("meta"):
         captioner = Captioner(config.model.captioner, config.model.joint_dim, len(vocabulary))
     load_weights(captioner, {name: tensor.float() for name, tensor in weights.items()}, path)
-    return CaptionWriter(captioner.to(pick_device(device)), vocabulary)
+    return CaptionWriter(captioner.to(pick_device(device)).eval(), vocabulary)
 
 
 class _Search:
@@ -129,7 +134,7 @@ class _Search:
         """(B, K, V) of each next word, -inf of what may not come."""
         embedded = self.captioner.embedding(self.words[:, :, -1].flatten())
         self.state = self.captioner.step(embedded, self.state, self.regions)
-        scores = at_least_float32(self.captioner.output(self.state[0])).log_softmax(dim=-1)
+        scores = self.captioner.output(self.state[0]).float().log_softmax(dim=-1)
         scores[:, FORBIDDEN] = -torch.inf
         if length == 1:
             scores[:, END] = -torch.inf

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from vsrn.encoders.explain import Explanation, WeighedRegion
+from vsrn.errors import DataError
 from vsrn.metrics import FloatArray
 
 # The photo's longer side is brought between these, so that letters and lines fit it.
@@ -36,7 +37,12 @@ Rectangle = tuple[float, float, float, float]
 
 
 def draw_explanation(photo: Image.Image, explanation: Explanation, sentence: str, k: int = 3) -> Image.Image:
-    """The photo, RGB of any size, with its explanation drawn over it and the sentence below; k boxes at most."""
+    """The photo, RGB of any size, with its explanation drawn over it and the sentence below; k boxes at most.
+
+    Raises `DataError` where the explained regions have no boxes.
+    """
+    if explanation.heat is None:
+        raise DataError("the regions have no boxes, so nothing can be drawn; extract the photo with `vsrn extract`.")
     scale = min(max(*photo.size, LEAST_SIDE), MOST_SIDE) / max(photo.size)
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     scaled = photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -138,5 +144,6 @@ def _one_line(text: str) -> str:
 
 def _pixels(region: WeighedRegion, size: tuple[int, int]) -> Rectangle:
     """A region's box in pixels, inside the picture and a pixel wide at least."""
+    assert region.box is not None, "an explanation without boxes is not drawn"
     x0, y0, x1, y1 = (float(edge) for edge in np.clip(region.box, 0, 1) * np.array([*size, *size]))
     return x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)

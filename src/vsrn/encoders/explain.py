@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from vsrn.data.regions import Regions
-from vsrn.metrics import SIMILARITIES, FloatArray, IntArray
+from vsrn.metrics import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
@@ -29,11 +29,11 @@ HEAT_SIDE = 112
 class WeighedRegion(NamedTuple):
     """One region of an explanation; as in `Explanation`.
 
-    box     (4,) xyxy, fractions of the photo's width and height
+    box     (4,) xyxy, fractions of the photo's width and height; None where its place is not known
     share   of everything that the regions add up to, from 0 to 1
     """
 
-    box: FloatArray
+    box: FloatArray | None
     weight: float
     share: float
     label: str | None
@@ -43,18 +43,19 @@ class WeighedRegion(NamedTuple):
 class Explanation:
     """What each region of an image does for a match.
 
-    boxes    (N, 4) float32 xyxy, fractions of the photo's width and height, in the order of the regions
+    boxes    (N, 4) float32 xyxy, fractions of the photo's width and height, in the order of the regions; None where
+             regions come without boxes, as precomputed ones often do
     weights  (N,) float32. View "sentence": the similarity minus the similarity without that region, so that what is
              positive earned the match. View "image": inner product of the reasoned region with the image embedding
-    heat     (H, W) float32 from 0 to 1, laid over the whole photo whatever its shape
+    heat     (H, W) float32 from 0 to 1, laid over the whole photo whatever its shape; None without boxes
     score    the similarity of the image and the sentence
     labels   (N,) class names of the regions, empty for one without; None where they carry none
     view     which question this answers
     """
 
-    boxes: FloatArray
+    boxes: FloatArray | None
     weights: FloatArray
-    heat: FloatArray
+    heat: FloatArray | None
     score: float
     labels: list[str] | None
     view: ExplainView
@@ -75,19 +76,20 @@ class Explanation:
             "view": self.view,
             "score": round(self.score, 6),
             "regions": [
-                {
-                    "box": [round(float(edge), 6) for edge in region.box],
+                ({} if region.box is None else {"box": [round(float(edge), 6) for edge in region.box]})
+                | {
                     "weight": round(region.weight, 6),
                     "share": round(region.share, 6),
                 }
                 | ({} if region.label is None else {"label": region.label})
-                for region in map(self._region, range(len(self.boxes)))
+                for region in map(self._region, range(len(self.weights)))
             ],
         }
 
     def _region(self, place: int) -> WeighedRegion:
         label = None if self.labels is None else self.labels[place] or None
-        return WeighedRegion(self.boxes[place], float(self.weights[place]), float(self.shares[place]), label)
+        box = None if self.boxes is None else self.boxes[place]
+        return WeighedRegion(box, float(self.weights[place]), float(self.shares[place]), label)
 
 
 def explain_regions(
@@ -103,7 +105,7 @@ def explain_regions(
 
     Raises what the encoder raises, such as `DataError` where the regions are not of the size that it reads.
     """
-    caption, compare = encoder.encode_captions([sentence]), SIMILARITIES[encoder.similarity]
+    caption, compare = encoder.encode_captions([sentence]), encoder.similarity
     if view == "sentence":
         images = encoder.encode_regions(*without_each(regions.features))
         similarities = compare(images, caption)[:, 0]
@@ -115,8 +117,9 @@ def explain_regions(
         score = float(compare(images, caption)[0, 0])
         weights = reasoned[0] @ images[0]
     weights = weights.astype(np.float32)
-    heat = heat_map(regions.boxes, region_shares(weights, view))
-    return Explanation(regions.boxes, weights, heat, score, labels, view)
+    boxes: FloatArray | None = regions.boxes
+    heat = None if boxes is None else heat_map(boxes, region_shares(weights, view))
+    return Explanation(boxes, weights, heat, score, labels, view)
 
 
 def without_each(features: FloatArray) -> tuple[FloatArray, IntArray]:

@@ -42,6 +42,7 @@ from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
 from vsrn.model.aggregators import mirrored_places
+from vsrn.model.base import BaseModel
 from vsrn.model.saved import StoredModel, model_fingerprint, write_model
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
 from vsrn.tensors import write_tensors
@@ -109,7 +110,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
     return info
 
 
-def export_model(stored: StoredModel, folder: Path) -> None:
+def export_model(stored: StoredModel[BaseModel], folder: Path) -> None:
     """Write the portable part of a run to a new folder, whole or not at all; `read_model` reads it anywhere.
 
     Raises `CheckpointError` where the folder is taken.

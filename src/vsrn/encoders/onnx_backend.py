@@ -29,7 +29,9 @@ from vsrn.config import read_config
 from vsrn.data.region_store import StoreInfo
 from vsrn.data.regions import RegionNames
 from vsrn.data.vocabulary import PAD, read_vocabulary
-from vsrn.encoders.base import Encoder, Features, slices
+from vsrn.encoders.backend import Features
+from vsrn.encoders.base import Encoder
+from vsrn.encoders.inputs import size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError, VocabularyError
 from vsrn.extractors.provenance import NAMES_FILE, kept_names, kept_weights
 from vsrn.files import read_plain
@@ -169,11 +171,11 @@ class OnnxEncoder(Encoder):
         inputs: Inputs = {"tokens": tokens.astype(np.int64), "lengths": lengths.astype(np.int64)}
         return self._run(self._caption_session, CAPTION_FILE, inputs)[0]
 
-    def _encode_tokens(self, tokens: Sequence[IntArray], advance: Advance) -> FloatArray:
+    def _encode_tokens(self, tokens: Sequence[IntArray], advance: Advance, batch_size: int | None) -> FloatArray:
         # Captions of about one length share a batch, so that little of it is padding.
         order = np.argsort([-len(ids) for ids in tokens], kind="stable")
         embeddings = np.empty((len(tokens), self.info.joint_dim), dtype=np.float32)
-        for part in slices(len(order), CAPTIONS_PER_BATCH):
+        for part in slices(len(order), size_of_batches(batch_size, CAPTIONS_PER_BATCH)):
             batch = [tokens[place] for place in order[part]]
             padded = np.full((len(batch), len(batch[0])), PAD)
             for row, ids in zip(padded, batch, strict=True):
@@ -194,6 +196,10 @@ class OnnxEncoder(Encoder):
             )
         outputs = self._run(session, IMAGE_FILE, _region_inputs(features, counts), (EMBEDDINGS, REGIONS))
         return outputs[0], outputs[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        opened = ("_image_session", "_caption_session", "caption_writer")
+        return {name: value for name, value in super().__getstate__().items() if name not in opened}
 
     @cached_property
     def _image_session(self) -> onnxruntime.InferenceSession:

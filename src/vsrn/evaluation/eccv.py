@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vsrn.data.annotations import coco_number
+from vsrn.data.image_ids import coco_number
 from vsrn.data.splits import CaptionedImages
 from vsrn.errors import ConfigError, DataError
 from vsrn.evaluation.evaluate import best_matches

@@ -87,6 +87,8 @@ class Evaluation:
     """Recall@K of one model, or of the mean similarity of several, on one split.
 
     intervals  95% bootstrap intervals over images; keys "image_to_text.recall_at_1" ... and "rsum"
+    has_ids    whether its images have ids on disk, by which their photos can be found, and are not just numbered
+    unknown_share  share, 0 to 1, of the captions' words that the model never read; of several, the largest
     num_folds  1, or the number of 1,000-image folds that the metrics are averaged over
     reranking  the second stage, where there was one; `metrics` are those after it
     """
@@ -101,6 +103,8 @@ class Evaluation:
     intervals: dict[str, Interval]
     examples: list[Example]
     reranking: Reranking | None = None
+    has_ids: bool = True
+    unknown_share: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as plain JSON types, without its examples."""
@@ -111,6 +115,7 @@ class Evaluation:
             "num_images": self.num_images,
             "num_captions": self.num_captions,
             "num_folds": self.num_folds,
+            "unknown_share": round(self.unknown_share, 6),
             **self.metrics.to_json(),
             "intervals_95": {
                 name: [round(interval.low, 2), round(interval.high, 2)] for name, interval in self.intervals.items()
@@ -131,13 +136,14 @@ class Retrieval:
     stages = 1
 
     def __init__(self, encoders: Sequence[Encoder], split: CaptionedImages, advance: Advance = lambda _: None) -> None:
-        kinds = {encoder.similarity for encoder in encoders}
+        kinds = {encoder.similarity_name for encoder in encoders}
         if len(kinds) > 1:
             raise ConfigError(
                 f"an ensemble averages one kind of similarity, and these models use {' and '.join(sorted(kinds))};"
                 " evaluate them one by one."
             )
         self.split = split
+        self.unknown_share = max(encoder.vocabulary.unknown_share(split.captions) for encoder in encoders)
         self.encoded: list[EncodedSplit] = [encoder.encode_split(split, advance) for encoder in encoders]
 
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
@@ -208,6 +214,8 @@ def evaluate(
         intervals=bootstrap_intervals(folds),
         examples=_examples(retrieval, num_examples),
         reranking=retrieval.reranking(),
+        has_ids=split.has_ids,
+        unknown_share=retrieval.unknown_share,
     ), ranks
 
 

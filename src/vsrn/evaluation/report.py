@@ -7,7 +7,6 @@ write_html_report(Path("report.html"), evaluation, photos=Path("photos/"))
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import math
 import re
@@ -24,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vsrn import __version__
+from vsrn.data.image_ids import read_id_mapping
 from vsrn.data.listing import PhotoNames
 from vsrn.data.photos import decode_photo
 from vsrn.errors import DataError, PhotoError
@@ -101,13 +101,15 @@ def write_html_report(
     *,
     photos: Path | str | None = None,
     history: History | None = None,
-) -> None:
+) -> list[str]:
     """Write one or several evaluations as a single HTML file that loads nothing from elsewhere.
 
-    photos   folder that the image ids of the examples are paths in; nothing outside it is read, and
-             a photo that is missing or damaged becomes a labelled placeholder. None: ids instead of photos
+    photos   folder of the photos that the image ids of the examples mean (`PhotoNames.find`, by the id_mapping.json
+             of the evaluated data); nothing outside it is read, and a photo that is missing or damaged becomes a
+             labelled placeholder. None: ids instead of photos
     history  rows of a run's metrics.jsonl, for the training curves
 
+    Gives the ids of the images that have placeholders though there is a folder; the report says how many they are.
     The file appears whole or not at all. Raises `DataError` where it cannot be written, or where
     `photos` is not a folder.
     """
@@ -115,9 +117,11 @@ def write_html_report(
     if folder is not None and not folder.is_dir():
         raise DataError(f"there is no folder {photos}; name the folder that the evaluated photos are in.")
     page = _template_environment().get_template("report.html.j2")
+    pictures = _Pictures(folder)
     content = page.render(
         evaluations=[evaluations] if isinstance(evaluations, Evaluation) else evaluations,
-        thumbnail=functools.cache(functools.partial(_thumbnail, folder, PhotoNames(folder or Path()))),
+        thumbnail=pictures.thumbnail,
+        missing=pictures.missing,
         photos=folder,
         curves=training_curves(history or []),
         style=Path(__file__).with_name("report.css").read_text(encoding="utf-8"),
@@ -128,17 +132,43 @@ def write_html_report(
     except OSError as error:
         fact = f"the report {path} cannot be written: {error.strerror}"
         raise DataError(f"{fact}; name another file.") from error
+    return pictures.missing()
 
 
-def _thumbnail(folder: Path | None, names: PhotoNames, image_id: str) -> str:
+class _Pictures:
+    """The pictures of a report, each read once."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._names: dict[str, PhotoNames] = {}
+        self._drawn: dict[tuple[str, str], str] = {}
+
+    def thumbnail(self, evaluation: Evaluation, image_id: str) -> str:
+        """A photo as `_thumbnail` draws it; empty without a folder, and where images are just numbered."""
+        if self.folder is None:
+            return ""
+        data, key = evaluation.data, (evaluation.data, image_id)
+        if key not in self._drawn:
+            if data not in self._names:
+                self._names[data] = PhotoNames(self.folder, read_id_mapping(Path(data)))
+            self._drawn[key] = _thumbnail(self.folder, self._names[data], image_id) if evaluation.has_ids else ""
+        return self._drawn[key]
+
+    def missing(self) -> list[str]:
+        """Ids of the images that were asked for and have no picture, where there is a folder."""
+        return [image_id for (_, image_id), drawn in self._drawn.items() if not drawn]
+
+
+def _thumbnail(folder: Path, names: PhotoNames, image_id: str) -> str:
     """A `data:` address of a photo of the folder as a JPEG of at most 256 pixels a side.
 
     It is empty where the photo is missing or damaged, or where its id leads out of the folder: absolute, by `..` or by
     a link.
     """
     try:
-        path = names.path(image_id).resolve()
-        if folder is None or ".." in Path(image_id).parts or not path.is_relative_to(folder):
+        found = names.find(image_id)
+        path = found.resolve() if found is not None else None
+        if path is None or ".." in Path(image_id).parts or not path.is_relative_to(folder):
             return ""
         photo = decode_photo(path, target_size=THUMBNAIL_SIZE)
     except (PhotoError, OSError, ValueError, RuntimeError):  # a NUL, a name too long, a circle of links

@@ -16,10 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vsrn.data.photos import decode_photo
+from vsrn.data.pictures import Photo, name_of, picture_of
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import ConfigError, PhotoError, did_you_mean
 from vsrn.files import printable
+
+# What to do about weights that are lacking; whoever uses a model has no option to do it with.
+NAME_THEM = "; name their file with --weights."
 
 Prepared = npt.NDArray[np.generic]
 
@@ -166,13 +169,12 @@ def check_no_names(name: str, files: ExtractorFiles) -> None:
             raise ConfigError(f"{option} names what bottom-up attention finds, not '{name}'; leave it out.")
 
 
-def prepare_photo(extractor: RegionExtractor, source: Path | bytes) -> Prepared:
-    """Decode one photo and prepare it for the extractor: the one way from pixels to regions.
+def prepare_photo(extractor: RegionExtractor, photo: Photo) -> Prepared:
+    """Decode one photo, in any form, and prepare it for the extractor: the one way from pixels to regions.
 
     Raises `PhotoError` where the photo cannot be read.
     """
-    name = "this photo" if isinstance(source, bytes) else str(source)
-    return prepare_pixels(extractor, decode_photo(source, target_size=extractor.photo_size), name)
+    return prepare_pixels(extractor, picture_of(photo, extractor.photo_size), name_of(photo))
 
 
 def prepare_pixels(extractor: RegionExtractor, photo: Image.Image, name: str) -> Prepared:

@@ -14,7 +14,8 @@ from typing import cast
 
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto, as_image_id, find_image
+from vsrn.data.annotations import CaptionedPhoto
+from vsrn.data.image_ids import ImageNames, read_id_mapping
 from vsrn.data.listing import PhotoNames, find_photos
 from vsrn.data.region_store import RegionStore, map_features, open_region_store
 from vsrn.data.regions import Regions
@@ -63,20 +64,20 @@ def open_existing(path: Path | str) -> RegionStore:
 def photos_to_compare(
     folder: Path, captions: Path | None, split: str | None, *, restval: bool = False, follow_links: bool = False
 ) -> list[tuple[CaptionedPhoto, Path]]:
-    """The photos of a folder, or of a JSON's split, and their files.
+    """The photos of a folder, or of a split of captions, and their files.
 
-    Raises `ConfigError` where the JSON has several splits and none is named, or one is named without a JSON.
+    Raises `ConfigError` where the captions have several splits and none is named, or one is named without captions.
     """
     if captions is None:
         if split is not None:
-            raise ConfigError("--split is one of a JSON's; name it with --captions.")
+            raise ConfigError("--split is one of captions'; name their file with --captions.")
         listed = find_photos(folder, follow_links=follow_links)
         return [(CaptionedPhoto(photo.id, []), photo.path) for photo in listed if photo.refusal is None]
     found = captioned_splits(captions, () if split is None else (split,), restval=restval)
     if len(found) > 1:
         raise ConfigError(f"{captions} has several splits; name the one of the features with --split {[*found][-1]}.")
     names, (photos,) = PhotoNames(folder), found.values()
-    return [(photo, names.path(photo.id)) for photo in photos]
+    return [(photo, names.find(photo.id, photo.cocoid) or names.path(photo.id)) for photo in photos]
 
 
 def find_rows(photos: Sequence[CaptionedPhoto], existing: RegionStore) -> tuple[list[int | None], bool]:
@@ -85,8 +86,8 @@ def find_rows(photos: Sequence[CaptionedPhoto], existing: RegionStore) -> tuple[
     Where the store's ids name none of the photos, the rows are the photos in their order, each as often as rows
     divide by photos. Raises `DataError` where they do not.
     """
-    row_of = {as_image_id(name): row for row, name in reversed(list(enumerate(existing.ids)))}
-    rows = [find_image(row_of, photo.id, photo.cocoid) for photo in photos]
+    names = ImageNames(((name, row) for row, name in enumerate(existing.ids)), read_id_mapping(existing.folder))
+    rows = [names.find(photo.id, photo.cocoid) for photo in photos]
     if any(row is not None for row in rows):
         return rows, True
     if not len(existing) or len(existing) % len(photos):

@@ -15,17 +15,17 @@ from typing import Any, TypedDict, TypeVar, Unpack
 import msgspec
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto, read_karpathy
+from vsrn.data.annotations import CaptionedPhoto, read_annotations
 from vsrn.data.listing import PhotoFile, PhotoNames
 from vsrn.data.photo_splits import made_ready
-from vsrn.data.region_store import SkippedPhoto, StoreInfo, map_features, read_lines, read_skipped, read_store_info
+from vsrn.data.region_store import SkippedPhoto, StoreInfo, map_features, read_skipped, read_store_info
 from vsrn.data.region_writer import RegionWriter, check_split_name, digest_of, finish_interrupted
 from vsrn.data.regions import ARRAYS, RegionNames, Regions
 from vsrn.data.shards import SHARD_FILE, Shard, SplitHeader, check_shard, read_header, shard_folder
 from vsrn.errors import ConfigError, DataError, PhotoError, did_you_mean
 from vsrn.extractors.base import Prepared, RegionExtractor, prepare_photo
 from vsrn.extractors.provenance import check_same_weights, keep_weights
-from vsrn.files import normal_name
+from vsrn.files import normal_name, read_lines
 
 _Item = TypeVar("_Item")
 
@@ -110,6 +110,7 @@ class ExtractSettings(TypedDict, total=False):
     """How `extract` goes about it, whatever the photos are."""
 
     shard: tuple[int, int] | None
+    float32: bool
     batch_size: int
     workers: int
     batches: BatchMaker
@@ -124,6 +125,7 @@ def extract(
     *,
     captions: Mapping[str, Sequence[str]] | None = None,
     shard: tuple[int, int] | None = None,
+    float32: bool = False,
     batch_size: int = 32,
     workers: int = 2,
     batches: BatchMaker = local_batches,
@@ -134,6 +136,7 @@ def extract(
     captions    by photo id, each on one line; those of the extracted photos are written beside the regions
     shard       (i, n): only the i-th of n blocks of `photos`, into `shard_folder(folder, i, n)`; the list,
                 its captions and `batch_size` must be the same for all n. Such a block may come out empty.
+    float32     whether features are kept as float32 instead of float16
     batch_size  photos finished at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor
     batches     who extracts them: this process, or a Ray cluster (`vsrn.extractors.ray`)
@@ -150,7 +153,7 @@ def extract(
     if captions is not None and not captions.keys() >= set(ids):
         bare = next(photo_id for photo_id in ids if photo_id not in captions)
         raise DataError(f"photo {bare} of split '{split}' has no captions; write one or leave it out.")
-    header = _header(ids, extractor)
+    header = msgspec.structs.replace(_header(ids, extractor), float32=float32)
     if shard is not None:
         header, photos, folder = _block_of(header, photos, folder, shard, batch_size)
 
@@ -218,9 +221,9 @@ def extract_karpathy(
     restval: bool = False,
     **settings: Unpack[ExtractSettings],
 ) -> list[ExtractionReport]:
-    """Extract the splits of a Karpathy JSON, or those named in `splits`, with their captions.
+    """Extract the splits of a file or folder of captions, or those named in `splits`, with their captions.
 
-    photo_root  the folder that the JSON's file names start from; it may have them in another Unicode form
+    photo_root  the folder of the photos, which are found there by any name that `ImageNames` knows
     restval     whether `restval` images count as `train`
     settings    as in `extract`; a shard is one of every split
 
@@ -232,7 +235,7 @@ def extract_karpathy(
         raise DataError(f"there is no folder {root}; name the folder that holds the photos of {dataset}.")
     return [
         extract(
-            [PhotoFile(photo.id, names.path(photo.id)) for photo in photos],
+            [PhotoFile(photo.id, names.find(photo.id, photo.cocoid) or names.path(photo.id)) for photo in photos],
             extractor,
             folder,
             split,
@@ -246,13 +249,15 @@ def extract_karpathy(
 def captioned_splits(
     dataset: Path | str, splits: Sequence[str] = (), *, restval: bool = False
 ) -> dict[str, list[CaptionedPhoto]]:
-    """The splits of a Karpathy JSON, or those that are asked for, by name.
+    """The splits of a file or folder of captions (`read_annotations`), or those that are asked for, by name.
 
+    splits   where the captions name no split, one name for the one that they are
     restval  whether `restval` images count as `train`
 
-    Raises what `read_karpathy` raises, and `DataError` for a split that the JSON does not have or that cannot be one.
+    Raises what `read_annotations` raises, and `DataError` for a split that the captions do not have or that cannot be
+    one.
     """
-    found = read_karpathy(dataset, restval=restval)
+    found = read_annotations(dataset, restval=restval, name=splits[0] if len(splits) == 1 else "train")
     for split in [*splits, *found]:
         if split not in found:
             listed = ", ".join(found)

@@ -92,7 +92,7 @@ def learned_extractor(learned_from: StoreInfo, weights: Path | None, device: str
     device is not there.
     """
     from vsrn.devices import pick_device  # noqa: PLC0415 - torch and Pillow come with these
-    from vsrn.extractors.base import make_extractor  # noqa: PLC0415 - torch and Pillow come with it
+    from vsrn.extractors.base import NAME_THEM, make_extractor  # noqa: PLC0415 - torch and Pillow come with it
 
     name = learned_from.extractor
     if not name:
@@ -110,7 +110,8 @@ def learned_extractor(learned_from: StoreInfo, weights: Path | None, device: str
     except ConfigError as error:
         if weights is not None:
             raise
-        raise DataError(f"this model learned from '{name}', which cannot be made here ({error}); {remedy}.") from error
+        reason = str(error).removesuffix(NAME_THEM).removesuffix(".")
+        raise DataError(f"this model learned from '{name}', which cannot be made here ({reason}); {remedy}.") from error
     if extractor.fingerprint != learned_from.fingerprint:
         raise DataError(
             f"the extractor '{name}' here has other weights or settings ({extractor.fingerprint[:12]}) than the one"

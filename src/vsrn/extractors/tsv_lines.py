@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vsrn.data.annotations import as_image_id
+from vsrn.data.image_ids import as_image_id
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import DataError
 from vsrn.extractors.array_images import in_photo

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vsrn.model.gru import at_least_float32, state_at
+from vsrn.model.gru import at_least_float32, dtype_of, state_at
 
 POSITION_DIM = 32
 TEMPERATURE = 0.1
@@ -26,7 +26,7 @@ class GlobalSemanticReasoning(nn.Module):
 
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) reasoned regions -> (B, D)."""
-        states, last = self.gru(regions)
+        states, last = self.gru(regions.to(dtype_of(self.gru)))
         if mask is None:
             return last[0]
         return state_at(states, mask.sum(dim=1) - 1)
@@ -71,16 +71,18 @@ class GeneralisedPooling(nn.Module):
             longest = features.shape[1]
             if mask is None:
                 lengths = torch.full((1,), longest, device=features.device)
-                return (self.weights(lengths, longest) @ features.sort(dim=1, descending=True).values)[:, 0]
+                weights = self.weights(lengths, longest).to(features.dtype)
+                return (weights @ features.sort(dim=1, descending=True).values)[:, 0]
             distinct, of_row = torch.unique(mask.sum(dim=1), return_inverse=True)
             # Padding sorts last; its infinities must become 0 before they meet a weight of 0.
             falling = features.masked_fill(~mask[..., None], -torch.inf).sort(dim=1, descending=True).values
-            return (self.weights(distinct, longest)[of_row][:, None] @ falling.masked_fill(~mask[..., None], 0))[:, 0]
+            weights = self.weights(distinct, longest).to(features.dtype)[of_row][:, None]
+            return (weights @ falling.masked_fill(~mask[..., None], 0))[:, 0]
 
     def weights(self, lengths: torch.Tensor, longest: int) -> torch.Tensor:
         """(L,) numbers of features -> (L, longest) weights of the places of the sort; 0 from each length on."""
         places = torch.arange(longest, device=lengths.device)
-        positions = position_encodings(places).to(self.score.weight.dtype)
+        positions = position_encodings(places).to(dtype_of(self.score))
         mirrored = mirrored_places(lengths, longest)
         ahead, _ = self.forwards(positions[None])
         back, _ = self.backwards(positions[mirrored])

@@ -16,7 +16,7 @@ from torch import nn
 
 from vsrn.config import ModelConfig
 from vsrn.model.captioner import Captioner
-from vsrn.model.gru import at_least_float32, read_sequences
+from vsrn.model.gru import at_least_float32, dtype_of, read_sequences
 from vsrn.model.losses import SIMILARITIES
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
@@ -192,6 +192,6 @@ def make_projection(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def project(layer: nn.Linear, features: torch.Tensor) -> torch.Tensor:
+def project(layer: nn.Module, features: torch.Tensor) -> torch.Tensor:
     """(..., F) features of any precision -> (..., D) in float32 or wider, also under bf16 autocast."""
-    return at_least_float32(layer(features.to(layer.weight.dtype)))
+    return at_least_float32(layer(features.to(dtype_of(layer))))

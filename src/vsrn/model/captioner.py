@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import CaptionerConfig
 from vsrn.data.vocabulary import END
-from vsrn.model.gru import at_least_float32, mask_of
+from vsrn.model.gru import at_least_float32, dtype_of, is_plain, mask_of
 
 State = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -29,17 +29,19 @@ class AttendedRegions(NamedTuple):
     """Regions ready to be attended to at every step.
 
     states  (B, N, H) states of the captioner's encoder
-    keys    (B, N, H) the states' share of the attention's first layer, the same at every step
+    keys    (B, N, H) the states' share of the attention's first layer, the same at every step; None where that layer
+            is wrapped or has hooks, and so is called as a whole
     mask    (B, N) True where a region is real, or None
     """
 
     states: torch.Tensor
-    keys: torch.Tensor
+    keys: torch.Tensor | None
     mask: torch.Tensor | None
 
     def of(self, images: torch.Tensor | slice) -> AttendedRegions:
         """These images of the batch, by their places in it."""
-        return AttendedRegions(self.states[images], self.keys[images], None if self.mask is None else self.mask[images])
+        kept = (None if part is None else part[images] for part in (self.keys, self.mask))
+        return AttendedRegions(self.states[images], *kept)
 
 
 class Captioner(nn.Module):
@@ -100,7 +102,7 @@ class Captioner(nn.Module):
 
     def read(self, regions: torch.Tensor, counts: torch.Tensor | None) -> tuple[AttendedRegions, State]:
         """(B, N, D) reasoned regions, (B,) real ones of each -> regions to attend to, and the decoder's first state."""
-        inputs = self.dropout(self.projection(regions))
+        inputs = self.dropout(self.projection(regions.to(dtype_of(self.projection))))
         if counts is None:
             states, last = self.encoder(inputs)
         else:
@@ -108,7 +110,9 @@ class Captioner(nn.Module):
             packed_states, last = self.encoder(packed)
             states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=regions.shape[1])
         hidden = states.shape[-1]
-        keys = functional.linear(states, self.attention_hidden.weight[:, :hidden], self.attention_hidden.bias)
+        keys = None
+        if is_plain(self.attention_hidden, nn.Linear):
+            keys = functional.linear(states, self.attention_hidden.weight[:, :hidden], self.attention_hidden.bias)
         if isinstance(last, tuple):
             state: State = (_join_directions(last[0]), _join_directions(last[1]))
         else:
@@ -136,9 +140,16 @@ class Captioner(nn.Module):
 
     def _attend(self, state: torch.Tensor, regions: AttendedRegions) -> torch.Tensor:
         """(B K, H) decoder states -> (B K, H) weighted means of their images' regions."""
-        query = functional.linear(state, self.attention_hidden.weight[:, state.shape[-1] :])
-        query = query.view(len(regions.keys), -1, query.shape[-1])  # (B, K, H)
-        scores = self.attention_score(torch.tanh(regions.keys[:, None] + query[:, :, None]))[..., 0]
+        images, places = regions.states.shape[:2]
+        if regions.keys is None:
+            of_state = state.view(images, -1, 1, state.shape[-1]).expand(-1, -1, places, -1)  # (B, K, N, H)
+            pairs = torch.cat([regions.states[:, None].expand_as(of_state), of_state], dim=-1)
+            hidden = self.attention_hidden(pairs)
+        else:
+            query = functional.linear(state, self.attention_hidden.weight[:, state.shape[-1] :])
+            query = query.view(images, -1, query.shape[-1])  # (B, K, H)
+            hidden = regions.keys[:, None] + query[:, :, None]
+        scores = self.attention_score(torch.tanh(hidden))[..., 0]
         if regions.mask is not None:
             scores = scores.masked_fill(~regions.mask[:, None], -torch.inf)
         weights = at_least_float32(scores).softmax(dim=-1).to(regions.states.dtype)

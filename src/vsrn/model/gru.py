@@ -25,6 +25,30 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from vsrn.data.vocabulary import PAD
 
+# Where torch keeps what is called around a module's `forward`.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether a module may be computed from its weights without being called.
+
+    It is of exactly this type, and nobody added hooks, a parametrization, weights of another tensor type or another
+    `forward`; an adapter or a wrapper in its place is of another type.
+    """
+    return (
+        type(module) is kind
+        and "forward" not in vars(module)
+        and not any(getattr(module, hooks) for hooks in _HOOKS)
+        and not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        and all(type(weight) is nn.Parameter for weight in module.parameters(recurse=False))
+    )
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The precision of a module's first weights, whatever wraps them: what its inputs are brought to."""
+    weights = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
+    return next(weights, torch.get_default_dtype())
+
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float32 where it is bf16 or float16; float32 and float64 are returned unchanged."""
@@ -64,7 +88,7 @@ def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
     steps = inputs.shape[1]
     ends = torch.full((len(inputs),), steps) if lengths is None else lengths.cpu()
     packed = pack_padded_sequence(inputs, ends, batch_first=True, enforce_sorted=False)
-    if inputs.device.type != "cpu":
+    if inputs.device.type != "cpu" or not is_plain(gru, nn.GRU):
         return pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=steps)[0]
     mirrored = _mirrored(packed) if gru.bidirectional else None
     states = packed.data
@@ -92,7 +116,7 @@ def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, packed: PackedSeque
     weight_ih, weight_hh, bias_ih, bias_hh = (
         getattr(gru, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
-    gates = functional.linear(inputs, weight_ih, bias_ih)
+    gates = functional.linear(inputs.to(weight_ih.dtype), weight_ih, bias_ih)
     states: torch.Tensor = _Recurrence.apply(gates, weight_hh, bias_hh, packed.batch_sizes)
     return states
 

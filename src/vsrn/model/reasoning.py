@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vsrn.model.gru import l2_normalise
+from vsrn.model.gru import dtype_of, is_plain, l2_normalise
 
 # Folding costs a product of D x D weights and saves products over B x N regions: it pays from here on.
 FOLD_AT = 2
@@ -67,17 +67,31 @@ class RegionRelationshipReasoning(nn.Module):
 
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) regions -> (B, N, D) relation-aware regions."""
-        if regions.shape[0] * regions.shape[1] >= FOLD_AT * regions.shape[2]:
-            messages = self.folded().messages(regions, mask)
+        inputs = regions.to(dtype_of(self.theta))
+        if self.foldable and inputs.shape[0] * inputs.shape[1] >= FOLD_AT * inputs.shape[2]:
+            messages = self.folded().messages(inputs, mask)
         else:
-            affinity = self.theta(regions) @ self.phi(regions).mT  # (B, N, N)
-            messages = self.w_r(_shares(affinity, mask) @ self.w_g(regions))
+            messages = self.w_r(self.affinity(inputs, mask) @ self.w_g(inputs))
         if mask is None:
             return regions + self.norm(messages.mT).mT
         # BatchNorm sees real regions only, so that padding never moves its statistics.
         update = torch.zeros_like(regions)
         update[mask] = self.norm(messages[mask]).to(update.dtype)
         return regions + update
+
+    def affinity(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, D) regions -> (B, N, N) R of Eq. 2: how much of each region's message (columns) a region takes (rows).
+
+        Divided by the number of an image's real regions; columns of padded regions are 0.
+        """
+        inputs = regions.to(dtype_of(self.theta))
+        return _shares(self.theta(inputs) @ self.phi(inputs).mT, mask)
+
+    @property
+    def foldable(self) -> bool:
+        """Whether the products may be folded: with a hook, an adapter or a wrapper, each layer has to be called."""
+        layers = (self.theta, self.phi, self.w_g, self.w_r)
+        return all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
 
     def folded(self) -> FoldedProducts:
         """The layer's products of weights with weights, with gradients to those weights."""

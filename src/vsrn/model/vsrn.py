@@ -6,6 +6,8 @@ matching loss (losses.py) and `Captioner` (3.4). Everything that the paper ablat
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -36,13 +38,7 @@ class ImageEncoder(BaseImageEncoder):
 
     def forward(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> EncodedImages:
         """(B, N, F) features as stored, (B,) real regions of each or None for all -> `EncodedImages`."""
-        mask = mask_of(features, counts)
-        # The residual stream stays float32 under bf16 autocast; only the products inside layers are bf16.
-        regions = project(self.projection, features)
-        if mask is not None:
-            regions = regions * mask[..., None]
-        if self.config.normalisation == "coco":
-            regions = normalise_channels(regions)
+        regions, mask = self._projected(features, counts)
         for layer in self.reasoning:
             regions = layer(regions, mask)
         if self.config.normalisation != "none":
@@ -52,6 +48,30 @@ class ImageEncoder(BaseImageEncoder):
             embeddings = self.norm(embeddings)
         embeddings = l2_normalise(embeddings) if self.config.image_norm else at_least_float32(embeddings)
         return EncodedImages(embeddings.abs() if self.config.absolute else embeddings, regions)
+
+    def affinities(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, F) features, (B,) real regions of each or None for all -> (layers, B, N, N) affinities R of Eq. 2.
+
+        Rows are the regions that receive, columns those that send; padded ones are 0 in both.
+        """
+        regions, mask = self._projected(features, counts)
+        found = []
+        for layer in self.reasoning:
+            affinity = cast("RegionRelationshipReasoning", layer).affinity(regions, mask)
+            found.append(affinity if mask is None else affinity * mask[..., None])
+            regions = layer(regions, mask)
+        return torch.stack(found) if found else regions.new_zeros(0, *regions.shape[:2], regions.shape[1])
+
+    def _projected(
+        self, features: torch.Tensor, counts: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, N, F), (B,) -> (B, N, D) what enters the first reasoning layer, (B, N) mask or None."""
+        mask = mask_of(features, counts)
+        # The residual stream stays float32 under bf16 autocast; only the products inside layers are bf16.
+        regions = project(self.projection, features)
+        if mask is not None:
+            regions = regions * mask[..., None]
+        return normalise_channels(regions) if self.config.normalisation == "coco" else regions, mask
 
 
 class TextEncoder(WordGRU):

@@ -16,7 +16,6 @@ import anyio
 import anyio.to_thread
 
 from vsrn.data.regions import Regions, pad_regions
-from vsrn.data.tokenizer import tokenize
 from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.metrics import FloatArray
@@ -160,7 +159,7 @@ class Service:
 
     def unknown_words(self, sentence: str) -> list[str]:
         """Words of a sentence that the model has never read, each once."""
-        return [word for word in dict.fromkeys(tokenize(sentence)) if word not in self.encoder.vocabulary.ids]
+        return self.encoder.unknown_words(sentence)
 
     def close(self) -> None:
         """Close threads and files."""

@@ -12,7 +12,7 @@ import torch
 from vsrn.data.photo_splits import PhotoSplit, Pixels, made_ready
 from vsrn.data.regions import first_of_zeros
 from vsrn.data.splits import CaptionedImages, Split
-from vsrn.data.vocabulary import Vocabulary
+from vsrn.data.vocabulary import UNK, Vocabulary
 from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.base import Batch
@@ -87,12 +87,20 @@ class TrainingBatches:
         # End to end in one array: half a million small ones would cost more than the ids in them.
         self.tokens = np.concatenate(encoded)
         self.starts = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])])
+        if len(encoded) < 2:
+            raise DataError(f"split '{split.name}' of {split.folder} has one caption; training needs two at least.")
         self.batch_size = min(batch_size, len(encoded))
         self.seed, self.dropped, self.rank, self.processes = seed, dropped, rank, processes
         if self.batch_size % processes:
             raise ConfigError(
                 f"train.batch_size {self.batch_size} does not divide among {processes} processes; choose a multiple."
             )
+
+    @property
+    def unknown_share(self) -> float:
+        """Share, 0 to 1, of the captions' words that the vocabulary does not have."""
+        # Each caption has a start and an end besides.
+        return float((self.tokens == UNK).sum() / max(1, len(self.tokens) - 2 * len(self.split.captions)))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -118,13 +126,20 @@ class TrainingBatches:
             share = places[np.argsort(-self._lengths(batch[places]), kind="stable")]
             yield Share(step, batch[share], share)
 
+    def images(self, epoch: int, first_step: int = 0) -> Iterator[torch.Tensor]:
+        """(B,) number of each caption's image, for each batch that `epoch` gives."""
+        for share in self.shares(epoch, first_step):
+            yield torch.from_numpy(self.split.image_of_caption[share.captions])
+
     def batch_of(self, captions: IntArray, features: torch.Tensor, counts: torch.Tensor | None) -> Batch:
         """A batch of captions with the features of their images, and the counts of real regions or None."""
         tokens, lengths = pad_tokens([self.tokens[self.starts[c] : self.starts[c + 1]] for c in captions])
         return Batch(features, tokens, lengths, counts)
 
-    def check_zeros(self, step: int) -> None:
-        """Raise `DataError` where dropping left an image of a step (from 1) with zeros alone, naming its row.
+    def check_zeros(self, epoch: int, step: int) -> None:
+        """Raise `DataError` where dropping left an image of a batch with zeros alone, naming its row.
+
+        epoch, step  of the batch, from 0
 
         An image of zeros is refused when it is read. This finds an image that has regions of zeros among others, and
         that lost all others to `train.drop_regions`.
@@ -132,8 +147,7 @@ class TrainingBatches:
         split = self.split
         if not isinstance(split, Split) or not split.zeros_divide:
             return
-        epoch, of_epoch = divmod(step - 1, self.steps_per_epoch)
-        share, batch = next(zip(self.shares(epoch, of_epoch), self.epoch(epoch, of_epoch), strict=True))
+        share, batch = next(zip(self.shares(epoch, step), self.epoch(epoch, step), strict=True))
         place = first_of_zeros(batch.features.numpy(), None if batch.counts is None else batch.counts.numpy())
         if place is not None:
             row = int(split.rows[split.image_of_caption[share.captions[place]]])

@@ -4,14 +4,14 @@ A checkpoint holds weights, optimiser, position and random state. It is one safe
 folder, replaced as a whole, so a killed run finds either the last checkpoint or the one before it. Its tensors are
 `model.*`, `loss.*` (where the loss has parameters), `optimizer.KEY.PARAMETER` and `random.*`.
 
-The log is metrics.jsonl, one JSON object a line, and the same for TensorBoard.
+The log is metrics.jsonl, one JSON object a line; loggers (loggers.py) get the same numbers.
 """
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -21,13 +21,12 @@ from vsrn.errors import CheckpointError, DataError
 from vsrn.files import write_atomically
 from vsrn.model.base import BaseModel
 from vsrn.tensors import load_weights, read_tensors, write_tensors
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from vsrn.training.loggers import MetricsLogger
 
 STATE_FILE = Path("state") / "latest.safetensors"
 LOG_FILE = "metrics.jsonl"
 EXTRACTOR_KEY = "extractor_fingerprint"
+DATA_KEY = "data_fingerprint"
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -39,6 +38,7 @@ class Progress(msgspec.Struct, frozen=True):
     step            steps finished in all
     best_rsum       of the best validation so far, or None before the first
     best_step       step of that validation
+    stale           validations since then
     """
 
     epoch: int = 0
@@ -46,6 +46,7 @@ class Progress(msgspec.Struct, frozen=True):
     step: int = 0
     best_rsum: float | None = None
     best_step: int = 0
+    stale: int = 0
 
 
 class Learner(NamedTuple):
@@ -62,12 +63,18 @@ class Learner(NamedTuple):
 
 
 def write_state(
-    run: Path, learner: Learner, progress: Progress, random_states: list[torch.Tensor], fingerprint: str = ""
+    run: Path,
+    learner: Learner,
+    progress: Progress,
+    random_states: list[torch.Tensor],
+    fingerprint: str = "",
+    data: str = "",
 ) -> None:
     """Replace the run's checkpoint by the present state.
 
     random_states  those of each process
     fingerprint    of the extractor that made the regions it is trained on; empty where nobody recorded it
+    data           fingerprint of what it learns from and is validated on (`vsrn.training.resume.data_fingerprint`)
     """
     tensors = {f"model.{name}": tensor for name, tensor in learner.model.state_dict().items()}
     tensors |= {f"loss.{name}": tensor for name, tensor in learner.loss.state_dict().items()}
@@ -87,18 +94,20 @@ def write_state(
         "progress": msgspec.json.encode(progress).decode(),
         "untouched": " ".join(untouched),
         EXTRACTOR_KEY: fingerprint,
+        DATA_KEY: data,
     }
     write_tensors(path, tensors, metadata)
 
 
-def read_state(run: Path, learner: Learner, process: int = 0, fingerprint: str = "") -> Progress:
+def read_state(run: Path, learner: Learner, process: int = 0, fingerprint: str = "", data: str = "") -> Progress:
     """Put the run's checkpoint into a model, its loss and their optimiser; returns where the run stands.
 
     process      whose random state is restored; one that was not there before keeps its own
     fingerprint  as in `write_state`, of the regions that are there now
+    data         as in `write_state`, of the data that is there now
 
     Raises `CheckpointError` where there is none, or it is broken or does not fit, and `DataError` where another
-    extractor made the regions.
+    extractor made the regions, or captions or images are others.
     """
     path = run / STATE_FILE
     if not path.is_file():
@@ -113,6 +122,11 @@ def read_state(run: Path, learner: Learner, process: int = 0, fingerprint: str =
         raise DataError(
             f"{run} began with regions of another extractor or other weights ({began_with[:12]}, now"
             f" {fingerprint[:12]}); put the regions it began with back into data.path, or start another run with -o."
+        )
+    if data and metadata.get(DATA_KEY, data) not in ("", data):
+        raise DataError(
+            f"{run} began with other captions or images than those it is given now; put them back, or start another run"
+            f" with -o, which may take its weights: --train.init_from {run}."
         )
     for prefix, module in (("model.", learner.model), ("loss.", learner.loss)):
         weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -136,30 +150,40 @@ def read_state(run: Path, learner: Learner, process: int = 0, fingerprint: str =
 class RunLog:
     """Appends to a run's log. Rows are dictionaries with a "step"; validations nest under "validation".
 
-    TensorBoard events are written where the package is installed (extra `tensorboard`).
+    What is said once, such as a warning, is a row with a "note". The numbers of a row go to the loggers too.
     """
 
-    def __init__(self, run: Path, from_step: int) -> None:
+    def __init__(self, run: Path, from_step: int, loggers: Sequence[MetricsLogger] = ()) -> None:
         self.path = run / LOG_FILE
         # A killed run may have logged steps beyond its checkpoint, which will be taken again.
         kept = [row for row in read_log(run) if row["step"] <= from_step]
         write_atomically(self.path, b"".join(msgspec.json.encode(row) + b"\n" for row in kept))
         self._file = self.path.open("ab")
-        self._events = _event_writer(run, from_step)
+        self._loggers = loggers
+        self._noted = {row["note"] for row in kept if "note" in row}
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""
         self._file.write(msgspec.json.encode(row) + b"\n")
         self._file.flush()
-        if self._events is not None:
-            for name, value in _flat(row).items():
-                self._events.add_scalar(name, value, row["step"])
+        values = _flat(row)
+        if values:
+            for logger in self._loggers:
+                logger.log_metrics(row["step"], values)
+
+    def note(self, step: int, note: str) -> bool:
+        """Write a sentence down, unless the run has it already; returns whether it was new."""
+        new = note not in self._noted
+        if new:
+            self._noted.add(note)
+            self.write({"step": step, "note": note})
+        return new
 
     def close(self) -> None:
         """Finish writing."""
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for logger in self._loggers:
+            logger.finish()
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -184,11 +208,3 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, (int, float)) and name != "step":
             scalars[prefix + name] = float(value)
     return scalars
-
-
-def _event_writer(run: Path, from_step: int) -> SummaryWriter | None:
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional extra
-
-    return SummaryWriter(str(run), purge_step=from_step + 1)

@@ -1,7 +1,8 @@
 """Several processes that train as one: `torchrun --nproc-per-node N -m vsrn train ...`.
 
 N processes with a batch of B / N each compute the loss, and the weights after the step, of one process with a
-batch of B. Three things make that so:
+batch of B, up to rounding and to dropout: each process draws which of the captioner's inputs it drops, so that with
+model.captioner.dropout above 0 the weights are others, as with another seed. Three things make that so:
 
 - hardest negatives are taken from the *global* batch, with gradients through the gathered embeddings;
 - BatchNorm takes its statistics over the global batch, by differentiable collectives that run on any backend;
@@ -14,11 +15,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn import functional as collectives
 from torch.nn.parallel import DistributedDataParallel
 
 from vsrn.devices import pick_device
@@ -66,7 +67,42 @@ def gather_batch(rows: torch.Tensor) -> torch.Tensor:
     """(B / N, D) of this process -> (B, D) of all, in the order of their ranks, with gradients."""
     if world_size() == 1:
         return rows
-    return torch.cat(list(collectives.all_gather(rows.contiguous())))  # type: ignore[no-untyped-call]
+    gathered: torch.Tensor = _Gathered.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all processes; each process's rows get the sum of the gradients that all give them."""
+
+    @staticmethod
+    def forward(_ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        """(B / N, D) -> (B, D)."""
+        return torch.cat(of_all(rows.contiguous()))
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        """(B, D) -> (B / N, D)."""
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
+class _Summed(torch.autograd.Function):
+    """The elementwise sum over all processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        """Any shape -> same shape."""
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        """Any shape -> same shape."""
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
 
 def of_all(values: torch.Tensor) -> list[torch.Tensor]:
@@ -119,5 +155,5 @@ class GlobalBatchNorm(nn.BatchNorm1d):
 
 def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     """Elementwise sum, with gradients."""
-    total: torch.Tensor = collectives.all_reduce(values)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _Summed.apply(values)  # type: ignore[no-untyped-call]
     return total

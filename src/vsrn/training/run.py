@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from vsrn.config import Config, ModelConfig, check_config, config_to_toml, read_config
+from vsrn.config import Config, ModelConfig, check_config, config_to_toml
+from vsrn.configs import find_packaged
 from vsrn.data.photo_splits import open_split_for
 from vsrn.data.region_store import RegionStore, StoreInfo
 from vsrn.data.splits import CaptionedImages, Split, hold_out
@@ -23,11 +25,25 @@ from vsrn.model.base import BaseModel
 from vsrn.model.registry import LOSSES, build_model, check_parts
 from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel
 from vsrn.training.checkpoint import STATE_FILE
+from vsrn.training.loggers import check_loggers
+from vsrn.training.resume import (
+    Changes,
+    changes_on_resume,
+    data_fingerprint,
+    read_first_model,
+    take_weights,
+    vocabulary_of,
+)
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that can start or be resumed: data open, model and loss built, and a folder that is free or its own."""
+    """A run that can start or be resumed: data open, model and loss built, and a folder that is free or its own.
+
+    notes             sentences about settings that are not what one may think, for a person
+    changes           fields of the config that changed on resume: name -> (value then, value now)
+    data_fingerprint  of what is learned from and validated on, wherever it lies
+    """
 
     folder: Path
     config: Config
@@ -36,6 +52,9 @@ class PreparedRun:
     vocabulary: Vocabulary
     model: BaseModel
     loss: nn.Module
+    notes: tuple[str, ...] = ()
+    changes: Changes = field(default_factory=dict)
+    data_fingerprint: str = ""
 
     @property
     def regions(self) -> StoreInfo:
@@ -56,27 +75,35 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     """
     check_config(config)
     check_parts(config)
+    check_loggers(config)
     # Bounds oneDNN's cache of compiled kernels, of which it keeps one for each of the thousand shapes of captions; it
     # reads this before its first product. Unbounded, bf16 training takes half a gigabyte more, at no gain.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    changes: Changes = {}
     if resume:
-        _check_same_config(config, folder)
+        changes = changes_on_resume(config, folder)
     elif process == 0 and ((folder / CONFIG_FILE).exists() or (folder / STATE_FILE).exists()):
         raise CheckpointError(
             f"{folder} already holds a run; add --resume to go on with it, or choose another folder with -o."
         )
     train, validation = open_training_splits(config)
     config = _with_feature_dim(config, train)
-    vocabulary = _vocabulary_for(config, folder, train, resume=resume)
+    first = None if resume else read_first_model(config)
+    vocabulary = _vocabulary_for(config, folder, train, first, resume=resume)
+    notes = list(_notes(config, train))
     torch.manual_seed(config.train.seed)
     model: BaseModel = build_model(config, vocabulary)
-    if not resume:
+    if first is not None:
+        extractor = train.regions.info.fingerprint if isinstance(train, Split) else ""
+        notes += take_weights(model, config, first, extractor)
+    elif not resume:
         for part in model.image_encoders:
             part.load_first_weights()
         if config.data.word_vectors:
             _start_words(model, config, vocabulary)
     loss = LOSSES.make(config.loss.matching, config.loss)
-    prepared = PreparedRun(folder, config, train, validation, vocabulary, model, loss)
+    data = data_fingerprint(train, validation)
+    prepared = PreparedRun(folder, config, train, validation, vocabulary, model, loss, tuple(notes), changes, data)
     if process > 0:
         # The processes start from the same weights and drop different inputs.
         torch.manual_seed(config.train.seed + process * 2**32)
@@ -97,11 +124,12 @@ def open_training_splits(config: Config) -> tuple[CaptionedImages, CaptionedImag
     data = config.data
     train = open_split_for(config, data.train)
     if data.held_out:
-        train, validation = hold_out(train, Path(data.held_out))
+        train, validation = hold_out(train, find_packaged(data.held_out))
     else:
         validation = open_split_for(config, data.validation)
     if isinstance(train, Split):
         if isinstance(validation, Split):
+            _check_one_size(train.regions, validation.regions)
             _check_one_extractor(train.regions, validation.regions)
         # Of the training split only: by the first validation the projection has learned a bias.
         train = dataclasses.replace(train, zeros_divide=zeros_divide(config.model))
@@ -119,6 +147,15 @@ def zeros_divide(model: ModelConfig) -> bool:
     over_regions = model.kind == "vsrn" and model.normalisation != "none"
     pooled_zeros = model.kind == "vsepp" or model.aggregator in ("mean", "gpo")
     return over_regions or (pooled_zeros and model.image_norm)
+
+
+def _check_one_size(train: RegionStore, validation: RegionStore) -> None:
+    ours, theirs = train.feature_dim, validation.feature_dim
+    if ours != theirs:
+        raise DataError(
+            f"in {train.folder}, the images of split '{train.split}' have {ours} numbers a region and those of split"
+            f" '{validation.split}' {theirs}; extract both alike."
+        )
 
 
 def _check_one_extractor(train: RegionStore, validation: RegionStore) -> None:
@@ -146,12 +183,35 @@ def _with_feature_dim(config: Config, train: CaptionedImages) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, feature_dim=actual))
 
 
-def _vocabulary_for(config: Config, folder: Path, train: CaptionedImages, *, resume: bool) -> Vocabulary:
+def _vocabulary_for(
+    config: Config, folder: Path, train: CaptionedImages, first: StoredModel[BaseModel] | None, *, resume: bool
+) -> Vocabulary:
     if resume:
         return read_vocabulary(folder / VOCABULARY_FILE)
-    if config.data.vocabulary:
-        return read_vocabulary(config.data.vocabulary)
-    return build_vocabulary(train.captions, config.data.min_count)
+    return vocabulary_of(first, config) or build_vocabulary(train.captions, config.data.min_count)
+
+
+def _notes(config: Config, train: CaptionedImages) -> Iterator[str]:
+    """A sentence for each setting that changes nothing, or not what one may think."""
+    yield from beyond_the_end(config)
+    captions, size = len(train.captions), config.train.batch_size
+    if size > captions:
+        yield f"train.batch_size {size:,} is more than the {captions:,} captions; a batch has all {captions:,}."
+    if config.train.weight_decay == 0 and config.train.optimizer == "adamw":
+        yield 'train.optimizer "adamw" without train.weight_decay is Adam.'
+
+
+def beyond_the_end(config: Config) -> Iterator[str]:
+    """A sentence for each setting that takes effect only after the last epoch, and so changes nothing."""
+    train, network = config.train, config.model.network
+    late = [drop for drop in train.learning_rate_drop if drop >= train.epochs]
+    if late and train.schedule == "step":
+        yield f"train.learning_rate_drop {late} lies beyond the last of {train.epochs} epochs and changes nothing."
+    if (network.fine_tune_after or 0) >= train.epochs:
+        yield (
+            f"model.network.fine_tune_after {network.fine_tune_after} lies beyond the last of {train.epochs} epochs:"
+            " the network stays frozen."
+        )
 
 
 def _start_words(model: BaseModel, config: Config, vocabulary: Vocabulary) -> None:
@@ -169,23 +229,3 @@ def _start_words(model: BaseModel, config: Config, vocabulary: Vocabulary) -> No
     with torch.no_grad():
         for word, vector in vectors.items():
             words.weight[vocabulary.ids[word]] = torch.from_numpy(vector)
-
-
-def _check_same_config(config: Config, folder: Path) -> None:
-    """Raise `ConfigError` where a resumed run's config is not the one it was begun with, naming the field."""
-    if not (folder / STATE_FILE).is_file():
-        raise CheckpointError(f"{folder} holds no run to resume; leave out --resume to start one there.")
-    begun = read_config(folder / CONFIG_FILE)
-    ours, theirs = dataclasses.asdict(config), dataclasses.asdict(begun)
-    # The device does not change what a run computes, and the feature size may have been read from the data.
-    for table in (ours, theirs):
-        table["train"].pop("device")
-    if ours["model"]["feature_dim"] is None:
-        theirs["model"]["feature_dim"] = None
-    for section in ours:
-        for name, value in ours[section].items():
-            if value != theirs[section][name]:
-                raise ConfigError(
-                    f"{folder} was begun with {section}.{name} = {theirs[section][name]!r}, not {value!r};"
-                    " resume it with its own config, or start another run with -o."
-                )

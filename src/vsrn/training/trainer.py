@@ -3,6 +3,7 @@
     run/config.toml, vocabulary.json, model.safetensors   the best model so far (portable)
     run/state/latest.safetensors                          where the run stands (resumable)
     run/metrics.jsonl, events.*                           what happened
+    run/run.json                                          versions, command, time
 
 A run depends on its config and its data alone: stopped and resumed, it gives the same weights, bit for
 bit, as one that was never stopped on the same kind of machine with as many threads.
@@ -11,10 +12,12 @@ bit, as one that was never stopped on the same kind of machine with as many thre
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
@@ -22,15 +25,20 @@ import msgspec
 import torch
 from torch import nn
 
-from vsrn.config import Config
+from vsrn.config import Config, config_to_toml
 from vsrn.encoders.torch_backend import Precision, encoder_of
-from vsrn.errors import TrainingError
+from vsrn.errors import ConfigError, TrainingError
+from vsrn.files import write_atomically
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
-from vsrn.model.base import BaseModel, Batch, Losses
-from vsrn.model.saved import write_weights
+from vsrn.model.base import BaseModel, Batch, Losses, MatchingLoss
+from vsrn.model.saved import CONFIG_FILE, write_weights
 from vsrn.training import distributed
 from vsrn.training.batches import batches_for, send
 from vsrn.training.checkpoint import Learner, Progress, RunLog, read_state, write_state
+from vsrn.training.collapse import COLLAPSED, at_chance, is_stuck
+from vsrn.training.loggers import MetricsLogger, open_loggers
+from vsrn.training.optimizer import learning_rate_at, make_optimizer
+from vsrn.training.record import RunRecord
 from vsrn.training.run import PreparedRun
 
 LOG_EVERY = 10
@@ -69,12 +77,19 @@ class Reporter(Protocol):
     def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
         """Called after each validation, with the progress that includes it."""
 
+    def noted(self, note: str, /) -> None:
+        """Called with a sentence that a person should read, such as a warning; once for each."""
+
 
 class TrainingResult(NamedTuple):
-    """How a run ended: finished, or stopped by request and resumable."""
+    """How a run ended: finished, or stopped by request and resumable.
+
+    early  whether it finished because `train.patience` was at its end
+    """
 
     progress: Progress
     finished: bool
+    early: bool = False
 
 
 class _Step(nn.Module):
@@ -84,16 +99,42 @@ class _Step(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: Batch, epochs: float) -> Losses:
-        """The losses of a batch, after so many epochs."""
-        losses: Losses = self.model(batch, self.loss, distributed.gather_batch, epochs)
+    def forward(self, batch: Batch, epochs: float, images: torch.Tensor | None = None) -> Losses:
+        """The losses of a batch, after so many epochs.
+
+        images  (B,) number of each caption's image, where captions of one image are no negatives of each other
+        """
+        losses: Losses = self.model(batch, self._masked(images), distributed.gather_batch, epochs)
         return losses
+
+    def _masked(self, images: torch.Tensor | None) -> MatchingLoss:
+        """The matching loss, in which captions of one of these images are no negatives of each other.
+
+        A similarity of minus infinity violates no margin and weighs nothing in a cross entropy.
+        """
+        if images is None:
+            return self.loss
+        of_all = torch.cat(distributed.of_all(images))
+        same = (of_all[:, None] == of_all[None, :]).fill_diagonal_(False)
+
+        def loss(similarities: torch.Tensor, epochs: float) -> torch.Tensor:
+            masked: torch.Tensor = self.loss(similarities.masked_fill(same, -torch.inf), epochs)
+            return masked
+
+        return loss
 
 
 class Trainer:
     """One run on one device."""
 
-    def __init__(self, prepared: PreparedRun, reporter: Reporter) -> None:
+    def __init__(self, prepared: PreparedRun, reporter: Reporter, loggers: Sequence[MetricsLogger] = ()) -> None:
+        """Set up a run that is prepared.
+
+        loggers  take its metrics beside those that the config names
+
+        Raises `ConfigError` where an epoch has no full step.
+        """
+        self.loggers = loggers
         self.config: Config = prepared.config
         self.prepared, self.reporter = prepared, reporter
         self.device = distributed.training_device(self.config.train.device)
@@ -102,7 +143,7 @@ class Trainer:
         self.step = _Step(self.model, prepared.loss.to(self.device).train())
         self.parallel = distributed.shared(self.step)
         train = self.config.train
-        self.optimizer = torch.optim.Adam(self.step.parameters(), lr=train.learning_rate, fused=True)
+        self.optimizer = make_optimizer(train, self.step.parameters())
         self.learner = Learner(self.model, self.step.loss, self.optimizer)
         self.batches = batches_for(prepared.train)(
             prepared.train,
@@ -113,18 +154,38 @@ class Trainer:
             rank=distributed.rank(),
             processes=distributed.world_size(),
         )
-        self.validate_every = train.validate_every or self.batches.steps_per_epoch
+        self.steps_per_epoch = self.batches.steps_per_epoch // train.accumulate
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"train.accumulate {train.accumulate} is more than the {self.batches.steps_per_epoch} batches of an"
+                " epoch; lower it or train.batch_size."
+            )
+        self.validate_every = train.validate_every or self.steps_per_epoch
         self.progress = Progress()
         # Of several processes the first writes the run folder.
         self.writes = distributed.rank() == 0
+        self.record: RunRecord | None = None
         # (3,) matching and generation loss and gradient's norm of each step since the last logged row, kept on the
         # device so that no step waits for them.
         self.recent: list[torch.Tensor] = []
+        # Matching losses of the rows that were logged since the last validation.
+        self.since_validation: list[float] = []
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.batches.steps_per_epoch * self.config.train.epochs
+        """Steps of the whole run, unless it ends early."""
+        train = self.config.train
+        return min(self.steps_per_epoch * train.epochs, train.max_steps or sys.maxsize)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended."""
+        return self.progress.step >= self.total_steps or self.ends_early
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether `train.patience` is at its end."""
+        return 0 < self.config.train.patience <= self.progress.stale
 
     def run(self, *, resume: bool) -> TrainingResult:
         """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards.
@@ -132,32 +193,54 @@ class Trainer:
         Raises `TrainingError` where a loss, a gradient or a weight is no longer a number, and `DataError` where an
         image is the reason; what is on disk is then the state that was saved before.
         """
+        prepared, folder = self.prepared, self.prepared.folder
         if resume:
-            fingerprint = self.prepared.regions.fingerprint
-            self.progress = read_state(self.prepared.folder, self.learner, distributed.rank(), fingerprint)
+            fingerprints = prepared.regions.fingerprint, prepared.data_fingerprint
+            self.progress = read_state(folder, self.learner, distributed.rank(), *fingerprints)
+            if prepared.changes and self.writes:
+                write_atomically(folder / CONFIG_FILE, config_to_toml(self.config).encode())
         else:
             self._save()
-        log = RunLog(self.prepared.folder, self.progress.step) if self.writes else None
+        log = self._open_log() if self.writes else None
         try:
             with stop_signals() as signals:
                 stopped = False
-                while self.progress.step < self.total_steps and not stopped:
+                while not self.done and not stopped:
                     stopped = self._rest_of_epoch(log, signals)
         finally:
             if log is not None:
                 log.close()
-        return TrainingResult(self.progress, finished=self.progress.step >= self.total_steps)
+            if self.record is not None:
+                self.record.write(self.progress.step)
+        return TrainingResult(self.progress, finished=self.done, early=self.done and self.ends_early)
+
+    def _open_log(self) -> RunLog:
+        """The log, in which it is written what changed on resume, and the record of this start."""
+        folder, step = self.prepared.folder, self.progress.step
+        loggers = [*open_loggers(self.config, folder, step), *self.loggers]
+        log = RunLog(folder, step, loggers)
+        self.record = RunRecord(folder, step, device=str(self.device), processes=distributed.world_size())
+        self.record.write(step)
+        for note in self.prepared.notes:
+            log.note(step, note)
+            self.reporter.noted(note)
+        for name, (then, now) in self.prepared.changes.items():
+            log.note(step, f"{name} was {then!r} and is {now!r} from step {step:,} on.")
+            self.reporter.noted(f"{name} was {then!r} and is {now!r} from step {step:,} on.")
+        return log
 
     def _rest_of_epoch(self, log: RunLog | None, signals: list[int]) -> bool:
-        """Train to the end of the epoch or until a stop is requested; returns whether one was."""
-        epoch = self.progress.epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.config, epoch)
+        """Train to the end of the epoch or of the run, or until a stop is requested; returns whether one was."""
+        epoch, accumulate = self.progress.epoch, self.config.train.accumulate
         changes = [part.begin_epoch(epoch) for part in self.model.image_encoders]
         if any(changes):
             self.parallel = distributed.shared(self.step)
-        for batch in self.batches.epoch(epoch, self.progress.step_in_epoch):
-            self._step(batch)
+        first = self.progress.step_in_epoch * accumulate
+        batches = self.batches.epoch(epoch, first)
+        masks = self.config.loss.mask_same_image
+        images = self.batches.images(epoch, first) if masks else itertools.repeat(None)
+        for _ in range(self.progress.step_in_epoch, self.steps_per_epoch):
+            self._step(itertools.islice(batches, accumulate), images)
             row = self._log_row(log) if self.progress.step % LOG_EVERY == 0 else None
             self.reporter.stepped(self.progress, row)
             stopped = any(distributed.of_all(torch.tensor(len(signals))))
@@ -165,27 +248,39 @@ class Trainer:
                 self._validate(log)
             elif stopped:
                 self._save()
-            if stopped:
-                return True
+            if stopped or self.done:
+                return stopped
         return False
 
-    def _step(self, batch: Batch) -> None:
-        batch = send(batch, self.device)
-        with autocast(self.device, self.config.train.precision):
-            losses: Losses = self.parallel(batch, self.progress.step / self.batches.steps_per_epoch)
+    def _step(self, batches: Iterable[Batch], images: Iterable[torch.Tensor | None] = itertools.repeat(None)) -> None:
+        """One step of the optimiser on the mean gradient of as many batches as `train.accumulate` says.
+
+        images  of each batch, (B,) number of each caption's image, where `loss.mask_same_image` needs them
+        """
+        train, step = self.config.train, self.progress.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(train, step, self.steps_per_epoch, self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.joint.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), self.config.train.gradient_clip or math.inf)
+        each: list[torch.Tensor] = []
+        # Batches come first: zip takes from the second only where the first has one.
+        for batch, owners in zip(batches, images, strict=False):
+            sent = None if owners is None else owners.to(self.device)
+            with autocast(self.device, train.precision):
+                losses: Losses = self.parallel(send(batch, self.device), step / self.steps_per_epoch, sent)
+            (losses.joint / train.accumulate).backward()  # type: ignore[no-untyped-call]
+            each.append(torch.stack([losses.matching.detach(), losses.generation.detach()]))
+        norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), train.gradient_clip or math.inf)
         self.optimizer.step()
-        self.recent.append(torch.stack([losses.matching.detach(), losses.generation.detach(), norm]))
-        step = self.progress.step + 1
-        epoch, of_epoch = divmod(step, self.batches.steps_per_epoch)
+        self.recent.append(torch.cat([torch.stack(each).mean(dim=0), norm[None]]))
+        step += 1
+        epoch, of_epoch = divmod(step, self.steps_per_epoch)
         self.progress = msgspec.structs.replace(self.progress, epoch=epoch, step_in_epoch=of_epoch, step=step)
 
     def _log_row(self, log: RunLog | None) -> dict[str, Any]:
         """Log the mean losses since the last row. Raises what `_mean_of_recent` raises."""
         matching, generation, gradient_norm = self._mean_of_recent()
         self.recent = []
+        self.since_validation.append(matching)
         row = {
             "step": self.progress.step,
             "epoch": self.progress.epoch,
@@ -222,7 +317,11 @@ class Trainer:
         for step, (matching, generation, norm) in enumerate(recent, start=self.progress.step - len(recent) + 1):
             loss = matching + generation
             if not math.isfinite(loss):
-                self.batches.check_zeros(step)
+                epoch, of_epoch = divmod(step - 1, self.steps_per_epoch)
+                for batch in range(
+                    of_epoch * self.config.train.accumulate, (of_epoch + 1) * self.config.train.accumulate
+                ):
+                    self.batches.check_zeros(epoch, batch)
                 what = f"the loss is {loss} at step {step}, though every image and caption of that step is a number"
                 break
             if not math.isfinite(norm):
@@ -242,7 +341,10 @@ class Trainer:
         rsum = float(distributed.of_all(torch.tensor(metrics.rsum if metrics else 0.0, dtype=torch.float64))[0])
         best = self.progress.best_rsum is None or rsum > self.progress.best_rsum
         if best:
-            self.progress = msgspec.structs.replace(self.progress, best_rsum=rsum, best_step=self.progress.step)
+            found = {"best_rsum": rsum, "best_step": self.progress.step, "stale": 0}
+        else:
+            found = {"stale": self.progress.stale + 1}
+        self.progress = msgspec.structs.replace(self.progress, **found)
         if best and self.writes:
             write_weights(self.prepared.folder, self.prepared.stored())
         if log is not None and metrics is not None:
@@ -250,6 +352,21 @@ class Trainer:
         self._save()
         if metrics is not None:
             self.reporter.validated(self.progress, metrics)
+        if log is not None and metrics is not None and self._collapsed(metrics):
+            note = COLLAPSED.format(limit=2 * self.batches.batch_size * self.config.loss.margin)
+            if log.note(self.progress.step, note):
+                self.reporter.noted(note)
+        self.since_validation = []
+
+    def _collapsed(self, metrics: RetrievalMetrics) -> bool:
+        """Whether the run, since its last validation, is stuck on the hardest negatives."""
+        split, losses = self.prepared.validation, self.since_validation
+        epochs = max(0, self.progress.step - self.validate_every) / self.steps_per_epoch
+        return (
+            bool(losses)
+            and is_stuck(sum(losses) / len(losses), self.config, self.batches.batch_size, epochs)
+            and (self.progress.stale > 0 or at_chance(metrics, split.num_images, len(split.captions)))
+        )
 
     def _validation_metrics(self) -> RetrievalMetrics:
         split = self.prepared.validation
@@ -268,14 +385,10 @@ class Trainer:
             raise self._no_number([])
         random_states = distributed.of_all(torch.get_rng_state())
         if self.writes:
-            fingerprint = self.prepared.regions.fingerprint
-            write_state(self.prepared.folder, self.learner, self.progress, random_states, fingerprint)
-
-
-def learning_rate_at(config: Config, epoch: int) -> float:
-    """Learning rate of an epoch (from 0): divided by 10 after each epoch that the config names."""
-    drops = sum(epoch >= drop for drop in config.train.learning_rate_drop)
-    return config.train.learning_rate * 0.1**drops
+            fingerprints = self.prepared.regions.fingerprint, self.prepared.data_fingerprint
+            write_state(self.prepared.folder, self.learner, self.progress, random_states, *fingerprints)
+            if self.record is not None:
+                self.record.write(self.progress.step)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

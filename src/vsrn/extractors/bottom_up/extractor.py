@@ -18,11 +18,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from vsrn.data.region_store import read_lines
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
 from vsrn.errors import ConfigError, DataError, PhotoError
-from vsrn.extractors.base import ExtractorFiles, Prepared
+from vsrn.extractors.base import NAME_THEM, ExtractorFiles, Prepared
 from vsrn.extractors.bottom_up.network import (
     FEATURE_DIM,
     NUM_ATTRIBUTES,
@@ -33,6 +32,7 @@ from vsrn.extractors.bottom_up.network import (
     select,
 )
 from vsrn.extractors.bottom_up.weights import load_network, read_weights
+from vsrn.files import read_lines
 from vsrn.metrics import IntArray
 
 NAME = "bottom-up"
@@ -187,8 +187,7 @@ def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
     rules = parse_counts(argument) if argument else SelectionRules()
     if files.weights is None:
         raise ConfigError(
-            f"'{NAME}' needs the detector's published weights; name their file with --weights"
-            " (docs/extractors.md says where they are)."
+            f"'{NAME}' needs the detector's published weights (docs/extractors.md says where they are){NAME_THEM}"
         )
     names = read_region_names(files.classes, files.attributes)
     extractor = BottomUpExtractor(files.weights, Recipe(selection=rules), names, files.device)

@@ -1,0 +1,187 @@
+"""Captions in tables: a line or record for each, which names an image and says something of it.
+
+    1000.jpg#0<TAB>A dog .                     Flickr's .token, and any tab-separated file of image and caption
+    image,caption                              CSV with a head line or without, quoted or not; `;` and `|` for `,` too
+    image_name| comment_number| comment        Flickr30K's results.csv
+    [{"image": "a.jpg", "caption": "..."}]     JSON, or a record a line (JSONL); several captions as a list
+    {"a.jpg": ["...", "..."]}                  JSON of captions by image
+
+A column or field `split` says the split. Torch-free.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from vsrn.errors import DataError
+from vsrn.files import plain_utf8, read_text
+
+# Names of columns, the surest first.
+IMAGE_COLUMNS = (
+    "filename",
+    "file_name",
+    "image",
+    "image_name",
+    "image_path",
+    "img",
+    "path",
+    "file",
+    "photo",
+    "image_id",
+)
+CAPTION_COLUMNS = ("caption", "captions", "comment", "raw", "sentence", "sentences", "text", "description")
+_JSON_STARTS = (b"{", b"[")
+_NUMBER_OF_CAPTION = re.compile(r"#[0-9]+$")
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+# A line of Flickr30K's results.csv lacks the mark behind the number of its caption.
+_NUMBER_AND_CAPTION = re.compile(r"([0-9]+)\s+(\S.*)")
+# What stands between fields, and what is written for it in a caption that holds it.
+_BETWEEN = {"\t": " ", "|": " | ", ";": "; ", ",": ", "}
+_SPLITS = {"validation": "val", "valid": "val"}
+_HINT = "write a line for each caption, the image first, with tabs or commas between; or Karpathy's or COCO's JSON."
+
+
+class CaptionRow(NamedTuple):
+    """What one line or record says.
+
+    where  file and line, as errors name it
+    split  name of its split, or "" where the table has none
+    """
+
+    where: str
+    image: str
+    captions: list[str]
+    split: str = ""
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table: any text but a JSON that has `images` at its top."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = plain_utf8(file.read(4096), path).lstrip()
+    if not start.startswith(_JSON_STARTS):
+        # What is empty or broken is refused as JSON is.
+        return bool(start) and path.suffix.lower() != ".json"
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return True
+    try:
+        content = msgspec.json.decode(
+            plain_utf8(path.read_bytes(), path), type=list[msgspec.Raw] | dict[str, msgspec.Raw]
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return bool(content) and "images" not in content
+
+
+def read_table(path: Path) -> Iterator[CaptionRow]:
+    """The lines or records of a table, in order. Raises `DataError` where one cannot be understood, naming it."""
+    text = read_text(path)
+    is_json = text.lstrip().startswith(("{", "["))
+    for row in _of_json(text, path) if is_json else _of_lines(text, path):
+        image = _NUMBER_OF_CAPTION.sub("", row.image.strip())
+        split = row.split.strip().lower()
+        yield row._replace(image=image, split=_SPLITS.get(split, split))
+
+
+def _of_json(text: str, path: Path) -> Iterator[CaptionRow]:
+    try:
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            content: Any = [msgspec.json.decode(line) for line in text.split("\n") if line.strip()]
+        else:
+            content = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}); {_HINT}") from error
+    if isinstance(content, dict):
+        content = [{"image": image, "caption": said} for image, said in content.items()]
+    for number, record in enumerate(content, start=1):
+        where = f"{path}, record {number}"
+        if not isinstance(record, dict):
+            raise DataError(f"{where} is no image with its caption; {_HINT}")
+        image, said = _first(record, IMAGE_COLUMNS), _first(record, CAPTION_COLUMNS)
+        captions = said if isinstance(said, list) else [said]
+        captions = [each.get("raw") if isinstance(each, dict) else each for each in captions]
+        if not isinstance(image, str | int) or not all(isinstance(caption, str) for caption in captions):
+            raise DataError(f"{where} is no image with its caption; {_HINT}")
+        yield CaptionRow(where, str(image), captions, str(record.get("split") or ""))
+
+
+def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((record[name] for name in names if name in record), None)
+
+
+def _of_lines(text: str, path: Path) -> Iterator[CaptionRow]:
+    first_line = next(line for line in text.split("\n") if line.strip())
+    comma = next((mark for mark in "\t|" if mark in first_line), ";" if "," not in first_line else ",")
+    lines = _fields(text, comma, path)
+    _, head = first = next(lines)
+    columns = [name.strip().lower().replace(" ", "_") for name in head]
+    said = next((columns.index(name) for name in CAPTION_COLUMNS if name in columns), None)
+    named = next((columns.index(name) for name in IMAGE_COLUMNS if name in columns), None)
+    if said is None or (named is None and len(columns) > 2):
+        yield from (_without_head(number, fields, comma, path) for number, fields in [first, *lines])
+        return
+    named = 1 - said if named is None else named
+    split = columns.index("split") if "split" in columns else None
+    for number, found in lines:
+        where, fields = f"{path}, line {number}", found
+        slip = _NUMBER_AND_CAPTION.fullmatch(fields[-1])
+        if len(fields) == len(columns) - 1 and slip:
+            fields = [*fields[:-1], slip[1], slip[2]]
+        elif len(fields) > len(columns) and said == len(columns) - 1:
+            # A caption with commas that nobody quoted.
+            fields = [*fields[:said], _BETWEEN[comma].join(fields[said:])]
+        if len(fields) != len(columns):
+            raise DataError(
+                f"{where} has {len(fields)} fields, but the head line has {len(columns)}; quote the caption."
+            )
+        yield CaptionRow(where, fields[named], _captions(fields[said]), "" if split is None else fields[split])
+
+
+def _without_head(number: int, fields: Sequence[str], comma: str, path: Path) -> CaptionRow:
+    """A line that begins with the image and ends with the caption, whose number may stand between."""
+    image, *rest = fields
+    if len(rest) > 1 and rest[0].isdecimal():
+        del rest[0]
+    if not rest or not image:
+        raise DataError(f"{path}, line {number} does not name an image and a caption; {_HINT}")
+    return CaptionRow(f"{path}, line {number}", image, [_BETWEEN[comma].join(rest)])
+
+
+def _captions(said: str) -> list[str]:
+    """The captions in a field: one, or several as JSON."""
+    if said.startswith("[") and said.endswith("]"):
+        try:
+            return msgspec.json.decode(said, type=list[str])
+        except msgspec.DecodeError:
+            pass
+    return [said]
+
+
+def _fields(text: str, comma: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and fields of every line that is not blank; `comma` is what stands between fields."""
+    if comma in "\t|":
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield number, [_unquoted(field.strip()) for field in line.split(comma)]
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=comma, skipinitialspace=True, strict=True)
+    try:
+        for fields in reader:
+            if any(field.strip() for field in fields):
+                yield reader.line_num, [field.strip() for field in fields]
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error}; a quote in a quoted field is written twice."
+        ) from error
+
+
+def _unquoted(field: str) -> str:
+    return field[1:-1].replace('""', '"') if _QUOTED.fullmatch(field) else field

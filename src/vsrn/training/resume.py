@@ -1,0 +1,147 @@
+"""Which fields of a config may change when a run is resumed, and starting a run from another model's weights.
+
+What is learned stays as it was begun: data, model, loss, batches, seed. Where things lie, how long a run goes on, and
+how the learning rate falls from now on may change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vsrn.config import Config, read_config
+from vsrn.data.splits import CaptionedImages, Split
+from vsrn.data.vocabulary import Vocabulary, read_vocabulary
+from vsrn.errors import CheckpointError, ConfigError
+from vsrn.model.base import BaseModel
+from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel, read_any_model
+from vsrn.pretrained import find_model
+from vsrn.training.checkpoint import STATE_FILE
+
+Changes = dict[str, tuple[Any, Any]]
+
+MAY_CHANGE = {
+    # Where things lie. That they are the same is seen from what they hold.
+    *("data.path", "data.photos", "data.annotations", "data.held_out", "data.vocabulary"),
+    # How long.
+    *("train.epochs", "train.max_steps", "train.patience", "train.validate_every"),
+    # How the learning rate goes from now on.
+    *("train.learning_rate", "train.schedule", "train.learning_rate_drop", "train.warm_up_steps"),
+    # Where it is computed and told.
+    *("train.device", "train.loggers"),
+}
+
+
+def changes_on_resume(config: Config, folder: Path) -> Changes:
+    """The fields in which a config differs from the one that a run was begun with: name -> (value then, value now).
+
+    Raises `CheckpointError` where the folder holds no run, and `ConfigError` where a field differs that must not.
+    """
+    if not (folder / STATE_FILE).is_file():
+        raise CheckpointError(f"{folder} holds no run to resume; leave out --resume to start one there.")
+    begun = flat(dataclasses.asdict(read_config(folder / CONFIG_FILE)))
+    changes = {name: (begun[name], value) for name, value in flat(dataclasses.asdict(config)).items()}
+    if config.model.feature_dim is None:  # It was read from the data.
+        del changes["model.feature_dim"]
+    changes = {name: (then, now) for name, (then, now) in changes.items() if then != now}
+    for name, (then, now) in changes.items():
+        if name not in MAY_CHANGE:
+            raise ConfigError(
+                f"{folder} was begun with {name} = {then!r}, not {now!r}; resume it with its own config, or start"
+                f" another run with -o, which may take its weights: --train.init_from {folder}."
+            )
+    if "data.vocabulary" in changes and config.data.vocabulary:
+        given = read_vocabulary(config.data.vocabulary)
+        if given.fingerprint != read_vocabulary(folder / VOCABULARY_FILE).fingerprint:
+            raise ConfigError(
+                f"{folder} was begun with another vocabulary than {config.data.vocabulary}; leave it out."
+            )
+    return changes
+
+
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted names.
+
+    >>> flat({"train": {"epochs": 3, "seed": 0}})
+    {'train.epochs': 3, 'train.seed': 0}
+    """
+    fields: dict[str, Any] = {}
+    for name, value in table.items():
+        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return fields
+
+
+def data_fingerprint(*splits: CaptionedImages) -> str:
+    """SHA-256 (hex) of the captions of splits, of which image each belongs to, and of a few images' regions.
+
+    It is the same wherever the data lies. Of the regions, the first, the middle and the last image are read: all of
+    COCO's would take minutes.
+    """
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update("\n".join(split.captions).encode())
+        digest.update(split.image_of_caption.astype("<i8").tobytes())
+        if isinstance(split, Split):
+            some = split.rows[[0, len(split.rows) // 2, -1]]
+            digest.update(split.regions.read(some).astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def read_first_model(config: Config) -> StoredModel[BaseModel] | None:
+    """The model that `train.init_from` names; None where it names none.
+
+    Raises `CheckpointError` where it cannot be read, and `ConfigError` where data.vocabulary names another vocabulary.
+    """
+    if not config.train.init_from:
+        return None
+    first = read_any_model(find_model(config.train.init_from))
+    given = config.data.vocabulary
+    if given and read_vocabulary(given).fingerprint != first.vocabulary.fingerprint:
+        raise ConfigError(
+            f"data.vocabulary {given} is not the vocabulary of train.init_from {config.train.init_from}, whose weights"
+            " belong to its own words; leave data.vocabulary out."
+        )
+    return first
+
+
+def take_weights(model: BaseModel, config: Config, first: StoredModel[BaseModel], extractor: str) -> list[str]:
+    """Give a fresh model the weights of another; its captioner's too where both have one of the same sizes.
+
+    extractor  fingerprint of the extractor of the regions that it will learn from; empty where nobody recorded it
+
+    Returns sentences about what differs though the weights fit. Raises `ConfigError` where they do not fit, naming the
+    fields of the config that differ.
+    """
+    origin = config.train.init_from
+    ours, theirs = model.state_dict(), first.model.state_dict()
+    own, other = flat(dataclasses.asdict(config.model)), flat(dataclasses.asdict(first.config.model))
+    differing = [name for name in own if own[name] != other[name]]
+    told = "; ".join(f"model.{name} is {own[name]!r} here and {other[name]!r} there" for name in differing[:5])
+    needed = [name for name in ours if not name.startswith("captioner.")]
+    misfits = [name for name in needed if name not in theirs or theirs[name].shape != ours[name].shape]
+    misfits += [name for name in theirs if name not in ours and not name.startswith("captioner.")]
+    if misfits:
+        told = told or f"the size of {misfits[0]} differs"
+        raise ConfigError(f"the weights of train.init_from {origin} do not fit: {told}.")
+    notes = [f"Weights are taken from {origin}, though {told}."] if told else []
+    captioner = [name for name in ours if name.startswith("captioner.")]
+    fits = all(name in theirs and theirs[name].shape == ours[name].shape for name in captioner)
+    if captioner and not fits:
+        notes.append(f"{origin} has no captioner of these sizes, so the captioner starts anew.")
+    if extractor and first.regions.fingerprint not in ("", extractor):
+        notes.append(f"{origin} learned from regions of another extractor ({first.regions.extractor}).")
+    with torch.no_grad():
+        for name in needed + (captioner if fits else []):
+            ours[name].copy_(theirs[name])
+    return notes
+
+
+def vocabulary_of(first: StoredModel[BaseModel] | None, config: Config) -> Vocabulary | None:
+    """The vocabulary that a new run is given, by the model it starts from or by a file; None where it builds one."""
+    if first is not None:
+        return first.vocabulary
+    return read_vocabulary(config.data.vocabulary) if config.data.vocabulary else None
