@@ -54,14 +54,16 @@ def test_what_is_no_vector_is_refused_by_its_line(content: bytes, complaint: str
         read_word_vectors(path, ["dog", "bird"])
 
 
-DOG, BIRD, DOT = np.float32([0.5, -1, 3]), np.float32([1e-3, 2, 1e9]), np.float32([7, 8, 9])
+DOG, BIRD, DOT = (np.array(numbers, np.float32) for numbers in ([0.5, -1, 3], [1e-3, 2, 1e9], [7, 8, 9]))
 
 
 def as_text(*, head: bool, end: str = "\n", start: str = "", between: str = " ") -> bytes:
     # Words as GloVe's 840B has them: blanks in them, one that is itself a number, and one that is no UTF-8.
     words = {"dog": DOG, ". . .": -DOT, ".": DOT, "at name@domain.com": BIRD, "at": DOG, "1": BIRD, "1 1/2": DOG}
-    lines = [between.join([word, *map(repr, vector.tolist())]) + end for word, vector in words.items()]
-    more = f"bird {' '.join(map(repr, BIRD.tolist()))} {end}"
+    lines = [
+        between.join([word, *(f"{number!r}" for number in vector.tolist())]) + end for word, vector in words.items()
+    ]
+    more = f"bird {' '.join(str(number) for number in BIRD.tolist())} {end}"
     return (
         (start + (f"{len(lines) + 2} 3{end}" if head else "") + "".join(lines)).encode()
         + b"caf\xe9 1 2 3\n"

@@ -282,6 +282,18 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_store(photos: Photos, grid:
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
+def test_float32_keeps_what_the_extractor_said(photos: Photos, grid: GridExtractor, tmp_path: Path) -> None:
+    found = [PhotoFile(name, photos.folder / name) for name in photos.good[:3]]
+    extract(found, grid, tmp_path / "wide", "photos", float32=True)
+    extract(found, grid, tmp_path / "half", "photos")
+    wide, half = (open_region_store(tmp_path / name, "photos").features for name in ("wide", "half"))
+    assert wide.dtype == np.float32
+    assert np.array_equal(wide.astype(np.float16), half)
+    assert not np.array_equal(wide, half)
+    with pytest.raises(DataError, match="made as float32"):
+        extract(found, grid, tmp_path / "wide", "photos")
+
+
 def test_a_finished_split_is_found_finished_and_guarded(photos: Photos, grid: GridExtractor, tmp_path: Path) -> None:
     found = find_photos(photos.folder)
     captions = {photo.id: ["a caption"] for photo in found}

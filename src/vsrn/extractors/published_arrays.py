@@ -145,7 +145,8 @@ def _of_store(path: Path, rows: _LazyRows, counts: IntArray | None = None) -> Pu
         store = RegionStore(path.parent, path.name, Regions(features=features, boxes=cast("npt.NDArray[Any]", None)))
     if counts is not None:
         store = replace(store, counts=counts)
-    first, captions = np.arange(len(store)), None
+    first: IntArray = np.arange(len(store))
+    captions = None
     beside = path.parent / f"{split}_caps.txt"
     if split and beside.is_file():
         said = read_captions(beside)
