@@ -11,7 +11,7 @@ import numpy as np
 from rows import COMBINATIONS, COMPARED, ORDER_SHOWN, ROWS
 
 from vsrn.files import write_atomically
-from vsrn.metrics import IntArray, Ranks, rsum_difference
+from vsrn.metrics import IntArray, Interval, Ranks, draw_images, percentile_interval, resampled_recalls, rsum_difference
 
 BEGIN, END = "<!-- flickr8k -->", "<!-- /flickr8k -->"
 TITLES = {row.name: row.title for row in (*ROWS, *COMBINATIONS)}
@@ -24,7 +24,7 @@ HEADER = (
 def write_tables(results: Path, page: Path) -> None:
     """Write the rows and the paired differences into the page; each row's JSON keeps its command."""
     found = {name: seeds for name in ORDER_SHOWN if (seeds := read_seeds(results, name))}
-    lines = [HEADER, *(table_row(name, seeds) for name, seeds in found.items()), ""]
+    lines = [HEADER, *(table_row(name, seeds, read_ranks(results, name)) for name, seeds in found.items()), ""]
     lines += ["| difference in rsum | | 95 % over images |", "|---|---|---|", *differences(results, found), ""]
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -37,14 +37,15 @@ def read_seeds(results: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
-def table_row(name: str, seeds: list[dict[str, Any]]) -> str:
-    """One line: means over seeds, and intervals over images of the first seed."""
+def table_row(name: str, seeds: list[dict[str, Any]], ranks: list[Ranks]) -> str:
+    """One line: means over seeds, and the means' intervals over images."""
     cells = [TITLES[name], str(len(seeds))]
+    intervals = intervals_of_mean(ranks)
     for direction in ("image_to_text", "text_to_image"):
         for k in (1, 5, 10):
             point = mean(seed["evaluation"][direction][f"recall_at_{k}"] for seed in seeds)
-            low, high = seeds[0]["evaluation"]["intervals_95"][f"{direction}.recall_at_{k}"]
-            cells.append(f"{point:.1f} [{low:.1f}, {high:.1f}]")
+            interval = intervals[f"{direction}.recall_at_{k}"]
+            cells.append(f"{point:.1f} [{interval.low:.1f}, {interval.high:.1f}]")
     rsums = [seed["evaluation"]["rsum"] for seed in seeds]
     cells.append(f"{mean(rsums):.1f}" + (f" ({', '.join(f'{rsum:.1f}' for rsum in rsums)})" if len(rsums) > 1 else ""))
     single = [max(rsum for _, rsum in seed["validation"][0]) for seed in seeds if len(seed["validation"]) == 1]
@@ -54,6 +55,13 @@ def table_row(name: str, seeds: list[dict[str, Any]]) -> str:
     cells.append(f"{mean(training) / 60:.0f}" if training else "")
     cells.append(f"{mean(seed['evaluation_cpu_seconds'] for seed in seeds):.0f}")
     return f"| {' | '.join(cells)} |"
+
+
+def intervals_of_mean(seeds: list[Ranks]) -> dict[str, Interval]:
+    """95% intervals over images of each recall's mean over seeds: every sample draws the same images for all seeds."""
+    draws = draw_images(len(seeds[0].image_to_text), 2000, np.random.default_rng(0))
+    drawn = [resampled_recalls(ranks, five_each(ranks), draws) for ranks in seeds]
+    return {name: percentile_interval(np.mean([each[name] for each in drawn], axis=0)) for name in drawn[0]}
 
 
 def differences(results: Path, found: dict[str, list[dict[str, Any]]]) -> list[str]:

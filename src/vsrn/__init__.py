@@ -6,6 +6,8 @@ model.encode_images(["beach.jpg"])                  # (1, D) unit vectors
 model.encode_captions(["two dogs play on a beach"]) # (1, D)
 model.encode_regions(features)                      # (B, N, F) -> (B, D)
 model.explain("beach.jpg", "two dogs")              # boxes with weights, heat map
+print(vsrn.evaluate(model, split="val"))            # Recall@K, as the field's table
+vsrn.recall(similarities, image_of_caption)         # the same for anybody's similarities
 index = vsrn.build_index(model, "photos/", "idx/")  # resumable; later: vsrn.open_index("idx/")
 index.search("two dogs play on a beach", k=5)       # [Hit(id, score, path), ...]
 vsrn.train("flickr8k", output="runs/flickr8k")      # or a TOML file, a dict, a Config
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
     from vsrn.encoders.torch_backend import Precision
     from vsrn.errors import VsrnError
+    from vsrn.evaluation.measure import evaluate, recall
     from vsrn.extractors.base import register_extractor
     from vsrn.model.registry import register_aggregator, register_loss, register_model, register_text_encoder
     from vsrn.search.index import Hit, Index
@@ -45,8 +48,10 @@ __all__ = [
     "Where",
     "__version__",
     "build_index",
+    "evaluate",
     "load",
     "open_index",
+    "recall",
     "register_aggregator",
     "register_extractor",
     "register_logger",
@@ -105,6 +110,8 @@ _PLACES = {
     "Index": "vsrn.search.index",
     "VsrnError": "vsrn.errors",
     "Where": "vsrn.search.records",
+    "evaluate": "vsrn.evaluation.measure",
+    "recall": "vsrn.evaluation.measure",
     "register_aggregator": "vsrn.model.registry",
     "register_extractor": "vsrn.extractors.base",
     "register_logger": "vsrn.training.loggers",

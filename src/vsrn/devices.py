@@ -18,5 +18,11 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"there is no device '{name}' here; use cpu, cuda, mps or auto.") from error
+        raise ConfigError(f"there is no device '{name}' here; use {' or '.join([*devices_here(), 'auto'])}.") from error
     return device
+
+
+def devices_here() -> list[str]:
+    """The kinds of device that torch can compute on here, `cpu` first."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return ["cpu", *(name for name, available in there.items() if available)]

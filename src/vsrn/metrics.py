@@ -135,7 +135,7 @@ def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
     for first, block in blocks():
         own = own.astype(block.dtype, copy=False)
         for image, row in enumerate(block, start=first):
-            check_no_nan(row)
+            check_no_nan(row, f" of image {image}")
             captions = captions_of(image)
             if not len(captions):
                 raise SimilarityError(f"image {image} has no caption, so no caption of its own can be ranked for it.")
@@ -185,28 +185,44 @@ def rows_of_block(captions: int, block_bytes: int = BLOCK_BYTES) -> int:
 
 
 def similarity_blocks(
-    models: Sequence[EncodedSplit], advance: Advance = lambda _: None, block_bytes: int = BLOCK_BYTES
+    models: Sequence[EncodedSplit],
+    advance: Advance = lambda _: None,
+    block_bytes: int = BLOCK_BYTES,
+    weights: Sequence[float] | None = None,
 ) -> Blocks:
     """Blocks of the mean similarity of one or more models (an ensemble averages *similarities*).
 
     advance  called with the number of images of each finished block
+    weights  how much each model counts, divided by their sum; None for all alike
     """
     images, captions = len(models[0].images), len(models[0].captions)
     rows = min(model.images_at_once or rows_of_block(captions, block_bytes) for model in models)
 
     def make() -> Iterator[Block]:
         for first in range(0, images, rows):
-            parts = (model.similarities(slice(first, first + rows)) for model in models)
-            block = next(parts)
-            for part in parts:
-                block = block + part
+            block = mean_of((model.similarities(slice(first, first + rows)) for model in models), weights)
             advance(len(block))
-            yield first, block / len(models) if len(models) > 1 else block
+            yield first, block
 
     if 4 * images * captions > KEPT_BYTES:
         return make
     # Small enough to be made once and kept for the second pass.
     return functools.cache(lambda: list(make()))
+
+
+def mean_of(parts: Iterable[FloatArray], weights: Sequence[float] | None = None) -> FloatArray:
+    """The mean of arrays of one shape, one after the other in memory; `weights` are divided by their sum.
+
+    >>> mean_of([np.array([0.0, 1.0]), np.array([1.0, 1.0])], [3, 1])
+    array([0.25, 1.  ])
+    """
+    total = None
+    for number, part in enumerate(parts):
+        weighted = part if weights is None else part * float(weights[number])
+        total, count = weighted if total is None else total + weighted, number + 1
+    assert total is not None, "a mean of nothing"
+    whole = count if weights is None else float(sum(weights))
+    return np.asarray(total if whole == 1 else total / whole)
 
 
 def recall_at(ranks: IntArray, k: int) -> float:
@@ -275,7 +291,7 @@ def bootstrap_intervals(
     """
     generator = np.random.default_rng(seed)
     drawn = [
-        _resampled_recalls(ranks, owners, draw_images(len(ranks.image_to_text), samples, generator))
+        resampled_recalls(ranks, owners, draw_images(len(ranks.image_to_text), samples, generator))
         for ranks, owners in folds
     ]
     recalls = {name: np.mean([fold[name] for fold in drawn], axis=0) for name in drawn[0]}
@@ -295,7 +311,7 @@ def rsum_difference(
     """
 
     def rsums(runs: Sequence[Ranks], draws: IntArray) -> FloatArray:
-        recalls = [_resampled_recalls(ranks, image_of_caption, draws) for ranks in runs]
+        recalls = [resampled_recalls(ranks, image_of_caption, draws) for ranks in runs]
         return np.mean([np.sum(list(run.values()), axis=0) for run in recalls], axis=0)
 
     num_images = len(ours[0].image_to_text)
@@ -305,11 +321,16 @@ def rsum_difference(
     return float(difference[0]), percentile_interval(rsums(ours, draws) - rsums(theirs, draws))
 
 
-def check_no_nan(similarities: FloatArray) -> None:
-    """Raise `SimilarityError` where a similarity is NaN: it would compare false and flatter the model."""
+def check_no_nan(similarities: FloatArray, whose: str = "") -> None:
+    """Raise `SimilarityError` where a similarity is NaN: it would compare false and flatter the model.
+
+    whose  words that say which similarities these are, such as " of image 3"
+    """
     # The smallest number is NaN where any is, and finding it takes no second array.
     if np.isnan(similarities.min(initial=np.inf)):
-        raise SimilarityError("a similarity is NaN, so nothing can be ranked; the model or its features are broken.")
+        raise SimilarityError(
+            f"a similarity{whose} is NaN, so nothing can be ranked; the model or its features are broken."
+        )
 
 
 def _captions_by_image(image_of_caption: IntArray) -> Callable[[int], IntArray]:
@@ -330,7 +351,7 @@ def draw_images(num_images: int, samples: int, generator: np.random.Generator) -
     return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
 
 
-def _resampled_recalls(ranks: Ranks, image_of_caption: IntArray, draws: IntArray) -> dict[str, FloatArray]:
+def resampled_recalls(ranks: Ranks, image_of_caption: IntArray, draws: IntArray) -> dict[str, FloatArray]:
     """(samples,) values of each recall, with each image counted as often as it was drawn."""
     num_images = len(ranks.image_to_text)
     own_captions = np.bincount(image_of_caption, minlength=num_images)

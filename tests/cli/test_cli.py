@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from worlds import make_model, make_store
 
+import vsrn
 from vsrn.cli import COMMANDS, main
 from vsrn.cli.progress import say
 from vsrn.config import Config, DataConfig, config_to_toml
@@ -116,7 +118,8 @@ Mistake = Callable[[Workplace], list[str]]
 MISTAKES: list[tuple[Mistake, str]] = [
     (lambda _work: ["trian"], r"no command 'trian'. Did you mean 'train'\?"),
     (lambda work: ["evaluate", str(work.model), "--split", "tset"], r"no split 'tset'; it has dev and train"),
-    (lambda work: ["evaluate", str(work.folder / "no"), "--split", "dev"], "not a trained model"),
+    (lambda work: ["evaluate", str(work.folder / "no"), "--split", "dev"], "there is no folder"),
+    (lambda work: ["evaluate", str(work.store), "--split", "dev"], "not a trained model"),
     (lambda work: work.evaluate("--data", str(work.folder / "no")), "there is no folder"),
     (lambda work: work.evaluate("--data", str(work.model)), "holds no split"),
     (lambda work: work.evaluate("--five-fold"), "10 images do not divide"),
@@ -231,6 +234,38 @@ def test_help_teaches_every_option(command: str, capsys: pytest.CaptureFixture[s
     assert not re.search(r"^vsrn ", said, re.MULTILINE)
     # Fields of a config have defaults of their own, empty ones too.
     assert command == "train" or not re.search(r"\(default: (None)?\)", said)
+
+
+def test_an_option_of_several_commands_is_explained_in_the_same_words(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = {
+        "--device": ["compare", "demo", "evaluate", "extract", "index", "search", "caption", "explain", "serve"],
+        "--precision": ["evaluate", "caption", "explain"],
+        "--batch-size": ["evaluate", "caption"],
+        "--workers": ["evaluate", "caption"],
+        "--weights": ["evaluate", "metrics"],
+        "--seed": ["evaluate", "metrics"],
+        "--format": ["evaluate", "metrics"],
+    }
+    helps = {}
+    for command in {command for some in commands.values() for command in some}:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        helps[command] = " ".join(re.sub("[─│╭╰]", " ", capsys.readouterr().out).partition(" options ")[2].split())
+    for option, some in commands.items():
+        # From the option's name to the next option.
+        said = {re.split(r" --[a-z-]+ ", helps[command].partition(f" {option} ")[2])[0] for command in some}
+        assert len(said) == 1, (option, said)
+        assert len(said.pop()) > 20
+
+
+def test_the_versions_of_what_computes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    assert lines[0] == f"vsrn {vsrn.__version__}"
+    assert f"torch {torch.__version__.partition('+')[0]}" in "\n".join(lines)
+    assert f"numpy {np.__version__}" in lines
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vsrn.cli import COMMANDS
@@ -83,3 +84,16 @@ def test_nobody_is_sent_to_a_registry_where_the_package_is_not() -> None:
     for file in [*CODE, *PAGES]:
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"pip install [-\w ]*['\"]?" + "vsrn", text), file
+
+
+def test_an_interval_of_the_results_is_that_of_the_mean_over_seeds_beside_it() -> None:
+    row = next(line for line in (ROOT / "docs/results.md").read_text().splitlines() if "+ captioner = VSRN | 3" in line)
+    cells = row.split("|")[3:9]
+    runs = [np.load(ROOT / f"docs/results/flickr8k/vsrn-{seed}.npz") for seed in range(3)]
+    found = {name: np.stack([run[name] for run in runs]) for name in ("image_to_text", "text_to_image")}
+    # Other draws than the table's, of whole images: five captions each.
+    images = np.random.default_rng(1).integers(1000, size=(1000, 1000))
+    for cell, (direction, k) in zip(cells, [(way, k) for way in found for k in (1, 5, 10)], strict=True):
+        hits = 100 * (found[direction] < k).mean(axis=0).reshape(1000, -1).mean(axis=1)
+        expected = [hits.mean(), *np.percentile(hits[images].mean(axis=1), [2.5, 97.5])]
+        assert [float(number) for number in re.findall(r"[\d.]+", cell)] == pytest.approx(expected, abs=0.25)

@@ -113,7 +113,7 @@ def test_the_command_scores_what_the_model_writes(
 ) -> None:
     config = CaptionerConfig(hidden_dim=8, word_dim=4, max_tokens=6)
     model = make_model(tmp_path / "model", store, captioner=config)
-    arguments = ["evaluate", str(model), "--split", "dev", "--captions", "--beam", "2"]
+    arguments = ["evaluate", str(model), "--split", "dev", "--score-captions", "--beam", "2"]
     assert run_command(arguments[0], [*arguments[1:], "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)["captions"]
     split = open_split(store, "dev")
@@ -134,7 +134,7 @@ def test_captions_of_several_models_or_of_none_are_refused(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = str(make_model(tmp_path / "model", store))
-    assert run_command("evaluate", [model, model, "--split", "dev", "--captions"]) == 2
-    assert "--captions are those of one model" in capsys.readouterr().err
-    assert run_command("evaluate", [model, "--split", "dev", "--captions"]) == 2
+    assert run_command("evaluate", [model, model, "--split", "dev", "--score-captions"]) == 2
+    assert "--score-captions are those of one model" in capsys.readouterr().err
+    assert run_command("evaluate", [model, "--split", "dev", "--score-captions"]) == 2
     assert "has no captioner" in capsys.readouterr().err

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import make_model, make_store
+from worlds import make_model, make_scan, make_store
 
 from vsrn.cli import run_command
 from vsrn.data.splits import Split, open_split
+from vsrn.encoders import load_encoder
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import ConfigError, DataError
 from vsrn.evaluation.evaluate import Retrieval, best_matches, evaluate
@@ -52,7 +53,7 @@ def test_recalls_of_one_model_and_of_ensembles_equal_the_slow_ones(store: Path, 
         make_model(tmp_path / f"model{seed}", store, seed=seed, joint_dim=8 + 8 * seed) for seed in range(models)
     ]
     encoders, split = [TorchEncoder.load(folder) for folder in folders], open_split(store, "dev")
-    evaluation, _ = evaluate(Retrieval(encoders, split), [str(folder) for folder in folders])
+    evaluation = evaluate(Retrieval(encoders, split), [str(folder) for folder in folders])
 
     slow = [slow_embeddings(encoder, split) for encoder in encoders]
     mean = torch.stack([images @ captions.T for images, captions in slow]).mean(dim=0)
@@ -65,12 +66,13 @@ def test_five_folds_average_over_consecutive_blocks_of_1000_images(tmp_path: Pat
     store = make_store(tmp_path / "store", {"testall": 2000}, captions_per_image=2)
     encoder, split = TorchEncoder.load(make_model(tmp_path / "model", store)), open_split(store, "testall")
     retrieval = Retrieval([encoder], split)
-    folded, ranks = evaluate(retrieval, ["model"], five_fold=True)
+    folded = evaluate(retrieval, ["model"], five_fold=True)
+    ranks = folded.ranks
 
     alone = []
     for first in (0, 1000):
         block = split.only(np.arange(first, first + 1000))
-        alone.append(evaluate(Retrieval([encoder], block), ["model"])[0])
+        alone.append(evaluate(Retrieval([encoder], block), ["model"]))
     assert folded.num_folds == 2
     assert folded.metrics.rsum == pytest.approx(np.mean([part.metrics.rsum for part in alone]))
     assert folded.metrics.text_to_image.mean_rank == pytest.approx(
@@ -83,7 +85,8 @@ def test_five_folds_average_over_consecutive_blocks_of_1000_images(tmp_path: Pat
 def test_examples_show_the_best_matches_and_the_rank_that_was_counted(store: Path, tmp_path: Path) -> None:
     encoder, split = TorchEncoder.load(make_model(tmp_path / "model", store)), open_split(store, "dev")
     retrieval = Retrieval([encoder], split)
-    evaluation, ranks = evaluate(retrieval, ["model"], num_examples=8)
+    evaluation = evaluate(retrieval, ["model"], num_examples=8)
+    ranks = evaluation.ranks
     images, captions = slow_embeddings(encoder, split)
     assert {example.direction for example in evaluation.examples} == {"text_to_image", "image_to_text"}
     for example in evaluation.examples:
@@ -99,11 +102,28 @@ def test_examples_show_the_best_matches_and_the_rank_that_was_counted(store: Pat
             assert [m.similarity for m in example.matches] == pytest.approx(scores.topk(5).values.tolist(), abs=1e-5)
 
 
-def test_models_that_compare_differently_are_no_ensemble(store: Path, tmp_path: Path) -> None:
-    cosine = make_model(tmp_path / "cosine", store)
-    order = make_model(tmp_path / "order", store, similarity="order", absolute=True)
-    with pytest.raises(ConfigError, match="one kind of similarity"):
-        Retrieval([TorchEncoder.load(cosine), TorchEncoder.load(order)], open_split(store, "dev"))
+@pytest.mark.parametrize("weights", [None, [0.7, 0.3], [2, 0]])
+def test_an_ensemble_takes_models_of_any_kinds_and_weights(
+    store: Path, tmp_path: Path, weights: list[float] | None
+) -> None:
+    encoders = [
+        load_encoder(make_model(tmp_path / "cosine", store)),
+        load_encoder(make_scan(tmp_path / "scan", store)),
+        load_encoder(make_model(tmp_path / "order", store, similarity="order", absolute=True)),
+    ][: 3 if weights is None else 2]
+    split = open_split(store, "dev")
+    evaluation = evaluate(Retrieval(encoders, split, weights=weights), ["a", "b"])
+    alone = [encoder.encode_split(split).similarities() for encoder in encoders]
+    mean = torch.from_numpy(np.average(alone, axis=0, weights=weights))
+    ours = [*evaluation.image_to_text.recalls, *evaluation.text_to_image.recalls]
+    assert ours == pytest.approx(slow_recalls(mean, split.image_of_caption))
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.5, -0.1], [0, 0], [float("nan"), 1]])
+def test_weights_that_are_no_shares_are_refused(store: Path, tmp_path: Path, weights: list[float]) -> None:
+    model = load_encoder(make_model(tmp_path / "model", store))
+    with pytest.raises(ConfigError, match="weights"):
+        Retrieval([model, model], open_split(store, "dev"), weights=weights)
 
 
 def test_regions_of_another_width_are_refused(store: Path, tmp_path: Path) -> None:

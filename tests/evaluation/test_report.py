@@ -19,8 +19,9 @@ from rich.console import Console
 
 from vsrn.errors import DataError
 from vsrn.evaluation.evaluate import DIRECTIONS, Evaluation, Example, Match
-from vsrn.evaluation.report import evaluation_table, write_html_report
-from vsrn.metrics import DirectionMetrics, Interval, RetrievalMetrics
+from vsrn.evaluation.report import write_html_report
+from vsrn.evaluation.tables import evaluation_table
+from vsrn.metrics import DirectionMetrics, Interval, Ranks, RetrievalMetrics
 
 VOID = {"meta", "img", "rect", "line", "circle", "polyline"}
 HOSTILE = "\"'><img src=http://evil/x onerror=alert(1)><script>alert(2)</script></style><!-- &amp; "
@@ -90,7 +91,8 @@ def evaluation_of(seed: int = 0, **changes: object) -> Evaluation:
         for k, recall in zip((1, 5, 10), getattr(metrics, name).recalls, strict=True)
     }
     intervals["rsum"] = Interval(metrics.rsum - 10, metrics.rsum + 10)
-    evaluation = Evaluation(["runs/toy"], "data/toy", "val", 1000, 5000, 1, metrics, intervals, [])
+    ranks = Ranks(np.zeros(1000, int), np.zeros(5000, int))
+    evaluation = Evaluation(["runs/toy"], "data/toy", "val", 1000, 5000, 1, metrics, intervals, ranks)
     return dataclasses.replace(evaluation, **changes)  # type: ignore[arg-type]
 
 

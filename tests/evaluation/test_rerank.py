@@ -81,7 +81,8 @@ def test_vsrn_finds_and_scan_re_orders(
     encoders, split = [load_encoder(vsrn), load_encoder(scan)], open_split(store, "dev")
     retrieval = TwoStageRetrieval(encoders[:1], encoders[1], split, name="scan", top=4)
     heard: list[int] = []
-    evaluation, ranks = evaluate(retrieval, ["vsrn"], five_fold=five_fold, num_examples=8, advance=heard.append)
+    evaluation = evaluate(retrieval, ["vsrn"], five_fold=five_fold, num_examples=8, advance=heard.append)
+    ranks = evaluation.ranks
     first, second = (encoder.encode_split(split).similarities() for encoder in encoders)
     for caption, rank in enumerate(ranks.text_to_image):
         owner = split.image_of_caption[caption]
@@ -89,7 +90,8 @@ def test_vsrn_finds_and_scan_re_orders(
         correct = np.arange(25)[fold] == owner
         assert rank == slow_rank(first[fold, caption], second[fold, caption], correct, 4)
     assert sum(heard) == 50
-    alone, before = evaluate(Retrieval(encoders[:1], split), ["vsrn"], five_fold=five_fold)
+    alone = evaluate(Retrieval(encoders[:1], split), ["vsrn"], five_fold=five_fold)
+    before = alone.ranks
     assert evaluation.reranking is not None
     assert evaluation.reranking.alone == alone.metrics
     assert not np.array_equal(before.text_to_image, ranks.text_to_image)
@@ -107,8 +109,8 @@ def test_vsrn_finds_and_scan_re_orders(
 
 def test_all_candidates_give_the_second_models_ranks(store: Path, vsrn: Path, scan: Path) -> None:
     encoder, split = load_encoder(scan), open_split(store, "dev")
-    _, ranks = evaluate(TwoStageRetrieval([load_encoder(vsrn)], encoder, split, name="scan", top=1000), ["vsrn"])
-    _, alone = evaluate(Retrieval([encoder], split), ["scan"])
+    second = TwoStageRetrieval([load_encoder(vsrn)], encoder, split, name="scan", top=1000)
+    ranks, alone = evaluate(second, ["vsrn"]).ranks, evaluate(Retrieval([encoder], split), ["scan"]).ranks
     np.testing.assert_array_equal(ranks.image_to_text, alone.image_to_text)
     np.testing.assert_array_equal(ranks.text_to_image, alone.text_to_image)
     with pytest.raises(ConfigError, match="--top is 0"):
@@ -131,7 +133,7 @@ def test_the_command_says_what_a_second_stage_gains_and_costs(
         )
         second = content["reranking"]
         assert (second["model"], second["top"]) == (str(scan), 3)
-        _, alone = evaluate(Retrieval([load_encoder(vsrn)], open_split(store, "dev")), ["vsrn"])
+        alone = evaluate(Retrieval([load_encoder(vsrn)], open_split(store, "dev")), ["vsrn"]).ranks
         before = 100 * np.mean(alone.text_to_image < 1)
         assert second["before"]["text_to_image"]["recall_at_1"] == pytest.approx(before, abs=0.01)
         # Re-ordering the best three moves nothing across that border, in neither direction.

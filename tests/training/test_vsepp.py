@@ -127,7 +127,7 @@ def test_a_photo_has_the_same_vector_from_the_library_and_in_evaluation(config: 
     encoded = model.encode_split(split)
     np.testing.assert_allclose(model.encode_images(files), encoded.images, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(encoded.images, axis=1), 1, atol=1e-5)
-    evaluation, _ = evaluate(Retrieval([model], split), ["run"])
+    evaluation = evaluate(Retrieval([model], split), ["run"])
     validated = [row["validation"]["rsum"] for row in read_log(run) if "validation" in row]
     assert evaluation.metrics.rsum == pytest.approx(max(validated), abs=0.05)
     rounded = TorchEncoder.load(run, device="cpu", precision="bf16").encode_images(files)

@@ -7,10 +7,13 @@ parser does has `as_typed(arguments)`, which returns the forms that it takes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import importlib.metadata
 import keyword
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,7 +35,8 @@ COMMANDS = {
     "caption": "photos -> a sentence written for each",
     "explain": "a photo and a sentence -> a picture of the regions that earned the match",
     "serve": "an index -> a page in the browser, and HTTP for other programs",
-    "evaluate": "runs -> Recall@K on a split",
+    "evaluate": "models -> Recall@K on a split",
+    "metrics": "similarities of any model -> Recall@K",
     "convert": "a checkpoint published in 2019 -> a model of ours",
     "export": "a run -> the files that a search needs, or ONNX encoders that need no torch",
 }
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
         try:
-            print(f"vsrn {vsrn.__version__}" if arguments[:1] == ["--version"] else usage(), flush=True)
+            print(versions() if arguments[:1] == ["--version"] else usage(), flush=True)
         except BrokenPipeError:
             _expect_no_reader()
         sys.exit(0 if arguments else USAGE_ERROR)
@@ -127,6 +131,16 @@ def complain(message: str) -> int:
     one_line = " ".join(line.strip() for line in message.splitlines())
     print(f"error: {printable(one_line)}", file=sys.stderr)
     return USAGE_ERROR
+
+
+def versions() -> str:
+    """What `vsrn --version` prints: the versions of vsrn, of Python and of what computes, for a report of a fault."""
+    lines = [f"vsrn {vsrn.__version__}", f"Python {platform.python_version()} on {platform.platform(terse=True)}"]
+    for package in ("torch", "torchvision", "timm", "onnxruntime", "numpy", "faiss-cpu"):
+        # The package itself, which may take seconds, is not imported.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            lines.append(f"{package} {importlib.metadata.version(package)}")
+    return "\n".join(lines)
 
 
 def usage() -> str:

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Beam, Device, Json, print_json
+from vsrn.cli.options import (
+    Beam,
+    Decoders,
+    Device,
+    EncodedAtOnce,
+    Json,
+    Model,
+    Precision,
+    check_from_one,
+    print_json,
+)
 from vsrn.cli.progress import ProgressBar
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
-from vsrn.search.create import Model
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import WrittenCaption
@@ -27,6 +36,9 @@ def main(
     index: Annotated[Path | None, tyro.conf.arg(metavar="INDEX")] = None,
     id: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID...")] = (),
     device: Device = "auto",
+    precision: Precision = "fp32",
+    batch_size: EncodedAtOnce = None,
+    workers: Decoders = None,
     json: Json = False,
 ) -> int:
     """Write a sentence for each photo.
@@ -43,9 +55,15 @@ def main(
     """
     if bool(images) == bool(index) or bool(index) != bool(id) or (index and model):
         raise ConfigError("name photos, and --model if you like; or --index INDEX and --id ID for photos of an index.")
-    captioned = (
-        _of_index(index, id, beam, device) if index else _of_photos(images, model or DEFAULT_MODEL, beam, device)
-    )
+    check_from_one(batch_size=batch_size, workers=workers)
+    if index:
+        captioned = _of_index(index, id, beam, device, batch_size)
+    else:
+        import vsrn
+
+        encoder = vsrn.load(model or DEFAULT_MODEL, device, precision)
+        written_ones = encoder.write_photo_captions(images, beam, batch_size=batch_size, workers=workers)
+        captioned = zip(map(str, images), written_ones, strict=True)
     if json:
         found = []
         with ProgressBar("captioning", total=len(images or id)) as bar:
@@ -60,19 +78,15 @@ def main(
     return 0
 
 
-def _of_photos(photos: Sequence[Path], model: str, beam: int, device: str) -> Iterator[tuple[str, WrittenCaption]]:
-    import vsrn
-
-    yield from zip(map(str, photos), vsrn.load(model, device).write_photo_captions(photos, beam), strict=True)
-
-
-def _of_index(folder: Path, ids: Sequence[str], beam: int, device: str) -> Iterator[tuple[str, WrittenCaption]]:
+def _of_index(
+    folder: Path, ids: Sequence[str], beam: int, device: str, batch_size: int | None
+) -> Iterator[tuple[str, WrittenCaption]]:
     import vsrn
     from vsrn.data.regions import pad_regions
     from vsrn.encoders.backend import PHOTOS_AT_ONCE
-    from vsrn.encoders.inputs import slices
+    from vsrn.encoders.inputs import size_of_batches, slices
 
     with vsrn.open_index(folder, device=device) as index:
-        for part in slices(len(ids), PHOTOS_AT_ONCE):
+        for part in slices(len(ids), size_of_batches(batch_size, PHOTOS_AT_ONCE)):
             regions = pad_regions([index.regions(photo_id) for photo_id in ids[part]])
             yield from zip(ids[part], index.encoder.write_captions(*regions, beam), strict=True)

@@ -1,16 +1,31 @@
-"""`vsrn evaluate`: runs -> Recall@K on a split."""
+"""`vsrn evaluate`: models -> Recall@K on a split."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vsrn.cli.options import Beam, Device, Json, print_json, say_unknown_share
+from vsrn.cli.options import (
+    Beam,
+    Decoders,
+    Device,
+    EncodedAtOnce,
+    Format,
+    Json,
+    Precision,
+    Seed,
+    Weights,
+    check_from_one,
+    print_evaluation,
+    print_json,
+    say_unknown_share,
+)
 from vsrn.cli.progress import ProgressBar, say
 from vsrn.errors import CheckpointError, ConfigError
+from vsrn.pretrained import find_model
 
 if TYPE_CHECKING:
     from vsrn.data.splits import CaptionedImages
@@ -21,93 +36,133 @@ if TYPE_CHECKING:
     from vsrn.metrics import Ranks
 
 
+def main_for(arguments: Sequence[str]) -> Callable[..., int]:
+    """The command; `--captions`, the older name of an option, is answered by a note."""
+    if any(word.partition("=")[0] == "--captions" for word in arguments):
+        say("--captions is now called --score-captions.")
+    return main
+
+
 def main(
     models: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)")
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...", help_behavior_hint="(required)")
     ],
     *,
     data: Path | None = None,
     split: str = "test",
-    five_fold: bool = False,
-    html: Path | None = None,
     photos: Path | None = None,
-    ranks: Path | None = None,
-    rerank: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
+    weights: Weights = (),
+    rerank: Annotated[Path | None, tyro.conf.arg(metavar="MODEL")] = None,
     top: int = 50,
-    captions: bool = False,
-    beam: Beam = 5,
+    five_fold: bool = False,
     eccv: bool = False,
+    score_captions: Annotated[bool, tyro.conf.arg(aliases=["--captions"])] = False,
+    beam: Beam = 5,
+    html: Path | None = None,
+    similarities: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npy")] = None,
+    embeddings: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz|FOLDER")] = None,
+    ranks: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None,
     device: Device = "auto",
+    precision: Precision = "fp32",
+    batch_size: EncodedAtOnce = None,
+    workers: Decoders = None,
+    seed: Seed = 0,
+    format: Format = "table",
     json: Json = False,
 ) -> int:
     """Recall@1, 5 and 10 both ways, median and mean rank and rsum, with 95% intervals over images.
 
     $ vsrn evaluate runs/flickr8k --split val
-    $ vsrn evaluate runs/one runs/two --split val
+    $ vsrn evaluate runs/one runs/two --split val --weights 0.7 0.3
     $ vsrn evaluate runs/flickr8k --split val --rerank runs/scan --top 50
 
-    Several models are an ensemble: their similarities are averaged, as the paper does.
+    Several models, of any kinds, are an ensemble: their similarities are averaged, as the paper does.
 
     Args:
-        models: Runs, or models made by `vsrn convert`.
+        models: Runs, models made by `vsrn convert`, exported folders, or packaged models.
         data: Region store, or the captions for a model that reads photos [default: what the first model learned from].
         split: Name of the split on disk: train, dev, test, testall, ...
-        five_fold: Average over consecutive blocks of 1,000 images: COCO 1K, on its testall split.
-        html: Also write a report with example queries to this file.
         photos: Folder of the photos, for the pictures in the report and for a model that reads photos.
-        ranks: Also save the rank of every query, from 0, to this .npz file.
         rerank: A second model, usually a SCAN, that re-orders the best matches of every query.
         top: Number of matches of a query that the second model re-orders.
-        captions: Also write a caption for each image, and print BLEU-4 and CIDEr-D against the split's.
+        five_fold: Average over consecutive blocks of 1,000 images: COCO 1K, on its testall split.
         eccv: Also judge COCO's 5,000 test images by CxC and ECCV Caption (docs/results.md; extra `eval`).
+        score_captions: Also write a caption for each image, and print BLEU-4 and CIDEr-D against the split's.
+        html: Also write a report with example queries to this file.
+        similarities: Also save the (images, captions) similarities, float32, and the image of each caption beside them.
+        embeddings: Also save the vectors of images and captions, the image of each caption, and the images' ids.
+        ranks: Also save the rank of every query, from 0.
     """
-    _check_options(models, photos=photos, html=html, captions=captions, eccv=eccv, rerank=rerank)
+    given = {"--photos": photos, "--html": html, "--similarities": similarities, "--embeddings": embeddings}
+    _check_options(models, given, captions=score_captions, eccv=eccv, rerank=rerank)
+    check_from_one(batch_size=batch_size, workers=workers)
     from vsrn.data.photo_splits import open_split_for
     from vsrn.encoders import load_encoder
     from vsrn.evaluation.eccv import check_split, extended_evaluation
+    from vsrn.evaluation.evaluate import check_weights, evaluate
+    from vsrn.metrics import five_folds
 
-    encoders = [load_encoder(model, device) for model in models]
-    opened = open_split_for(encoders[0].config, split, data=data, photos=photos)
+    check_weights(weights or None, len(models))
+    encoders = [load_encoder(find_model(model), device, precision) for model in models]
+    opened = open_split_for(encoders[0].config, split, data=data, photos=photos, workers=workers)
+    if five_fold:
+        five_folds(opened.num_images)
     if eccv:
         check_split(opened)
-    scores = _score_captions(encoders[0], data, split, beam) if captions else None
-    retrieval = _judge(encoders, opened, None if rerank is None else load_encoder(rerank, device), str(rerank), top)
-    evaluation, found = _rank(retrieval, models, five_fold=five_fold, num_examples=6 if html else 0)
+    _say_scales(encoders)
+    scores = _score_captions(encoders[0], data, split, beam) if score_captions else None
+    second = None if rerank is None else load_encoder(find_model(rerank), device, precision)
+    settings = {"weights": weights or None, "batch_size": batch_size}
+    retrieval = _judge(encoders, opened, second, str(rerank), top, settings)
+    with ProgressBar("comparing", "images", opened.num_images * retrieval.stages) as bar:
+        measured: dict[str, Any] = {"num_examples": 6 if html else 0, "advance": bar.advance, "seed": seed}
+        evaluation = evaluate(retrieval, [str(model) for model in models], five_fold=five_fold, **measured)
     extended = extended_evaluation(opened, retrieval.blocks()) if eccv else None
-    if ranks is not None:
-        _save_ranks(ranks, found)
+    _save(retrieval, evaluation, similarities, embeddings, ranks)
     if html is not None:
         _write_report(html, evaluation, photos, models[0])
     say_unknown_share(evaluation.unknown_share, "the model's vocabulary")
-    _show(evaluation, extended, scores, beam, json=json)
+    _show(evaluation, extended, scores, beam, "json" if json else format)
     return 0
 
 
 def _check_options(
     models: Sequence[Path],
+    given: Mapping[str, Path | None],
     *,
-    photos: Path | None,
-    html: Path | None,
     captions: bool,
     eccv: bool,
     rerank: Path | None,
 ) -> None:
     """Raise `CheckpointError` where no model is named, and `ConfigError` for options that contradict each other."""
     if not models:
-        raise CheckpointError("name at least one run to evaluate, such as runs/flickr8k.")
-    if photos is not None and html is None and not any(map(_reads_photos, models)):
+        raise CheckpointError("name at least one model to evaluate, such as runs/flickr8k.")
+    if given["--photos"] and given["--html"] is None and not any(map(_reads_photos, models)):
         raise ConfigError("--photos is for the report; add --html FILE.")
-    if captions and len(models) > 1:
-        raise ConfigError("--captions are those of one model; name one run.")
-    if eccv and rerank is not None:
-        raise ConfigError("--eccv judges whole rankings, and --rerank changes only their beginning; leave out one.")
+    alone = "--score-captions" if captions else "--embeddings" if given["--embeddings"] else ""
+    if alone and len(models) > 1:
+        raise ConfigError(f"{alone} are those of one model; name one.")
+    whole = "--eccv judges" if eccv else "--similarities are" if given["--similarities"] else ""
+    if whole and rerank is not None:
+        raise ConfigError(f"{whole} whole rankings, and --rerank changes only their beginning; leave out one.")
+    if given["--similarities"] is not None:
+        from vsrn.evaluation.arrays import check_similarities_path
+
+        check_similarities_path(given["--similarities"])
+
+
+def _say_scales(encoders: Sequence[Encoder]) -> None:
+    """Say once that an ensemble averages numbers of different scales."""
+    scales = sorted({encoder.similarity_name for encoder in encoders})
+    if len(scales) > 1:
+        say(f"These models' similarities have different scales ({', '.join(scales)}); --weights can balance them.")
 
 
 def _reads_photos(model: Path) -> bool:
     """Whether a model has an image network of its own."""
     from vsrn.config import read_config
 
-    config = model / "config.toml"
+    config = find_model(model) / "config.toml"
     return config.is_file() and bool(read_config(config).model.network.name)
 
 
@@ -123,7 +178,12 @@ def _score_captions(encoder: Encoder, data: Path | None, split: str, beam: int) 
 
 
 def _judge(
-    encoders: Sequence[Encoder], split: CaptionedImages, second: Encoder | None, name: str, top: int
+    encoders: Sequence[Encoder],
+    split: CaptionedImages,
+    second: Encoder | None,
+    name: str,
+    top: int,
+    settings: dict[str, Any],
 ) -> Retrieval:
     """Encode a split by every model, drawing the progress; a `second` model of this `name` is to re-order."""
     from vsrn.evaluation.evaluate import Retrieval
@@ -132,19 +192,24 @@ def _judge(
     total = (len(encoders) + (second is not None)) * (split.num_images + len(split.captions))
     with ProgressBar("encoding", "images and captions", total) as bar:
         if second is None:
-            return Retrieval(encoders, split, bar.advance)
-        return TwoStageRetrieval(encoders, second, split, name=name, top=top, advance=bar.advance)
+            return Retrieval(encoders, split, bar.advance, **settings)
+        return TwoStageRetrieval(encoders, second, split, name=name, top=top, advance=bar.advance, **settings)
 
 
-def _rank(
-    retrieval: Retrieval, models: Sequence[Path], *, five_fold: bool, num_examples: int
-) -> tuple[Evaluation, Ranks]:
-    """Rank what was encoded, drawing the progress."""
-    from vsrn.evaluation.evaluate import evaluate
+def _save(
+    retrieval: Retrieval, evaluation: Evaluation, similarities: Path | None, embeddings: Path | None, ranks: Path | None
+) -> None:
+    """Write the arrays that were asked for, and say where they are."""
+    from vsrn.evaluation.arrays import owners_path, write_embeddings, write_similarities
 
-    with ProgressBar("comparing", "images", retrieval.split.num_images * retrieval.stages) as bar:
-        names = [str(model) for model in models]
-        return evaluate(retrieval, names, five_fold=five_fold, num_examples=num_examples, advance=bar.advance)
+    if similarities is not None:
+        with ProgressBar("saving", "images", retrieval.split.num_images) as bar:
+            write_similarities(similarities, retrieval, bar.advance)
+        say(f"Similarities are in {similarities}, the image of each caption in {owners_path(similarities)}.")
+    if embeddings is not None:
+        say(f"In {embeddings}: {', '.join(write_embeddings(embeddings, retrieval))}.")
+    if ranks is not None:
+        _save_ranks(ranks, evaluation.ranks)
 
 
 def _save_ranks(path: Path, ranks: Ranks) -> None:
@@ -177,14 +242,15 @@ def _show(
     extended: ExtendedEvaluation | None,
     scores: CaptionScores | None,
     beam: int,
-    *,
-    json: bool,
+    form: str,
 ) -> None:
-    """Print all that was measured, as tables or as JSON."""
+    """Print all that was measured, as tables or as JSON; CSV, Markdown and LaTeX have the recalls alone."""
     from vsrn.evaluation.report import print_tables
 
-    if json:
+    if form == "json":
         written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
         print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended.to_json()}))
-    else:
+    elif form == "table":
         print_tables(evaluation, extended, scores, beam)
+    else:
+        print_evaluation(evaluation, form)

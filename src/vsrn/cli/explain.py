@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Device, Force, Json, print_json, say_unknown_words
+from vsrn.cli.options import Device, Force, Json, Model, Precision, print_json, say_unknown_words
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
-from vsrn.search.create import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +35,7 @@ def main(
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 3,
     force: Force = False,
     device: Device = "auto",
+    precision: Precision = "fp32",
     json: Json = False,
 ) -> int:
     """Draw which regions of a photo earned its match with a sentence: a heat map, and boxes around the best.
@@ -66,7 +66,7 @@ def main(
         import vsrn
 
         _check_output(output, photo, force=force)
-        encoder = vsrn.load(model or DEFAULT_MODEL, device)
+        encoder = vsrn.load(model or DEFAULT_MODEL, device, precision)
         explanation, unknown = encoder.explain(photo, sentence, view), encoder.unknown_words(sentence)
         picture = _decode(photo) if output is not None else None
     else:

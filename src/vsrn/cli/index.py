@@ -13,6 +13,7 @@ from vsrn.cli.options import (
     Device,
     FollowLinks,
     Json,
+    Model,
     Workers,
     print_json,
     skipped_json,
@@ -21,7 +22,6 @@ from vsrn.cli.options import (
 from vsrn.cli.progress import ProgressBar, say
 from vsrn.errors import ConfigError
 from vsrn.files import printable
-from vsrn.search.create import Model
 
 if TYPE_CHECKING:
     from vsrn.search.build import IndexReport

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import tyro
 
@@ -18,6 +18,8 @@ from vsrn.files import printable
 
 if TYPE_CHECKING:
     from vsrn.data.region_store import SkippedPhoto
+    from vsrn.evaluation.evaluate import Evaluation
+    from vsrn.evaluation.tables import TextFormat
     from vsrn.search.records import SkippedRecord
 
     Skipped = Sequence[SkippedPhoto | SkippedRecord]
@@ -36,7 +38,7 @@ _HEADINGS = {
     "": "skipped",
 }
 # The other commands neither build nor load a model or an extractor of the user's.
-WITHOUT_PLUGINS = ("configs", "demo", "import", "vocab", "convert")
+WITHOUT_PLUGINS = ("configs", "demo", "import", "vocab", "convert", "metrics")
 
 _arg = tyro.conf.arg
 Photos = Annotated[
@@ -59,6 +61,14 @@ FollowLinks = Annotated[bool, _arg(help="Read photos also where links lead out o
 Float32 = Annotated[bool, _arg(name="float32", help="Keep features as float32, not as float16; twice the size.")]
 BatchSize = Annotated[int, _arg(help="Photos that are finished, and safe on disk, at a time.")]
 Workers = Annotated[int, _arg(help="Threads that read and decode ahead.")]
+Decoders = Annotated[
+    int | None,
+    _arg(
+        name="workers",
+        metavar="INT",
+        help="Threads that read and decode photos ahead [default: one for each processor].",
+    ),
+]
 Beam = Annotated[int, _arg(help="Partial captions kept at every step, 1 to 100; 1 takes the likeliest word each time.")]
 Model = Annotated[
     str | None,
@@ -71,7 +81,27 @@ Model = Annotated[
 Uri = Annotated[str, _arg(help="Server or file of an index made with --engine milvus --uri.")]
 Force = Annotated[bool, _arg(help="Replace the file if it is there.")]
 Device = Annotated[str, _arg(metavar="DEVICE", help="Where to compute: cpu, cuda, mps, or auto for the best there is.")]
+Precision = Annotated[
+    Literal["fp32", "bf16"],
+    _arg(help="bf16 rounds weights and products, which is faster; for models that torch runs."),
+]
+EncodedAtOnce = Annotated[
+    int | None,
+    _arg(
+        name="batch-size",
+        metavar="INT",
+        help="Images worked on at a time [default: 128; of photos that are extracted here, 32].",
+    ),
+]
+Seed = Annotated[int, _arg(help="Of the draws that the 95% intervals come from.")]
+Weights = Annotated[
+    tuple[float, ...], _arg(metavar="NUMBER...", help="How much each model of an ensemble counts [default: all alike].")
+]
 Json = Annotated[bool, _arg(name="json", help="Print the result as JSON.")]
+Format = Annotated[
+    Literal["table", "csv", "markdown", "latex", "json"],
+    _arg(name="format", help="How to print the result; --json is short for --format json."),
+]
 Plugins = Annotated[
     tuple[str, ...],
     _arg(
@@ -96,6 +126,8 @@ def call(function: Callable[..., int | None], command: str, arguments: Sequence[
         # The text of an option says what leaving it out means, better than "(default: None)".
         if parameter.default in (None, "", ()):
             hints[parameter.name] = Annotated[hints[parameter.name], _arg(help_behavior_hint="")]
+        if parameter.default is None and (metavar := _metavar_without_none(hints[parameter.name])):
+            hints[parameter.name] = Annotated[hints[parameter.name], _arg(metavar=metavar)]
 
     def run(*positional: Any, plugin: Sequence[str] = (), **options: Any) -> int | None:
         import_plugins(plugin)
@@ -104,6 +136,15 @@ def call(function: Callable[..., int | None], command: str, arguments: Sequence[
     vars(run)["__signature__"] = inspect.Signature(parameters)
     run.__annotations__, run.__doc__ = hints, function.__doc__
     return tyro.cli(run, prog=f"vsrn {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)) or 0
+
+
+def _metavar_without_none(hint: Any) -> str:
+    """What help calls the value of an option that may be left out, instead of tyro's "{None}|PATH"; "" for its own."""
+    kind, *notes = get_args(hint)
+    if any(getattr(note, "metavar", None) for note in notes):
+        return ""
+    kinds = [member for member in get_args(kind) if member is not type(None)]
+    return {Path: "PATH", str: "STR", int: "INT"}.get(kinds[0], "") if len(kinds) == 1 else ""
 
 
 def import_plugins(modules: Sequence[str]) -> None:
@@ -120,6 +161,13 @@ def import_plugins(modules: Sequence[str]) -> None:
                 f"--plugin {module} cannot be imported ({reason}); name an installed module, or put its folder on"
                 " PYTHONPATH."
             ) from error
+
+
+def check_from_one(**options: int | None) -> None:
+    """Raise `ConfigError` where an option that was given is below 1."""
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more.")
 
 
 def print_json(content: Any) -> None:
@@ -174,3 +222,17 @@ def _by_ending(names: Sequence[str]) -> str:
     shown = [f"{count:,} {ending}" for ending, count in counts[:ENDINGS_SHOWN]]
     others = sum(count for _, count in counts[ENDINGS_SHOWN:])
     return ", ".join([*shown, f"{others:,} with other endings"] if others else shown)
+
+
+def print_evaluation(evaluation: Evaluation, form: str) -> None:
+    """Print recalls on standard output: as the field's table, as CSV, Markdown or LaTeX, or as JSON."""
+    from rich.console import Console
+
+    from vsrn.evaluation.tables import as_lines, evaluation_table
+
+    if form == "json":
+        print_json(evaluation.to_json())
+    elif form == "table":
+        Console().print(evaluation_table(evaluation))
+    else:
+        print(as_lines(evaluation, cast("TextFormat", form)))

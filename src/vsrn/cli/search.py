@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Device, Json, Uri, print_json, say_unknown_words
+from vsrn.cli.options import Device, Index, Json, Uri, print_json, say_unknown_words
 from vsrn.errors import ConfigError
 from vsrn.files import printable
-from vsrn.search.index import Index
 
 if TYPE_CHECKING:
     from vsrn.search.index import Hit

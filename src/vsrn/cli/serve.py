@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-from vsrn.cli.options import Device, Uri
+from vsrn.cli.options import Device, Index, Uri
 from vsrn.cli.progress import say
 from vsrn.errors import ConfigError
-from vsrn.search.index import Index
 
 TOKEN = "VSRN_TOKEN"  # noqa: S105 - the name of a variable
 

@@ -105,6 +105,7 @@ class PhotoSplit:
     image_of_caption  (num_captions,) which of this split's photos a caption belongs to
     view              how a photo becomes a square
     files             the file of each photo, by its id
+    workers           threads that decode photos; None for one for each processor that this process may use
     """
 
     folder: Path
@@ -114,6 +115,7 @@ class PhotoSplit:
     image_of_caption: IntArray
     view: View
     files: dict[str, Path]
+    workers: int | None = None
 
     @property
     def num_images(self) -> int:
@@ -135,14 +137,15 @@ class PhotoSplit:
 
     def read_images(self, images: IntArray) -> tuple[Pixels, None]:
         """(B,) photos -> (B, S, S, 3) uint8, the middle of each. Raises `PhotoError` where one cannot be read."""
-        _, middles = next(made_ready([[self.path(int(image)) for image in images]], self.view.read_middle))
+        paths = [self.path(int(image)) for image in images]
+        _, middles = next(made_ready([paths], self.view.read_middle, self.workers))
         return np.stack(middles), None
 
     def only(self, images: IntArray) -> PhotoSplit:
         """The split reduced to these photos, in this order, with their captions."""
         captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
         ids = [self.ids[image] for image in images]
-        return PhotoSplit(self.folder, self.name, ids, captions, image_of_caption, self.view, self.files)
+        return replace(self, ids=ids, captions=captions, image_of_caption=image_of_caption)
 
 
 def open_photo_split(
@@ -218,12 +221,18 @@ def seen_by(split: CaptionedImages, network: NetworkConfig) -> CaptionedImages:
 
 
 def open_split_for(
-    config: Config, split: str, *, data: Path | str | None = None, photos: Path | str | None = None
+    config: Config,
+    split: str,
+    *,
+    data: Path | str | None = None,
+    photos: Path | str | None = None,
+    workers: int | None = None,
 ) -> CaptionedImages:
     """Open a split as the config's model reads it; `val` and `dev` stand for each other.
 
-    data    region store, or captions of photos, instead of the config's own
-    photos  folder of photos, instead of the config's own
+    data     region store, or captions of photos, instead of the config's own
+    photos   folder of photos, instead of the config's own
+    workers  threads that decode photos; None for one for each processor
 
     Raises `ConfigError` where neither config nor arguments say where the data is, and `DataError` where it cannot be
     read.
@@ -241,4 +250,5 @@ def open_split_for(
             "this model reads photos, and nobody says where they are: set data.photos to their folder and"
             " data.annotations to their captions (`vsrn evaluate` takes them as --photos and --data)."
         )
-    return open_photo_split(photos, data, split, View.of(config.model.network), restval=config.data.restval)
+    opened = open_photo_split(photos, data, split, View.of(config.model.network), restval=config.data.restval)
+    return replace(opened, workers=workers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,17 +185,24 @@ class BackEnd(ABC):
             raise CheckpointError(WHOLE_PHOTOS)
         return check_features(features, counts, self.config.model.feature_dim)
 
-    def _read_photos(self, photos: Photos, batch_size: int | None = None) -> Iterator[tuple[Features, IntArray | None]]:
-        """Photos -> what the model reads of each, and counts of regions, a batch at a time."""
-        photos, network = list_of_photos(photos), self.config.model.network
-        for part in slices(len(photos), size_of_batches(batch_size, PHOTOS_AT_ONCE)):
-            if network.name:
-                from vsrn.data.photo_splits import View  # noqa: PLC0415 - sentences need no Pillow
+    def _read_photos(
+        self, photos: Photos, batch_size: int | None = None, workers: int | None = None
+    ) -> Iterator[tuple[Features, IntArray | None]]:
+        """Photos -> what the model reads of each, and counts of regions, a batch at a time.
 
-                view = View.of(network)
-                yield np.stack([view.read_middle(photo) for photo in photos[part]]), None
-            else:
-                yield pad_regions(self._extract(photos[part]))
+        workers  threads that read and decode photos ahead; None for one for each processor
+        """
+        from vsrn.data.photo_splits import View, made_ready  # noqa: PLC0415 - sentences need neither torch nor Pillow
+        from vsrn.extractors.base import prepare_photo  # noqa: PLC0415
+
+        photos, network = list_of_photos(photos), self.config.model.network
+        batches = (photos[part] for part in slices(len(photos), size_of_batches(batch_size, PHOTOS_AT_ONCE)))
+        if network.name:
+            for _, middles in made_ready(batches, View.of(network).read_middle, workers):
+                yield np.stack(middles), None
+        else:
+            for _, prepared in made_ready(batches, partial(prepare_photo, self.extractor), workers):
+                yield pad_regions(self.extract(prepared))
 
     def _extract(self, photos: Sequence[Photo]) -> list[Regions]:
         """Photos -> the regions of each, in one batch."""

@@ -286,12 +286,22 @@ class Encoder(BackEnd):
             written += writer.write(self._reasoned_regions(ordered, real)[1], real, beam)
         return written
 
-    def write_photo_captions(self, photos: Photos, beam: int = DEFAULT_BEAM) -> Iterator[WrittenCaption]:
+    def write_photo_captions(
+        self,
+        photos: Photos,
+        beam: int = DEFAULT_BEAM,
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> Iterator[WrittenCaption]:
         """A sentence for each photo, one after the other, with its probability.
+
+        batch_size  photos at a time; None for 32
+        workers     threads that read and decode photos ahead; None for one for each processor
 
         Raises what `encode_images` raises, and `CheckpointError` where the model has no captioner.
         """
         # Before any photo is read, so that a model without a captioner fails at once.
         _ = self.caption_writer
-        for features, counts in self._read_photos(photos):
+        for features, counts in self._read_photos(photos, batch_size, workers):
             yield from self.write_captions(features, counts, beam)

@@ -1,9 +1,12 @@
-"""One model, or several as an ensemble, on one split: Recall@K both ways."""
+"""One model, or several as an ensemble, on one split: Recall@K both ways.
+
+`vsrn.evaluation.measure` has what a program calls; this file has the parts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from vsrn.metrics import (
     EVERY,
     Advance,
     Blocks,
+    DirectionMetrics,
     EncodedSplit,
     FloatArray,
     IntArray,
@@ -84,13 +88,20 @@ class Reranking:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Recall@K of one model, or of the mean similarity of several, on one split.
+    """Recall@K of one model, or of the mean similarity of several, on one split; `print` shows it as a table.
 
-    intervals  95% bootstrap intervals over images; keys "image_to_text.recall_at_1" ... and "rsum"
-    has_ids    whether its images have ids on disk, by which their photos can be found, and are not just numbered
+    models         names of the models; empty for similarities that came without a model
+    data, split    where the images are, and the name of their split; "" where there is no split
+    num_folds      1, or the number of 1,000-image folds that the metrics are averaged over
+    metrics        both directions; `image_to_text`, `text_to_image` and `rsum` are shorter ways to them
+    intervals      95% bootstrap intervals over images; keys "image_to_text.recall_at_1" ... and "rsum"
+    ranks          of every query, from 0, within its fold
+    examples       a few queries with their best matches, where they were asked for
+    reranking      the second stage, where there was one; `metrics` are those after it
+    weights        how much each model of an ensemble counts; None for all alike
+    similarities   (num_images, num_captions) float32, where they were asked for
+    has_ids        whether its images have ids on disk, by which their photos can be found, and are not just numbered
     unknown_share  share, 0 to 1, of the captions' words that the model never read; of several, the largest
-    num_folds  1, or the number of 1,000-image folds that the metrics are averaged over
-    reranking  the second stage, where there was one; `metrics` are those after it
     """
 
     models: list[str]
@@ -101,10 +112,34 @@ class Evaluation:
     num_folds: int
     metrics: RetrievalMetrics
     intervals: dict[str, Interval]
-    examples: list[Example]
+    ranks: Ranks = field(repr=False, compare=False)
+    examples: list[Example] = field(default_factory=list, repr=False)
     reranking: Reranking | None = None
     has_ids: bool = True
     unknown_share: float = 0.0
+    weights: list[float] | None = None
+    similarities: FloatArray | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def image_to_text(self) -> DirectionMetrics:
+        """How captions are found for images: `.recall_at_1`, `.median_rank`, ..."""
+        return self.metrics.image_to_text
+
+    @property
+    def text_to_image(self) -> DirectionMetrics:
+        """How images are found for captions."""
+        return self.metrics.text_to_image
+
+    @property
+    def rsum(self) -> float:
+        """Sum of the six recalls, 0 to 600."""
+        return self.metrics.rsum
+
+    def __str__(self) -> str:
+        """The field's table, as `vsrn evaluate` prints it."""
+        from vsrn.evaluation.tables import as_text  # noqa: PLC0415 - most programs want the numbers alone
+
+        return as_text(self)
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as plain JSON types, without its examples."""
@@ -121,30 +156,40 @@ class Evaluation:
                 name: [round(interval.low, 2), round(interval.high, 2)] for name, interval in self.intervals.items()
             },
             **({} if self.reranking is None else {"reranking": self.reranking.to_json()}),
+            **({} if self.weights is None else {"weights": self.weights}),
         }
 
 
 class Retrieval:
     """Every image and caption of a split, encoded once by each model, ready to be ranked.
 
-    An ensemble averages *similarities*, as the paper does, so its models may differ in size. Raises `ConfigError`
-    where they do not use one kind of similarity.
+    An ensemble averages *similarities*, as the paper does, so its models may be of any kinds and sizes.
+
+    weights     how much each model counts; None for all alike
+    batch_size  images, and captions, encoded at a time; None for what each model's kind does best
+
+    Raises what `check_weights` and `Encoder.encode_split` raise.
 
     stages  how often `ranks` compares each image
     """
 
     stages = 1
 
-    def __init__(self, encoders: Sequence[Encoder], split: CaptionedImages, advance: Advance = lambda _: None) -> None:
-        kinds = {encoder.similarity_name for encoder in encoders}
-        if len(kinds) > 1:
-            raise ConfigError(
-                f"an ensemble averages one kind of similarity, and these models use {' and '.join(sorted(kinds))};"
-                " evaluate them one by one."
-            )
-        self.split = split
+    def __init__(
+        self,
+        encoders: Sequence[Encoder],
+        split: CaptionedImages,
+        advance: Advance = lambda _: None,
+        *,
+        weights: Sequence[float] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        check_weights(weights, len(encoders))
+        self.split, self.weights = split, weights if len(encoders) > 1 else None
         self.unknown_share = max(encoder.vocabulary.unknown_share(split.captions) for encoder in encoders)
-        self.encoded: list[EncodedSplit] = [encoder.encode_split(split, advance) for encoder in encoders]
+        self.encoded: list[EncodedSplit] = [
+            encoder.encode_split(split, advance, batch_size=batch_size) for encoder in encoders
+        ]
 
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
         """Ranks among these images and their captions alone, and the image of each of these captions.
@@ -153,29 +198,42 @@ class Retrieval:
         """
         part = self.split.only(images)
         captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
-        blocks = similarity_blocks([encoded.only(images, captions) for encoded in self.encoded], advance)
+        parts = [encoded.only(images, captions) for encoded in self.encoded]
+        blocks = similarity_blocks(parts, advance, weights=self.weights)
         return rank_blocks(blocks, part.image_of_caption), part.image_of_caption
 
     def blocks(self) -> Blocks:
         """Similarities of all images and all captions, block by block."""
-        return similarity_blocks(self.encoded)
+        return similarity_blocks(self.encoded, weights=self.weights)
 
     def of_caption(self, caption: int) -> FloatArray:
         """(num_images,) similarity of every image to one caption."""
-        return mean_similarities(self.encoded, EVERY, slice(caption, caption + 1))[:, 0]
+        return mean_similarities(self.encoded, EVERY, slice(caption, caption + 1), self.weights)[:, 0]
 
     def of_image(self, image: int) -> FloatArray:
         """(num_captions,) similarity of every caption to one image."""
-        return mean_similarities(self.encoded, slice(image, image + 1), EVERY)[0]
+        return mean_similarities(self.encoded, slice(image, image + 1), EVERY, self.weights)[0]
 
     def reranking(self) -> Reranking | None:
         """What a second stage gained and cost: None, as there is no second stage here."""
         return None
 
 
-def mean_similarities(encoded: Sequence[EncodedSplit], images: slice, captions: slice) -> FloatArray:
+def check_weights(weights: Sequence[float] | None, models: int) -> None:
+    """Raise `ConfigError` where there is not one weight per model, or one is negative, or none is above 0."""
+    if weights is None:
+        return
+    if len(weights) != models:
+        raise ConfigError(f"there are {len(weights)} weights for {models} models; give one per model.")
+    if not all(np.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights):
+        raise ConfigError(f"the weights {' '.join(map(str, weights))} are no shares; give numbers above 0.")
+
+
+def mean_similarities(
+    encoded: Sequence[EncodedSplit], images: slice, captions: slice, weights: Sequence[float] | None = None
+) -> FloatArray:
     """(num_images, num_captions) mean over the models of the similarities of some images to some captions."""
-    blocks = similarity_blocks([each.only(images, captions) for each in encoded])
+    blocks = similarity_blocks([each.only(images, captions) for each in encoded], weights=weights)
     return np.concatenate([block for _, block in blocks()])
 
 
@@ -186,37 +244,63 @@ def evaluate(
     five_fold: bool = False,
     num_examples: int = 0,
     advance: Advance = lambda _: None,
-) -> tuple[Evaluation, Ranks]:
+    seed: int = 0,
+) -> Evaluation:
     """Recall@K both ways with 95% intervals, a few examples, and the ranks they were counted from.
 
     five_fold  average over consecutive blocks of 1,000 images (COCO 1K, read from `testall`);
                the ranks are then those within each block, one block after another
     advance    called with the number of images that were compared since the last call
+    seed       of the draws that the intervals come from
 
     Raises `SimilarityError` where a similarity is NaN, or the images do not divide into folds.
     """
     split = retrieval.split
     everything = np.arange(split.num_images)
     parts = [everything[fold] for fold in five_folds(split.num_images)] if five_fold else [everything]
-    folds = [retrieval.ranks(images, advance) for images in parts]
+    evaluation = summary(
+        [retrieval.ranks(images, advance) for images in parts],
+        models=list(models),
+        data=str(split.folder),
+        split=split.name,
+        examples=_examples(retrieval, num_examples),
+        reranking=retrieval.reranking(),
+        weights=None if retrieval.weights is None else list(retrieval.weights),
+        seed=seed,
+    )
+    return replace(evaluation, has_ids=split.has_ids, unknown_share=retrieval.unknown_share)
+
+
+def summary(
+    folds: Sequence[tuple[Ranks, IntArray]],
+    *,
+    models: list[str],
+    data: str = "",
+    split: str = "",
+    examples: list[Example] | None = None,
+    reranking: Reranking | None = None,
+    weights: list[float] | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """The metrics and intervals of the ranks of one or more folds, each with its `image_of_caption`."""
     ranks = Ranks(
         image_to_text=np.concatenate([found.image_to_text for found, _ in folds]),
         text_to_image=np.concatenate([found.text_to_image for found, _ in folds]),
     )
     return Evaluation(
-        models=list(models),
-        data=str(split.folder),
-        split=split.name,
-        num_images=split.num_images,
-        num_captions=len(split.captions),
+        models=models,
+        data=data,
+        split=split,
+        num_images=len(ranks.image_to_text),
+        num_captions=len(ranks.text_to_image),
         num_folds=len(folds),
         metrics=mean_metrics([retrieval_metrics(ranks) for ranks, _ in folds]),
-        intervals=bootstrap_intervals(folds),
-        examples=_examples(retrieval, num_examples),
-        reranking=retrieval.reranking(),
-        has_ids=split.has_ids,
-        unknown_share=retrieval.unknown_share,
-    ), ranks
+        intervals=bootstrap_intervals(folds, seed=seed),
+        ranks=ranks,
+        examples=examples or [],
+        reranking=reranking,
+        weights=weights,
+    )
 
 
 def best_matches(similarities: FloatArray, top: int, correct: BoolArray | None = None) -> IntArray:

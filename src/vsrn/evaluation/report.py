@@ -1,6 +1,5 @@
-"""An evaluation for people: a table on the terminal, or one HTML file that holds all it shows.
+"""An evaluation for people: tables on the terminal, or one HTML file that holds all it shows.
 
-Console().print(evaluation_table(evaluation))
 write_html_report(Path("report.html"), evaluation, photos=Path("photos/"))
 """
 
@@ -30,10 +29,19 @@ from vsrn.errors import DataError, PhotoError
 from vsrn.evaluation.caption_scores import CaptionScores
 from vsrn.evaluation.eccv import CAVEAT, ExtendedEvaluation
 from vsrn.evaluation.evaluate import Evaluation
+from vsrn.evaluation.tables import (
+    DIRECTION_WORDS,
+    count_words,
+    evaluation_table,
+    interval_words,
+    median_words,
+    name_words,
+    reranking_words,
+    with_interval,
+)
 from vsrn.files import write_atomically
-from vsrn.metrics import FIVE_FOLD_IMAGES, RECALL_AT, DirectionMetrics, Interval
+from vsrn.metrics import RECALL_AT, Interval
 
-DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 THUMBNAIL_SIZE = 256
 JPEG_QUALITY = 82
 # Characters that HTML forbids, and lone surrogates, which UTF-8 cannot encode.
@@ -54,33 +62,6 @@ def print_tables(
     if scores is not None:
         words = f"BLEU-4 {with_interval(scores, 'bleu_4', scores.bleu_4)}, CIDEr-D"
         print(f"Captions written with a beam of {beam}: {words} {with_interval(scores, 'cider_d', scores.cider_d)}")
-
-
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """Both directions with their recalls in percent, 95% intervals in brackets, and ranks from 1."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),  # with its intervals wrapped, the table fits 80 columns
-        title=Text(f"{' + '.join(evaluation.models)} on {evaluation.data}, split {evaluation.split}"),
-        caption=Text(
-            f"rsum {with_interval(evaluation, 'rsum', evaluation.metrics.rsum)} of 600; {count_words(evaluation)}\n"
-            f"{reranking_words(evaluation)}".rstrip()
-        ),
-    )
-    table.add_column("")
-    for k in RECALL_AT:
-        table.add_column(f"R@{k}", justify="right", min_width=len("[97.0–99.9]"))
-    for head in ("average", "median\nrank", "mean\nrank"):
-        table.add_column(head, justify="right")
-    for direction, words in DIRECTION_WORDS.items():
-        metrics: DirectionMetrics = getattr(evaluation.metrics, direction)
-        recalls = [
-            with_interval(evaluation, f"{direction}.recall_at_{k}", recall)
-            for k, recall in zip(RECALL_AT, metrics.recalls, strict=True)
-        ]
-        others = [f"{metrics.average_recall:.1f}", median_words(metrics.median_rank), f"{metrics.mean_rank:,.1f}"]
-        table.add_row(*map(Text, [words, *recalls, *others]))
-    return table
 
 
 def extended_table(extended: ExtendedEvaluation) -> Table:
@@ -181,49 +162,6 @@ def _thumbnail(folder: Path, names: PhotoNames, image_id: str) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def count_words(evaluation: Evaluation) -> str:
-    """Numbers of images and captions, and the folds where there are several."""
-    folds = f", mean of {evaluation.num_folds} folds of {FIVE_FOLD_IMAGES:,} images"
-    return (
-        f"{evaluation.num_images:,} images, {evaluation.num_captions:,} captions"
-        f"{folds if evaluation.num_folds > 1 else ''}"
-    )
-
-
-def reranking_words(evaluation: Evaluation) -> str:
-    """What a second stage gained and cost in one sentence, or nothing where there was none."""
-    second = evaluation.reranking
-    if second is None:
-        return ""
-    gain = evaluation.metrics.rsum - second.alone.rsum
-    return (
-        f"The best {second.top} of every query were re-ordered by {second.model}: rsum {gain:+.1f} from"
-        f" {second.alone.rsum:.1f}, {second.second_seconds:,.0f} s on top of {second.first_seconds:,.0f} s."
-    )
-
-
-def median_words(rank: float) -> str:
-    """A median rank, without a decimal where it is whole, as it is unless folds are averaged.
-
-    >>> median_words(3.0), median_words(2.4)
-    ('3', '2.4')
-    """
-    return f"{rank:,.1f}".removesuffix(".0")
-
-
-def with_interval(evaluation: Evaluation | CaptionScores, name: str, value: float) -> str:
-    """A metric with its 95% interval, if it has one, as `493.2 [475.0–510.2]`."""
-    return f"{value:.1f} {interval_words(evaluation, name)}".rstrip()
-
-
-def interval_words(evaluation: Evaluation | CaptionScores, name: str) -> str:
-    """The 95% interval of a metric as `[31.5–37.1]`, or nothing where there is none; a bound of 100 is a plain 100, so
-    that all intervals are equally wide.
-    """
-    interval = evaluation.intervals.get(name)
-    return "" if interval is None else f"[{interval.low:.1f}–{interval.high:.1f}]".replace("100.0", "100")
-
-
 def _template_environment() -> Environment:
     """Jinja with escaping; a character that HTML forbids becomes U+FFFD."""
     environment = Environment(
@@ -234,8 +172,9 @@ def _template_environment() -> Environment:
         undefined=StrictUndefined,
         finalize=lambda value: _UNPRINTABLE.sub("\ufffd", value) if type(value) is str else value,
     )
-    words = (count_words, interval_bar, interval_words, line_chart, median_words, reranking_words, with_interval)
-    environment.globals |= {function.__name__: function for function in words}
+    drawings = (interval_bar, line_chart)
+    words = (count_words, interval_words, median_words, name_words, reranking_words, with_interval)
+    environment.globals |= {function.__name__: function for function in (*drawings, *words)}
     environment.globals |= {"direction_words": DIRECTION_WORDS, "recall_at": RECALL_AT, "version": __version__}
     return environment
 

@@ -63,13 +63,15 @@ class TwoStageRetrieval(Retrieval):
         name: str,
         top: int,
         advance: Advance = lambda _: None,
+        weights: Sequence[float] | None = None,
+        batch_size: int | None = None,
     ) -> None:
         if top < 1:
             raise ConfigError(f"--top is {top}; let the second model re-order 1 match or more.")
         started = time.perf_counter()
-        super().__init__(encoders, split, advance)
+        super().__init__(encoders, split, advance, weights=weights, batch_size=batch_size)
         encoded = time.perf_counter()
-        self.second, self.name, self.top = second.encode_split(split, advance), name, top
+        self.second, self.name, self.top = second.encode_split(split, advance, batch_size=batch_size), name, top
         self.seconds = [encoded - started, time.perf_counter() - encoded]
         self.found: list[Ranks] = []
 
@@ -80,7 +82,8 @@ class TwoStageRetrieval(Retrieval):
         self.found.append(found)
         captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
         first = [encoded.only(images, captions) for encoded in self.encoded]
-        to_text, to_image = text_candidates(first, owners, self.top), image_candidates(first, owners, self.top)
+        to_text = text_candidates(first, owners, self.top, self.weights)
+        to_image = image_candidates(first, owners, self.top, self.weights)
         halfway = time.perf_counter()
         scores = compare_candidates(self.second.only(images, captions), to_text, to_image, advance)
         ranks = Ranks(
@@ -109,25 +112,29 @@ class TwoStageRetrieval(Retrieval):
         return _after(found, best, self.second.only(np.array([image]), best).similarities()[0])
 
 
-def text_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
-    """The best `top` captions of every image, by the first stage."""
+def text_candidates(
+    first: Sequence[EncodedSplit], owners: IntArray, top: int, weights: Sequence[float] | None = None
+) -> Candidates:
+    """The best `top` captions of every image, by the first stage, whose models count as the weights say."""
     matches = np.stack(
         [
             best_matches(row, top, owners == image)
-            for start, block in similarity_blocks(first)()
+            for start, block in similarity_blocks(first, weights=weights)()
             for image, row in enumerate(block, start=start)
         ]
     )
     return Candidates(matches, owners[matches] == np.arange(len(matches))[:, None])
 
 
-def image_candidates(first: Sequence[EncodedSplit], owners: IntArray, top: int) -> Candidates:
-    """The best `top` images of every caption, by the first stage."""
+def image_candidates(
+    first: Sequence[EncodedSplit], owners: IntArray, top: int, weights: Sequence[float] | None = None
+) -> Candidates:
+    """The best `top` images of every caption, by the first stage, whose models count as the weights say."""
     places, rows = np.arange(len(first[0].images)), []
     at_once = rows_of_block(len(places))
     for start in range(0, len(owners), at_once):
         captions = slice(start, start + at_once)
-        columns = mean_similarities(first, EVERY, captions).T
+        columns = mean_similarities(first, EVERY, captions, weights).T
         rows += [
             best_matches(column, top, places == owner) for column, owner in zip(columns, owners[captions], strict=True)
         ]
