@@ -439,7 +439,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         ([photos.folder, "-o", "/proc/store"], "/proc/store cannot be written or read ("),
         ([tmp_path / "nowhere"], "there is no folder"),
         ([photos.folder, "--extractor", "gird"], "Did you mean 'grid'?"),
-        ([photos.folder, "--splits", "train", "val"], "name it with --captions"),
+        ([photos.folder, "--splits", "train", "val"], "with --captions"),
         ([photos.folder, "--captions", path, "--split", "mine"], "has no split 'mine'"),
         ([photos.folder, "--captions", path, "--splits", "tain"], "Did you mean 'train'?"),
         ([photos.folder, "--captions", photos.folder / "notes.txt"], "Karpathy layout"),
