@@ -442,7 +442,7 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         ([photos.folder, "--splits", "train", "val"], "with --captions"),
         ([photos.folder, "--captions", path, "--split", "mine"], "has no split 'mine'"),
         ([photos.folder, "--captions", path, "--splits", "tain"], "Did you mean 'train'?"),
-        ([photos.folder, "--captions", photos.folder / "notes.txt"], "Karpathy layout"),
+        ([photos.folder, "--captions", photos.folder / "notes.txt"], "does not name an image and a caption"),
     ]
     for arguments, says in mistakes:
         where: list[str | Path] = [] if "-o" in arguments else ["-o", tmp_path / "store"]

@@ -92,8 +92,7 @@ def main(
             reports = [extract(found, made, output, split, **settings)]
         else:
             reports = extract_karpathy(captions, photos, made, output, splits=splits, restval=restval, **settings)
-    show(reports, output if part is None else shard_folder(output, *part), json=json)
-    return 0
+    return show(reports, output if part is None else shard_folder(output, *part), json=json)
 
 
 def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: bool) -> str:
@@ -107,12 +106,12 @@ def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: boo
     return splits[0] if splits else "photos"
 
 
-def show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> None:
-    """Print what became of each split, for a person or as JSON."""
+def show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> int:
+    """Print what became of each split, for a person or as JSON, and return the exit code."""
     if json:
         splits = [vars(report) | {"skipped": skipped_json(report.skipped)} for report in reports]
         print_json({"store": str(store), "splits": splits})
-        return
+        return 0
     for report in reports:
         was = " (finished before)" if report.already_done else ""
         lines = [f"{printable(store)}, split '{report.split}': {report.num_done:,} photos{was}"]
@@ -120,3 +119,4 @@ def show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> Non
         if len(report.skipped) > SKIPPED_SHOWN:
             lines.append(f"  all that was skipped: {printable(store / f'{report.split}_skipped.json')}")
         print("\n".join(lines))
+    return 0
