@@ -60,8 +60,8 @@ class DataConfig:
     min_count: Count = 4
     """A word seen less often than this in those captions becomes <unk>."""
     word_vectors: str = ""
-    """Text file of GloVe's or word2vec's, whose vectors the caption encoder's words start from instead of random ones;
-    model.word_dim must be their size."""
+    """File of GloVe's, fastText's or word2vec's (its .bin too, and gzipped), whose vectors the caption encoder's words
+    start from instead of random ones; model.word_dim must be their size."""
     region_order: RegionOrder = "stored"
     """Order in which the model reads an image's regions, wherever it reads any: in training, validation,
     evaluation and use. `shuffled` is a random order of each image that never changes."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import msgspec
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,7 +37,7 @@ _Network = TypeVar("_Network")
 
 
 class Inert(dict[Any, Any]):
-    """Takes the place of a value that is not used, such as the best accuracy as a number of numpy; does nothing."""
+    """Takes the place of a value that is not used; does nothing."""
 
     def __init__(self, *_: object) -> None:
         super().__init__()
@@ -43,9 +45,38 @@ class Inert(dict[Any, Any]):
     def __setstate__(self, _: object) -> None: ...
 
 
-# What a number of numpy asks for when it is unpickled, before and after numpy 2; with this, nothing of numpy runs.
+class _NumberType:
+    """Takes the place of a type of numpy's, of which only its letter, its size and its byte order are kept."""
+
+    def __init__(self, code: object = "", *_: object) -> None:
+        self.code, self.order = str(code), "="
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.order = state[1]
+
+
+def _number(kind: object = None, content: object = b"", *_: object) -> Any:
+    """A number or a text that numpy pickled as its own -> Python's; `Inert` where it is anything else.
+
+    Python 2's bytes come as text, each a letter of Latin-1.
+    """
+    if not isinstance(kind, _NumberType) or not _NUMBER_TYPE.fullmatch(kind.code):
+        return Inert()
+    try:
+        held = content.encode("latin1") if isinstance(content, str) else content
+        return np.frombuffer(cast("bytes", held), np.dtype(kind.order + kind.code), count=1)[0].item()
+    except (TypeError, ValueError):
+        return Inert()
+
+
+# A truth value, a number of 1 to 8 bytes, or a text.
+_NUMBER_TYPE = re.compile(r"b1|[iuf][1248]|[SU][1-9][0-9]{0,3}")
+# What a number of numpy asks for when it is unpickled, before and after numpy 2; nothing of numpy's unpickling runs.
 NUMPY_NUMBERS: list[Any] = [
-    (Inert, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    (_NumberType, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
 ]
 
 

@@ -23,6 +23,7 @@ from greedy import greedy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import vsrn
 from vsrn.cli import run_command
 from vsrn.convert.checkpoint import read_checkpoint
 from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary, read_vocabulary
@@ -308,6 +309,94 @@ def test_a_best_rsum_that_python_2_pickled_as_a_numpy_number_does_no_harm(
     assert ours.config == theirs.config
     assert ours.weights.keys() == theirs.weights.keys()
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in theirs.weights)
+
+
+def numpy_option(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with every number as numpy holds it."""
+    return changed(
+        options,
+        margin=np.float64(options.margin),
+        grad_clip=np.float32(options.grad_clip),
+        learning_rate=np.float64(options.learning_rate),
+        num_epochs=np.int64(options.num_epochs),
+        batch_size=np.int16(options.batch_size),
+        use_abs=np.bool_(options.use_abs),
+        measure=np.str_(options.measure),
+    )
+
+
+def in_parallel(part: dict[str, Any]) -> dict[str, Any]:
+    return {f"module.{name}": tensor for name, tensor in part.items()}
+
+
+def one_table(good: dict[str, Any]) -> dict[str, Any]:
+    sides = zip(("img_enc", "txt_enc"), good["model"], strict=True)
+    return {f"{side}.{name}": tensor for side, part in sides for name, tensor in part.items()}
+
+
+def without_counters(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor for name, tensor in part.items() if "num_batches" not in name}
+
+
+def as_parameters(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: torch.nn.Parameter(one) if one.is_floating_point() else one for name, one in part.items()}
+
+
+VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "in parallel": lambda good: good | {"model": [in_parallel(part) for part in good["model"]]},
+    "one part in parallel": lambda good: good | {"model": [in_parallel(good["model"][0]), good["model"][1]]},
+    "as a tuple": lambda good: good | {"model": tuple(good["model"])},
+    "one table": lambda good: good | {"model": one_table(good)},
+    "one table in parallel": lambda good: good | {"model": in_parallel(one_table(good))},
+    "parts in parallel in one table": lambda good: (
+        good | {"model": {name.replace("enc.", "enc.module."): one for name, one in one_table(good).items()}}
+    ),
+    "encoders by their names": lambda good: (
+        good | {"model": {"img_enc": good["model"][0], "txt_enc": good["model"][1]}}
+    ),
+    "a state_dict": lambda good: {"opt": good["opt"], "state_dict": in_parallel(one_table(good))},
+    "wrapped": lambda good: {"epoch": 3, "model": good},
+    "wrapped twice": lambda good: {"checkpoint": {"state_dict": good}},
+    "numbers of numpy": lambda good: good | {"opt": numpy_option(good["opt"]), "best_rsum": np.float64(431.7)},
+    "without counters": lambda good: good | {"model": [without_counters(part) for part in good["model"]]},
+    "as parameters": lambda good: good | {"model": [as_parameters(part) for part in good["model"]]},
+}
+
+
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("vary", VARIANTS.values(), ids=VARIANTS.keys())
+def test_the_same_model_saved_otherwise_is_the_same_model(
+    tmp_path: Path, golden: Path, vary: Callable[[dict[str, Any]], dict[str, Any]], as_zip: bool
+) -> None:
+    path = tmp_path / "model.pth.tar"
+    torch.save(vary(open_checkpoint(golden)), path, _use_new_zipfile_serialization=as_zip)
+    ours, theirs = read_checkpoint(path), read_checkpoint(golden / "f30k" / "checkpoint.pth.tar")
+    assert ours.config == theirs.config
+    assert ours.options == theirs.options
+    counters = {name for name in theirs.weights if name.endswith("num_batches_tracked")}
+    assert theirs.weights.keys() - counters <= ours.weights.keys() <= theirs.weights.keys()
+    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+
+
+@pytest.mark.parametrize("loose", [np.float64(0.1), np.int64(7), np.str_("cosine"), np.bool_(True), np.float32(0.5)])
+def test_a_number_of_numpy_is_that_number(tmp_path: Path, golden: Path, loose: Any) -> None:
+    content = open_checkpoint(golden)
+    content["opt"].loose = loose
+    torch.save(content, tmp_path / "model.pth.tar")
+    read = read_checkpoint(tmp_path / "model.pth.tar").options["loose"]
+    assert (read, type(read)) == (loose.item(), type(loose.item()))
+
+
+def test_a_checkpoint_in_place_of_a_model_names_the_command(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = golden / "f30k" / "checkpoint.pth.tar"
+    with pytest.raises(CheckpointError, match=r"`vsrn convert .*checkpoint\.pth\.tar --vocab"):
+        vsrn.load(checkpoint)
+    for command in (
+        ["evaluate", str(checkpoint), "--split", "test", "--data", "x"],
+        ["export", str(checkpoint), "-o", "x"],
+    ):
+        assert run_command(command[0], command[1:]) == 2
+        assert "`vsrn convert" in capsys.readouterr().err
 
 
 def test_the_hand_written_number_is_what_python_2_would_have_written() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from vsrn.cli import run_command
 from vsrn.config import ScanConfig
+from vsrn.convert.checkpoint import read_checkpoint
 from vsrn.model.saved import read_any_model
 from vsrn.model.scan import SCAN, similarities
 
@@ -101,3 +102,16 @@ def test_a_scan_that_ours_cannot_be_is_refused_and_nothing_is_written(
     assert error.startswith(f"error: {tmp_path / 'scan.pth.tar'} ")
     assert says in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scan_in_parallel_is_the_same_model(tmp_path: Path, golden: Path) -> None:
+    content = torch.load(golden / "scan" / "weights.pth", weights_only=True)
+    content |= {"opt": argparse.Namespace(**OPTIONS)}
+    torch.save(content, tmp_path / "plain.pth.tar")
+    parts = [{f"module.{name}": one for name, one in part.items()} for part in content["model"]]
+    options = argparse.Namespace(**OPTIONS | {"lambda_softmax": np.float64(9), "img_dim": np.int64(40)})
+    torch.save(content | {"model": parts, "opt": options}, tmp_path / "parallel.pth.tar")
+    theirs, ours = (read_checkpoint(tmp_path / f"{name}.pth.tar") for name in ("plain", "parallel"))
+    assert ours.config == theirs.config
+    assert ours.weights.keys() == theirs.weights.keys()
+    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in theirs.weights)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -96,3 +97,18 @@ def test_another_models_tensor_is_named(tmp_path: Path) -> None:
     path = save(tmp_path / "m.pth.tar", {"cnn.module.x": torch.zeros(1), "gate.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"holds 'gate\.weight'"):
         read_checkpoint(path)
+
+
+def test_a_whole_model_in_parallel_is_the_same_model(tmp_path: Path) -> None:
+    network = torchvision.models.resnet18().state_dict()
+    image_part = {f"cnn.{name}": one for name, one in network.items() if not name.startswith("fc.")}
+    image_part |= {"fc.weight": torch.randn(JOINT, 512), "fc.bias": torch.randn(JOINT)}
+    theirs = read_checkpoint(save(tmp_path / "plain.pth.tar", image_part))
+    content = torch.load(tmp_path / "plain.pth.tar", weights_only=False)
+    content["model"] = [{f"module.{name}": one for name, one in part.items()} for part in content["model"]]
+    content["opt"].margin = np.float64(content["opt"].margin)
+    torch.save(content, tmp_path / "parallel.pth.tar")
+    ours = read_checkpoint(tmp_path / "parallel.pth.tar")
+    assert ours.config == theirs.config
+    assert ours.weights.keys() == theirs.weights.keys()
+    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in theirs.weights)

@@ -170,7 +170,7 @@ def test_mistakes_get_one_sentence(
         ([tmp_path / "pickle.npy"], "is not a readable .npy array"),
         ([tmp_path / "nowhere_ims.npy"], "is not a readable .npy array"),
         ([existing, "--first", "0"], "--first is 0"),
-        ([existing, "--split", "test"], "name it with --captions"),
+        ([existing, "--split", "test"], "with --captions"),
     ]
     for arguments, says in mistakes:
         assert vsrn("compare", photos, *arguments) == 2

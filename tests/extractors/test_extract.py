@@ -282,6 +282,18 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_store(photos: Photos, grid:
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
+def test_float32_keeps_what_the_extractor_said(photos: Photos, grid: GridExtractor, tmp_path: Path) -> None:
+    found = [PhotoFile(name, photos.folder / name) for name in photos.good[:3]]
+    extract(found, grid, tmp_path / "wide", "photos", float32=True)
+    extract(found, grid, tmp_path / "half", "photos")
+    wide, half = (open_region_store(tmp_path / name, "photos").features for name in ("wide", "half"))
+    assert wide.dtype == np.float32
+    assert np.array_equal(wide.astype(np.float16), half)
+    assert not np.array_equal(wide, half)
+    with pytest.raises(DataError, match="made as float32"):
+        extract(found, grid, tmp_path / "wide", "photos")
+
+
 def test_a_finished_split_is_found_finished_and_guarded(photos: Photos, grid: GridExtractor, tmp_path: Path) -> None:
     found = find_photos(photos.folder)
     captions = {photo.id: ["a caption"] for photo in found}
@@ -427,10 +439,10 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
         ([photos.folder, "-o", "/proc/store"], "/proc/store cannot be written or read ("),
         ([tmp_path / "nowhere"], "there is no folder"),
         ([photos.folder, "--extractor", "gird"], "Did you mean 'grid'?"),
-        ([photos.folder, "--splits", "train", "val"], "name it with --captions"),
+        ([photos.folder, "--splits", "train", "val"], "with --captions"),
         ([photos.folder, "--captions", path, "--split", "mine"], "has no split 'mine'"),
         ([photos.folder, "--captions", path, "--splits", "tain"], "Did you mean 'train'?"),
-        ([photos.folder, "--captions", photos.folder / "notes.txt"], "line 1 does not name an image and a caption"),
+        ([photos.folder, "--captions", photos.folder / "notes.txt"], "does not name an image and a caption"),
     ]
     for arguments, says in mistakes:
         where: list[str | Path] = [] if "-o" in arguments else ["-o", tmp_path / "store"]

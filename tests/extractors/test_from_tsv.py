@@ -272,8 +272,8 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path, capsys: pytest.Cap
         ([tmp_path], "holds no .npy and .npz files"),
         ([good, other], "image 1 has a line already"),
         ([], "no files are named"),
-        ([good, "--splits", "test", "val"], "name it with --captions"),
-        ([good, "--restval"], "name it with --captions"),
+        ([good, "--splits", "test", "val"], "with --captions"),
+        ([good, "--restval"], "with --captions"),
     ]
     for arguments, says in mistakes:
         assert vsrn("import", *arguments, "-o", tmp_path / "store") == 2

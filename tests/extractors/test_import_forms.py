@@ -81,7 +81,25 @@ def test_rows_repeated_for_each_caption_are_one_image_still(tmp_path: Path) -> N
     np.savez(tmp_path / "dev_ims.npz", np.repeat(FEATURES, 5, axis=0))
     (tmp_path / "dev_caps.txt").write_text("".join(f"caption {number}\n" for number in range(5 * ROWS)))
     assert vsrn("import", tmp_path, "-o", tmp_path / "store") == 0
-    assert open_split(tmp_path / "store", "dev").num_images == ROWS
+    split = open_split(tmp_path / "store", "dev")
+    assert split.image_of_caption.tolist() == [number // 5 for number in range(5 * ROWS)]
+    assert np.array_equal(split.regions.features, FEATURES.astype(np.float16))
+
+
+@pytest.mark.parametrize("kind", SAVERS)
+def test_ids_of_captions_beside_the_features_say_whose_they_are(tmp_path: Path, kind: str) -> None:
+    ending, save = SAVERS[kind]
+    save(tmp_path / f"test_ims{ending}", {"whatever": FEATURES[:3]})
+    whose = ["a.jpg", "b.jpg", "a.jpg", "c.jpg", "b.jpg", "c.jpg"]
+    (tmp_path / "test_ids.txt").write_text("".join(f"{name}\n" for name in whose))
+    (tmp_path / "test_caps.txt").write_text("".join(f"{place} of {name}\n" for place, name in enumerate(whose)))
+    assert vsrn("import", tmp_path / f"test_ims{ending}", "-o", tmp_path / "store") == 0
+    split = open_split(tmp_path / "store", "test")
+    assert split.image_ids() == ["a.jpg", "b.jpg", "c.jpg"]
+    assert np.array_equal(split.read_images(np.arange(3))[0], FEATURES[:3].astype(np.float16))
+    for image, name in enumerate(split.image_ids()):
+        own = [split.captions[at] for at in np.flatnonzero(split.image_of_caption == image)]
+        assert own == [f"{place} of {other}" for place, other in enumerate(whose) if other == name]
 
 
 def each_of(name: str) -> dict[str, Floats]:

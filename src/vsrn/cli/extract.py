@@ -11,6 +11,7 @@ from vsrn.cli.options import (
     SKIPPED_SHOWN,
     BatchSize,
     Device,
+    Float32,
     FollowLinks,
     Json,
     Output,
@@ -42,6 +43,7 @@ def main(
     weights: Path | None = None,
     classes: Path | None = None,
     attributes: Path | None = None,
+    float32: Float32 = False,
     batch_size: BatchSize = 32,
     workers: Workers = 2,
     follow_links: FollowLinks = False,
@@ -78,7 +80,7 @@ def main(
     # A person typed the name, so what it stands for may be downloaded.
     made = make_extractor(extractor, weights, classes=classes, attributes=attributes, download=True, device=device)
     with ProgressBar("extracting") as bar, contextlib.ExitStack() as cluster:
-        settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers}
+        settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers, "float32": float32}
         settings["progress"] = lambda split, done, total: bar.start(f"extracting {split}").at(done, total)
         if ray is not None:
             from vsrn.extractors.ray import ray_batches
@@ -90,8 +92,7 @@ def main(
             reports = [extract(found, made, output, split, **settings)]
         else:
             reports = extract_karpathy(captions, photos, made, output, splits=splits, restval=restval, **settings)
-    show(reports, output if part is None else shard_folder(output, *part), json=json)
-    return 0
+    return show(reports, output if part is None else shard_folder(output, *part), json=json)
 
 
 def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: bool) -> str:
@@ -105,12 +106,12 @@ def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: boo
     return splits[0] if splits else "photos"
 
 
-def show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> None:
-    """Print what became of each split, for a person or as JSON."""
+def show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> int:
+    """Print what became of each split, for a person or as JSON, and return the exit code."""
     if json:
         splits = [vars(report) | {"skipped": skipped_json(report.skipped)} for report in reports]
         print_json({"store": str(store), "splits": splits})
-        return
+        return 0
     for report in reports:
         was = " (finished before)" if report.already_done else ""
         lines = [f"{printable(store)}, split '{report.split}': {report.num_done:,} photos{was}"]
@@ -118,3 +119,4 @@ def show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> Non
         if len(report.skipped) > SKIPPED_SHOWN:
             lines.append(f"  all that was skipped: {printable(store / f'{report.split}_skipped.json')}")
         print("\n".join(lines))
+    return 0

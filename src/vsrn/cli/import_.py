@@ -67,8 +67,7 @@ def main(
                 reports += import_images(
                     published, output, dataset=captions, splits=splits, restval=restval, **settings
                 )
-    show(reports, output, json=json)
-    return 0
+    return show(reports, output, json=json)
 
 
 def _opened(files: Sequence[Path], output: Path, bar: ProgressBar, opened: contextlib.ExitStack) -> Published:

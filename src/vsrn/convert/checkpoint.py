@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ from vsrn.convert.names import (
 )
 from vsrn.convert.unpickle import load_pickled_tensors
 from vsrn.errors import CheckpointError
+
+# What training programs call the checkpoint, or its weights, inside of their own.
+_WRAPPERS = ("model", "state_dict", "checkpoint")
+# What the original calls its encoders, and their names begin with where both are in one table.
+_ENCODERS = ("img_enc", "txt_enc")
+_PARALLEL = re.compile(r"(?:(?<=\.)|^)module\.")
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,10 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
     Raises `CheckpointError` where a file is missing, truncated, foreign, or asks for anything that is
     not on the closed list; nothing of it has run then.
     """
-    content = load_pickled_tensors(path)
-    if not isinstance(content, dict) or "model" not in content or "opt" not in content:
+    content = _unwrapped(load_pickled_tensors(path))
+    if not isinstance(content, dict) or not {"model", "state_dict"} & content.keys() or "opt" not in content:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: it has no 'model' and 'opt'.")
-    parts, options = content["model"], content["opt"]
+    parts, options = _pair(content["model"] if "model" in content else content["state_dict"]), content["opt"]
     if not isinstance(options, argparse.Namespace):
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'opt' is not a table of options.")
     if not isinstance(parts, (list, tuple)) or len(parts) != 2:
@@ -68,6 +75,43 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: {fact}.") from error
     size = len(weights[f"{family.captions.prefix}embedding.weight"])
     return LegacyModel(config, weights, vocabulary_size=size, options=dict(vars(options)))
+
+
+def _unwrapped(content: object) -> object:
+    """What a training program put around a checkpoint is taken off."""
+    while isinstance(content, dict) and "opt" not in content:
+        inner = [content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)]
+        if not inner:
+            break
+        content = inner[0]
+    return content
+
+
+def _pair(parts: object) -> object:
+    """The pair of encoders, as the original has it or as one table of tensors; without `module.` in their names.
+
+    Anything else is given back as it is.
+    """
+    if isinstance(parts, dict):
+        named = _without_parallel(parts)
+        sides: dict[str, dict[str, Any]] = {one: {} for one in _ENCODERS}
+        for name, value in named.items():
+            side, _, rest = str(name).partition(".")
+            if side not in sides:
+                return parts
+            # Under the bare name of an encoder lies its own table.
+            sides[side] |= {rest: value} if rest else value if isinstance(value, dict) else {"": value}
+        parts = [*sides.values()]
+    return [_without_parallel(part) for part in parts] if isinstance(parts, (list, tuple)) else parts
+
+
+def _without_parallel(part: Any) -> Any:
+    """A table of tensors without the `module.` that `nn.DataParallel` puts into names, wherever it wrapped a part."""
+    if not isinstance(part, dict) or not all(isinstance(name, str) for name in part):
+        return part
+    renamed = {_PARALLEL.sub("", name): tensor for name, tensor in part.items()}
+    # Two tensors of one name would be lost; the table of names refuses what has `module.` left.
+    return renamed if len(renamed) == len(part) else part
 
 
 def _family_of(image_part: object, options: Options) -> Family:
@@ -112,7 +156,7 @@ def _captioner_weights(path: Path) -> dict[str, torch.Tensor]:
     content = load_pickled_tensors(path)
     if not isinstance(content, dict) or "captioner" not in content:
         raise CheckpointError(f"{path} holds no 'captioner'.")
-    weights = _renamed(content["captioner"], Renaming("captioner.", CAPTIONER_KEYS), path)
+    weights = _renamed(_without_parallel(content["captioner"]), Renaming("captioner.", CAPTIONER_KEYS), path)
     # Theirs is a one-step sequence model, ours a cell; only the layer suffix differs.
     return {
         name.removesuffix("_l0") if name.startswith("captioner.decoder.") else name: tensor

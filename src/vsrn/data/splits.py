@@ -218,7 +218,7 @@ def read_captions(path: Path) -> list[str]:
     if captions and all(map(_NAMED_CAPTION.match, captions)):
         raise DataError(
             f"{path} names a photo on every line, as Flickr's .token does, and a store's captions stand alone; give"
-            " that file to `vsrn extract --captions` or `vsrn import-tsv --captions`, or cut the names off."
+            " that file to `vsrn extract --captions` or `vsrn import --captions`, or cut the names off."
         )
     for number, caption in enumerate(captions, start=1):
         if not caption:

@@ -110,6 +110,7 @@ class ExtractSettings(TypedDict, total=False):
     """How `extract` goes about it, whatever the photos are."""
 
     shard: tuple[int, int] | None
+    float32: bool
     batch_size: int
     workers: int
     batches: BatchMaker
@@ -124,6 +125,7 @@ def extract(
     *,
     captions: Mapping[str, Sequence[str]] | None = None,
     shard: tuple[int, int] | None = None,
+    float32: bool = False,
     batch_size: int = 32,
     workers: int = 2,
     batches: BatchMaker = local_batches,
@@ -134,6 +136,7 @@ def extract(
     captions    by photo id, each on one line; those of the extracted photos are written beside the regions
     shard       (i, n): only the i-th of n blocks of `photos`, into `shard_folder(folder, i, n)`; the list,
                 its captions and `batch_size` must be the same for all n. Such a block may come out empty.
+    float32     whether features are kept as float32 instead of float16
     batch_size  photos finished at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor
     batches     who extracts them: this process, or a Ray cluster (`vsrn.extractors.ray`)
@@ -150,7 +153,7 @@ def extract(
     if captions is not None and not captions.keys() >= set(ids):
         bare = next(photo_id for photo_id in ids if photo_id not in captions)
         raise DataError(f"photo {bare} of split '{split}' has no captions; write one or leave it out.")
-    header = _header(ids, extractor)
+    header = msgspec.structs.replace(_header(ids, extractor), float32=float32)
     if shard is not None:
         header, photos, folder = _block_of(header, photos, folder, shard, batch_size)
 

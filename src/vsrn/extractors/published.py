@@ -30,7 +30,6 @@ from vsrn.extractors.extract import (
     cut,
     write_split,
 )
-from vsrn.files import write_atomically
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -54,11 +53,11 @@ class PublishedImage(Protocol):
 class Published:
     """The images of somebody's files, in their order.
 
-    images    id and image; ids may come twice where a file has a row for each caption
+    images    id and image, each image once
     has_ids   whether these are names; False where they are only the numbers of rows
     names     what the numbers of classes and attributes mean, where the files say it
     split     the split that the file's name tells, such as "test" of test_ims.npz; "" where it tells none
-    captions  file of captions beside, one a line, in the order of the rows; None without
+    captions  those that lie beside the features, by id; None without
     info      of the store that the rows are from, empty where they are from none
     notes     sentences for the user about what was passed over
     """
@@ -67,7 +66,7 @@ class Published:
     has_ids: bool = True
     names: RegionNames = field(default_factory=RegionNames)
     split: str = ""
-    captions: Path | None = None
+    captions: Mapping[str, Sequence[str]] | None = None
     info: StoreInfo = field(default_factory=StoreInfo)
     notes: list[str] = field(default_factory=list)
 
@@ -120,9 +119,6 @@ def import_images(
         )
         if report.already_done:
             _check_same(next(image for _, image in rows if image is not None and image.num_boxes), Path(folder), split)
-        if captions is None and published.captions is not None:
-            # They go along as they are: whose they are is told by how many there are, as before.
-            _keep_captions(published.captions, Path(folder) / f"{split}_caps.txt", report)
         reports.append(report)
     return reports
 
@@ -135,7 +131,7 @@ def _splits_of(
 ) -> dict[str, tuple[_Rows, Mapping[str, Sequence[str]] | None]]:
     """Of each split the ids with their images, None for those that have none, and captions by id."""
     if dataset is None:
-        return {(splits or [published.split or "photos"])[0]: ([*published.images], None)}
+        return {(splits or [published.split or "photos"])[0]: ([*published.images], published.captions)}
     if not published.has_ids:
         raise DataError(
             f"{published.images[0][1].place}: the rows have no ids, so captions by file name cannot be given to them;"
@@ -164,17 +160,6 @@ def _check_same(first: PublishedImage, folder: Path, split: str) -> None:
             f"{folder} already holds a split '{split}', made from other features than {first.place}; choose another -o,"
             f" or delete {folder / split}_* and {folder / split}.json."
         )
-
-
-def _keep_captions(source: Path, path: Path, report: ExtractionReport) -> None:
-    if report.skipped:
-        raise DataError(
-            f"{source} has captions for every row, but {report.skipped[0].reason.rstrip('.')}; take such rows and their"
-            " captions out."
-        )
-    content = source.read_bytes()
-    if not path.exists() or path.read_bytes() != content:
-        write_atomically(path, content)
 
 
 def _source(

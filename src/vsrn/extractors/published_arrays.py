@@ -21,13 +21,16 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from vsrn.data.region_store import RegionStore, StoreInfo, map_array, open_region_store, store_around
-from vsrn.data.regions import RegionNames, Regions
+from vsrn.data.image_ids import images_of_rows
+from vsrn.data.region_store import RegionStore, map_array, store_around
+from vsrn.data.regions import Regions, padded
+from vsrn.data.splits import read_captions
 from vsrn.errors import DataError
 from vsrn.extractors.array_files import MAGIC_NPY, Array, ArrayEntry, open_arrays
 from vsrn.extractors.array_images import MEANING, Fields, num_regions_of, regions_of
 from vsrn.extractors.published import Published, carried_by
-from vsrn.files import normal_name, read_lines
+from vsrn.files import normal_name
+from vsrn.metrics import IntArray
 
 # Names that only count: what numpy.savez calls arrays that nobody named, and numbers alone.
 _NUMBERED = re.compile(r"(?:arr_)?([0-9]+)")
@@ -91,35 +94,81 @@ def _array_of_rows(entries: Mapping[str, ArrayEntry]) -> str | None:
 
 
 class _LazyRows:
-    """(num_rows, N, F) features, of which one row is read at a time."""
+    """(num_rows, N, F) features, of which one row is read at a time; what `RegionStore` asks of a memory map."""
 
-    def __init__(self, values: Any) -> None:
-        self._values = values
-        rows, *rest = values.shape
-        self.shape = (rows, *rest) if len(rest) == 2 else (rows, 1, *rest)
+    def __init__(self, row: Callable[[int], Array], shape: tuple[int, ...], dtype: Any = np.float32) -> None:
+        self._row, self.shape, self.ndim, self.dtype = row, shape, len(shape), np.dtype(dtype)
 
     def __len__(self) -> int:
         return int(self.shape[0])
 
     def __getitem__(self, rows: Any) -> Array:
-        return np.stack([np.asarray(self._values[int(row)]).reshape(self.shape[1:]) for row in np.atleast_1d(rows)])
+        which, *inside = rows if isinstance(rows, tuple) else (rows,)
+        wanted = np.arange(len(self))[which]
+        if wanted.ndim == 0:
+            return self._row(int(wanted))[tuple(inside)]
+        return np.stack([self._row(int(row))[tuple(inside)] for row in wanted])
 
 
 def _of_rows(path: Path, values: Any) -> Published:
     """The rows of one array, with what lies beside its file."""
-    features, split = cast("npt.NDArray[Any]", _LazyRows(values)), _split_of(path)
-    if split and path.suffix == ".npy":
-        store = open_region_store(path.parent, split)
-    elif split:
+    rows, *rest = values.shape
+    shape = (rows, *rest) if len(rest) == 2 else (rows, 1, *rest)
+    if not all(shape):
+        raise DataError(f"{path} holds an array of shape {tuple(values.shape)}, in which there are no features.")
+    return _of_store(path, _LazyRows(lambda row: np.asarray(values[row]).reshape(shape[1:]), shape))
+
+
+def _of_ragged(path: Path, images: Sequence[ArrayImage]) -> Published:
+    """Images that are the rows of a split, each with as many regions as it has."""
+    counts = np.array([image.num_boxes for image in images])
+    empty = next((image for image in images if not image.num_boxes), None)
+    if empty is not None:
+        raise DataError(f"{empty.place} has no regions; take it and its captions out.")
+
+    def padded_row(row: int) -> Array:
+        return padded([images[row].read().features], int(counts.max()))[0]
+
+    features = _LazyRows(padded_row, (len(images), int(counts.max()), padded_row(0).shape[1]))
+    return _of_store(path, features, counts)
+
+
+def _of_store(path: Path, rows: _LazyRows, counts: IntArray | None = None) -> Published:
+    """Rows as the store that they would be with what lies beside them: which are one image is told as there.
+
+    counts  (num_rows,) regions of each row, where they differ
+    """
+    features, split = cast("npt.NDArray[Any]", rows), _split_of(path)
+    if split:
         store = store_around(features, path.parent, split)
     else:
         store = RegionStore(path.parent, path.name, Regions(features=features, boxes=cast("npt.NDArray[Any]", None)))
-    longest, counts = store.num_regions, store.counts
+    if counts is not None:
+        store = replace(store, counts=counts)
+    first: IntArray = np.arange(len(store))
+    captions = None
+    beside = path.parent / f"{split}_caps.txt"
+    if split and beside.is_file():
+        said = read_captions(beside)
+        first, image_of_caption = images_of_rows(store, beside, len(said))
+        captions = [[said[at] for at in np.flatnonzero(image_of_caption == image)] for image in range(len(first))]
+    names = [store.ids[row] if store.ids else str(place) for place, row in enumerate(first)]
     images = [
-        ArrayImage(f"{path}, row {row}", longest if counts is None else int(counts[row]), partial(_row, store, row))
-        for row in range(len(store))
+        ArrayImage(
+            f"{path}, row {row}",
+            store.num_regions if store.counts is None else int(store.counts[row]),
+            partial(_row, store, int(row)),
+        )
+        for row in first
     ]
-    return _published(path, images, store.ids, store)
+    return Published(
+        [*zip(names, images, strict=True)],
+        has_ids=bool(store.ids),
+        names=store.names,
+        split=split,
+        captions=None if captions is None else dict(zip(names, captions, strict=True)),
+        info=store.info,
+    )
 
 
 def _row(store: RegionStore, row: int) -> Regions:
@@ -132,24 +181,6 @@ def _row(store: RegionStore, row: int) -> Regions:
 def _split_of(path: Path) -> str:
     named = _SPLIT_FILE.fullmatch(path.name)
     return named[1] if named else ""
-
-
-def _published(
-    path: Path, images: Sequence[ArrayImage], ids: Sequence[str], store: RegionStore | None = None
-) -> Published:
-    """Images of one file; without ids, they are the rows of a split, and captions beside it are theirs."""
-    if not images:
-        raise DataError(f"{path} holds no images; name a file that holds features.")
-    split, names = _split_of(path), ids or [str(row) for row in range(len(images))]
-    captions = path.parent / f"{split}_caps.txt"
-    return Published(
-        [*zip(names, images, strict=True)],
-        has_ids=bool(ids),
-        names=RegionNames() if store is None else store.names,
-        split=split,
-        captions=captions if split and captions.is_file() else None,
-        info=StoreInfo() if store is None else store.info,
-    )
 
 
 def _images_in(entries: Fields, path: Path) -> list[tuple[str | None, Fields]]:
@@ -214,10 +245,17 @@ def _of_images(path: Path, images: Sequence[tuple[str | None, Fields]]) -> Publi
     for row, (name, fields) in enumerate(images):
         place = f"{path}, row {row}" if name is None else f"{path}: {name}"
         listed.append(ArrayImage(place, num_regions_of(fields, place), partial(regions_of, fields, place)))
+    if not listed:
+        raise DataError(f"{path} holds no images; name a file that holds features.")
     ids = [normal_name(name) for name, _ in images if name is not None]
-    if not ids and (beside := path.parent / f"{_split_of(path)}_ids.txt").is_file():
-        ids = [name for name in read_lines(beside) if name]
-    return _with_notes(_published(path, listed, ids if len(ids) == len(listed) else []), [*images[:1]])
+    if not ids and set(images[0][1]) == {"features"} and _split_of(path):
+        return _of_ragged(path, listed)
+    names = ids or [str(row) for row in range(len(listed))]
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has image {twice} twice; remove one of the two.")
+    published = Published([*zip(names, listed, strict=True)], has_ids=bool(ids), split=_split_of(path))
+    return _with_notes(published, images[:1])
 
 
 def _with_notes(published: Published, first: Sequence[tuple[object, Fields]]) -> Published:

@@ -18,6 +18,7 @@ from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, k
 from vsrn.files import write_atomically
 from vsrn.model.base import BaseModel, MatchingModel
 from vsrn.model.registry import build_model
+from vsrn.pretrained import not_a_folder
 from vsrn.tensors import hash_tensors, load_weights, read_tensors, write_tensors
 
 CONFIG_FILE = "config.toml"
@@ -87,6 +88,8 @@ def read_any_model(folder: Path | str) -> StoredModel[BaseModel]:
     its config names a part that nobody registered.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise CheckpointError(not_a_folder(folder))
     if not (folder / WEIGHTS_FILE).is_file():
         raise CheckpointError(
             f"{folder} is not a trained model: it has no {WEIGHTS_FILE}; make one with `vsrn train`, or"

@@ -11,6 +11,16 @@ PACKAGED_MODELS = (DEFAULT_MODEL,)
 MODELS = Path(__file__).parent
 
 
+def not_a_folder(path: Path) -> str:
+    """The sentence about a file that was named where a model's folder is needed."""
+    if path.name.endswith((".pth.tar", ".pth", ".pt", ".tar", ".ckpt")):
+        return (
+            f"{path} is a file; turn a checkpoint of 2019 into a model with"
+            f" `vsrn convert {path} --vocab VOCABULARY -o FOLDER`, and name that folder."
+        )
+    return f"{path} is a file; name the folder of a run or of an exported model, such as {path.parent}."
+
+
 def find_model(name: Path | str = DEFAULT_MODEL) -> Path:
     """The folder of a model: a run or an exported folder as it is named, or a packaged model by its name.
 
@@ -25,6 +35,8 @@ def find_model(name: Path | str = DEFAULT_MODEL) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise CheckpointError(not_a_folder(folder))
     if str(name) not in PACKAGED_MODELS:
         known = ", ".join(PACKAGED_MODELS)
         raise CheckpointError(

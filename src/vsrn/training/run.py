@@ -16,7 +16,8 @@ from vsrn.configs import find_packaged
 from vsrn.data.photo_splits import open_split_for
 from vsrn.data.region_store import RegionStore, StoreInfo
 from vsrn.data.splits import CaptionedImages, Split, hold_out
-from vsrn.data.vocabulary import Vocabulary, build_vocabulary, read_vocabulary, read_word_vectors
+from vsrn.data.vocabulary import Vocabulary, build_vocabulary, read_vocabulary
+from vsrn.data.word_vectors import read_word_vectors
 from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights, weights_of
 from vsrn.files import write_atomically
