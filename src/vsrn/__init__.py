@@ -55,19 +55,21 @@ __all__ = [
 def load(folder: Path | str, device: str = "auto", precision: Precision = "fp32") -> Encoder:
     """A run, a converted model, an exported folder or a packaged model's name, ready to use.
 
+    folder     that folder or name; or "user/name" of a model on Hugging Face's hub, which is asked only where no folder
+               of that name, and none called "user", is here (`Encoder.from_pretrained` has more options)
     device     where torch computes: `cpu`, `cuda`, `mps` or `auto`, photos included; exported encoders themselves run
                on the CPU, without torch until a photo is read or a caption written
     precision  "fp32", or "bf16", which rounds weights and products: faster, with a cosine to "fp32" above 0.999
 
     A SCAN has no embeddings: of it `compare`, `similarity` and `encode_split` work.
 
-    Raises `CheckpointError` where the folder cannot be used, and `ConfigError` where the device or the precision is not
-    there.
+    Raises `CheckpointError` where the folder cannot be used or the hub does not have it, and `ConfigError` where the
+    device or the precision is not there.
     """
     from vsrn.encoders import load_encoder  # noqa: PLC0415 - whoever imports vsrn waits for nothing
-    from vsrn.pretrained import find_model  # noqa: PLC0415
+    from vsrn.encoders.hub import fetch  # noqa: PLC0415
 
-    return load_encoder(find_model(folder), device, precision)
+    return load_encoder(fetch(folder), device, precision)
 
 
 def build_index(model: Encoder | Path | str, photos: Path | str, folder: Path | str) -> Index:

@@ -15,13 +15,16 @@ B images or captions, N regions of an image at most, F numbers per region, D num
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+import vsrn
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
 from vsrn.encoders.backend import BackEnd
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
+from vsrn.encoders.hub import fetch, push, save
 from vsrn.encoders.inputs import (
     ProgressOf,
     batches_of,
@@ -37,6 +40,7 @@ from vsrn.metrics import SIMILARITIES, EncodedSplit, FloatArray, IntArray
 if TYPE_CHECKING:
     from vsrn.data.pictures import Photo
     from vsrn.encoders.inputs import Photos
+    from vsrn.encoders.torch_backend import Precision
 
 DEFAULT_BEAM = 5
 IMAGES_AT_ONCE = 128
@@ -76,6 +80,55 @@ class Encoder(BackEnd):
     learned_from   which extractor made the regions that the model learned from; empty where nobody recorded it
     has_captioner  whether the model can write captions
     """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: Path | str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | str | None = None,
+        device: str = "auto",
+        precision: Precision = "fp32",
+    ) -> Encoder:
+        """A model of a folder, of the package, or of Hugging Face's hub by its "user/name", ready to use.
+
+        A folder goes first, also where only "user" is one. The other arguments are those of `vsrn.encoders.hub.fetch`
+        and of `vsrn.load`, which this is but for them.
+
+        Raises what `vsrn.load` raises, and `CheckpointError` where the hub cannot give the model.
+        """
+        return vsrn.load(fetch(name, revision=revision, token=token, cache_dir=cache_dir), device, precision)
+
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Write the model as it is now to a folder that `vsrn.load` opens, over one that is there; gives the folder.
+
+        README.md becomes a model card with the numbers of the model's run, where they are known; a card that is there
+        is kept. Paths of data are cut to their names.
+
+        Raises `CheckpointError` where the folder is a run, or holds an export in place of a model or the reverse.
+        """
+        return save(self, folder)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        message: str = "Upload a model of vsrn",
+    ) -> str:
+        """Send the model as it is now to "user/name" of Hugging Face's hub; gives the address of the commit.
+
+        private   whether a repository that is made for it is private; None for the user's own setting
+        token     of the hub, with the right to write; None for the one that `hf auth login` keeps
+        revision  branch to write to; None for the main one
+
+        A card that is there is kept. Raises `CheckpointError` where the hub refuses.
+        """
+        return push(self, name, private=private, token=token, revision=revision, message=message)
 
     def encode_captions(
         self, captions: str | Iterable[str], *, batch_size: int | None = None, progress: ProgressOf = False
