@@ -2,8 +2,9 @@
 
 import vsrn
 model = vsrn.load("runs/flickr8k")                  # a run, a converted model, or an exported folder
-model.encode_images(["beach.jpg"])                  # (1, D) unit vectors
-model.encode_captions(["two dogs play on a beach"]) # (1, D)
+images = model.encode_images(["beach.jpg"])         # (1, D) unit vectors
+captions = model.encode_captions(["two dogs play"]) # (1, D)
+model.similarity(images, captions)                  # (1, 1)
 model.encode_regions(features)                      # (B, N, F) -> (B, D)
 model.explain("beach.jpg", "two dogs")              # boxes with weights, heat map
 index = vsrn.build_index(model, "photos/", "idx/")  # resumable; later: vsrn.open_index("idx/")

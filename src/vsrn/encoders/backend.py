@@ -189,7 +189,9 @@ class BackEnd(ABC):
                 f" '{ours.extractor}' ({ours.fingerprint[:12]}); extract the photos as its training data was."
             )
 
-    def _check_features(self, features: FloatArray, counts: IntArray | None) -> tuple[FloatArray, IntArray | None]:
+    def _check_features(
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None
+    ) -> tuple[FloatArray, IntArray | None]:
         """(B, N, F) features and (B,) counts, checked but for their numbers. Raises what `encode_regions` raises."""
         if self.config.model.network.name:
             raise CheckpointError(WHOLE_PHOTOS)

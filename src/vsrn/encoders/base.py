@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 import vsrn
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
@@ -35,7 +36,7 @@ from vsrn.encoders.inputs import (
     size_of_batches,
     slices,
 )
-from vsrn.metrics import SIMILARITIES, EncodedSplit, FloatArray, IntArray
+from vsrn.metrics import SIMILARITIES, EncodedSplit, FloatArray
 
 if TYPE_CHECKING:
     from vsrn.data.pictures import Photo
@@ -143,8 +144,8 @@ class Encoder(BackEnd):
 
     def encode_regions(
         self,
-        features: FloatArray,
-        counts: IntArray | None = None,
+        features: npt.ArrayLike,
+        counts: npt.ArrayLike | None = None,
         *,
         batch_size: int | None = None,
         progress: ProgressOf = False,
@@ -163,7 +164,7 @@ class Encoder(BackEnd):
         return embeddings
 
     def reasoned_regions(
-        self, features: FloatArray, counts: IntArray | None = None, *, batch_size: int | None = None
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, *, batch_size: int | None = None
     ) -> tuple[FloatArray, FloatArray]:
         """(B, N, F) features, (B,) counts or None -> (B, D) embeddings, (B, N, D) what entered the aggregator; float32.
 
@@ -181,7 +182,7 @@ class Encoder(BackEnd):
         return embeddings, regions
 
     def affinities(
-        self, features: FloatArray, counts: IntArray | None = None, *, batch_size: int | None = None
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, *, batch_size: int | None = None
     ) -> FloatArray:
         """(B, N, F) features, (B,) counts or None -> (layers, B, N, N) float32 affinities of regions, R of Eq. 2.
 
@@ -229,7 +230,9 @@ class Encoder(BackEnd):
         encoded = embeddings_of(images, self.encode_images, dim), embeddings_of(captions, self.encode_captions, dim)
         return SIMILARITIES[self.similarity_name](*encoded)
 
-    def compare(self, features: FloatArray, counts: IntArray | None, captions: str | Iterable[str]) -> FloatArray:
+    def compare(
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None, captions: str | Iterable[str]
+    ) -> FloatArray:
         """(I, N, F) features, (I,) counts or None, C sentences -> (I, C) similarities.
 
         Raises what `encode_regions` raises.
@@ -285,7 +288,7 @@ class Encoder(BackEnd):
         return [caption.text for caption in self.write_photo_captions(photos, beam)]
 
     def caption_regions(
-        self, features: FloatArray, counts: IntArray | None = None, beam: int = DEFAULT_BEAM
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, beam: int = DEFAULT_BEAM
     ) -> list[str]:
         """(B, N, F) region features, (B,) counts or None for all -> a sentence for each image.
 
@@ -294,7 +297,7 @@ class Encoder(BackEnd):
         return [caption.text for caption in self.write_captions(features, counts, beam)]
 
     def write_captions(
-        self, features: FloatArray, counts: IntArray | None = None, beam: int = DEFAULT_BEAM
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, beam: int = DEFAULT_BEAM
     ) -> list[WrittenCaption]:
         """(B, N, F) region features, (B,) counts or None for all -> a sentence for each image, with its probability.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from typing_extensions import override
@@ -345,7 +346,9 @@ class ScanEncoder(StoredEncoder):
         return np.concatenate([np.empty((0, len(words)), dtype=np.float32), *parts])
 
     @override
-    def compare(self, features: FloatArray, counts: IntArray | None, captions: str | Iterable[str]) -> FloatArray:
+    def compare(
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None, captions: str | Iterable[str]
+    ) -> FloatArray:
         features, counts = self._check_features(features, counts)
         return self._compared(features, counts, self._sets_of_words(captions))
 
