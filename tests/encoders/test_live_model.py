@@ -259,7 +259,7 @@ def test_loading_and_encoding_draw_no_random_number(tmp_path: Path) -> None:
     photo = save_photo(tmp_path / "0.png", 0)
     of_photos = NetworkConfig(name="regnet_x_400mf", weights="random", photo_size=40, crop_size=32)
     captioner = CaptionerConfig(enabled=False)
-    fields = {"network": of_photos, "captioner": captioner, "feature_dim": 400, "reasoning_layers": 4}
+    fields: dict[str, Any] = {"network": of_photos, "captioner": captioner, "feature_dim": 400, "reasoning_layers": 4}
     write_model(tmp_path / "vsepp", colour_model(kind="vsepp", **fields))
     state = torch.get_rng_state()
     model = vsrn.load(tmp_path / "run", "cpu")
