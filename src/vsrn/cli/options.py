@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -110,6 +113,8 @@ Plugins = Annotated[
 def call(function: Callable[..., int | None], command: str, arguments: Sequence[str]) -> int:
     """Parse a command's arguments as the parameters of its function, call it, and return its exit code.
 
+    Raises `ConfigError` where they are none.
+
     Most commands also take `--plugin MODULE...` and import those modules before anything else.
     Nothing but this option imports a plugin: a model's folder or an index never does.
     """
@@ -125,13 +130,44 @@ def call(function: Callable[..., int | None], command: str, arguments: Sequence[
         if parameter.default is None and (metavar := _metavar_without_none(hints[parameter.name])):
             hints[parameter.name] = Annotated[hints[parameter.name], _arg(metavar=metavar)]
 
-    def run(*positional: Any, plugin: Sequence[str] = (), **options: Any) -> int | None:
-        import_plugins(plugin)
-        return function(*positional, **options)
+    def run(*positional: Any, plugin: Sequence[str] = (), **options: Any) -> Callable[[], int | None]:
+        def work() -> int | None:
+            import_plugins(plugin)
+            return function(*positional, **options)
+
+        return work
 
     vars(run)["__signature__"] = inspect.Signature(parameters)
     run.__annotations__, run.__doc__ = hints, function.__doc__
-    return tyro.cli(run, prog=f"vsrn {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)) or 0
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            work = tyro.cli(run, prog=f"vsrn {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        raise ConfigError(f"{mistake_in(said.getvalue())} See `vsrn {command} --help`.") from None
+    return work() or 0
+
+
+def mistake_in(box: str) -> str:
+    """What tyro says about wrong arguments in a box, as a sentence, without the help that it repeats.
+
+    >>> print(mistake_in("╭─ Unrecognized options ─╮\\n│ Unrecognized options: --foo │\\n│ ─── │\\n│ For help, ... │"))
+    Unrecognized options: --foo.
+    """
+    parts: list[list[str]] = [[]]
+    # Where the terminal has no UTF-8, the box is one of dashes and blanks.
+    for line in (line.strip("│|+ ") for line in box.strip("\n").splitlines()[1:]):
+        if line.strip("─╰╯-"):
+            parts[-1].append(line)
+        else:
+            parts.append([])
+    first, *others = (" ".join(part) for part in parts if part)
+    # What is near to a word that is no option: its name is the word after the colon.
+    near = {meant: word for word, meant in re.findall(r"similar to (--[^\s=:]+)[^:]*: (--[\w.-]+)", "\n".join(others))}
+    hints = [f"Did you mean {meant} for {word}?" for meant, word in near.items()]
+    return " ".join([f"{first.rstrip('.')}.", *hints])
 
 
 def _metavar_without_none(hint: Any) -> str:
