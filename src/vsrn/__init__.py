@@ -2,8 +2,9 @@
 
 import vsrn
 model = vsrn.load("runs/flickr8k")                  # a run, a converted model, or an exported folder
-model.encode_images(["beach.jpg"])                  # (1, D) unit vectors
-model.encode_captions(["two dogs play on a beach"]) # (1, D)
+images = model.encode_images(["beach.jpg"])         # (1, D) unit vectors
+captions = model.encode_captions(["two dogs play"]) # (1, D)
+model.similarity(images, captions)                  # (1, 1)
 model.encode_regions(features)                      # (B, N, F) -> (B, D)
 model.explain("beach.jpg", "two dogs")              # boxes with weights, heat map
 print(vsrn.evaluate(model, split="val"))            # Recall@K, as the field's table
@@ -65,19 +66,21 @@ __all__ = [
 def load(folder: Path | str, device: str = "auto", precision: Precision = "fp32") -> Encoder:
     """A run, a converted model, an exported folder or a packaged model's name, ready to use.
 
+    folder     that folder or name; or "user/name" of a model on Hugging Face's hub, which is asked only where no folder
+               of that name, and none called "user", is here (`Encoder.from_pretrained` has more options)
     device     where torch computes: `cpu`, `cuda`, `mps` or `auto`, photos included; exported encoders themselves run
                on the CPU, without torch until a photo is read or a caption written
     precision  "fp32", or "bf16", which rounds weights and products: faster, with a cosine to "fp32" above 0.999
 
     A SCAN has no embeddings: of it `compare`, `similarity` and `encode_split` work.
 
-    Raises `CheckpointError` where the folder cannot be used, and `ConfigError` where the device or the precision is not
-    there.
+    Raises `CheckpointError` where the folder cannot be used or the hub does not have it, and `ConfigError` where the
+    device or the precision is not there.
     """
     from vsrn.encoders import load_encoder  # noqa: PLC0415 - whoever imports vsrn waits for nothing
-    from vsrn.pretrained import find_model  # noqa: PLC0415
+    from vsrn.encoders.hub import fetch  # noqa: PLC0415
 
-    return load_encoder(find_model(folder), device, precision)
+    return load_encoder(fetch(folder), device, precision)
 
 
 def build_index(model: Encoder | Path | str, photos: Path | str, folder: Path | str) -> Index:

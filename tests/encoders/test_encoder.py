@@ -145,10 +145,10 @@ def test_what_is_no_array_of_numbers_is_refused(kind: str, models: dict[str, Pat
         (regions()[0], r"For one image, give features\[None\]"),
     ):
         with pytest.raises(DataError, match=complaint):
-            model.encode_regions(given)  # type: ignore[arg-type]
+            model.encode_regions(given)
     for counts in ([5.0, 5.0, 5.0], ["5", "5", "5"], [[5], [5], [5]]):
         with pytest.raises(DataError, match="one count per image|give numbers"):
-            model.encode_regions(regions(), counts)  # type: ignore[arg-type]
+            model.encode_regions(regions(), counts)
     with pytest.raises(DataError, match="image 200"):
         model.encode_regions(np.where(np.arange(300)[:, None, None] == 200, np.nan, regions(300)))
 
@@ -192,7 +192,7 @@ def test_photos_come_in_every_form(kind: str, models: dict[str, Path], photos: l
         (b"no photo", "not an image"),
     ):
         with pytest.raises(PhotoError, match=complaint):
-            model.encode_images(wrong)
+            model.encode_images(wrong)  # type: ignore[arg-type]
 
 
 def test_a_picture_in_memory_is_turned_as_its_file_is(models: dict[str, Path], tmp_path: Path) -> None:
@@ -209,18 +209,19 @@ def test_a_picture_in_memory_is_turned_as_its_file_is(models: dict[str, Path], t
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_and_progress_change_no_embedding(kind: str, models: dict[str, Path], photos: list[Path]) -> None:
     model, seen = vsrn.load(models[kind], "cpu"), list[int]()
-    for encode, given in (
+    encoders: list[tuple[Callable[..., Any], Any]] = [
         (model.encode_captions, ["red", "dark red", "light blue", "green", "red red"]),
         (model.encode_regions, regions(5)),
         (model.encode_images, [*photos, *photos[:2]]),
-    ):
+    ]
+    for encode, given in encoders:
         seen.clear()
-        several = encode(given, batch_size=2, progress=seen.append)  # type: ignore[operator]
+        several = encode(given, batch_size=2, progress=seen.append)
         assert seen == [2, 2, 1]
-        np.testing.assert_allclose(several, encode(given, progress=True), atol=1e-6)  # type: ignore[operator]
+        np.testing.assert_allclose(several, encode(given, progress=True), atol=1e-6)
         for size in (0, -1, 2.5, "2"):
             with pytest.raises(ConfigError, match="batch_size is"):
-                encode(given, batch_size=size)  # type: ignore[operator]
+                encode(given, batch_size=size)
 
 
 @pytest.mark.parametrize("order", ["stored", "reversed", "shuffled"])

@@ -179,6 +179,8 @@ def test_the_best_regions_come_first_and_those_that_add_nothing_not_at_all() -> 
     explanation = explanation_of([0.1, -0.2, 0.3, 0.0], ["dog", "sky", "ball", "tree"])
     assert [(region.label, round(region.share, 4)) for region in explanation.top(4)] == [("ball", 0.75), ("dog", 0.25)]
     assert [region.label for region in explanation.top(1)] == ["ball"]
+    assert explanation.boxes is not None
+    assert explanation.top(1)[0].box is not None
     np.testing.assert_array_equal(explanation.top(1)[0].box, explanation.boxes[2])
 
 

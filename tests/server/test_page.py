@@ -141,7 +141,8 @@ def boxes_of(page: Page, where: str) -> list[list[float]]:
 def true_boxes(index: Index, photo_id: str, sentence: str) -> list[list[float]]:
     """The regions that help at least a quarter as much as the best; those of this model do not overlap."""
     best = index.explain(photo_id, sentence).top(3)
-    return [region.box.tolist() for region in best if region.share >= best[0].share / 4]
+    shown = [region.box for region in best if region.share >= best[0].share / 4]
+    return [box.tolist() for box in shown if box is not None]
 
 
 def assert_same_boxes(drawn: list[list[float]], true: list[list[float]], pixels: float) -> None:

@@ -126,6 +126,7 @@ def test_an_explanation_is_the_library_s(client: TestClient, index: Index) -> No
     answer = client.get("/api/explain", params={"id": ODD_ID, "sentence": "a red light"}).json()
     explained = index.explain(ODD_ID, "a red light")
     assert answer["score"] == pytest.approx(explained.score, abs=2e-6)
+    assert explained.boxes is not None
     np.testing.assert_allclose([region["box"] for region in answer["regions"]], explained.boxes)
     np.testing.assert_allclose([region["weight"] for region in answer["regions"]], explained.weights, atol=1e-6)
     assert sum(region["share"] for region in answer["regions"]) == pytest.approx(1, abs=1e-5)

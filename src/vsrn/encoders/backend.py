@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,10 @@ class BackEnd(ABC):
     device         where torch computes: `cpu`, `cuda`, `mps` or `auto`. Photos are extracted there, too
     learned_from   which extractor made the regions that the model learned from; empty where nobody recorded it
     has_captioner  whether the model can write captions
+    main_file      the file by which a folder is known to hold a model of this back end
     """
+
+    main_file: ClassVar[str]
 
     def __init__(
         self, config: Config, vocabulary: Vocabulary, device: str, learned_from: StoreInfo, *, has_captioner: bool
@@ -65,6 +68,15 @@ class BackEnd(ABC):
     @abstractmethod
     def extractor_weights(self) -> Path | None:
         """The extractor's weights, where the model's folder keeps them; None where it comes with its own."""
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path | None:
+        """Where the model was read from; None where it was not read from a folder."""
+
+    @abstractmethod
+    def write_files(self, folder: Path) -> set[str]:
+        """Write the files of the model to a folder that is there, `main_file` last; gives the names of all of them."""
 
     @property
     @abstractmethod
@@ -178,7 +190,9 @@ class BackEnd(ABC):
                 f" '{ours.extractor}' ({ours.fingerprint[:12]}); extract the photos as its training data was."
             )
 
-    def _check_features(self, features: FloatArray, counts: IntArray | None) -> tuple[FloatArray, IntArray | None]:
+    def _check_features(
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None
+    ) -> tuple[FloatArray, IntArray | None]:
         """(B, N, F) features and (B,) counts, checked but for their numbers. Raises what `encode_regions` raises."""
         if self.config.model.network.name:
             raise CheckpointError(WHOLE_PHOTOS)

@@ -15,13 +15,17 @@ B images or captions, N regions of an image at most, F numbers per region, D num
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+import vsrn
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
 from vsrn.encoders.backend import BackEnd
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
+from vsrn.encoders.hub import fetch, push, save
 from vsrn.encoders.inputs import (
     ProgressOf,
     batches_of,
@@ -32,11 +36,12 @@ from vsrn.encoders.inputs import (
     size_of_batches,
     slices,
 )
-from vsrn.metrics import SIMILARITIES, EncodedSplit, FloatArray, IntArray
+from vsrn.metrics import SIMILARITIES, EncodedSplit, FloatArray
 
 if TYPE_CHECKING:
     from vsrn.data.pictures import Photo
     from vsrn.encoders.inputs import Photos
+    from vsrn.encoders.torch_backend import Precision
 
 DEFAULT_BEAM = 5
 IMAGES_AT_ONCE = 128
@@ -77,6 +82,55 @@ class Encoder(BackEnd):
     has_captioner  whether the model can write captions
     """
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: Path | str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | str | None = None,
+        device: str = "auto",
+        precision: Precision = "fp32",
+    ) -> Encoder:
+        """A model of a folder, of the package, or of Hugging Face's hub by its "user/name", ready to use.
+
+        A folder goes first, also where only "user" is one. The other arguments are those of `vsrn.encoders.hub.fetch`
+        and of `vsrn.load`, which this is but for them.
+
+        Raises what `vsrn.load` raises, and `CheckpointError` where the hub cannot give the model.
+        """
+        return vsrn.load(fetch(name, revision=revision, token=token, cache_dir=cache_dir), device, precision)
+
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Write the model as it is now to a folder that `vsrn.load` opens, over one that is there; gives the folder.
+
+        README.md becomes a model card with the numbers of the model's run, where they are known; a card that is there
+        is kept. Paths of data are cut to their names.
+
+        Raises `CheckpointError` where the folder is a run, or holds an export in place of a model or the reverse.
+        """
+        return save(self, folder)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        message: str = "Upload a model of vsrn",
+    ) -> str:
+        """Send the model as it is now to "user/name" of Hugging Face's hub; gives the address of the commit.
+
+        private   whether a repository that is made for it is private; None for the user's own setting
+        token     of the hub, with the right to write; None for the one that `hf auth login` keeps
+        revision  branch to write to; None for the main one
+
+        A card that is there is kept. Raises `CheckpointError` where the hub refuses.
+        """
+        return push(self, name, private=private, token=token, revision=revision, message=message)
+
     def encode_captions(
         self, captions: str | Iterable[str], *, batch_size: int | None = None, progress: ProgressOf = False
     ) -> FloatArray:
@@ -90,8 +144,8 @@ class Encoder(BackEnd):
 
     def encode_regions(
         self,
-        features: FloatArray,
-        counts: IntArray | None = None,
+        features: npt.ArrayLike,
+        counts: npt.ArrayLike | None = None,
         *,
         batch_size: int | None = None,
         progress: ProgressOf = False,
@@ -110,7 +164,7 @@ class Encoder(BackEnd):
         return embeddings
 
     def reasoned_regions(
-        self, features: FloatArray, counts: IntArray | None = None, *, batch_size: int | None = None
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, *, batch_size: int | None = None
     ) -> tuple[FloatArray, FloatArray]:
         """(B, N, F) features, (B,) counts or None -> (B, D) embeddings, (B, N, D) what entered the aggregator; float32.
 
@@ -128,7 +182,7 @@ class Encoder(BackEnd):
         return embeddings, regions
 
     def affinities(
-        self, features: FloatArray, counts: IntArray | None = None, *, batch_size: int | None = None
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, *, batch_size: int | None = None
     ) -> FloatArray:
         """(B, N, F) features, (B,) counts or None -> (layers, B, N, N) float32 affinities of regions, R of Eq. 2.
 
@@ -176,7 +230,9 @@ class Encoder(BackEnd):
         encoded = embeddings_of(images, self.encode_images, dim), embeddings_of(captions, self.encode_captions, dim)
         return SIMILARITIES[self.similarity_name](*encoded)
 
-    def compare(self, features: FloatArray, counts: IntArray | None, captions: str | Iterable[str]) -> FloatArray:
+    def compare(
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None, captions: str | Iterable[str]
+    ) -> FloatArray:
         """(I, N, F) features, (I,) counts or None, C sentences -> (I, C) similarities.
 
         Raises what `encode_regions` raises.
@@ -232,7 +288,7 @@ class Encoder(BackEnd):
         return [caption.text for caption in self.write_photo_captions(photos, beam)]
 
     def caption_regions(
-        self, features: FloatArray, counts: IntArray | None = None, beam: int = DEFAULT_BEAM
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, beam: int = DEFAULT_BEAM
     ) -> list[str]:
         """(B, N, F) region features, (B,) counts or None for all -> a sentence for each image.
 
@@ -241,7 +297,7 @@ class Encoder(BackEnd):
         return [caption.text for caption in self.write_captions(features, counts, beam)]
 
     def write_captions(
-        self, features: FloatArray, counts: IntArray | None = None, beam: int = DEFAULT_BEAM
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, beam: int = DEFAULT_BEAM
     ) -> list[WrittenCaption]:
         """(B, N, F) region features, (B,) counts or None for all -> a sentence for each image, with its probability.
 

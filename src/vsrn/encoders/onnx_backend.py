@@ -33,8 +33,8 @@ from vsrn.encoders.backend import Features
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.inputs import size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError, VocabularyError
-from vsrn.extractors.provenance import NAMES_FILE, kept_names, kept_weights
-from vsrn.files import read_plain
+from vsrn.extractors.provenance import NAME, NAMES_FILE, carry_weights, kept_names, kept_weights
+from vsrn.files import read_plain, write_atomically
 from vsrn.metrics import Advance, FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class OnnxEncoder(Encoder):
     (1, 256)
     """
 
+    main_file = INFO_FILE
+
     def __init__(
         self,
         folder: Path | str,
@@ -109,7 +111,7 @@ class OnnxEncoder(Encoder):
         Raises `CheckpointError` where the folder is no export, is broken, or mixes parts of several models; for
         an encoder that is broken itself, at its first use.
         """
-        self.folder, self.checksums, self._threads = Path(folder), checksums, threads
+        self._folder, self.checksums, self._threads = Path(folder), checksums, threads
         self.info = _read_info(self.file(INFO_FILE))
         try:
             config, vocabulary = read_config(self.file(CONFIG_FILE)), read_vocabulary(self.file(VOCABULARY_FILE))
@@ -137,6 +139,24 @@ class OnnxEncoder(Encoder):
     @override
     def check(self) -> None:
         assert self._image_session is not self._caption_session
+
+    @property
+    @override
+    def folder(self) -> Path:
+        return self._folder
+
+    @override
+    def write_files(self, folder: Path) -> set[str]:
+        ours = (CONFIG_FILE, VOCABULARY_FILE, IMAGE_FILE, CAPTION_FILE, CAPTIONER_FILE, NAMES_FILE, INFO_FILE)
+        weights, written = self.extractor_weights, set[str]()
+        if weights is not None:
+            carry_weights(weights, folder)
+            written.add(f"{NAME}{weights.suffix}")
+        for name in ours:
+            if (self.folder / name).is_file():
+                write_atomically(folder / name, self.file(name).read_bytes())
+                written.add(name)
+        return written
 
     @property
     @override

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from typing_extensions import override
@@ -24,11 +25,20 @@ from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.folding import evaluating, fold, last_states, state_of
 from vsrn.encoders.inputs import ProgressOf, batches_of, list_of_captions, reporting, size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError
+from vsrn.extractors.provenance import NAME, NAMES_FILE
 from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
 from vsrn.model.base import BaseTextEncoder, EncodedImages, MatchingModel
 from vsrn.model.captioner import Captioner
 from vsrn.model.gru import is_plain, pad_tokens
-from vsrn.model.saved import StoredModel, model_fingerprint, read_model
+from vsrn.model.saved import (
+    CONFIG_FILE,
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
+    StoredModel,
+    model_fingerprint,
+    read_model,
+    write_model,
+)
 from vsrn.model.scan import SCAN, EncodedRegions, similarities
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
 
@@ -74,6 +84,8 @@ class StoredEncoder(Encoder):
     Each call computes in evaluation mode, and leaves the model in the mode that it was in.
     """
 
+    main_file = WEIGHTS_FILE
+
     def __init__(self, stored: StoredModel[Any], device: str = "auto", precision: Precision = "fp32") -> None:
         """Move a model to a device, in evaluation mode.
 
@@ -102,6 +114,23 @@ class StoredEncoder(Encoder):
         if self._fingerprint is None or self._fingerprint[0] != state:
             self._fingerprint = state, model_fingerprint(self.stored)
         return self._fingerprint[1]
+
+    @property
+    @override
+    def folder(self) -> Path | None:
+        return self.stored.folder
+
+    @override
+    def write_files(self, folder: Path) -> set[str]:
+        # Where its data lay says something of the machine, and nothing of the model.
+        data, here = self.config.data, ("path", "photos", "annotations", "held_out", "vocabulary", "word_vectors")
+        shortened: dict[str, Any] = {field: Path(getattr(data, field)).name for field in here}
+        named = replace(data, **shortened)
+        write_model(folder, replace(self.stored, config=replace(self.config, data=named)))
+        weights, names = self.extractor_weights, self._kept_names()
+        written = {CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE}
+        written |= set() if weights is None else {f"{NAME}{weights.suffix}"}
+        return written | ({NAMES_FILE} if names.classes or names.attributes else set())
 
     @property
     @override
@@ -317,7 +346,9 @@ class ScanEncoder(StoredEncoder):
         return np.concatenate([np.empty((0, len(words)), dtype=np.float32), *parts])
 
     @override
-    def compare(self, features: FloatArray, counts: IntArray | None, captions: str | Iterable[str]) -> FloatArray:
+    def compare(
+        self, features: npt.ArrayLike, counts: npt.ArrayLike | None, captions: str | Iterable[str]
+    ) -> FloatArray:
         features, counts = self._check_features(features, counts)
         return self._compared(features, counts, self._sets_of_words(captions))
 

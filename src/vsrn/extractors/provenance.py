@@ -60,7 +60,11 @@ def carry_weights(weights: Path, folder: Path) -> None:
     if _is_small(weights):
         write_atomically(place, weights.read_bytes())
     else:
-        place.symlink_to(weights.resolve())
+        large = weights.resolve()
+        # A folder that a model is saved in again has the link already.
+        if place.is_symlink():
+            place.unlink()
+        place.symlink_to(large)
 
 
 def kept_names(folder: Path) -> RegionNames:

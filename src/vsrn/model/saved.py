@@ -35,6 +35,7 @@ class StoredModel(Generic[ModelT_co]):
     regions            which extractor made the regions it was trained on; empty where nobody recorded it
     extractor_weights  that extractor's weights, where they are kept beside the model
     region_names       what its regions' classes and attributes are called, where that is kept
+    folder             where it was read from, or None
     """
 
     config: Config
@@ -43,6 +44,7 @@ class StoredModel(Generic[ModelT_co]):
     regions: StoreInfo = field(default_factory=StoreInfo)
     extractor_weights: Path | None = None
     region_names: RegionNames = field(default_factory=RegionNames)
+    folder: Path | None = None
 
 
 def write_model(folder: Path, stored: StoredModel[BaseModel]) -> None:
@@ -106,7 +108,7 @@ def read_any_model(folder: Path | str) -> StoredModel[BaseModel]:
     model = build_model(config, vocabulary, empty=True, where=str(folder / CONFIG_FILE))
     load_weights(model, weights, folder / WEIGHTS_FILE)
     regions = StoreInfo(metadata.get("extractor", ""), metadata.get("extractor_fingerprint", ""))
-    return StoredModel(config, vocabulary, model.eval(), regions, kept_weights(folder), kept_names(folder))
+    return StoredModel(config, vocabulary, model.eval(), regions, kept_weights(folder), kept_names(folder), folder)
 
 
 def model_fingerprint(stored: StoredModel[BaseModel]) -> str:

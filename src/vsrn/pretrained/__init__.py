@@ -25,6 +25,10 @@ def find_model(name: Path | str = DEFAULT_MODEL) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise CheckpointError(
+            f"{name} is a file, and a model is a folder; of a checkpoint of 2019, `vsrn convert {name}` makes one."
+        )
     if str(name) not in PACKAGED_MODELS:
         known = ", ".join(PACKAGED_MODELS)
         raise CheckpointError(

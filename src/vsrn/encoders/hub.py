@@ -1,0 +1,213 @@
+"""Models in folders and on Hugging Face's hub: written with a card, sent there, and fetched from there by name.
+
+A hub is asked only for a name that a person typed, in `vsrn.load`, `Encoder.from_pretrained` or `push_to_hub`; a name
+in a config, a run or an index never leads there. Of what lies there, the files of `FILES` are fetched and no others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from vsrn.errors import CheckpointError
+from vsrn.files import write_atomically
+from vsrn.pretrained import PACKAGED_MODELS, find_model
+
+if TYPE_CHECKING:
+    from vsrn.encoders.base import Encoder
+
+# Everything that a model's folder may hold. Those of one kind make the other kind's unreadable.
+OF_RUNS, OF_EXPORTS = "model.safetensors", "export.json"
+FILES = (
+    *("config.toml", "vocabulary.json", "extractor.safetensors", "extractor_names.json"),
+    *("image_encoder.onnx", "caption_encoder.onnx", "captioner.safetensors", OF_EXPORTS, OF_RUNS),
+)
+CARD_FILE, LICENCE_FILE, LOG_FILE, STATE = "README.md", "LICENSE", "metrics.jsonl", "state"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_Answer = TypeVar("_Answer")
+
+
+def fetch(
+    name: Path | str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: Path | str | None = None,
+) -> Path:
+    """The folder of a model that a person typed: one that is there, a packaged one's, or what the hub has.
+
+    name       a folder or a packaged model's name, which go first; or "user/name" of the hub, unless there is a folder
+               "user" here, since that is a mistyped path
+    revision   branch, tag or commit on the hub; None for its main branch
+    token      of the hub, for what is private; None for the one that `hf auth login` keeps
+    cache_dir  where downloads are kept; None for the hub's own cache
+
+    Raises `CheckpointError` where there is no such model, or the hub cannot give it.
+    """
+    typed = str(name)
+    on_hub = isinstance(name, str) and _HUB_NAME.fullmatch(typed) and not Path(typed.partition("/")[0]).exists()
+    if not on_hub or Path(typed).is_dir() or typed in PACKAGED_MODELS:
+        return find_model(name)
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - a local folder needs no hub
+
+    wanted = [*FILES, LICENCE_FILE]
+    found = _asked(
+        typed,
+        lambda: snapshot_download(typed, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=wanted),
+    )
+    folder = Path(found)
+    if not (folder / OF_RUNS).is_file() and not (folder / OF_EXPORTS).is_file():
+        raise CheckpointError(f"'{typed}' on the hub is no model of vsrn: it has neither {OF_RUNS} nor {OF_EXPORTS}.")
+    return folder
+
+
+def save(encoder: Encoder, folder: Path | str, name: str = "") -> Path:
+    """Write a model to a folder, with a card that is left alone where there is one; gives the folder.
+
+    name  "user/name" on the hub, for the card
+
+    Raises `CheckpointError` where the folder is a run, which has more than a model, or holds one of the other kind.
+    """
+    folder = Path(folder)
+    if (folder / STATE).exists() or (folder.exists() and not folder.is_dir()):
+        raise CheckpointError(f"{folder} is a run or a file; choose another folder to save the model in.")
+    other = OF_EXPORTS if encoder.main_file == OF_RUNS else OF_RUNS
+    if (folder / other).exists():
+        raise CheckpointError(f"{folder} holds a model of the other kind (exported or not); choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = encoder.write_files(folder)
+    for stale in FILES:
+        if stale not in ours:
+            (folder / stale).unlink(missing_ok=True)
+    licence = encoder.folder / LICENCE_FILE if encoder.folder is not None else None
+    if licence is not None and licence.is_file() and not (folder / LICENCE_FILE).exists():
+        write_atomically(folder / LICENCE_FILE, licence.read_bytes())
+    if not (folder / CARD_FILE).exists():
+        write_atomically(folder / CARD_FILE, card(encoder, name).encode())
+    return folder
+
+
+def push(
+    encoder: Encoder, name: str, *, private: bool | None, token: str | bool | None, revision: str | None, message: str
+) -> str:
+    """Send a model to the hub, making its repository where there is none; gives the address of the commit.
+
+    Weights of an extractor that are a link to a large file stay here. Raises `CheckpointError` where the name is none
+    of a hub or the hub refuses.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"{name!r} is no name on the hub; write it as user/name.")
+    from huggingface_hub import HfApi  # noqa: PLC0415 - only who sends a model needs the hub
+
+    api = HfApi(token=token)
+    with TemporaryDirectory() as temporary:
+        folder = save(encoder, temporary, name)
+        sent = [file.name for file in folder.iterdir() if not file.is_symlink()]
+        _asked(name, lambda: api.create_repo(name, private=private, exist_ok=True))
+        # A card that a person wrote there is kept.
+        if _asked(name, lambda: api.file_exists(name, CARD_FILE, revision=revision)):
+            sent.remove(CARD_FILE)
+        commit = _asked(
+            name,
+            lambda: api.upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                allow_patterns=sent,
+                delete_patterns=list(FILES),
+                revision=revision,
+                commit_message=message,
+            ),
+        )
+    return str(commit.commit_url)
+
+
+def _asked(name: str, ask: Callable[[], _Answer]) -> _Answer:
+    """What the hub answers. Raises `CheckpointError` in one sentence where it does not."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError  # noqa: PLC0415
+
+    try:
+        return ask()
+    except GatedRepoError as error:
+        raise CheckpointError(f"'{name}' on the hub asks for consent first; give it on its page.") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"there is no folder {name}, and the hub has no '{name}' for you; check the name, or give a token where it"
+            " is private."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"'{name}' on the hub has no such revision; name a branch, a tag or a commit.") from error
+    except Exception as error:
+        # Hubs fail in as many ways as networks do.
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the hub did not serve '{name}' ({type(error).__name__}: {reason}).") from error
+
+
+def card(encoder: Encoder, name: str = "") -> str:
+    """A model card: YAML head and Markdown, of the model's config and, where they are known, its run's own numbers."""
+    model, best = encoder.config.model, validation_of(encoder)
+    data = Path(encoder.config.data.path).name
+    title = name.rpartition("/")[2] or f"{model.kind}-{model.joint_dim}"
+    head = ["---", "library_name: vsrn", "pipeline_tag: feature-extraction"]
+    head += ["tags:", *(f"- {tag}" for tag in ("vsrn", "image-text-retrieval", model.kind))]
+    numbers = ["No validation is recorded beside this model."]
+    if best is not None:
+        rows = {
+            f"{direction.replace('_', ' ')} R@{k}": best[direction][f"recall_at_{k}"]
+            for direction in ("image_to_text", "text_to_image")
+            for k in (1, 5, 10)
+        } | {"rsum": best["rsum"]}
+        head += ["model-index:", f"- name: {_quoted(title)}", "  results:"]
+        head += [
+            "  - task: {type: image-text-retrieval}",
+            f"    dataset: {{type: {_quoted(data)}, name: {_quoted(data)}}}",
+        ]
+        head += ["    metrics:", *(f"    - {{type: {_quoted(what)}, value: {value}}}" for what, value in rows.items())]
+        numbers = [f"Best validation of its training run, on `{data}`:", "", "| measure | value |", "|---|---:|"]
+        numbers += [f"| {what} | {value} |" for what, value in rows.items()]
+    learned = encoder.learned_from.extractor or "not recorded"
+    writes = "It also writes captions." if encoder.has_captioner else "It has no captioner."
+    use = name or "FOLDER"
+    lines = [
+        *head,
+        "---",
+        f"# {title}",
+        f"An image-text matching model of kind `{model.kind}`: embeddings of {model.joint_dim} numbers, a vocabulary of"
+        f" {len(encoder.vocabulary):,} words, regions of {model.feature_dim} numbers by the extractor `{learned}`."
+        f" {writes} Its settings are in `config.toml`.",
+        "## Use",
+        f'```python\nimport vsrn\n\nmodel = vsrn.load("{use}")\n'
+        'model.similarity(["beach.jpg"], ["two dogs play on a beach"])\n```',
+        "## Numbers",
+        "\n".join(numbers),
+        f"Fingerprint of its weights: `{encoder.fingerprint}`.",
+    ]
+    front = len(head) + 1
+    return "\n".join(lines[:front]) + "\n\n" + "\n\n".join(lines[front:]) + "\n"
+
+
+def validation_of(encoder: Encoder) -> dict[str, Any] | None:
+    """The best validation in the log of a model's run; None without one, or where the weights are others by now."""
+    folder = encoder.folder
+    if folder is None or not (folder / LOG_FILE).is_file():
+        return None
+    from vsrn.model.saved import model_fingerprint, read_any_model  # noqa: PLC0415 - takes torch along
+
+    if model_fingerprint(read_any_model(folder)) != encoder.fingerprint:
+        return None
+    found = []
+    for line in (folder / LOG_FILE).read_bytes().splitlines():
+        try:
+            found.append(msgspec.json.decode(line, type=dict[str, Any]).get("validation"))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            break
+    return max((row for row in found if row), key=lambda row: float(row["rsum"]), default=None)
+
+
+def _quoted(text: str) -> str:
+    # Every string of JSON is one of YAML.
+    return msgspec.json.encode(text).decode()
