@@ -115,3 +115,4 @@ def test_a_first_hour_for_researchers(folder: Path, golden: Path, monkeypatch: p
     scores, vectors = np.load(folder / "out/vsrn.npy"), np.load(folder / "out/vsrn.npz")
     assert scores.shape == (12, 60)
     np.testing.assert_allclose(scores, vectors["images"] @ vectors["captions"].T, atol=1e-6)
+    assert "rsum" in (folder / "shared/README.md").read_text(encoding="utf-8")

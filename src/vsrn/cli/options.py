@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_t
 
 import tyro
 
-from vsrn.errors import ConfigError
+from vsrn.errors import ConfigError, did_you_mean
 from vsrn.files import printable
 
 if TYPE_CHECKING:
@@ -146,28 +146,29 @@ def call(function: Callable[..., int | None], command: str, arguments: Sequence[
     except SystemExit as ended:
         if not ended.code:
             raise
-        raise ConfigError(f"{mistake_in(said.getvalue())} See `vsrn {command} --help`.") from None
+        options = [f"--{parameter.name.replace('_', '-')}" for parameter in parameters]
+        raise ConfigError(f"{mistake_in(said.getvalue(), options)} See `vsrn {command} --help`.") from None
     return work() or 0
 
 
-def mistake_in(box: str) -> str:
+def mistake_in(box: str, options: Sequence[str]) -> str:
     """What tyro says about wrong arguments in a box, as a sentence, without the help that it repeats.
 
-    >>> print(mistake_in("╭─ Unrecognized options ─╮\\n│ Unrecognized options: --foo │\\n│ ─── │\\n│ For help, ... │"))
-    Unrecognized options: --foo.
+    options  that there are, such as "--device"; the nearest one is named for a word that is none
+
+    >>> print(mistake_in("╭─ Title ─╮\\n│ Unrecognized options: --devise │\\n│ ─── │\\n│ For help ... │", ["--device"]))
+    Unrecognized options: --devise. Did you mean '--device'?
     """
+    # The first line is the title. Where the terminal has no UTF-8, the box is one of dashes and blanks.
     parts: list[list[str]] = [[]]
-    # Where the terminal has no UTF-8, the box is one of dashes and blanks.
     for line in (line.strip("│|+ ") for line in box.strip("\n").splitlines()[1:]):
         if line.strip("─╰╯-"):
             parts[-1].append(line)
         else:
             parts.append([])
-    first, *others = (" ".join(part) for part in parts if part)
-    # What is near to a word that is no option: its name is the word after the colon.
-    near = {meant: word for word, meant in re.findall(r"similar to (--[^\s=:]+)[^:]*: (--[\w.-]+)", "\n".join(others))}
-    hints = [f"Did you mean {meant} for {word}?" for meant, word in near.items()]
-    return " ".join([f"{first.rstrip('.')}.", *hints])
+    said = next((" ".join(part) for part in parts if part), "these arguments cannot be read")
+    unknown = re.findall(r"--[^\s=,]+", said) if said.startswith("Unrecognized") else []
+    return f"{said.rstrip('.')}.{''.join(did_you_mean(word, options) for word in unknown)}"
 
 
 def _metavar_without_none(hint: Any) -> str:
