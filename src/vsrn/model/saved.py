@@ -47,8 +47,9 @@ class StoredModel(Generic[ModelT_co]):
     folder: Path | None = None
 
 
-def write_model(folder: Path, stored: StoredModel[BaseModel]) -> None:
+def write_model(folder: Path | str, stored: StoredModel[BaseModel]) -> None:
     """Write the portable part of a run; the weights are written last, so a folder that has them is complete."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG_FILE, config_to_toml(stored.config).encode())
     write_atomically(folder / VOCABULARY_FILE, stored.vocabulary.to_json())

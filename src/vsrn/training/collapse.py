@@ -15,13 +15,13 @@ from vsrn.model.losses import hardness_after
 NEAR = 0.05
 COLLAPSED = (
     "The matching loss stays at 2 x batch x margin = {limit:.1f}, where all similarities are equal, and recall is at"
-    " chance: the model is stuck on the hardest negatives. If it stays there, start again with loss.warm_up_epochs = 1"
-    ' or more, or with loss.negatives = "all".'
+    " chance or falls: the model is stuck on the hardest negatives. If it stays there, start again with"
+    ' loss.warm_up_epochs = 1 or more, or with loss.negatives = "all".'
 )
 
 
 def is_stuck(matching_loss: float, config: Config, batch_size: int, epochs: float) -> bool:
-    """Whether a matching loss, after so many epochs, is within 5 % of that of equal similarities."""
+    """Whether a mean matching loss, from so many epochs on, is within 5 % of that of equal similarities."""
     loss = config.loss
     limit = 2 * batch_size * loss.margin
     hardest = loss.matching == "triplet" and hardness_after(loss, epochs) == 1

@@ -168,8 +168,8 @@ class Trainer:
         # (3,) matching and generation loss and gradient's norm of each step since the last logged row, kept on the
         # device so that no step waits for them.
         self.recent: list[torch.Tensor] = []
-        # Whether each logged row since the last validation had the loss of equal similarities.
-        self.stuck: list[bool] = []
+        # Matching losses of the rows that were logged since the last validation.
+        self.since_validation: list[float] = []
 
     @property
     def total_steps(self) -> int:
@@ -280,9 +280,7 @@ class Trainer:
         """Log the mean losses since the last row. Raises what `_mean_of_recent` raises."""
         matching, generation, gradient_norm = self._mean_of_recent()
         self.recent = []
-        self.stuck.append(
-            is_stuck(matching, self.config, self.batches.batch_size, self.progress.step / self.steps_per_epoch)
-        )
+        self.since_validation.append(matching)
         row = {
             "step": self.progress.step,
             "epoch": self.progress.epoch,
@@ -354,13 +352,21 @@ class Trainer:
         self._save()
         if metrics is not None:
             self.reporter.validated(self.progress, metrics)
-        if log is not None and metrics is not None:
-            split = self.prepared.validation
-            collapsed = all(self.stuck) and at_chance(metrics, split.num_images, len(split.captions))
+        if log is not None and metrics is not None and self._collapsed(metrics):
             note = COLLAPSED.format(limit=2 * self.batches.batch_size * self.config.loss.margin)
-            if self.stuck and collapsed and log.note(self.progress.step, note):
+            if log.note(self.progress.step, note):
                 self.reporter.noted(note)
-        self.stuck = []
+        self.since_validation = []
+
+    def _collapsed(self, metrics: RetrievalMetrics) -> bool:
+        """Whether the run, since its last validation, is stuck on the hardest negatives."""
+        split, losses = self.prepared.validation, self.since_validation
+        epochs = max(0, self.progress.step - self.validate_every) / self.steps_per_epoch
+        return (
+            bool(losses)
+            and is_stuck(sum(losses) / len(losses), self.config, self.batches.batch_size, epochs)
+            and (self.progress.stale > 0 or at_chance(metrics, split.num_images, len(split.captions)))
+        )
 
     def _validation_metrics(self) -> RetrievalMetrics:
         split = self.prepared.validation
