@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_t
 import tyro
 
 from vsrn.cli.progress import say
-from vsrn.errors import ConfigError
+from vsrn.errors import ConfigError, did_you_mean
 from vsrn.files import printable
 
 if TYPE_CHECKING:
@@ -114,6 +117,8 @@ Plugins = Annotated[
 def call(function: Callable[..., int | None], command: str, arguments: Sequence[str]) -> int:
     """Parse a command's arguments as the parameters of its function, call it, and return its exit code.
 
+    Raises `ConfigError` where they are none.
+
     Most commands also take `--plugin MODULE...` and import those modules before anything else.
     Nothing but this option imports a plugin: a model's folder or an index never does.
     """
@@ -129,13 +134,45 @@ def call(function: Callable[..., int | None], command: str, arguments: Sequence[
         if parameter.default is None and (metavar := _metavar_without_none(hints[parameter.name])):
             hints[parameter.name] = Annotated[hints[parameter.name], _arg(metavar=metavar)]
 
-    def run(*positional: Any, plugin: Sequence[str] = (), **options: Any) -> int | None:
-        import_plugins(plugin)
-        return function(*positional, **options)
+    def run(*positional: Any, plugin: Sequence[str] = (), **options: Any) -> Callable[[], int | None]:
+        def work() -> int | None:
+            import_plugins(plugin)
+            return function(*positional, **options)
+
+        return work
 
     vars(run)["__signature__"] = inspect.Signature(parameters)
     run.__annotations__, run.__doc__ = hints, function.__doc__
-    return tyro.cli(run, prog=f"vsrn {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)) or 0
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            work = tyro.cli(run, prog=f"vsrn {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        options = [f"--{parameter.name.replace('_', '-')}" for parameter in parameters]
+        raise ConfigError(f"{mistake_in(said.getvalue(), options)} See `vsrn {command} --help`.") from None
+    return work() or 0
+
+
+def mistake_in(box: str, options: Sequence[str]) -> str:
+    """What tyro says about wrong arguments in a box, as a sentence, without the help that it repeats.
+
+    options  that there are, such as "--device"; the nearest one is named for a word that is none
+
+    >>> print(mistake_in("╭─ Title ─╮\\n│ Unrecognized options: --devise │\\n│ ─── │\\n│ For help ... │", ["--device"]))
+    Unrecognized options: --devise. Did you mean '--device'?
+    """
+    # The first line is the title. Where the terminal has no UTF-8, the box is one of dashes and blanks.
+    parts: list[list[str]] = [[]]
+    for line in (line.strip("│|+ ") for line in box.strip("\n").splitlines()[1:]):
+        if line.strip("─╰╯-"):
+            parts[-1].append(line)
+        else:
+            parts.append([])
+    said = next((" ".join(part) for part in parts if part), "these arguments cannot be read")
+    unknown = re.findall(r"--[^\s=,]+", said) if said.startswith("Unrecognized") else []
+    return f"{said.rstrip('.')}.{''.join(did_you_mean(word, options) for word in unknown)}"
 
 
 def _metavar_without_none(hint: Any) -> str:
