@@ -67,17 +67,8 @@ def main(
     chosen = [(*photo, row) for photo, row in zip(photos_of, rows, strict=True) if row is not None][:first]
     with ProgressBar("comparing", total=len(chosen)) as bar:
         compared = compare(chosen, existing, made, bar.advance)
-    agreeing, in_place = _shares(compared)
-    result = {
-        "existing": str(features),
-        "extractor": made.name,
-        "fingerprint": made.fingerprint,
-        "same": agreeing >= SAME_FROM,
-        "agreeing": agreeing,
-        "in_place": in_place,
-        "rows_by": "ids" if by_ids else "order",
-        "photos": [dataclasses.asdict(photo) for photo in compared],
-    }
+    result = {"existing": str(features), "extractor": made.name, "fingerprint": made.fingerprint, **_result(compared)}
+    result["rows_by"] = "ids" if by_ids else "order"
     if json:
         print_json(result)
     else:
@@ -85,12 +76,17 @@ def main(
     return 0 if result["same"] else DIFFERENT
 
 
-def _shares(compared: Sequence[PhotoComparison]) -> tuple[float, float]:
-    """The share of all regions that agree, and of these the share that have the same place in both."""
+def _result(compared: Sequence[PhotoComparison]) -> dict[str, Any]:
+    """The verdict: the share of all regions that agree, and of these the share that have the same place in both."""
     num_agreeing = sum(photo.num_agreeing for photo in compared)
     # A region without a partner does not agree.
     agreeing = num_agreeing / sum(max(photo.num_ours, photo.num_theirs) for photo in compared)
-    return agreeing, sum(photo.num_in_place for photo in compared) / num_agreeing if num_agreeing else 0.0
+    return {
+        "same": agreeing >= SAME_FROM,
+        "agreeing": agreeing,
+        "in_place": sum(photo.num_in_place for photo in compared) / num_agreeing if num_agreeing else 0.0,
+        "photos": [dataclasses.asdict(photo) for photo in compared],
+    }
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -65,8 +65,8 @@ def main(
         extractor: What makes the regions: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME` or `torchvision:NAME`
             (docs/extractors.md).
         weights: Weights of the extractor; needed for `bottom-up`, for others instead of those they come with.
-        classes: For `bottom-up`, a file that names the detector's classes, one a line; regions then keep theirs.
-        attributes: For `bottom-up`, a file that names the detector's attributes, one a line.
+        classes: For `bottom-up`, a file of the detector's classes, one a line; regions then keep theirs.
+        attributes: For `bottom-up`, the same of its attributes.
         shard: i/n, extract only the i-th of n parts, into shards/; all n are then read as one store.
         ray: Address of a Ray cluster that sees the photos by the same paths, or `local` for one started here.
     """
@@ -83,16 +83,21 @@ def main(
         settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers, "float32": float32}
         settings["progress"] = lambda split, done, total: bar.start(f"extracting {split}").at(done, total)
         if ray is not None:
-            from vsrn.extractors.ray import ray_batches
-
-            say(f"Connecting to Ray ({ray})...")
-            settings["batches"] = cluster.enter_context(ray_batches(ray))
+            settings["batches"] = _batches_of_ray(ray, cluster)
         if captions is None:
             found = find_photos(photos, leave_out=output, follow_links=follow_links)
             reports = [extract(found, made, output, split, **settings)]
         else:
             reports = extract_karpathy(captions, photos, made, output, splits=splits, restval=restval, **settings)
     return show(reports, output if part is None else shard_folder(output, *part), json=json)
+
+
+def _batches_of_ray(address: str, cluster: contextlib.ExitStack) -> Any:
+    """What `extract` takes its batches from, of a Ray cluster that is left with `cluster`."""
+    from vsrn.extractors.ray import ray_batches
+
+    say(f"Connecting to Ray ({address})...")
+    return cluster.enter_context(ray_batches(address))
 
 
 def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: bool) -> str:
