@@ -24,7 +24,12 @@ from typing import TYPE_CHECKING
 # What vsrn's dependencies would report to their makers. Each of them reads its variable when it is first imported or
 # started, and every process that runs a module of vsrn imports this one before any of them: spawned processes and Ray's
 # workers too. A variable that the user has set is kept. docs/security.md lists what each one stops.
-SWITCHED_OFF = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+SWITCHED_OFF = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "WANDB_ERROR_REPORTING": "false",
+}
 for _variable, _value in SWITCHED_OFF.items():
     os.environ.setdefault(_variable, _value)
 
