@@ -14,9 +14,9 @@ from worlds import make_scan, make_store
 from vsrn.cli import run_command
 from vsrn.config import ScanConfig
 from vsrn.data.splits import Split, open_split
-from vsrn.encoders import load_encoder, torch_backend
+from vsrn.encoders import load_encoder, scan_encoder
 from vsrn.encoders.base import Encoder
-from vsrn.encoders.torch_backend import ScanEncoder
+from vsrn.encoders.scan_encoder import ScanEncoder
 from vsrn.errors import CheckpointError
 from vsrn.evaluation.evaluate import Retrieval, evaluate
 from vsrn.metrics import FloatArray, IntArray, Ranks, rank_blocks
@@ -64,7 +64,7 @@ def slow_similarities(encoder: Encoder, split: Split) -> FloatArray:
 def test_similarities_of_a_split_are_those_of_each_pair(
     padded: Path, tmp_path: Path, direction: Any, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_backend, "AFFINITIES_AT_ONCE", at_once)
+    monkeypatch.setattr(scan_encoder, "AFFINITIES_AT_ONCE", at_once)
     encoder, split = load_encoder(make_scan(tmp_path / "scan", padded, direction=direction)), open_split(padded, "dev")
     slow = slow_similarities(encoder, split)
     encoded = encoder.encode_split(split)

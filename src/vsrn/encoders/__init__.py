@@ -29,7 +29,7 @@ def load_encoder(folder: Path | str, device: str = "auto", precision: Precision 
         from vsrn.encoders.onnx_backend import OnnxEncoder  # noqa: PLC0415
 
         return OnnxEncoder(folder, device=device)
-    from vsrn.encoders.torch_backend import encoder_of  # noqa: PLC0415
+    from vsrn.encoders.scan_encoder import encoder_of  # noqa: PLC0415
     from vsrn.model.saved import read_any_model  # noqa: PLC0415
 
     return encoder_of(read_any_model(folder), device, precision)

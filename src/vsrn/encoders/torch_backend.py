@@ -1,33 +1,29 @@
-"""Trained models at work in torch: one that has embeddings, and SCAN, which compares sets of regions and words."""
+"""Trained models that have embeddings, at work in torch."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from typing_extensions import override
 
-from vsrn.config import ScanConfig
 from vsrn.data.regions import RegionNames
-from vsrn.data.splits import CaptionedImages
 from vsrn.devices import pick_device
 from vsrn.encoders.backend import Features
-from vsrn.encoders.base import IMAGES_AT_ONCE, NO_CAPTIONER, Encoder
+from vsrn.encoders.base import NO_CAPTIONER, Encoder
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.folding import evaluating, fold, last_states, state_of
-from vsrn.encoders.inputs import ProgressOf, batches_of, list_of_captions, reporting, size_of_batches, slices
+from vsrn.encoders.inputs import size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, NAMES_FILE
-from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
-from vsrn.model.base import EncodedImages, MatchingModel
+from vsrn.metrics import Advance, FloatArray, IntArray
+from vsrn.model.base import EncodedImages
 from vsrn.model.captioner import Captioner
 from vsrn.model.gru import is_plain, pad_tokens
 from vsrn.model.saved import (
@@ -39,42 +35,16 @@ from vsrn.model.saved import (
     read_model,
     write_model,
 )
-from vsrn.model.scan import SCAN, EncodedRegions, similarities
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
 
 if TYPE_CHECKING:
-    from vsrn.encoders.inputs import Photos
+    pass
 
 Precision = Literal["fp32", "bf16"]
 
 CAPTIONS_PER_BATCH = 4096
 # Fewer where the GRU's states of all words of a caption are kept.
 PADDED_CAPTIONS_PER_BATCH = 256
-SCAN_CAPTIONS_PER_BATCH = 512
-IMAGES_COMPARED_AT_ONCE = 16
-# Affinities worked on at once: few enough to stay in the processor's cache from one operation to the next.
-AFFINITIES_AT_ONCE = 2**19
-NO_EMBEDDING = (
-    'a model of kind "scan" compares words with regions and has no vector of an image; use it with `vsrn evaluate`, or'
-    " to re-order what another model finds (--rerank)."
-)
-
-
-def encoder_of(stored: StoredModel[Any], device: str = "auto", precision: Precision = "fp32") -> Encoder:
-    """What runs a model that is already read.
-
-    precision  as `TorchEncoder` takes it
-
-    Raises `ConfigError` where the device is not there, and `CheckpointError` where a registered kind of model has no
-    embeddings.
-    """
-    if isinstance(stored.model, SCAN):
-        return ScanEncoder(stored, device, precision)
-    if not isinstance(stored.model, MatchingModel):
-        raise CheckpointError(
-            f'a model of kind "{stored.config.model.kind}" has no embeddings; make it a vsrn.model.base.MatchingModel.'
-        )
-    return TorchEncoder(stored, device, precision)
 
 
 class StoredEncoder(Encoder):
@@ -150,14 +120,14 @@ class StoredEncoder(Encoder):
 
     def _on_device(self, features: Features, counts: IntArray | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Arrays as tensors where the model is now."""
-        device = _device_of(self.stored.model)
+        device = device_of(self.stored.model)
         real = None if counts is None else torch.from_numpy(np.array(counts)).to(device)
         # torch warns of arrays that nobody may write, such as those of a file that was opened to be read.
         features = np.ascontiguousarray(features) if features.flags.writeable else np.array(features)
         return torch.from_numpy(features).to(device), real
 
     def _autocast(self) -> torch.autocast:
-        device = _device_of(self.stored.model)
+        device = device_of(self.stored.model)
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
 
@@ -243,7 +213,7 @@ def encode_tokens(
     batch_size  captions that are read at a time; None for a number that suits the way they are read
     """
     embeddings = np.empty((len(tokens), 0), dtype=np.float32)
-    device = _device_of(encoder)
+    device = device_of(encoder)
     by_prefix = (
         is_plain(encoder, TextEncoder)
         and isinstance(encoder, TextEncoder)
@@ -271,133 +241,6 @@ def encode_tokens(
     return embeddings
 
 
-def _device_of(module: nn.Module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
     """Where a module's weights are, or the CPU where it has none."""
     return next((weight.device for weight in module.parameters()), torch.device("cpu"))
-
-
-@dataclass(frozen=True)
-class EncodedWords:
-    """Words of many captions, end to end: every word once in memory.
-
-    vectors  (all words, D) unit vectors
-    starts   (num_captions,) where each caption begins
-    lengths  (num_captions,) words of each
-    """
-
-    vectors: torch.Tensor
-    starts: IntArray
-    lengths: IntArray
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, captions: IntArray | slice) -> EncodedWords:
-        return EncodedWords(self.vectors, self.starts[captions], self.lengths[captions])
-
-    def batches(self, regions: int) -> Iterator[tuple[IntArray, torch.Tensor]]:
-        """Captions of equal length T, as many as go with so many regions, and their words (C, T, D)."""
-        for length in np.unique(self.lengths):
-            captions = np.flatnonzero(self.lengths == length)
-            for part in slices(len(captions), max(1, AFFINITIES_AT_ONCE // (regions * int(length)))):
-                places = self.starts[captions[part]][:, None] + np.arange(length)
-                yield captions[part], self.vectors[torch.from_numpy(places).to(self.vectors.device)]
-
-
-@torch.inference_mode()
-def compare_sets(config: ScanConfig, regions: EncodedRegions, words: EncodedWords) -> FloatArray:
-    """Regions of I images, words of C captions -> (I, C) similarities."""
-    found = np.empty((len(regions.vectors), len(words)), dtype=np.float32)
-    for captions, vectors in words.batches(regions.vectors.shape[0] * regions.vectors.shape[1]):
-        lengths = torch.from_numpy(words.lengths[captions])
-        found[:, captions] = similarities(regions.vectors, vectors, lengths, regions.mask, config).cpu()
-    return found
-
-
-class ScanEncoder(StoredEncoder):
-    """An `Encoder` that runs a SCAN in torch: it compares images with captions, and has no embedding of either.
-
-    `compare`, `similarity` of photos and sentences, and `encode_split` work; whatever needs an embedding raises
-    `CheckpointError`.
-    """
-
-    def __init__(self, stored: StoredModel[SCAN], device: str = "auto", precision: Precision = "fp32") -> None:
-        """Move a SCAN to a device; arguments and errors are those of `StoredEncoder`."""
-        super().__init__(stored, device, precision)
-        self.model = stored.model
-
-    @override
-    def encode_split(
-        self, split: CaptionedImages, progress: ProgressOf = False, *, batch_size: int | None = None
-    ) -> EncodedSplit:
-        self.check_split(split)
-        parts = []
-        with reporting(progress, "encoding", split.num_images + len(split.captions)) as advance:
-            for part in slices(split.num_images, size_of_batches(batch_size, IMAGES_AT_ONCE)):
-                images = np.arange(part.start, part.stop)
-                parts.append(self._sets_of_regions(*split.read_images(images)))
-                advance(len(images))
-            words = self._sets_of_words(split.captions, advance, batch_size)
-        return EncodedSplit(
-            _joined_sets(parts), words, partial(compare_sets, self.model.config.scan), IMAGES_COMPARED_AT_ONCE
-        )
-
-    @override
-    def similarity(self, images: Photos | FloatArray, captions: str | Iterable[str] | FloatArray) -> FloatArray:
-        if any("float" in str(getattr(values, "dtype", "")) for values in (images, captions)):
-            raise CheckpointError(NO_EMBEDDING)
-        words = self._sets_of_words(cast("str | Iterable[str]", captions))
-        parts = [self._compared(*batch, words) for batch in self._read_photos(images)]
-        return np.concatenate([np.empty((0, len(words)), dtype=np.float32), *parts])
-
-    @override
-    def compare(
-        self, features: npt.ArrayLike, counts: npt.ArrayLike | None, captions: str | Iterable[str]
-    ) -> FloatArray:
-        features, counts = self._check_features(features, counts)
-        return self._compared(features, counts, self._sets_of_words(captions))
-
-    def _compared(self, features: FloatArray, counts: IntArray | None, words: EncodedWords) -> FloatArray:
-        found = np.empty((len(features), len(words)), dtype=np.float32)
-        for part, batch, real in batches_of(features, counts, IMAGES_AT_ONCE):
-            found[part] = compare_sets(self.model.config.scan, self._sets_of_regions(batch, real), words)
-        return found
-
-    def _no_embedding(self, *_: object, **__: object) -> NoReturn:
-        raise CheckpointError(NO_EMBEDDING)
-
-    _encode_tokens = _encode_regions = _reasoned_regions = _no_embedding
-
-    @torch.inference_mode()
-    def _sets_of_regions(self, features: Features, counts: IntArray | None) -> EncodedRegions:
-        """(B, N, F) region features, (B,) real regions of each or None for all -> the vectors of each region."""
-        with evaluating(self.model), self._autocast():
-            encoded: EncodedRegions = self.model.region_encoder(*self._on_device(features, counts))
-        return encoded
-
-    @torch.inference_mode()
-    def _sets_of_words(
-        self, captions: str | Iterable[str], advance: Advance = lambda _: None, batch_size: int | None = None
-    ) -> EncodedWords:
-        """Sentences -> the vectors of their words; those of about one length are read together."""
-        tokens = [np.array(self.vocabulary.encode(caption)) for caption in list_of_captions(captions)]
-        device = _device_of(self.model)
-        lengths = np.array([len(ids) for ids in tokens])
-        starts = np.cumsum(lengths) - lengths
-        vectors = torch.empty(int(lengths.sum()), self.model.config.joint_dim, device=device)
-        order = np.argsort(lengths, kind="stable")
-        for part in slices(len(order), size_of_batches(batch_size, SCAN_CAPTIONS_PER_BATCH)):
-            batch = order[part]
-            padded, real = pad_tokens([tokens[caption] for caption in batch])
-            with evaluating(self.model), self._autocast():
-                words = self.model.word_encoder(padded.to(device), real)
-            for caption, of_caption in zip(batch, words, strict=True):
-                vectors[starts[caption] : starts[caption] + lengths[caption]] = of_caption[: lengths[caption]]
-            advance(len(batch))
-        return EncodedWords(vectors, starts, lengths)
-
-
-def _joined_sets(parts: Sequence[EncodedRegions]) -> EncodedRegions:
-    """Regions of several batches as one."""
-    masks = [part.mask for part in parts if part.mask is not None]
-    return EncodedRegions(torch.cat([part.vectors for part in parts]), torch.cat(masks) if masks else None)

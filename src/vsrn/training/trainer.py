@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 from vsrn.config import Config, config_to_toml
-from vsrn.encoders.torch_backend import Precision, encoder_of
+from vsrn.encoders.scan_encoder import encoder_of
+from vsrn.encoders.torch_backend import Precision
 from vsrn.errors import ConfigError, TrainingError
 from vsrn.files import write_atomically
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
