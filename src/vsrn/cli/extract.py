@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from vsrn.cli.options import (
     SKIPPED_SHOWN,
@@ -28,6 +30,7 @@ from vsrn.errors import ConfigError
 from vsrn.files import printable
 
 if TYPE_CHECKING:
+    from vsrn.extractors.base import RegionExtractor
     from vsrn.extractors.extract import ExtractionReport
 
 
@@ -39,6 +42,7 @@ def main(
     splits: Splits = (),
     restval: Restval = False,
     extractor: str = "grid",
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
     weights: Path | None = None,
     classes: Path | None = None,
     attributes: Path | None = None,
@@ -61,6 +65,7 @@ def main(
         captions: Karpathy JSON; its splits and captions go into the store, and only its photos are read.
         extractor: What makes the regions: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME` or `torchvision:NAME`
             (docs/extractors.md).
+        model: A run, an exported folder or a packaged model: extract as what it learned from was, to evaluate it.
         weights: Weights of the extractor; needed for `bottom-up`, for others instead of those they come with.
         classes: For `bottom-up`, a file that names the detector's classes, one a line; regions then keep theirs.
         attributes: For `bottom-up`, a file that names the detector's attributes, one a line.
@@ -69,13 +74,11 @@ def main(
     """
     part = None if shard is None else parse_shard(shard)
     split = check_splits(captions, splits, restval=restval)
-    say(f"Loading the extractor '{extractor}'...")
+    named = {"weights": weights, "classes": classes, "attributes": attributes}
+    made = _extractor(extractor, named, device) if model is None else _extractor_of(model, extractor, named, device)
     from vsrn.data.listing import find_photos
-    from vsrn.extractors.base import make_extractor
     from vsrn.extractors.extract import extract, extract_karpathy
 
-    # A person typed the name, so what it stands for may be downloaded.
-    made = make_extractor(extractor, weights, classes=classes, attributes=attributes, download=True, device=device)
     with ProgressBar("extracting") as bar, contextlib.ExitStack() as cluster:
         settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers}
         settings["progress"] = lambda split, done, total: bar.start(f"extracting {split}").at(done, total)
@@ -91,6 +94,24 @@ def main(
             reports = extract_karpathy(captions, photos, made, output, splits=splits, restval=restval, **settings)
     show(reports, output if part is None else shard_folder(output, *part), json=json)
     return 0
+
+
+def _extractor(name: str, files: Mapping[str, Path | None], device: str) -> RegionExtractor:
+    """The extractor of a name that a person typed, so that what it stands for may be downloaded."""
+    say(f"Loading the extractor '{name}'...")
+    from vsrn.extractors.base import make_extractor
+
+    return make_extractor(name, **files, download=True, device=device)
+
+
+def _extractor_of(model: str, name: str, files: Mapping[str, Path | None], device: str) -> RegionExtractor:
+    """The extractor that made what a model learned from. Raises `ConfigError` where another is named beside it."""
+    if name != "grid" or any(files.values()):
+        raise ConfigError("--model brings its extractor; leave out --extractor, --weights, --classes and --attributes.")
+    say(f"Loading the extractor of {model}...")
+    import vsrn
+
+    return vsrn.load(model, device).extractor
 
 
 def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: bool) -> str:
