@@ -105,7 +105,7 @@ def mistype_field(work: Workplace) -> list[str]:
 
 
 def contradict(work: Workplace) -> list[str]:
-    return work.train("--train.epochs", "3", "--train.learning-rate-drop", "5")
+    return work.train("--train.epochs", "3", "--train.learning-rate-drop", "2", "1")
 
 
 def occupy(work: Workplace) -> list[str]:
@@ -136,7 +136,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
     (widen_features, "regions of 99 numbers, but this model reads 12"),
     (misspell_field, r"no field train.bacth_size. Did you mean 'train.batch_size'\?"),
     (mistype_field, "train.epochs: Expected `int`"),
-    (contradict, r"learning_rate_drop \[5\] lies beyond the last of 3 epochs"),
+    (contradict, r"learning_rate_drop must be rising epochs"),
     (occupy, "already holds a run; add --resume"),
     (lambda work: work.train("--resume"), "holds no run to resume"),
     (lambda work: ["train", str(work.folder / "no.toml")], "there is no config"),

@@ -18,6 +18,7 @@ from vsrn.cli import run_command
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig, config_to_toml, read_config
 from vsrn.data.vocabulary import read_vocabulary
 from vsrn.errors import CheckpointError, ConfigError, DataError
+from vsrn.model.base import MatchingModel
 from vsrn.model.saved import read_any_model, write_model
 from vsrn.training.checkpoint import STATE_FILE, read_log
 from vsrn.training.run import prepare_run
@@ -156,6 +157,7 @@ def test_a_model_without_a_captioner_gives_its_encoders(config: Config, tmp_path
     train(config, tmp_path / "first")
     stored = read_any_model(tmp_path / "first")
     without = replace(config, model=replace(stored.config.model, captioner=CaptionerConfig(enabled=False)))
+    assert isinstance(stored.model, MatchingModel)
     stored.model.captioner = None
     write_model(tmp_path / "bare", replace(stored, config=without))
     prepared = prepare_run(with_train(config, init_from=str(tmp_path / "bare")), tmp_path / "run", resume=False)
@@ -209,17 +211,8 @@ def test_a_difference_that_no_weight_shows_is_said(config: Config, tmp_path: Pat
 
 
 def test_a_config_of_an_older_run_reads(config: Config, tmp_path: Path) -> None:
-    newer = (
-        "init_from",
-        "max_steps",
-        "accumulate",
-        "patience",
-        "optimizer",
-        "weight_decay",
-        "schedule",
-        "warm_up_steps",
-    )
-    newer += ("loggers", "mask_same_image")
+    newer: tuple[str, ...] = ("init_from", "max_steps", "accumulate", "patience", "optimizer", "weight_decay")
+    newer += ("schedule", "warm_up_steps", "loggers", "mask_same_image")
     lines = config_to_toml(config).splitlines()
     start = lines.index("loggers = [")
     del lines[start : lines.index("]", start) + 1]

@@ -136,7 +136,7 @@ def test_without_weights_and_biases_the_remedy_is_named(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # As where it is not installed.
-    with pytest.raises(ConfigError, match=r'pip install "vsrn\[wandb\]"'):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[wandb\]'"):
         vsrn.train(config, output=tmp_path / "run", settings={"train.loggers": ["wandb"]})
     assert not (tmp_path / "run").exists()
 

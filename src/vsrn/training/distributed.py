@@ -67,7 +67,7 @@ def gather_batch(rows: torch.Tensor) -> torch.Tensor:
     """(B / N, D) of this process -> (B, D) of all, in the order of their ranks, with gradients."""
     if world_size() == 1:
         return rows
-    gathered: torch.Tensor = _Gathered.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: torch.Tensor = _Gathered.apply(rows)
     return gathered
 
 
@@ -155,5 +155,5 @@ class GlobalBatchNorm(nn.BatchNorm1d):
 
 def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     """Elementwise sum, with gradients."""
-    total: torch.Tensor = _Summed.apply(values)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _Summed.apply(values)
     return total

@@ -104,7 +104,9 @@ def check_loggers(config: Config) -> None:
     for name in config.train.loggers:
         LOGGERS.check(name)
     if "wandb" in config.train.loggers and importlib.util.find_spec("wandb") is None:
-        raise ConfigError("""train.loggers has "wandb", which is not installed: pip install "vsrn[wandb]".""")
+        raise ConfigError(
+            "train.loggers 'wandb' needs the package wandb; run `pip install '.[wandb]'` in the checkout."
+        )
 
 
 def open_loggers(config: Config, run: Path, from_step: int) -> list[MetricsLogger]:
