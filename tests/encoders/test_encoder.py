@@ -159,7 +159,7 @@ def test_a_single_sentence_or_photo_is_a_batch_of_one(kind: str, models: dict[st
     np.testing.assert_array_equal(model.encode_captions(SENTENCE), model.encode_captions([SENTENCE]))
     for photo in (photos[0], str(photos[0]), photos[0].read_bytes(), Image.open(photos[0])):
         np.testing.assert_array_equal(model.encode_images(photo), model.encode_images([photos[0]]))
-    for captions in (["red", None], [b"red"], b"red", [["red"]]):
+    for captions in (["red", None], [b"red"], b"red", [["red"]], None, 7):
         with pytest.raises(DataError, match="captions are strings"):
             model.encode_captions(captions)  # type: ignore[arg-type]
 

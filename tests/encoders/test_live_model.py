@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from colours import FEATURE_DIM, Colours, colour_model
+from colours import FEATURE_DIM, Colours, colour_model, save_photo
 from torch import nn
 from torch.nn.utils import parametrize
 from training_runs import train
 from worlds import make_store
 
 import vsrn
-from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig
+from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, NetworkConfig, TrainConfig
 from vsrn.encoders.explain import explain_regions
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError
@@ -198,12 +198,33 @@ def test_an_adapter_around_the_projection_or_a_part_that_is_wrapped_counts_too()
     assert_used_as_it_is(model)
 
 
+class Wrapped(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_whole_encoders_may_be_wrapped(precision: str) -> None:
+    model = loaded(precision)
+    wanted = model.encode_regions(regions()), model.encode_captions(SENTENCES)
+    model.model.image_encoder = Wrapped(model.model.image_encoder)  # type: ignore[assignment]
+    model.model.caption_encoder = Wrapped(model.model.caption_encoder)  # type: ignore[assignment]
+    atol = 1e-5 if precision == "fp32" else 0.1
+    np.testing.assert_allclose(model.encode_regions(regions()), wanted[0], atol=atol)
+    np.testing.assert_allclose(model.encode_captions(SENTENCES), wanted[1], atol=atol)
+    assert model.encode_captions([]).shape == (0, 8)
+
+
 @pytest.mark.parametrize("images", [1, 100])
 def test_hooks_see_every_product(images: int) -> None:
     model, seen = loaded(), list[str]()
     watched = {
-        "image_encoder": ["projection", "reasoning.0", "reasoning.0.theta", "reasoning.0.w_r", "aggregator.gru"],
-        "caption_encoder": ["embedding", "gru"],
+        "image_encoder": ["", "projection", "reasoning.0", "reasoning.0.theta", "reasoning.0.w_r", "aggregator.gru"],
+        "caption_encoder": ["", "embedding", "gru"],
         "captioner": ["attention_hidden", "projection"],
     }
     model.encode_regions(regions(images))
@@ -235,10 +256,17 @@ def test_a_captioner_with_an_adapter_writes_what_the_sum_of_both_says() -> None:
 
 def test_loading_and_encoding_draw_no_random_number(tmp_path: Path) -> None:
     write_model(tmp_path / "run", colour_model())
+    photo = save_photo(tmp_path / "0.png", 0)
+    of_photos = NetworkConfig(name="regnet_x_400mf", weights="random", photo_size=40, crop_size=32)
+    captioner = CaptionerConfig(enabled=False)
+    fields: dict[str, Any] = {"network": of_photos, "captioner": captioner, "feature_dim": 400, "reasoning_layers": 4}
+    write_model(tmp_path / "vsepp", colour_model(kind="vsepp", **fields))
     state = torch.get_rng_state()
     model = vsrn.load(tmp_path / "run", "cpu")
     model.encode_regions(regions())
     model.encode_captions(SENTENCES)
+    for name in ("flickr8k-small", tmp_path / "vsepp"):
+        vsrn.load(name, "cpu").encode_images(photo)
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -28,7 +28,8 @@ ProgressOf = bool | Advance
 
 def list_of_captions(captions: str | Iterable[str]) -> list[str]:
     """B sentences, or a single one -> a list of them. Raises `DataError` where one of them is no string."""
-    sentences = [captions] if isinstance(captions, str) else list(captions)
+    single = isinstance(captions, str | bytes) or not isinstance(captions, Iterable)
+    sentences: list[Any] = [captions] if single else list(captions)
     for place, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
             raise DataError(f"caption {place} is of type {type(sentence).__name__}; captions are strings.")

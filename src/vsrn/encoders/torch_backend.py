@@ -27,7 +27,7 @@ from vsrn.encoders.inputs import ProgressOf, batches_of, list_of_captions, repor
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, NAMES_FILE
 from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
-from vsrn.model.base import BaseTextEncoder, EncodedImages, MatchingModel
+from vsrn.model.base import EncodedImages, MatchingModel
 from vsrn.model.captioner import Captioner
 from vsrn.model.gru import is_plain, pad_tokens
 from vsrn.model.saved import (
@@ -196,6 +196,8 @@ class TorchEncoder(StoredEncoder):
         return super().__getstate__() | {"_folded": None, "_fingerprint": None}
 
     def _encode_tokens(self, tokens: Sequence[IntArray], advance: Advance, batch_size: int | None) -> FloatArray:
+        if not tokens:
+            return np.empty((0, self.config.model.joint_dim), dtype=np.float32)
         with evaluating(self.model):
             return encode_tokens(self.model.caption_encoder, tokens, advance, self.dtype, batch_size)
 
@@ -228,7 +230,7 @@ class TorchEncoder(StoredEncoder):
 
 @torch.inference_mode()
 def encode_tokens(
-    encoder: BaseTextEncoder,
+    encoder: nn.Module,
     tokens: Sequence[IntArray],
     advance: Advance = lambda _: None,
     dtype: torch.dtype | None = None,
@@ -240,7 +242,7 @@ def encode_tokens(
     dtype       what products are computed in; None for the weights' own
     batch_size  captions that are read at a time; None for a number that suits the way they are read
     """
-    embeddings = np.empty((len(tokens), encoder.config.joint_dim), dtype=np.float32)
+    embeddings = np.empty((len(tokens), 0), dtype=np.float32)
     device = _device_of(encoder)
     by_prefix = (
         is_plain(encoder, TextEncoder)
@@ -261,6 +263,9 @@ def encode_tokens(
             padded, lengths = pad_tokens(batch)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 encoded = encoder(padded.to(device), lengths)
+        if not embeddings.shape[1]:
+            # A wrapper around the encoder need not know its size.
+            embeddings = np.empty((len(tokens), encoded.shape[1]), dtype=np.float32)
         embeddings[order[part]] = encoded.float().cpu()
         advance(len(batch))
     return embeddings

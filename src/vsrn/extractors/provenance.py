@@ -95,7 +95,9 @@ def learned_extractor(learned_from: StoreInfo, weights: Path | None, device: str
     Raises `DataError` where the extractor is unknown, lacks its weights or is another, and `ConfigError` where the
     device is not there.
     """
-    from vsrn.devices import pick_device  # noqa: PLC0415 - torch and Pillow come with these
+    import torch  # noqa: PLC0415 - the list of a folder's files needs none of these
+
+    from vsrn.devices import pick_device  # noqa: PLC0415
     from vsrn.extractors.base import NAME_THEM, make_extractor  # noqa: PLC0415 - torch and Pillow come with it
 
     name = learned_from.extractor
@@ -110,7 +112,9 @@ def learned_extractor(learned_from: StoreInfo, weights: Path | None, device: str
         " 'extractor' with their own suffix, as in extractor.safetensors"
     )
     try:
-        extractor = make_extractor(name, weights, device=device)
+        # A network is made with random weights before it gets its own; the user's random numbers are left alone.
+        with torch.random.fork_rng(devices=[]):
+            extractor = make_extractor(name, weights, device=device)
     except ConfigError as error:
         if weights is not None:
             raise

@@ -161,7 +161,8 @@ def build_model(config: Config, vocabulary: Vocabulary, *, empty: bool = False, 
     from vsrn.model.base import BaseModel  # noqa: PLC0415 - as above
 
     check_model_parts(config.model, where)
-    with torch.device("meta") if empty else contextlib.nullcontext():
+    # A model that takes its weights from a file is made without a random number of the user's.
+    with torch.random.fork_rng(devices=[], enabled=empty), torch.device("meta") if empty else contextlib.nullcontext():
         model = MODEL_KINDS.make(config.model.kind, config.model, len(vocabulary))
     if not isinstance(model, BaseModel):
         raise ConfigError(f"the factory of model.kind '{config.model.kind}' makes no vsrn.model.base.BaseModel.")
