@@ -144,6 +144,7 @@ MISTAKES: list[tuple[Mistake, str]] = [
     (lambda work: ["vocab", str(work.store), "-o", str(work.model / "vocabulary.json")], "already there"),
     (lambda work: ["convert", str(work.config), "--vocab", str(work.config), "-o", str(work.folder / "out")], "toml"),
     (lambda work: ["extract", str(work.folder / "no"), "-o", str(work.folder / "out")], "there is no folder"),
+    (lambda work: ["extract", "x", "-o", "y", "--model", str(work.model), "--weights", "z"], "brings its extractor"),
     (lambda work: work.evaluate("--devise", "cpu"), "Unrecognized options: --devise, cpu. Did you mean '--device'"),
     (lambda work: work.evaluate("--top", "many"), "Error parsing --top: .*'many'. See `vsrn evaluate --help`"),
     (lambda work: work.evaluate("--format", "word"), "invalid choice 'word' for argument '--format'"),

@@ -30,10 +30,37 @@ from vsrn.pretrained import find_model
 if TYPE_CHECKING:
     from vsrn.data.splits import CaptionedImages
     from vsrn.encoders.base import Encoder
+    from vsrn.encoders.torch_backend import Precision as PrecisionName
     from vsrn.evaluation.caption_scores import CaptionScores
     from vsrn.evaluation.eccv import ExtendedEvaluation
     from vsrn.evaluation.evaluate import Evaluation, Retrieval
     from vsrn.metrics import Ranks
+
+
+_arg = tyro.conf.arg
+ScoreCaptions = Annotated[
+    bool,
+    _arg(
+        aliases=["--captions"],
+        help="Also write a caption for each image, and print BLEU-4 and CIDEr-D against the split's.",
+    ),
+]
+Html = Annotated[Path | None, _arg(metavar="FILE.html", help="Also write a report with example queries to this file.")]
+Similarities = Annotated[
+    Path | None,
+    _arg(
+        metavar="FILE.npy",
+        help="Also save the (images, captions) similarities, float32, and the image of each caption beside them.",
+    ),
+]
+Embeddings = Annotated[
+    Path | None,
+    _arg(
+        metavar="FILE.npz|FOLDER",
+        help="Also save the vectors of images and captions, the image of each caption, and the images' ids.",
+    ),
+]
+RanksFile = Annotated[Path | None, _arg(metavar="FILE.npz", help="Also save the rank of every query, from 0.")]
 
 
 def main_for(arguments: Sequence[str]) -> Callable[..., int]:
@@ -56,12 +83,12 @@ def main(
     top: int = 50,
     five_fold: bool = False,
     eccv: bool = False,
-    score_captions: Annotated[bool, tyro.conf.arg(aliases=["--captions"])] = False,
+    score_captions: ScoreCaptions = False,
     beam: Beam = 5,
-    html: Path | None = None,
-    similarities: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npy")] = None,
-    embeddings: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz|FOLDER")] = None,
-    ranks: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None,
+    html: Html = None,
+    similarities: Similarities = None,
+    embeddings: Embeddings = None,
+    ranks: RanksFile = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     batch_size: EncodedAtOnce = None,
@@ -87,42 +114,22 @@ def main(
         top: Number of matches of a query that the second model re-orders.
         five_fold: Average over consecutive blocks of 1,000 images: COCO 1K, on its testall split.
         eccv: Also judge COCO's 5,000 test images by CxC and ECCV Caption (docs/results.md; extra `eval`).
-        score_captions: Also write a caption for each image, and print BLEU-4 and CIDEr-D against the split's.
-        html: Also write a report with example queries to this file.
-        similarities: Also save the (images, captions) similarities, float32, and the image of each caption beside them.
-        embeddings: Also save the vectors of images and captions, the image of each caption, and the images' ids.
-        ranks: Also save the rank of every query, from 0.
     """
     given = {"--photos": photos, "--html": html, "--similarities": similarities, "--embeddings": embeddings}
     _check_options(models, given, captions=score_captions, eccv=eccv, rerank=rerank)
     check_from_one(batch_size=batch_size, workers=workers)
-    from vsrn.data.photo_splits import open_split_for
-    from vsrn.encoders import load_encoder
-    from vsrn.evaluation.eccv import check_split, extended_evaluation
-    from vsrn.evaluation.evaluate import check_weights, evaluate
-    from vsrn.metrics import five_folds
-
-    check_weights(weights or None, len(models))
-    encoders = [load_encoder(find_model(model), device, precision) for model in models]
-    opened = open_split_for(encoders[0].config, split, data=data, photos=photos, workers=workers)
-    if five_fold:
-        five_folds(opened.num_images)
-    if eccv:
-        check_split(opened)
-    _say_scales(encoders)
+    encoders = _load(models, weights, device, precision)
+    opened = _open(encoders[0], split, data, photos, workers, five_fold=five_fold, eccv=eccv)
     scores = _score_captions(encoders[0], data, split, beam) if score_captions else None
-    second = None if rerank is None else load_encoder(find_model(rerank), device, precision)
-    settings = {"weights": weights or None, "batch_size": batch_size}
+    second = None if rerank is None else _load([rerank], (), device, precision)[0]
+    settings: dict[str, Any] = {"weights": weights or None, "batch_size": batch_size}
     retrieval = _judge(encoders, opened, second, str(rerank), top, settings)
-    with ProgressBar("comparing", "images", opened.num_images * retrieval.stages) as bar:
-        measured: dict[str, Any] = {"num_examples": 6 if html else 0, "advance": bar.advance, "seed": seed}
-        evaluation = evaluate(retrieval, [str(model) for model in models], five_fold=five_fold, **measured)
-    extended = extended_evaluation(opened, retrieval.blocks()) if eccv else None
+    evaluation = _rank(retrieval, models, five_fold=five_fold, num_examples=6 if html else 0, seed=seed)
     _save(retrieval, evaluation, similarities, embeddings, ranks)
     if html is not None:
         _write_report(html, evaluation, photos, models[0])
     say_unknown_share(evaluation.unknown_share, "the model's vocabulary")
-    _show(evaluation, extended, scores, beam, "json" if json else format)
+    _show(evaluation, _extended(retrieval) if eccv else None, scores, beam, "json" if json else format)
     return 0
 
 
@@ -151,11 +158,57 @@ def _check_options(
         check_similarities_path(given["--similarities"])
 
 
-def _say_scales(encoders: Sequence[Encoder]) -> None:
-    """Say once that an ensemble averages numbers of different scales."""
+def _load(models: Sequence[Path], weights: Sequence[float], device: str, precision: PrecisionName) -> list[Encoder]:
+    """Load the models of an ensemble, and say once where it averages numbers of different scales."""
+    from vsrn.encoders import load_encoder
+    from vsrn.evaluation.evaluate import check_weights
+
+    check_weights(weights or None, len(models))
+    encoders = [load_encoder(find_model(model), device, precision) for model in models]
     scales = sorted({encoder.similarity_name for encoder in encoders})
     if len(scales) > 1:
         say(f"These models' similarities have different scales ({', '.join(scales)}); --weights can balance them.")
+    return encoders
+
+
+def _open(
+    encoder: Encoder,
+    split: str,
+    data: Path | None,
+    photos: Path | None,
+    workers: int | None,
+    *,
+    five_fold: bool,
+    eccv: bool,
+) -> CaptionedImages:
+    """Open the split, and refuse one that cannot be judged as was asked before anything is encoded."""
+    from vsrn.data.photo_splits import open_split_for
+    from vsrn.evaluation.eccv import check_split
+    from vsrn.metrics import five_folds
+
+    opened = open_split_for(encoder.config, split, data=data, photos=photos, workers=workers)
+    if five_fold:
+        five_folds(opened.num_images)
+    if eccv:
+        check_split(opened)
+    return opened
+
+
+def _rank(retrieval: Retrieval, models: Sequence[Path], *, five_fold: bool, num_examples: int, seed: int) -> Evaluation:
+    """Rank what was encoded, drawing the progress."""
+    from vsrn.evaluation.evaluate import evaluate
+
+    names = [str(model) for model in models]
+    with ProgressBar("comparing", "images", retrieval.split.num_images * retrieval.stages) as bar:
+        settings: dict[str, Any] = {"num_examples": num_examples, "advance": bar.advance, "seed": seed}
+        return evaluate(retrieval, names, five_fold=five_fold, **settings)
+
+
+def _extended(retrieval: Retrieval) -> ExtendedEvaluation:
+    """Judge by CxC and ECCV Caption."""
+    from vsrn.evaluation.eccv import extended_evaluation
+
+    return extended_evaluation(retrieval.split, retrieval.blocks())
 
 
 def _reads_photos(model: Path) -> bool:

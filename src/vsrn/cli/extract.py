@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from vsrn.cli.options import (
     SKIPPED_SHOWN,
@@ -29,6 +31,7 @@ from vsrn.errors import ConfigError
 from vsrn.files import printable
 
 if TYPE_CHECKING:
+    from vsrn.extractors.base import RegionExtractor
     from vsrn.extractors.extract import ExtractionReport
 
 
@@ -40,6 +43,7 @@ def main(
     splits: Splits = (),
     restval: Restval = False,
     extractor: str = "grid",
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
     weights: Path | None = None,
     classes: Path | None = None,
     attributes: Path | None = None,
@@ -64,6 +68,7 @@ def main(
             (docs/data-formats.md). Their splits and captions go into the store, and only their photos are read.
         extractor: What makes the regions: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME` or `torchvision:NAME`
             (docs/extractors.md).
+        model: A run, an exported folder or a packaged model: extract as what it learned from was, to evaluate it.
         weights: Weights of the extractor; needed for `bottom-up`, for others instead of those they come with.
         classes: For `bottom-up`, a file of the detector's classes, one a line; regions then keep theirs.
         attributes: For `bottom-up`, the same of its attributes.
@@ -72,13 +77,11 @@ def main(
     """
     part = None if shard is None else parse_shard(shard)
     split = check_splits(captions, splits, restval=restval)
-    say(f"Loading the extractor '{extractor}'...")
+    named = {"weights": weights, "classes": classes, "attributes": attributes}
+    made = _extractor(extractor, named, device) if model is None else _extractor_of(model, extractor, named, device)
     from vsrn.data.listing import find_photos
-    from vsrn.extractors.base import make_extractor
     from vsrn.extractors.extract import extract, extract_karpathy
 
-    # A person typed the name, so what it stands for may be downloaded.
-    made = make_extractor(extractor, weights, classes=classes, attributes=attributes, download=True, device=device)
     with ProgressBar("extracting") as bar, contextlib.ExitStack() as cluster:
         settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers, "float32": float32}
         settings["progress"] = lambda split, done, total: bar.start(f"extracting {split}").at(done, total)
@@ -98,6 +101,24 @@ def _batches_of_ray(address: str, cluster: contextlib.ExitStack) -> Any:
 
     say(f"Connecting to Ray ({address})...")
     return cluster.enter_context(ray_batches(address))
+
+
+def _extractor(name: str, files: Mapping[str, Path | None], device: str) -> RegionExtractor:
+    """The extractor of a name that a person typed, so that what it stands for may be downloaded."""
+    say(f"Loading the extractor '{name}'...")
+    from vsrn.extractors.base import make_extractor
+
+    return make_extractor(name, **files, download=True, device=device)
+
+
+def _extractor_of(model: str, name: str, files: Mapping[str, Path | None], device: str) -> RegionExtractor:
+    """The extractor that made what a model learned from. Raises `ConfigError` where another is named beside it."""
+    if name != "grid" or any(files.values()):
+        raise ConfigError("--model brings its extractor; leave out --extractor, --weights, --classes and --attributes.")
+    say(f"Loading the extractor of {model}...")
+    import vsrn
+
+    return vsrn.load(model, device).extractor
 
 
 def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: bool) -> str:

@@ -188,7 +188,8 @@ class BackEnd(ABC):
         if made_by.fingerprint and ours.fingerprint and made_by.fingerprint != ours.fingerprint:
             raise DataError(
                 f"{where} was made by '{made_by.extractor}' ({made_by.fingerprint[:12]}), but this model learned from"
-                f" '{ours.extractor}' ({ours.fingerprint[:12]}); extract the photos as its training data was."
+                f" '{ours.extractor}' ({ours.fingerprint[:12]}); extract the photos as its training data was"
+                " (`vsrn extract PHOTOS --model MODEL`)."
             )
 
     def _check_features(
