@@ -128,7 +128,6 @@ def main(
     _save(retrieval, evaluation, similarities, embeddings, ranks)
     if html is not None:
         _write_report(html, evaluation, photos, models[0])
-    say_unknown_share(evaluation.unknown_share, "the model's vocabulary")
     _show(evaluation, _extended(retrieval) if eccv else None, scores, beam, "json" if json else format)
     return 0
 
@@ -300,6 +299,7 @@ def _show(
     """Print all that was measured, as tables or as JSON; CSV, Markdown and LaTeX have the recalls alone."""
     from vsrn.evaluation.report import print_tables
 
+    say_unknown_share(evaluation.unknown_share, "the model's vocabulary")
     if form == "json":
         written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
         print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended.to_json()}))

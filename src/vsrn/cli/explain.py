@@ -43,7 +43,7 @@ def main(
     $ vsrn explain beach.jpg "two dogs play on a beach" -o why.png
     $ vsrn explain --index idx --id holiday/beach.jpg "two dogs play on a beach"
 
-    docs/explain.md says what is computed. With --json the boxes and weights of all regions are printed.
+    docs/explain.md says what is computed. --json prints the boxes and weights of all regions.
 
     Args:
         image: A photo, unless it is named by --index and --id.
@@ -56,9 +56,7 @@ def main(
     """
     if k < 0:
         raise ConfigError(f"-k is {k}; ask for 0 boxes or more.")
-    # Without a photo before it, the sentence comes first.
-    words = [word for word in (image, sentence) if word is not None]
-    photo, sentence = _question(words, index, photo_id, model)
+    photo, sentence = _question([word for word in (image, sentence) if word is not None], index, photo_id, model)
     if output is None and not json:
         output = Path(f"{photo.stem}-explained.png")
     picture: Image | None = None
@@ -83,13 +81,15 @@ def main(
     if json:
         print_json({"photo": str(photo), "sentence": sentence, "unknown_words": unknown} | explanation.to_json())
     else:
-        _show(explanation, k)
-        print(f"The picture is {printable(str(output))}.")
+        _show(explanation, k, output)
     return 0
 
 
 def _question(words: Sequence[str], index: Path | None, photo_id: str | None, model: str | None) -> tuple[Path, str]:
-    """The photo, or its id as a path, and the sentence. Raises `ConfigError` where they are not one of each."""
+    """The photo, or its id as a path, and the sentence; where the index names the photo, the only word is the sentence.
+
+    Raises `ConfigError` where they are not one of each.
+    """
     if (index is None) != (photo_id is None):
         raise ConfigError("a photo of an index is named by both --index INDEX and --id ID.")
     if index is not None and model is not None:
@@ -164,8 +164,8 @@ def _draw(output: Path, picture: Image, explanation: Explanation, sentence: str,
     write_atomically(output, buffer.getvalue())
 
 
-def _show(explanation: Explanation, k: int) -> None:
-    """Print the similarity, and for each of the `k` best regions its share, its weight, its box and what it shows."""
+def _show(explanation: Explanation, k: int, picture: Path | None) -> None:
+    """Print the similarity, share, weight, box and label of each of the `k` best regions, and where the picture is."""
     print(f"similarity {explanation.score:.3f}")
     for region in explanation.top(k):
         box = ", ".join(f"{edge:.2f}" for edge in ([] if region.box is None else region.box))
@@ -173,3 +173,4 @@ def _show(explanation: Explanation, k: int) -> None:
         print(f"  {region.share:4.0%}  {region.weight:+.4f}  box {box}{name}")
     if not explanation.top(1):
         print("  no region adds to it")
+    print(f"The picture is {printable(str(picture))}.")
