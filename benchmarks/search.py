@@ -37,7 +37,7 @@ from vsrn.model.saved import StoredModel
 from vsrn.search.create import create_index
 from vsrn.search.faiss import GRAPH_FROM, Base, FaissEngine, build_graph
 from vsrn.search.records import PhotoRecord
-from vsrn.search.writer import IndexWriter, NewPhoto, Settled
+from vsrn.search.writer import Changes, IndexWriter, NewPhoto
 
 DIM, CLUSTERS, QUERIES, ROWS_AT_ONCE = 512, 5_000, 400, 50_000
 NEAR, FAR = 0.7, 1.5
@@ -182,7 +182,7 @@ def make_index(index: Path, folder: Path) -> None:
     with IndexWriter(index) as writer:
         for first in range(0, COLD_PHOTOS, 1_000):
             rows = range(first, first + 1_000)
-            writer.settle(Settled([make_photo(row, vectors[row], regions) for row in rows]))
+            writer.write(Changes([make_photo(row, vectors[row], regions) for row in rows]))
         writer.finish()
 
 
