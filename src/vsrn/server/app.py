@@ -57,7 +57,7 @@ def filters(
     until: Annotated[date | None, Query(description="Only photos taken on this day or earlier.")] = None,
 ) -> Where:
     """Which photos a search looks at."""
-    return Where(folder, since, until)
+    return Where(folder, since, until, paths=False)
 
 
 Filters = Annotated[Where, Depends(filters)]
