@@ -189,8 +189,9 @@ def test_a_folder_is_taken_as_a_shell_writes_it_and_one_that_is_not_there_is_an_
         beach = {hit.id for hit in index.search("red", 99) if hit.id.startswith("holiday/beach/")}
         spelled = ["holiday/beach", "./holiday/beach", "holiday//beach/", "holiday/../holiday/beach", "/holiday/beach"]
         spelled += [f"{photos}/holiday/beach", f"./{below}/holiday/beach/", "link/holiday/beach"]
-        for folder in [*spelled, photos / "holiday" / "beach"]:
+        for folder in spelled:
             assert {hit.id for hit in index.search("red", 99, vsrn.Where(folder))} == beach != set()
+        assert {hit.id for hit in index.search("red", 99, vsrn.Where(photos / "holiday" / "beach"))} == beach
         for everything in ("", ".", "./", str(photos), f"{below}/", "link"):
             assert len(index.search("red", 99, vsrn.Where(everything))) == len(index)
         assert index.search("red", 99, vsrn.Where("only-text")) == []
