@@ -7,7 +7,8 @@
     │   └── VocabularyError    a vocabulary that cannot be read or does not belong
     ├── CheckpointError        a run, checkpoint or converted model that cannot be used
     ├── SearchError            an index of photos that cannot be opened, added to or asked
-    │   └── UnknownPhotoError  a photo that an index does not hold
+    │   ├── UnknownPhotoError  a photo that an index does not hold
+    │   └── UnknownFolderError a folder that an index does not hold
     ├── SimilarityError        similarities that cannot be ranked
     └── TrainingError          training that cannot go on
 
@@ -67,6 +68,10 @@ class SearchError(VsrnError):
 
 class UnknownPhotoError(SearchError):
     """An index holds no photo of the id that it was asked for."""
+
+
+class UnknownFolderError(SearchError):
+    """An index holds nothing of the folder that a search is narrowed to."""
 
 
 class SimilarityError(VsrnError):

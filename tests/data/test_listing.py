@@ -14,8 +14,9 @@ from typing import Literal
 import pytest
 from PIL import Image
 
-from vsrn.data.listing import PhotoFile, PhotoNames, find_photos
-from vsrn.errors import DataError, PhotoError
+from vsrn.cli import run_command
+from vsrn.data.listing import Exclusion, PhotoFile, PhotoNames, find_photos
+from vsrn.errors import ConfigError, DataError, PhotoError
 
 
 def write(folder: Path, *names: str) -> None:
@@ -177,18 +178,18 @@ def test_a_folder_that_may_not_be_listed_is_one_skipped_entry(tmp_path: Path) ->
     photos, store = tmp_path / "photos", tmp_path / "store"
     photos.mkdir()
     Image.new("RGB", (50, 50), "red").save(photos / "a.png")
-    write(photos, "lost+found/b.png")
-    (photos / "lost+found").chmod(0)
+    write(photos, "private/b.png")
+    (photos / "private").chmod(0)
     program = [*unprivileged(), sys.executable, "-m", "vsrn", "extract", str(photos), "-o", str(store), "--json"]
     try:
         ran = subprocess.run(program, check=False, capture_output=True, text=True)
     finally:
-        (photos / "lost+found").chmod(0o755)
+        (photos / "private").chmod(0o755)
     assert ran.returncode == 0, ran.stderr
     (split,) = json.loads(ran.stdout)["splits"]
     assert split["num_done"] == 1
     (skipped,) = split["skipped"]
-    assert (skipped["id"], skipped["kind"]) == ("lost+found/", "unreadable")
+    assert (skipped["id"], skipped["kind"]) == ("private/", "unreadable")
     assert "cannot be listed (Permission denied)" in skipped["reason"]
 
 
@@ -203,3 +204,90 @@ def test_a_root_that_may_not_be_listed_is_an_error(tmp_path: Path) -> None:
         photos.chmod(0o755)
     assert ran.returncode == 2
     assert ran.stderr.splitlines()[-1].startswith(f"error: {photos} cannot be listed (Permission denied)")
+
+
+def touched(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+SYSTEM = ["@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/b.jpg", "lost+found/c.jpg", "$RECYCLE.BIN/S-1-5/d.jpg"]
+SYSTEM += [
+    "x/System Volume Information/e.jpg",
+    "x/.thumbnails/f.jpg",
+    ".Trash-1000/files/g.jpg",
+    "x/$Recycle.Bin/h.jpg",
+]
+
+
+def test_folders_that_systems_keep_beside_photos_are_left_out_and_counted(tmp_path: Path) -> None:
+    touched(tmp_path, "a.jpg", "x/b.jpg", "x/recycle/c.jpg", "x/@eaDirs/d.jpg", ".hidden.jpg", *SYSTEM)
+    exclusion = Exclusion(tmp_path)
+    found = find_photos(tmp_path, exclusion=exclusion)
+    assert [photo.id for photo in found] == ["a.jpg", "x/@eaDirs/d.jpg", "x/b.jpg", "x/recycle/c.jpg"]
+    assert (exclusion.num_folders, exclusion.num_files) == (len(SYSTEM), 0)
+    assert not any(exclusion.has_photo(photo.id) for photo in found)
+    assert all(map(exclusion.has_photo, SYSTEM))
+    # A file of captions means the photo, not its thumbnail of the same name; and what a person names is searched.
+    touched(tmp_path, "y/7.jpg", "@eaDir/7.jpg")
+    assert PhotoNames(tmp_path).find("7") == tmp_path / "y" / "7.jpg"
+    assert [photo.id for photo in find_photos(tmp_path / "#recycle")] == ["b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("glob", "left"),
+    [
+        ("raw", ["2019/raw/a.jpg", "2020/raw/a.jpg", "raw/a.jpg"]),
+        ("raw/", ["2019/raw/a.jpg", "2020/raw/a.jpg", "raw/a.jpg"]),
+        ("**/raw", ["2019/raw/a.jpg", "2020/raw/a.jpg", "raw/a.jpg"]),
+        ("./raw", ["raw/a.jpg"]),
+        ("/raw/", ["raw/a.jpg"]),
+        ("2019/raw", ["2019/raw/a.jpg"]),
+        ("20*/raw", ["2019/raw/a.jpg", "2020/raw/a.jpg"]),
+        ("{photos}/2019/raw/", ["2019/raw/a.jpg"]),
+        ("photos/2019", ["2019/raw/a.jpg", "2019/shot.png"]),
+        ("photos/2019/*.png", ["2019/shot.png"]),
+        ("*.png", ["2019/shot.png", "shot.png"]),
+        ("*.png/", []),
+        ("shot.[jp]*", ["2019/shot.png", "shot.png"]),
+        ("Raw", []),
+        (unicodedata.normalize("NFD", "Été"), ["Été/b.jpg"]),
+    ],
+)
+def test_a_glob_leaves_out_names_at_any_depth_or_paths_below_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, glob: str, left: list[str]
+) -> None:
+    everything = ["2019/raw/a.jpg", "2019/shot.png", "2020/raw/a.jpg", "raw/a.jpg", "shot.png", "z.jpg", "Été/b.jpg"]
+    photos = touched(tmp_path / "photos", *everything)
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("photos"), photos):
+        exclusion = Exclusion(folder, [glob.format(photos=photos)])
+        assert [photo.id for photo in find_photos(folder, exclusion=exclusion)] == sorted(set(everything) - set(left))
+        assert [name for name in everything if exclusion.has_photo(name)] == left
+
+
+def test_a_glob_that_leaves_out_everything_is_refused(tmp_path: Path) -> None:
+    touched(tmp_path, "a.jpg")
+    for glob in ("", "/", ".", str(tmp_path), f"{tmp_path}/"):
+        with pytest.raises(ConfigError, match="names no file or folder below"):
+            Exclusion(tmp_path, [glob])
+    with pytest.raises(DataError, match="beside those that are left out"):
+        find_photos(tmp_path, exclusion=Exclusion(tmp_path, ["*"]))
+
+
+def test_extract_leaves_out_what_it_is_told_to_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, store = tmp_path / "photos", tmp_path / "store"
+    for name in ("a.png", "raw/b.png", "@eaDir/c.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (50, 50), "red").save(photos / name)
+    command = [str(photos), "-o", str(store), "--exclude", "raw"]
+    assert run_command("extract", command) == 0
+    assert "  2 folders were left out (hidden, of the system, or excluded)\n" in capsys.readouterr().out
+    assert (store / "photos_ids.txt").read_text() == "a.png\n"
+    assert run_command("extract", [*command, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["num_folders_left_out"], said["num_files_left_out"]) == (2, 0)
+    assert run_command("extract", [*command, "--captions", "captions.json"]) == 2
+    assert "leave out --exclude" in capsys.readouterr().err

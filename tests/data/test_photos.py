@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -315,6 +316,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path: Pat
         assert str(refusal.value).isprintable()
 
 
+pillow_heif.register_heif_opener()
 SEEDS = [
     encoded(quarters(), "JPEG"),
     encoded(
@@ -325,6 +327,8 @@ SEEDS = [
     encoded(quarters().convert("P"), "PNG", transparency=0),
     encoded(quarters(), "GIF", save_all=True, append_images=[quarters().rotate(180)]),
     encoded(quarters(), "WEBP"),
+    encoded(quarters(), "AVIF"),
+    encoded(quarters(), "HEIF"),
     encoded(quarters(), "BMP"),
     encoded(quarters(), "TIFF"),
     encoded(quarters(), "TIFF", compression="tiff_lzw"),

@@ -21,8 +21,9 @@ import vsrn
 from vsrn.data.listing import find_photos
 from vsrn.data.region_store import open_region_store
 from vsrn.encoders.torch_backend import TorchEncoder
-from vsrn.errors import SearchError
+from vsrn.errors import SearchError, UnknownFolderError
 from vsrn.extractors.extract import extract
+from vsrn.files import printable
 from vsrn.metrics import FloatArray
 from vsrn.model.saved import write_model
 from vsrn.search.build import IndexReport, update_index
@@ -160,7 +161,7 @@ def test_filters_let_through_what_they_say(photos: Path, model: Path, tmp_path: 
         taken = {hit.id: index.photo(hit.id).taken for hit in index.search("red", k=99)}
         assert taken["old.jpg"] == "1999-12-31 23:59:59"
         assert all(taken[name] == day for name, day in days.items() if name in taken)
-        for folder in (None, "holiday", "holiday/", "holiday/beach", "nowhere", "."):
+        for folder in (None, "holiday", "holiday/", "holiday/beach", "."):
             for since in (None, date(2024, 3, 12), date(1999, 12, 31)):
                 for until in (None, date(2024, 3, 12), date(9999, 12, 31)):
                     inside = "" if folder in (None, ".") else f"{folder}".strip("/") + "/"
@@ -173,6 +174,46 @@ def test_filters_let_through_what_they_say(photos: Path, model: Path, tmp_path: 
                     }
                     hits = index.search("red", 99, vsrn.Where(folder, since, until))
                     assert {hit.id for hit in hits} == expected
+
+
+def test_a_folder_is_taken_as_a_shell_writes_it_and_one_that_is_not_there_is_an_error(
+    photos: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "only-text").mkdir()
+    (photos / "only-text" / "a.jpg").write_text("no photo")
+    update_index(photos, tmp_path / "idx", model)
+    (tmp_path / "link").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    below = photos.relative_to(tmp_path)
+    with vsrn.open_index(tmp_path / "idx") as index:
+        beach = {hit.id for hit in index.search("red", 99) if hit.id.startswith("holiday/beach/")}
+        spelled = ["holiday/beach", "./holiday/beach", "holiday//beach/", "holiday/../holiday/beach", "/holiday/beach"]
+        spelled += [f"{photos}/holiday/beach", f"./{below}/holiday/beach/", "link/holiday/beach"]
+        for folder in spelled:
+            assert {hit.id for hit in index.search("red", 99, vsrn.Where(folder))} == beach != set()
+        assert {hit.id for hit in index.search("red", 99, vsrn.Where(photos / "holiday" / "beach"))} == beach
+        for everything in ("", ".", "./", str(photos), f"{below}/", "link"):
+            assert len(index.search("red", 99, vsrn.Where(everything))) == len(index)
+        assert index.search("red", 99, vsrn.Where("only-text")) == []
+        for folder, hint in [
+            ("holidya", " Did you mean 'holiday'?"),
+            ("Holiday/Beach", " Did you mean 'holiday/beach'?"),
+            ("beach", " Did you mean 'holiday/beach'?"),
+            (f"{photos}/holidy", " Did you mean 'holiday'?"),
+            ("xyz", ""),
+            ("holiday/beach/nowhere/at/all/in/this/index", ""),
+            (str(tmp_path), ""),
+            ("..", ""),
+            ("a\0\udce9\ud800", ""),
+        ]:
+            with pytest.raises(UnknownFolderError) as error:
+                index.search("red", 99, vsrn.Where(folder))
+            assert str(error.value) == f"the index has no folder '{printable(folder)}'.{hint}"
+        # A service does not say what lies where on its machine.
+        for path in (photos / "holiday", below / "holiday", "link"):
+            with pytest.raises(UnknownFolderError):
+                index.search("red", 99, vsrn.Where(path, paths=False))
+        assert {hit.id for hit in index.search("red", 99, vsrn.Where("./holiday/beach/", paths=False))} == beach
 
 
 def test_hostile_files_are_skipped_and_listed(photos: Path, model: Path, tmp_path: Path) -> None:

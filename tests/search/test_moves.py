@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import unicodedata
@@ -251,3 +253,32 @@ def test_leftovers_of_killed_runs_are_cleared(photos: Path, idx: Path) -> None:
     (idx / f".index.json.{gone}.tmp").write_text("{")
     update_index(photos, idx)
     assert not [path.name for path in idx.iterdir() if path.name.startswith(".")]
+
+
+def test_photos_that_are_excluded_leave_the_index_and_return(
+    photos: Path, idx: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Ten of eleven, but nobody need ask whether their disk is away: they are there.
+    report = update_index(photos, idx, exclude=["nas"])
+    assert (report.num_photos, report.num_removed, report.missing) == (1, 10, [])
+    assert (report.num_folders_left_out, report.num_files_left_out) == (1, 0)
+    assert set(rows(idx)) == {"top.png"}
+    report = update_index(photos, idx)
+    assert (report.num_photos, report.num_added, report.num_folders_left_out) == (11, 10, 0)
+    shutil.copytree(photos / "nas", photos / "@eaDir")
+    assert run_command("index", [str(photos), "-o", str(idx), "--exclude", "nas/2024/0*", "top.*"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 photos (0 new, 0 read again, 10 gone)" in shown
+    assert "  1 folder and 10 files were left out (hidden, of the system, or excluded)\n" in shown
+    assert set(rows(idx)) == {"nas/2024/10.png"}
+
+
+def test_thumbnails_that_an_earlier_version_indexed_leave_without_being_asked(photos: Path, idx: Path) -> None:
+    # The index as it stood when folders of systems were searched.
+    with contextlib.closing(sqlite3.connect(idx / "records.sqlite")) as records, records:
+        records.execute("UPDATE photos SET id = replace(id, 'nas', '@eaDir')")
+        records.execute("UPDATE photos SET path = CAST(id AS BLOB)")
+    (photos / "nas").rename(photos / "@eaDir")
+    report = update_index(photos, idx)
+    assert (report.num_photos, report.num_removed, report.missing) == (1, 10, [])
+    assert (set(rows(idx)), report.num_folders_left_out) == ({"top.png"}, 1)

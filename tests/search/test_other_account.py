@@ -119,12 +119,12 @@ def test_a_killed_writer_s_index_is_read_where_nobody_may_write(tmp_path: Path) 
 def test_a_folder_that_may_not_be_listed_is_one_skipped_entry(first_run: bool, tmp_path: Path) -> None:
     photos, idx, model = tmp_path / "photos", tmp_path / "idx", export_colours(tmp_path / "model")
     for number in range(6):
-        save_photo(photos / ("lost+found" if number < 2 else "") / f"{number}.png", number)
+        save_photo(photos / ("private" if number < 2 else "") / f"{number}.png", number)
     if not first_run:
         update_index(photos, idx, model)
-    os.chown(photos / "lost+found", OTHER, OTHER)
-    (photos / "lost+found").chmod(0o700)
+    os.chown(photos / "private", OTHER, OTHER)
+    (photos / "private").chmod(0o700)
     with without_rights(INDEX, photos, idx, model) as indexer:
         answer, _ = indexer.communicate()
     # Photos that are known and cannot be seen stay.
-    assert answer.strip() == f"{4 if first_run else 6} [('lost+found/', 'unreadable')]"
+    assert answer.strip() == f"{4 if first_run else 6} [('private/', 'unreadable')]"

@@ -79,6 +79,15 @@ def test_filters_reach_the_library(client: TestClient, index: Index) -> None:
     assert found(client.get("/api/search", params=query | {"until": "2020-01-01"})) == []
 
 
+def test_a_folder_that_the_index_does_not_have_is_refused(client: TestClient, place: Place) -> None:
+    for spelled in ("holiday/", "./holiday", "/holiday"):
+        assert len(found(client.get("/api/search", params={"sentence": "red", "folder": spelled}))) == 8
+    for folder, hint in (("holidy", " Did you mean 'holiday'?"), (str(place.photos / "holiday"), "")):
+        answer = client.get("/api/search", params={"sentence": "red", "folder": folder})
+        assert answer.status_code == 422
+        assert answer.json() == {"detail": f"the index has no folder '{folder}'.{hint}"}
+
+
 def test_photos_find_what_the_library_finds(client: TestClient, place: Place, index: Index) -> None:
     for name in ("03.png", "holiday/07.png"):
         content = (place.photos / name).read_bytes()

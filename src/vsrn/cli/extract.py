@@ -13,6 +13,7 @@ from vsrn.cli.options import (
     SKIPPED_SHOWN,
     BatchSize,
     Device,
+    Exclude,
     Float32,
     FollowLinks,
     Json,
@@ -21,6 +22,7 @@ from vsrn.cli.options import (
     Restval,
     Splits,
     Workers,
+    left_out_lines,
     print_json,
     skipped_json,
     skipped_lines,
@@ -51,6 +53,7 @@ def main(
     batch_size: BatchSize = 32,
     workers: Workers = 2,
     follow_links: FollowLinks = False,
+    exclude: Exclude = (),
     shard: str | None = None,
     ray: str | None = None,
     device: Device = "auto",
@@ -77,22 +80,26 @@ def main(
     """
     part = None if shard is None else parse_shard(shard)
     split = check_splits(captions, splits, restval=restval)
+    if exclude and captions is not None:
+        raise ConfigError("--captions names the photos to read; leave out --exclude.")
     named = {"weights": weights, "classes": classes, "attributes": attributes}
     made = _extractor(extractor, named, device) if model is None else _extractor_of(model, extractor, named, device)
-    from vsrn.data.listing import find_photos
+    from vsrn.data.listing import Exclusion, find_photos
     from vsrn.extractors.extract import extract, extract_karpathy
 
+    exclusion = Exclusion(photos, exclude)
     with ProgressBar("extracting") as bar, contextlib.ExitStack() as cluster:
         settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers, "float32": float32}
         settings["progress"] = lambda split, done, total: bar.start(f"extracting {split}").at(done, total)
         if ray is not None:
             settings["batches"] = _batches_of_ray(ray, cluster)
         if captions is None:
-            found = find_photos(photos, leave_out=output, follow_links=follow_links)
+            found = find_photos(photos, leave_out=output, follow_links=follow_links, exclusion=exclusion)
             reports = [extract(found, made, output, split, **settings)]
         else:
             reports = extract_karpathy(captions, photos, made, output, splits=splits, restval=restval, **settings)
-    return show(reports, output if part is None else shard_folder(output, *part), json=json)
+    store = output if part is None else shard_folder(output, *part)
+    return show(reports, store, (exclusion.num_folders, exclusion.num_files), json=json)
 
 
 def _batches_of_ray(address: str, cluster: contextlib.ExitStack) -> Any:
@@ -132,11 +139,17 @@ def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: boo
     return splits[0] if splits else "photos"
 
 
-def show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> int:
-    """Print what became of each split, for a person or as JSON, and return the exit code."""
+def show(
+    reports: Sequence[ExtractionReport], store: Path, left_out: tuple[int, int] = (0, 0), *, json: bool = False
+) -> int:
+    """Print what became of each split, for a person or as JSON, and return the exit code.
+
+    left_out  how many folders and how many files of the photos were left out
+    """
     if json:
         splits = [vars(report) | {"skipped": skipped_json(report.skipped)} for report in reports]
-        print_json({"store": str(store), "splits": splits})
+        counts = dict(zip(("num_folders_left_out", "num_files_left_out"), left_out, strict=True))
+        print_json({"store": str(store), "splits": splits, **counts})
         return 0
     for report in reports:
         was = " (finished before)" if report.already_done else ""
@@ -145,4 +158,5 @@ def show(reports: Sequence[ExtractionReport], store: Path, *, json: bool) -> int
         if len(report.skipped) > SKIPPED_SHOWN:
             lines.append(f"  all that was skipped: {printable(store / f'{report.split}_skipped.json')}")
         print("\n".join(lines))
+    print("".join(f"{line}\n" for line in left_out_lines(*left_out)), end="")
     return 0

@@ -11,10 +11,12 @@ from vsrn.cli.options import (
     SKIPPED_SHOWN,
     BatchSize,
     Device,
+    Exclude,
     FollowLinks,
     Json,
     Model,
     Workers,
+    left_out_lines,
     print_json,
     skipped_json,
     skipped_lines,
@@ -38,6 +40,7 @@ def main(
     engine: Literal["faiss", "milvus"] | None = None,
     uri: str = "",
     follow_links: FollowLinks = False,
+    exclude: Exclude = (),
     prune: bool = False,
     check: bool = False,
     batch_size: BatchSize = 32,
@@ -78,6 +81,7 @@ def main(
             engine=engine,
             uri=uri,
             follow_links=follow_links,
+            exclude=exclude,
             prune=prune,
             batch_size=batch_size,
             workers=workers,
@@ -117,7 +121,8 @@ def _show(report: IndexReport, index: Path) -> None:
     print(f"{printable(index)}: {report.num_photos:,} photos ({changes})")
     if report.num_mended:
         print(f"  of {report.num_mended:,} photos the index was damaged; they were read again")
-    for line in skipped_lines(report.skipped):
+    left_out = left_out_lines(report.num_folders_left_out, report.num_files_left_out)
+    for line in [*skipped_lines(report.skipped), *left_out]:
         print(line)
     if report.missing:
         say(

@@ -61,6 +61,14 @@ Splits = Annotated[
 ]
 Restval = Annotated[bool, _arg(help="With --captions, count COCO's `restval` images as `train`.")]
 FollowLinks = Annotated[bool, _arg(help="Read photos also where links lead out of the folder.")]
+Exclude = Annotated[
+    tuple[str, ...],
+    _arg(
+        metavar="GLOB...",
+        help="Leave out such folders and files: names as '*.png', or paths below PHOTOS. To be given at every run: what"
+        " is left out leaves an index.",
+    ),
+]
 Float32 = Annotated[bool, _arg(name="float32", help="Keep features as float32, not as float16; twice the size.")]
 BatchSize = Annotated[int, _arg(help="Photos that are finished, and safe on disk, at a time.")]
 Workers = Annotated[int, _arg(help="Threads that read and decode ahead.")]
@@ -249,6 +257,14 @@ def skipped_lines(skipped: Skipped) -> list[str]:
         files = "other file was" if len(no_photos) == 1 else "other files were"
         lines.append(f"  {len(no_photos):,} {files} passed over ({_by_ending(no_photos)})")
     return lines
+
+
+def left_out_lines(num_folders: int, num_files: int) -> list[str]:
+    """One indented line for a person about folders and files that were left out, where there are any."""
+    counts = [(num_folders, "folder"), (num_files, "file")]
+    said = [f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count]
+    was = "was" if num_folders + num_files == 1 else "were"
+    return [f"  {' and '.join(said)} {was} left out (hidden, of the system, or excluded)"] if said else []
 
 
 def _by_ending(names: Sequence[str]) -> str:

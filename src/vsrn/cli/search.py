@@ -51,7 +51,7 @@ def main(
         image: A photo, in the index or not, that they should be like.
         like: The same by a photo of the index, named by its id or path; quicker, since nothing is extracted.
         k: How many photos to find.
-        folder: Only photos in this folder, below the one that was indexed.
+        folder: Only photos in this folder: below the one that was indexed, or a path to it.
         since: Only photos taken on this day or later.
         until: Only photos taken on this day or earlier.
         rerank: A SCAN that re-orders the best 50 by comparing every word with every region; it needs torch.

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from vsrn.data.region_store import RegionStore
 
 MAPPING_FILE = "id_mapping.json"
-PHOTO_ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
+PHOTO_ENDINGS = frozenset(
+    [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"]
+)
 # Rows of one id are one image where they differ by less than this share of their length: half precision and bfloat16
 # round by 0.4 %, and other images differ by about their whole length.
 SAME_WITHIN = 0.1

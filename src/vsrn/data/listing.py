@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import itertools
 import os
+import posixpath
 import re
 import stat
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from vsrn.data.image_ids import PHOTO_ENDINGS, ImageNames, as_image_id
-from vsrn.errors import DataError, PhotoError
+from vsrn.errors import ConfigError, DataError, PhotoError
 from vsrn.files import normal_name, printable
 
 _NOT_ONE_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$")
 # A folder that holds both is an index of ours: its files are no photos of anybody's.
 _INDEX_FILES = {"index.json", "records.sqlite"}
+# What systems keep beside photos: thumbnails, deleted files, snapshots. In lower case; hidden ones are left out anyway.
+_SYNOLOGY, _QNAP = ("@eadir", "#recycle", "#snapshot"), ("@recycle", "@recently-snapshot", "@transcode")
+_WINDOWS, _LINUX = ("$recycle.bin", "recycler", "system volume information"), ("lost+found",)
+_MACOS = ("__macosx", "network trash folder", "temporary items")
+_SYSTEM_FOLDERS = frozenset([*_SYNOLOGY, *_QNAP, *_WINDOWS, *_LINUX, *_MACOS])
 
 
 @dataclass(frozen=True)
@@ -40,26 +47,103 @@ class PhotoFile:
     refusal: PhotoError | None = None
 
 
-def find_photos(folder: Path | str, *, leave_out: Path | None = None, follow_links: bool = False) -> list[PhotoFile]:
+class Exclusion:
+    """Which files and folders below a folder are left out: hidden ones, folders of the system such as Synology's
+    `@eaDir` or the recycle bin, and what globs say.
+
+    num_folders  that `find_photos` came across and left out
+    num_files    that globs left out, beside those in such folders
+    """
+
+    def __init__(self, folder: Path | str, globs: Sequence[str] = ()) -> None:
+        """
+        folder  that is searched
+        globs   names such as `Screenshots` and `*.png`, at any depth, or paths below the folder such as `2019/raw*`,
+                also written as paths to there; `*` stands for slashes too, and a slash at the end for folders alone
+
+        Raises `ConfigError` for a glob that is empty or names the folder itself.
+        """
+        self.num_folders = self.num_files = 0
+        self._globs = [_glob(folder, written) for written in globs]
+
+    def has_folder(self, name: str) -> bool:
+        """Whether a folder is left out, by its path below the folder that is searched."""
+        last = posixpath.basename(name)
+        return last.startswith(".") or last.casefold() in _SYSTEM_FOLDERS or self._is_named(f"{name}/")
+
+    def has_file(self, name: str) -> bool:
+        """The same of a file, whose own folder is not."""
+        return posixpath.basename(name).startswith(".") or self._is_named(name)
+
+    def has_photo(self, photo_id: str) -> bool:
+        """Whether a photo is left out, or a folder that it lies in."""
+        above = PurePosixPath(photo_id).parents
+        return self.has_file(photo_id) or any(self.has_folder(str(path)) for path in above if path.name)
+
+    def passes_over(self, name: str, kind: Literal["link", "folder", "file"]) -> bool:
+        """Whether what was found is left out, which is then counted; a link may be to either."""
+        folder = kind != "file" and self.has_folder(name)
+        file = kind != "folder" and self.has_file(name)
+        self.num_folders += folder and kind == "folder"
+        self.num_files += file and not posixpath.basename(name).startswith(".")
+        return folder or file
+
+    def _is_named(self, name: str) -> bool:
+        """Whether a glob means a file, or a folder, whose name ends with a slash."""
+        plain = name.rstrip("/")
+        for glob in self._globs:
+            asked = plain if "/" in glob.rstrip("/") else posixpath.basename(plain)
+            if fnmatchcase(asked, glob.strip("/")) and (name != plain or not glob.endswith("/")):
+                return True
+        return False
+
+
+def _glob(folder: Path | str, written: str) -> str:
+    """A glob as it fits ids: a name, or a slash and a path below the folder; either with a slash at its end or not."""
+    text, end = normal_name(written.replace(os.sep, "/")), "/" * written.endswith(("/", os.sep))
+    root = normal_name(os.path.abspath(folder))  # noqa: PTH100
+    if "/" in text.rstrip("/"):
+        below = os.path.relpath(os.path.abspath(text), root).replace(os.sep, "/")  # noqa: PTH100
+        text = posixpath.normpath(text).lstrip("/") if below.startswith("..") else below
+        text = text.removeprefix("**/") if text.count("/") == 1 and text.startswith("**/") else f"/{text}"
+    text = text.rstrip("/")
+    if text.strip("/") in ("", ".", ".."):
+        raise ConfigError(f"--exclude {printable(written) or '(empty)'} names no file or folder below {folder}.")
+    return text + end
+
+
+def find_photos(
+    folder: Path | str,
+    *,
+    leave_out: Path | None = None,
+    follow_links: bool = False,
+    exclusion: Exclusion | None = None,
+) -> list[PhotoFile]:
     """Every file under `folder`, sorted by id, each with an id of its own.
 
     leave_out     a folder that is not searched
     follow_links  whether links may lead out of `folder`; else such a link is listed with a refusal
+    exclusion     what else is left out; None for what always is
 
-    Passed over are hidden files and folders, and folders below `folder` that hold an index. What is not a photo is
-    listed all the same, so that the decoder can say so. Each folder is searched once and each file listed
-    once, whatever links lead to it: real folders and files go first, of hard links the first by id. A folder that
-    cannot be listed and a link that leads nowhere are listed with a refusal.
+    Passed over are hidden files and folders, those of systems, and folders below `folder` that hold an index. What is
+    not a photo is listed all the same, so that the decoder can say so. Each folder is searched once and each file
+    listed once, whatever links lead to it: real folders and files go first, of hard links the first by id. A folder
+    that cannot be listed and a link that leads nowhere are listed with a refusal.
 
     Raises `DataError` where `folder` is missing, cannot be listed, or holds nothing.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; name the folder that holds the photos.")
-    walk = _Walk(folder, follow_links=follow_links)
+    exclusion = exclusion or Exclusion(folder)
+    walk = _Walk(folder, follow_links, exclusion)
     if leave_out is not None and leave_out.is_dir():
         walk.searched.add(_identity(leave_out.stat(), leave_out))
     found = walk.run()
+    if not found and (exclusion.num_folders or exclusion.num_files):
+        raise DataError(
+            f"{folder} holds no files beside those that are left out; name the folder that holds the photos."
+        )
     if not found:
         raise DataError(f"{folder} holds no files; name the folder that holds the photos.")
     return _with_own_ids(found)
@@ -97,9 +181,10 @@ class PhotoNames:
         return self._all.find(image_id, cocoid)
 
     def _photos(self) -> Iterator[tuple[str, Path]]:
-        """Path below the folder, and path, of every file in it that has a photo's ending and is not hidden."""
+        """Path below the folder, and path, of every file in it that has a photo's ending and is not left out."""
+        everywhere = Exclusion(self.folder)
         for top, folders, files in os.walk(self.folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if not everywhere.has_folder(name))
             for name in sorted(files):
                 path = Path(top, name)
                 if path.suffix.lower() in PHOTO_ENDINGS and not name.startswith("."):
@@ -141,6 +226,7 @@ class _Walk:
 
     root: Path
     follow_links: bool
+    exclusion: Exclusion
     searched: set[Hashable] = field(default_factory=set)
     found: list[PhotoFile] = field(default_factory=list)
     links: list[Path] = field(default_factory=list)
@@ -176,9 +262,9 @@ class _Walk:
             if current != self.root and {entry.name for entry in entries} >= _INDEX_FILES:
                 continue
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
                 path, kind = current / entry.name, _kind(entry)
+                if self.exclusion.passes_over(photo_id(path.relative_to(self.root)), kind):
+                    continue
                 if kind == "link":
                     self.links.append(path)
                 elif kind == "folder":

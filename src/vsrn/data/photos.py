@@ -8,6 +8,7 @@ read_file("beach.jpg")       the bytes of a file and its status, as they were at
 from __future__ import annotations
 
 import errno
+import importlib.util
 import io
 import os
 import re
@@ -22,14 +23,20 @@ from pathlib import Path, PurePath
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from vsrn.data.boxed import boxed_format, register_heif
 from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
 from vsrn.errors import PhotoError, SkipKind
 from vsrn.files import printable
 
 # Formats that Pillow decodes by itself: EPS and the like start other programs, so they stay out.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# HEIC needs a package of its own, of the extra `heif`.
+_PLAIN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = (*_PLAIN, "AVIF", *(("HEIF",) if importlib.util.find_spec("pillow_heif") else ()))
 # A file of such a name, or that begins like this, ought to be a photo; where it cannot be read it is damaged.
-_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif"),
+)
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
 MAX_PIXELS = 100_000_000
@@ -143,7 +150,11 @@ def read_photo(
     else:
         name = "this photo" if isinstance(source, bytes) else printable(source)
     content = source if isinstance(source, bytes) else read_file(source).content
-    expected: SkipKind = "damaged" if ending.lower() in _ENDINGS or content.startswith(_BEGINNINGS) else "no-photo"
+    expected: SkipKind = (
+        "damaged"
+        if ending.lower() in _ENDINGS or content.startswith(_BEGINNINGS) or boxed_format(content)
+        else "no-photo"
+    )
     if not content:
         raise PhotoError(f"{name} is empty (0 bytes); replace the file.", expected)
     if len(content) > MAX_BYTES:
@@ -154,6 +165,8 @@ def read_photo(
     except PhotoError:
         raise
     except UnidentifiedImageError as error:
+        if boxed_format(content):
+            raise PhotoError(f"{name} is damaged or cut short; replace the file.") from error
         known = ", ".join(FORMATS)
         raise PhotoError(f"{name} is not an image in a format vsrn reads ({known}); convert it.", expected) from error
     except Image.DecompressionBombError as error:
@@ -214,11 +227,15 @@ def _decode(content: bytes, name: str, max_pixels: int, target_size: int | None)
     stream = io.BytesIO(content)
     # Image.open refuses 179 megapixels and more; the class itself leaves that to us.
     is_jpeg = content.startswith(b"\xff\xd8\xff")
-    with JpegImageFile(stream) if is_jpeg else Image.open(stream, formats=FORMATS) as image:
+    boxed = boxed_format(content)
+    if boxed == "HEIF":
+        register_heif(name)
+    with JpegImageFile(stream) if is_jpeg else Image.open(stream, formats=[boxed] if boxed else _PLAIN) as image:
         size = image.size
         _check_size(size, name, max_pixels * (JPEG_EXCESS if is_jpeg else 1), max_pixels)
         coefficients = _coefficient_bytes(image, content, stream.tell())
-        image.draft(None, _draft_size(size, max_pixels, target_size))
+        if is_jpeg:  # of a HEIC it would be the thumbnail within, which may show anything
+            image.draft(None, _draft_size(size, max_pixels, target_size))
         _check_size(image.size, name, max_pixels, max_pixels)
         _check_memory(image, name, coefficients, max_pixels, target_size)
         image.load()
@@ -291,8 +308,9 @@ def _coefficient_bytes(image: Image.Image, content: bytes, header_end: int) -> i
 def _buffer_bytes(image: Image.Image) -> int:
     """What the decoder takes beside the picture itself."""
     width, height = image.size
-    if image.format == "WEBP":
-        return 12 * width * height  # two canvases of libwebp and a copy in bytes, 4 bytes a pixel each
+    if image.format in ("WEBP", "AVIF", "HEIF"):
+        # Two canvases of libwebp and a copy in bytes, 4 bytes a pixel each; planes of up to 16 bits and such a copy.
+        return 12 * width * height
     if image.format == "TIFF" and any(tile[0] == "libtiff" for tile in getattr(image, "tile", ())):
         tags = getattr(image, "tag_v2", {})
         block_width = int(tags.get(_TIFF_TILE_WIDTH, width))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from vsrn.data.listing import PhotoFile, find_photos
+from vsrn.data.listing import Exclusion, PhotoFile, find_photos
 from vsrn.data.photo_splits import made_ready
 from vsrn.data.photos import FileContent, read_file, read_photo
 from vsrn.data.regions import Regions, pad_regions
@@ -56,6 +56,8 @@ class IndexReport:
     num_moved    known by their content under other names
     missing      ids of photos whose files are not there and that stay in the index; `prune` removes them
     num_mended   of those read again, photos whose vector, regions or thumbnail in the index were damaged
+    num_folders_left_out  folders that were not searched: hidden, of the system, or excluded
+    num_files_left_out    files that were excluded, beside those in such folders
     """
 
     num_photos: int = 0
@@ -66,6 +68,8 @@ class IndexReport:
     num_moved: int = 0
     missing: list[str] = field(default_factory=list)
     num_mended: int = 0
+    num_folders_left_out: int = 0
+    num_files_left_out: int = 0
 
 
 class _Ready(NamedTuple):
@@ -98,6 +102,7 @@ def update_index(
     engine: EngineName | None = None,
     uri: str = "",
     follow_links: bool = False,
+    exclude: Sequence[str] = (),
     prune: bool = False,
     batch_size: int = 32,
     workers: int = 2,
@@ -115,6 +120,8 @@ def update_index(
     uri         for Milvus: a server, or a Lite file; empty for a file in the index. Where an index has one outside of
                 its folder it must be given each time: nothing is contacted because a folder says so
     follow_links  whether to read files and folders outside of `photos` that links in it lead to
+    exclude     globs of files and folders to leave out (`Exclusion`), to be given at every update; photos of the index
+                that are left out are removed from it
     prune       whether to remove photos whose files are gone even where more than a fifth are, or all of a folder that
                 is still there, empty; without it they stay and are reported as missing
     batch_size  photos changes at a time; what a kill costs at most
@@ -130,22 +137,27 @@ def update_index(
         if value < 1:
             raise ConfigError(f"--{name} is {value}; it must be 1 or more.")
     photos, folder = Path(photos), Path(folder)
-    found = find_photos(photos, leave_out=folder, follow_links=follow_links)
+    exclusion = Exclusion(photos, exclude)
+    found = find_photos(photos, leave_out=folder, follow_links=follow_links, exclusion=exclusion)
     if device is None:
         device = model.device if isinstance(model, Encoder) else "auto"
     mend_index(folder, photos, model)
     create_index(folder, photos, model, explain=explain, engine=engine, uri=uri, device=device)
     with IndexWriter(folder, uri, device) as writer:
-        update = _Update(writer, photos)
+        update = _Update(writer, photos, exclusion)
         return update.run(found, batch_size, workers, prune=prune, progress=progress)
 
 
 class _Update:
     """One pass over a folder of photos."""
 
-    def __init__(self, writer: IndexWriter, root: Path) -> None:
-        self.writer, self.encoder, self.root = writer, writer.encoder, root
-        self.report = IndexReport(num_mended=len(writer.damaged))
+    def __init__(self, writer: IndexWriter, root: Path, exclusion: Exclusion) -> None:
+        self.writer, self.encoder, self.root, self.exclusion = writer, writer.encoder, root, exclusion
+        self.report = IndexReport(
+            num_mended=len(writer.damaged),
+            num_folders_left_out=exclusion.num_folders,
+            num_files_left_out=exclusion.num_files,
+        )
 
     def run(
         self, found: Sequence[PhotoFile], batch_size: int, workers: int, *, prune: bool, progress: ProgressCallback
@@ -170,7 +182,8 @@ class _Update:
                 done += len(batch)
                 progress(done, len(found))
         missing = [name for name in plan.missing if name not in claimed]
-        report.missing = [] if prune else doubtful(missing, num_known, self.root, damaged)
+        unseen = [name for name in missing if not self.exclusion.has_photo(name)]
+        report.missing = [] if prune else doubtful(unseen, num_known, self.root, damaged)
         gone = set(missing) - set(report.missing)
         if gone:
             self._write(Changes(gone=sorted(gone)))

@@ -10,6 +10,7 @@ index as one commit left it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import zlib
@@ -20,11 +21,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from vsrn.data.listing import photo_id
 from vsrn.data.regions import Regions, pad_regions
 from vsrn.encoders import load_encoder
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
-from vsrn.errors import CheckpointError, SearchError, UnknownPhotoError
+from vsrn.errors import CheckpointError, SearchError, UnknownFolderError, UnknownPhotoError, did_you_mean
 from vsrn.files import Closing, printable
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.database import Records
@@ -143,14 +145,17 @@ class Index(Closing):
         return self._ask(find)
 
     def search_vector(self, vector: FloatArray, k: int = 10, where: Where = EVERYWHERE) -> list[Hit]:
-        """The k photos nearest to a (D,) vector. Raises `SearchError` where its size is another, or k is below 1."""
+        """The k photos nearest to a (D,) vector.
+
+        Raises `SearchError` where its size is another, or k is below 1, and `UnknownFolderError` for an unknown folder.
+        """
         if k < 1:
             raise SearchError(f"k is {k}; ask for 1 photo or more.")
         if vector.shape != (self.info.joint_dim,):
             raise SearchError(f"a vector of shape {vector.shape} does not fit this index of {self.info.joint_dim}.")
 
         def search(view: View) -> list[Hit]:
-            root, allowed = _root(view), view.rows(where) if where else None
+            root, allowed = _root(view), _allowed(view, where)
             found = _nearest_photos(view, self._snapshot(view), vector, k, allowed)
             return [Hit(photo.id, score, root / os.fsdecode(photo.path), photo) for photo, score in found]
 
@@ -339,6 +344,41 @@ def _nearest_photos(
                     raise SearchError(f"the vector of '{photo.id}' is not what was written; {REMEDY}")
             return known[:k]
         wanted *= 2
+
+
+def _allowed(view: View, where: Where) -> IntArray | None:
+    """(n,) rows of the photos that pass a filter; None where all do. Raises `UnknownFolderError`."""
+    folder = None if where.folder is None else _folder_named(view, where.folder, paths=where.paths)
+    where = replace(where, folder=folder or None)
+    return view.rows(where) if where else None
+
+
+def _folder_named(view: View, name: Path | str, *, paths: bool) -> str:
+    """A folder as ids begin, "" for the whole index, of the folder that a person means.
+
+    paths  whether it may be named by a path, from here or from the top
+
+    Raises `UnknownFolderError` where no photo and no skipped file of the index lies in it.
+    """
+    typed, root = str(name).replace(os.sep, "/"), _root(view)
+    asked = ""
+    with contextlib.suppress(ValueError):  # characters that no path has
+        places = [(os.path.normpath(typed.strip("/")), Path())]
+        if paths:
+            # As it is written, and as it is once links are followed.
+            places += [(os.path.abspath(typed), root), (os.path.realpath(typed), root.resolve())]  # noqa: PTH100
+        for path, above in places:
+            if Path(path).is_relative_to(above):
+                asked = photo_id(Path(path).relative_to(above))
+                if asked == ".":
+                    return ""
+                if view.has_folder(asked):
+                    return asked
+    known = view.folders()
+    # What people forget is the case of its letters, or the folders above it.
+    near = [folder for folder in known if asked and f"/{folder}".casefold().endswith(f"/{asked}".casefold())]
+    hint = f" Did you mean '{near[0]}'?" if near else did_you_mean(asked, known)
+    raise UnknownFolderError(f"the index has no folder '{printable(typed)}'.{printable(hint)}")
 
 
 def _root(view: View) -> Path:

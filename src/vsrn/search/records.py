@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import date, datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple, Self
 
 import msgspec
@@ -167,16 +167,18 @@ class State(msgspec.Struct, frozen=True):
 class Where:
     """Which photos a search looks at.
 
-    folder        below the root, with forward slashes; its subfolders count too
+    folder        below the root, such as `2024/Trip`, or a path to it; its subfolders count too
     since, until  the days, both included, that photos were taken between
+    paths         whether the folder may be a path of this machine; a service must not tell others what lies where
     """
 
-    folder: str | None = None
+    folder: Path | str | None = None
     since: date | None = None
     until: date | None = None
+    paths: bool = True
 
     def __bool__(self) -> bool:
-        return self != Where()
+        return any(asked is not None for asked in (self.folder, self.since, self.until))
 
 
 REMEDY = "`vsrn index PHOTOS -o INDEX` mends it, reading again only the photos concerned."
@@ -249,6 +251,18 @@ class View:
         """(n,) rows of the photos that pass a filter, rising."""
         terms, values = _condition(where)
         return self._rows(f"photos WHERE {terms} ORDER BY row", values)
+
+    def has_folder(self, folder: str) -> bool:
+        """Whether a photo, or a file that was skipped, lies in a folder, named as ids begin."""
+        inside = "SELECT EXISTS (SELECT 1 FROM {} WHERE id >= ? AND id < ?)"
+        asked = (inside.format(table) for table in ("photos", "skipped"))
+        return any(self._connection.execute(one, _between(folder)).fetchone()[0] for one in asked)
+
+    def folders(self) -> list[str]:
+        """Every folder that photos lie in, and those above, as ids begin."""
+        found = self._connection.execute("SELECT id FROM photos")
+        parents = {parent for (name,) in found for parent in PurePosixPath(name).parents}
+        return sorted(map(str, parents - {PurePosixPath()}))
 
     def dead_rows(self) -> IntArray:
         """(n,) rows whose photos are gone, rising."""
@@ -352,14 +366,17 @@ def _record(row: tuple[Any, ...]) -> PhotoRecord:
     return record
 
 
+def _between(folder: str) -> list[str]:
+    """What ids in a folder are not below, and are below: "folder/", and that with the character after the slash."""
+    return [f"{folder}/", f"{folder}0"]
+
+
 def _condition(where: Where) -> tuple[str, list[str]]:
-    """A filter as SQL, with the values of its marks."""
+    """A filter as SQL, with the values of its marks; its folder is named as ids begin."""
     terms, values = ["1"], []
-    folder = "" if where.folder is None else normal_name(where.folder.strip("/"))
-    if folder not in ("", "."):
-        # What begins with "folder/" stands between that and the character after the slash.
+    if where.folder is not None:
         terms.append("id >= ? AND id < ?")
-        values += [f"{folder}/", f"{folder}0"]
+        values += _between(str(where.folder))
     if where.since is not None:
         terms.append("taken >= ?")
         values.append(where.since.isoformat()[:10])

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from vsrn.errors import PhotoError, SearchError, UnknownPhotoError, VsrnError
+from vsrn.errors import PhotoError, SearchError, UnknownFolderError, UnknownPhotoError, VsrnError
 from vsrn.search.index import Hit as FoundPhoto
 from vsrn.search.records import PhotoRecord
 
@@ -166,8 +166,10 @@ async def _refusal_of(_request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         return problem(422, f"{first['loc'][-1]}: {first['msg']}.")
-    if isinstance(error, UnknownPhotoError):
-        return problem(404, "the index holds no photo of that id.")
+    if isinstance(error, UnknownPhotoError | UnknownFolderError):
+        # That of a folder names folders below the index's own alone.
+        is_photo = isinstance(error, UnknownPhotoError)
+        return problem(404, "the index holds no photo of that id.") if is_photo else problem(422, str(error))
     if isinstance(error, PhotoError) and str(error).startswith("this photo "):
         return problem(410 if "since it was indexed" in str(error) else 400, str(error))
     if isinstance(error, VsrnError):

@@ -57,7 +57,7 @@ def filters(
     until: Annotated[date | None, Query(description="Only photos taken on this day or earlier.")] = None,
 ) -> Where:
     """Which photos a search looks at."""
-    return Where(folder, since, until)
+    return Where(folder, since, until, paths=False)
 
 
 Filters = Annotated[Where, Depends(filters)]
@@ -102,7 +102,7 @@ async def search(service: Served, sentence: Sentence, where: Filters, k: Count =
     responses=problems(400, 408, 413),
 )
 async def search_photo(service: Served, request: Request, where: Filters, k: Count = 24) -> SearchResult:
-    """Photos like the one in the body: JPEG, PNG, WebP, GIF, BMP or TIFF. It is not kept."""
+    """Photos like the one in the body: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC (an extra). It is not kept."""
     uploads: Uploads = request.app.state.uploads
     async with uploads.receive(request) as content:
         return SearchResult(hits=hits_of(await service.search_photo(content, k, where)))
