@@ -196,18 +196,15 @@ def test_the_hub_is_asked_only_for_a_name_that_can_be_no_path_here(models: Path,
     program = (
         "from pathlib import Path\n"
         "assert vsrn.load('me/matcher', 'cpu').has_captioner\n"
-        "names = ['runs/mine', './you/mine', '/you/mine', 'you/mine/best', '../you', 'mine', Path('you/mine')]\n"
-        "for name in [*names, 'file']:\n"
+        "names = ['runs/mine', './you/mine', '/you/mine', 'you/mine/best', '../you', 'mine', 'you/m.pth.tar']\n"
+        "for name in [*names, Path('you/mine'), 'file']:\n"
         "    try: vsrn.load(name)\n"
         "    except vsrn.VsrnError as error: print(error)\n"
     )
     done = python(hub, tmp_path / "place", program)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("there is no folder") == 7
-    assert (
-        "file is a file, and a model is a folder; of a checkpoint of 2019, `vsrn convert file` makes one."
-        in done.stdout
-    )
+    assert done.stdout.count("there is no folder") == 8
+    assert "file is a file; name the folder of a run or of an exported model.\n" in done.stdout
     assert hub.asked == []
 
 
