@@ -132,6 +132,17 @@ def test_a_vocabulary_is_built_from_a_file_of_captions(tmp_path: Path) -> None:
     assert list(read_vocabulary(tmp_path / "vocab.json").words) == [*SPECIAL_WORDS, "a", "dog"]
 
 
+@pytest.mark.parametrize("place", ["", "annotations"])
+def test_a_vocabulary_is_built_from_cocos_folder(tmp_path: Path, place: str) -> None:
+    (tmp_path / "coco" / place).mkdir(parents=True)
+    said = {"id": 7, "image_id": 1, "caption": "a dog"}
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [said]}
+    (tmp_path / "coco" / place / "captions_train2014.json").write_text(json.dumps(content))
+    arguments = [str(tmp_path / "coco"), "-o", str(tmp_path / "vocab.json"), "--min-count", "1"]
+    assert run_command("vocab", arguments) == 0
+    assert list(read_vocabulary(tmp_path / "vocab.json").words) == [*SPECIAL_WORDS, "a", "dog"]
+
+
 def test_captions_that_name_their_photos_are_no_captions_of_a_store(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,6 +98,8 @@ def test_every_form_gives_the_same_vectors(kind: str, packed: bool, tmp_path: Pa
     assert found.keys() == expected.keys()
     for word, vector in expected.items():
         np.testing.assert_array_equal(found[word], vector)
+        # torch warns of arrays that nobody may write to.
+        assert found[word].flags.writeable
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

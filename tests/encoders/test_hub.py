@@ -196,8 +196,8 @@ def test_the_hub_is_asked_only_for_a_name_that_can_be_no_path_here(models: Path,
     program = (
         "from pathlib import Path\n"
         "assert vsrn.load('me/matcher', 'cpu').has_captioner\n"
-        "names = ['runs/mine', './you/mine', '/you/mine', 'you/mine/best', '../you', 'mine', Path('you/mine')]\n"
-        "for name in [*names, 'file']:\n"
+        "names = ['runs/mine', './you/mine', '/you/mine', 'you/mine/best', '../you', 'mine', 'you/m.pth.tar']\n"
+        "for name in [*names, Path('you/mine'), 'file']:\n"
         "    try: vsrn.load(name)\n"
         "    except vsrn.VsrnError as error: print(error)\n"
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,6 +306,23 @@ def test_a_wrong_file_is_one_sentence(
     assert said.startswith("error: ")
     assert re.search(says, said), said
     assert not (tmp_path / "store" / "photos_ims.npy").exists()
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.pkl"])
+def test_a_pickle_is_read_by_the_commands_that_the_sentence_names(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = {"1.jpg": np.ones((2, 3), np.float32), "2.jpg": np.full((2, 3), 2, np.float32)}
+    if name == "a.pt":
+        torch.save({key: torch.from_numpy(value) for key, value in table.items()}, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(table))
+    assert vsrn("import", tmp_path / name, "-o", tmp_path / "store") == 2
+    first, second = re.findall("`([^`]*)`", capsys.readouterr().err.splitlines()[-1])
+    subprocess.run([sys.executable, *shlex.split(first)[1:]], check=True)
+    assert vsrn(*shlex.split(second)[1:-1], tmp_path / "store") == 0
+    assert (tmp_path / "store" / "photos_ids.txt").read_text().split() == list(table)
+    np.testing.assert_array_equal(np.load(tmp_path / "store" / "photos_ims.npy"), np.stack(list(table.values())))
 
 
 def test_an_archive_without_compression_is_read_in_place(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from vsrn.cli.options import Json, Output, print_json
+from vsrn.cli.options import Json, print_json
 from vsrn.cli.progress import say
 
 
@@ -14,7 +15,7 @@ def main(
     checkpoint: tyro.conf.Positional[Path],
     *,
     vocab: Path,
-    output: Output,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")],
     captioner: Path | None = None,
     json: Json = False,
 ) -> int:

@@ -30,7 +30,8 @@ def main(
     of 2019, becomes JSON as it is; it is read safely, and nothing in it runs.
 
     Args:
-        data: Folder of a region store with captions; a file of captions (docs/data-formats.md); or a vocabulary.
+        data: Folder of a region store with captions; captions in another form
+            (docs/data-formats.md), such as COCO's folder; or a vocabulary.
         output: File to write, JSON.
         splits: Splits whose captions are counted.
         min_count: A word seen less often than this becomes <unk>.
@@ -64,12 +65,12 @@ def main(
 
 
 def _captions(data: Path, splits: Sequence[str]) -> list[str]:
-    """The captions of some splits of a region store, or of a file of captions."""
-    from vsrn.data.annotations import choose_split, read_annotations
+    """The captions of some splits of a region store, or of captions in another form."""
+    from vsrn.data.annotations import choose_split, is_coco_folder, read_annotations
     from vsrn.data.region_store import resolve_split
     from vsrn.data.splits import read_split_captions
 
-    if data.is_file():
+    if data.is_file() or (data.is_dir() and is_coco_folder(data)):
         found = read_annotations(data)
         chosen = [photo for split in splits for photo in found[choose_split(data, found, split)]]
         return [caption for photo in chosen for caption in photo.captions]

@@ -162,6 +162,12 @@ def read_coco(folder: Path) -> dict[str, list[CaptionedPhoto]]:
     return {found[1]: _gather(_listed(path, sentences), path) for path, found in lists.items() if found}
 
 
+def is_coco_folder(folder: Path) -> bool:
+    """Whether a folder holds COCO's caption annotations, by itself or in `annotations`, and no region store."""
+    found = any(next(folder.glob(f"{place}captions_*.json"), None) for place in ("", "annotations/"))
+    return found and next(folder.glob("*_ims.npy"), None) is None
+
+
 def _read_part(path: Path, subfolder: str) -> _Sentences:
     part = read_json(path, _Part, "it must be in the layout of COCO's captions.")
     photos: dict[int, str] = {}

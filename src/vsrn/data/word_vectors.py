@@ -87,7 +87,7 @@ def _binary_vectors(file: IO[bytes], path: Path, rows: int, size: int) -> Iterat
         content = file.read(4 * size)
         if len(content) < 4 * size:
             raise DataError(f"{path}, word {row + 1:,} of {rows:,}: the file is cut short; get it again.")
-        yield bytes(word).lstrip(b"\n"), _finite(np.frombuffer(content, "<f4"), f"{path}, word {row + 1:,}")
+        yield bytes(word).lstrip(b"\n"), _finite(np.frombuffer(content, "<f4").copy(), f"{path}, word {row + 1:,}")
 
 
 def _text_vectors(

@@ -28,6 +28,8 @@ FILES = (
     *("image_encoder.onnx", "caption_encoder.onnx", "captioner.safetensors", OF_EXPORTS, OF_RUNS),
 )
 CARD_FILE, LICENCE_FILE, LOG_FILE, STATE = "README.md", "LICENSE", "metrics.jsonl", "state"
+# A name that ends like this is a file's, mistyped, and nobody's on the hub.
+_FILE_ENDINGS = (".pth", ".pt", ".tar", ".ckpt", ".safetensors", ".toml", ".json", ".onnx")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _Answer = TypeVar("_Answer")
 
@@ -42,7 +44,7 @@ def fetch(
     """The folder of a model that a person typed: one that is there, a packaged one's, or what the hub has.
 
     name       a folder or a packaged model's name, which go first; or "user/name" of the hub, unless there is a folder
-               "user" here, since that is a mistyped path
+               "user" here or the name ends as a file's does, since that is a mistyped path
     revision   branch, tag or commit on the hub; None for its main branch
     token      of the hub, for what is private; None for the one that `hf auth login` keeps
     cache_dir  where downloads are kept; None for the hub's own cache
@@ -51,7 +53,7 @@ def fetch(
     """
     typed = str(name)
     on_hub = isinstance(name, str) and _HUB_NAME.fullmatch(typed) and not Path(typed.partition("/")[0]).exists()
-    if not on_hub or Path(typed).is_dir() or typed in PACKAGED_MODELS:
+    if not on_hub or typed.endswith(_FILE_ENDINGS) or Path(typed).is_dir() or typed in PACKAGED_MODELS:
         return find_model(name)
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - a local folder needs no hub
 

@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 MAX_IMAGE_BYTES = 64 * 2**20
 # Of an archive, also of one without members.
 MAGIC_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_PICKLE_VERSIONS = (b"\x02", b"\x03", b"\x04", b"\x05")
 MAGIC_HDF5, MAGIC_NPY = b"\x89HDF", b"\x93NUM"
 
 
@@ -56,6 +57,8 @@ def open_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> di
             magic = file.read(4)
         if magic in MAGIC_ZIP:
             return _of_archive(opened.enter_context(zipfile.ZipFile(path)), path, unpack_in, opened)
+        if magic[:1] == b"\x80" and magic[1:2] in _PICKLE_VERSIONS:
+            raise DataError(_pickled(path))
         if magic == MAGIC_HDF5:
             return _of_hdf5(path, opened)
         if path.suffix == ".safetensors":
@@ -69,11 +72,35 @@ def open_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> di
     return None
 
 
+def _saved_by_torch(path: Path) -> str:
+    """What to do with features that `torch.save` wrote: torch reads its tensors and runs nothing of it."""
+    kept = path.with_suffix(".safetensors")
+    return (
+        f"{path} was written by torch.save; write its tensors with"
+        f""" `python -c "import torch; from safetensors.torch import save_file; t = torch.load('{path}', 'cpu',"""
+        " weights_only=True); save_file({str(k): v.contiguous() for k, v in (t if isinstance(t, dict) else"
+        f""" {{'features': t}}).items()}}, '{kept}')"` and then run `vsrn import {kept} -o STORE`."""
+    )
+
+
+def _pickled(path: Path) -> str:
+    """What to do with features in a pickle: numpy's own form keeps a table of arrays."""
+    kept = path.with_suffix(".npz")
+    return (
+        f"{path} is a pickle, which can run code; if you trust it, write its arrays with"
+        f""" `python -c "import pickle, numpy as np; t = pickle.load(open('{path}', 'rb')); np.savez('{kept}',"""
+        " **({str(k): np.asarray(v) for k, v in t.items()} if isinstance(t, dict) else {'features': np.asarray(t)}))\"`"
+        f" and then run `vsrn import {kept} -o STORE`."
+    )
+
+
 def _of_archive(
     archive: zipfile.ZipFile, path: Path, unpack_in: Path, opened: contextlib.ExitStack
 ) -> dict[str, ArrayEntry]:
     entries = {}
     for member in archive.infolist():
+        if member.filename.endswith("/data.pkl"):
+            raise DataError(_saved_by_torch(path))
         if not member.filename.endswith(".npy"):
             raise DataError(
                 f"{path} is a zip archive of other files than arrays, such as {member.filename}; unpack it first."

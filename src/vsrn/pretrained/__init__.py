@@ -18,7 +18,8 @@ def not_a_folder(path: Path) -> str:
             f"{path} is a file; turn a checkpoint of 2019 into a model with"
             f" `vsrn convert {path} --vocab VOCABULARY -o FOLDER`, and name that folder."
         )
-    return f"{path} is a file; name the folder of a run or of an exported model, such as {path.parent}."
+    such = "" if path.parent == Path() else f", such as {path.parent}"
+    return f"{path} is a file; name the folder of a run or of an exported model{such}."
 
 
 def find_model(name: Path | str = DEFAULT_MODEL) -> Path:
