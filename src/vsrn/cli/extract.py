@@ -33,6 +33,7 @@ from vsrn.errors import ConfigError
 from vsrn.files import printable
 
 if TYPE_CHECKING:
+    from vsrn.data.listing import Exclusion
     from vsrn.extractors.base import RegionExtractor
     from vsrn.extractors.extract import ExtractionReport
 
@@ -69,8 +70,7 @@ def main(
     Args:
         captions: Captions: Karpathy's JSON, COCO's captions_*.json or their folder, Flickr's .token, CSV or TSV
             (docs/data-formats.md). Their splits and captions go into the store, and only their photos are read.
-        extractor: What makes the regions: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME` or `torchvision:NAME`
-            (docs/extractors.md).
+        extractor: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME` or `torchvision:NAME` (docs/extractors.md).
         model: A run, an exported folder or a packaged model: extract as what it learned from was, to evaluate it.
         weights: Weights of the extractor; needed for `bottom-up`, for others instead of those they come with.
         classes: For `bottom-up`, a file of the detector's classes, one a line; regions then keep theirs.
@@ -80,14 +80,12 @@ def main(
     """
     part = None if shard is None else parse_shard(shard)
     split = check_splits(captions, splits, restval=restval)
-    if exclude and captions is not None:
-        raise ConfigError("--captions names the photos to read; leave out --exclude.")
+    exclusion = _exclusion(photos, exclude, captions)
     named = {"weights": weights, "classes": classes, "attributes": attributes}
     made = _extractor(extractor, named, device) if model is None else _extractor_of(model, extractor, named, device)
-    from vsrn.data.listing import Exclusion, find_photos
+    from vsrn.data.listing import find_photos
     from vsrn.extractors.extract import extract, extract_karpathy
 
-    exclusion = Exclusion(photos, exclude)
     with ProgressBar("extracting") as bar, contextlib.ExitStack() as cluster:
         settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers, "float32": float32}
         settings["progress"] = lambda split, done, total: bar.start(f"extracting {split}").at(done, total)
@@ -100,6 +98,15 @@ def main(
             reports = extract_karpathy(captions, photos, made, output, splits=splits, restval=restval, **settings)
     store = output if part is None else shard_folder(output, *part)
     return show(reports, store, (exclusion.num_folders, exclusion.num_files), json=json)
+
+
+def _exclusion(photos: Path, exclude: Sequence[str], captions: Path | None) -> Exclusion:
+    """What is left out of the folder. Raises `ConfigError` where captions name the photos, so that nothing can be."""
+    from vsrn.data.listing import Exclusion
+
+    if exclude and captions is not None:
+        raise ConfigError("--captions names the photos to read; leave out --exclude.")
+    return Exclusion(photos, exclude)
 
 
 def _batches_of_ray(address: str, cluster: contextlib.ExitStack) -> Any:

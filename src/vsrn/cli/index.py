@@ -88,10 +88,7 @@ def main(
             device=device,
             progress=bar.at,
         )
-    if json:
-        print_json({"index": str(output), **vars(report), "skipped": skipped_json(report.skipped)})
-    else:
-        _show(report, output)
+    _show(report, output, json=json)
     return 0
 
 
@@ -114,8 +111,11 @@ def _check(index: Path, *, json: bool) -> int:
     return 0
 
 
-def _show(report: IndexReport, index: Path) -> None:
+def _show(report: IndexReport, index: Path, *, json: bool) -> None:
     """Print what became of a folder, and what to do about photos that are not there."""
+    if json:
+        print_json({"index": str(index), **vars(report), "skipped": skipped_json(report.skipped)})
+        return
     moved = f"{report.num_moved:,} moved, " if report.num_moved else ""
     changes = f"{report.num_added:,} new, {report.num_changed:,} read again, {moved}{report.num_removed:,} gone"
     print(f"{printable(index)}: {report.num_photos:,} photos ({changes})")
