@@ -184,6 +184,13 @@ def test_captions_keep_their_letters_and_lose_spaces_and_marks_around_them(tmp_p
     assert open_split(tmp_path, "train").captions == ["A café.", "Two\u2028lines\x85or one?"]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\n\n", b"\r\n\r\n", b"\n  \n\t\n"])
+def test_blank_lines_at_the_end_are_no_captions(tmp_path: Path, end: bytes) -> None:
+    write_split(tmp_path, features_of(2), [])
+    (tmp_path / "train_caps.txt").write_bytes(b"one\ntwo" + end)
+    assert open_split(tmp_path, "train").captions == ["one", "two"]
+
+
 def damage(name: str, content: bytes) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / name).write_bytes(content)
