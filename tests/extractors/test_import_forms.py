@@ -282,6 +282,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "no tensors": ("a.safetensors", write_bytes(b"12345678"), "cannot be read"),
     "an empty archive": ("a.npz", np.savez, "a.npz (cannot be read|holds no images)"),
     "whole numbers": ("a.npz", lambda path: np.savez(path, np.ones((2, 3, 4), int)), "floats"),
+    "axes the other way round": ("a.npz", lambda path: np.savez(path, np.ones((2, 2048, 36), "f2")), "swapaxes"),
     "NaN": ("a.npz", lambda path: np.savez(path, a=np.full((2, 3), np.nan), b=np.ones((2, 3))), "NaN or infinite"),
     "one dimension too many": ("a.npz", lambda path: np.savez(path, a=np.ones((2, 3, 4, 5)), b=np.ones(3)), "shape"),
     "objects": ("a.npz", lambda path: np.savez(path, a=np.array([{}]), b=np.ones((1, 2))), "Python objects"),

@@ -227,11 +227,12 @@ def say_unknown_words(words: Sequence[str]) -> None:
 
 
 def say_unknown_share(share: float, whose: str) -> None:
-    """Say on standard error which share, 0 to 1, of the words of captions a model takes for `<unk>`.
+    """Say on standard error which share, 0 to 1, of the words of captions a model takes for `<unk>`; nothing of none.
 
     whose  the vocabulary that lacks them, as the sentence names it
     """
-    say(f"{share:.1%} of the words of these captions are not in {whose}.")
+    if share:
+        say(f"{share:.1%} of the words of these captions are not in {whose}.")
     if share > MANY_UNKNOWN:
         say("warning: that is more than a third; captions of this language and kind need a vocabulary of their own.")
 

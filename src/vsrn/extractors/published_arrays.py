@@ -29,6 +29,7 @@ from vsrn.errors import DataError
 from vsrn.extractors.array_files import MAGIC_NPY, Array, ArrayEntry, open_arrays
 from vsrn.extractors.array_images import MEANING, Fields, num_regions_of, regions_of
 from vsrn.extractors.published import Published, carried_by
+from vsrn.extractors.tsv_lines import MAX_BOXES
 from vsrn.files import normal_name
 from vsrn.metrics import IntArray
 
@@ -116,6 +117,11 @@ def _of_rows(path: Path, values: Any) -> Published:
     shape = (rows, *rest) if len(rest) == 2 else (rows, 1, *rest)
     if not all(shape):
         raise DataError(f"{path} holds an array of shape {tuple(values.shape)}, in which there are no features.")
+    if shape[1] > max(MAX_BOXES, shape[2]):
+        raise DataError(
+            f"{path} holds {shape[1]:,} regions of {shape[2]:,} numbers an image, which is too many; if these axes are the"
+            " other way round, save numpy.swapaxes(array, 1, 2) instead."
+        )
     return _of_store(path, _LazyRows(lambda row: np.asarray(values[row]).reshape(shape[1:]), shape))
 
 
