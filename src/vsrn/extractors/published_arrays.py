@@ -119,7 +119,7 @@ def _of_rows(path: Path, values: Any) -> Published:
         raise DataError(f"{path} holds an array of shape {tuple(values.shape)}, in which there are no features.")
     if shape[1] > max(MAX_BOXES, shape[2]):
         raise DataError(
-            f"{path} holds {shape[1]:,} regions of {shape[2]:,} numbers an image, which is too many; if these axes are the"
+            f"{path} holds {shape[1]:,} regions of {shape[2]:,} numbers an image, too many; if these axes are the"
             " other way round, save numpy.swapaxes(array, 1, 2) instead."
         )
     return _of_store(path, _LazyRows(lambda row: np.asarray(values[row]).reshape(shape[1:]), shape))
