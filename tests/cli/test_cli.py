@@ -287,6 +287,19 @@ def test_what_is_said_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "\n1. Drawing pho\\x1b[2Jtos\\x0a\\x07...\n"
 
 
+def test_the_help_says_where_the_guides_are_that_commands_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    place = re.search(r"are in (.*)\.\n", capsys.readouterr().out)
+    assert place is not None
+    sources = Path(vsrn.__file__).parent.rglob("*.py")
+    named = {
+        name for source in sources for name in re.findall(r"docs/([\w-]+\.md)", source.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert [name for name in named if not (Path(place[1]) / name).is_file()] == []
+
+
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_a_reader_that_went_away_is_no_error(argument: str) -> None:
     reader, writer = os.pipe()

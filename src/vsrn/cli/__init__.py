@@ -17,6 +17,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import vsrn
 from vsrn.errors import UnknownWordsWarning, VsrnError, did_you_mean
@@ -151,5 +152,13 @@ def usage() -> str:
         "usage: vsrn COMMAND [OPTIONS]\n\n"
         "Visual semantic reasoning for image-text matching (VSRN, ICCV 2019).\n\n"
         f"{listed}\n\n"
-        "`vsrn COMMAND --help` explains one command. New here? Start with `vsrn demo`."
+        "`vsrn COMMAND --help` explains one command. New here? Start with `vsrn demo`.\n"
+        f"The guides, docs/..., are in {printable(str(guides()))}."
     )
+
+
+def guides() -> Path:
+    """The folder of the guides that help and errors name: the installed package's own, or the checkout's."""
+    package = Path(vsrn.__file__).parent
+    installed = package / "docs"
+    return installed if installed.is_dir() else package.parents[1] / "docs"
