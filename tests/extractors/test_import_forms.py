@@ -127,6 +127,17 @@ def test_an_array_an_image_keeps_its_id_and_its_number_of_regions(tmp_path: Path
         assert np.array_equal(found[image_id].features, FEATURES[row, : 1 + row % N])
 
 
+def test_captions_find_an_image_by_the_mapping_of_its_id(tmp_path: Path) -> None:
+    np.savez(tmp_path / "features.npz", **{"0": FEATURES[0], "1": FEATURES[1]})
+    (tmp_path / "id_mapping.json").write_text(json.dumps({"0": "beach.jpg", "1": "snow.jpg"}))
+    (tmp_path / "captions.csv").write_text("image,caption\nsnow.jpg,a dog in snow\nbeach.jpg,a ball\n")
+    captions = ["--captions", tmp_path / "captions.csv"]
+    assert vsrn("import", tmp_path / "features.npz", *captions, "-o", tmp_path / "store") == 0
+    split = open_split(tmp_path / "store", "train")
+    assert (split.image_ids(), split.captions) == (["snow.jpg", "beach.jpg"], ["a dog in snow", "a ball"])
+    assert np.array_equal(split.read_images(np.arange(2))[0], FEATURES[[1, 0]].astype(np.float16))
+
+
 def test_ragged_rows_without_names_stay_rows(tmp_path: Path) -> None:
     # More than ten: "arr_10" comes after "arr_9", not after "arr_1".
     rows = [np.full((1 + row % 3, F), row, np.float32) for row in range(12)]

@@ -42,14 +42,15 @@ def main(
     Args:
         files: Files of features, plain or gzipped tables among them, or a folder with a file an image. Of test_ims.npz
             and its like the split's name, its captions and ids beside it go along.
-        captions: Karpathy JSON; its splits and captions go into the store. Images are found by COCO's number or their
-            file name.
+        captions: Captions in any form that `vsrn extract` reads; they and their splits go into the store. Images are
+            found by file name, COCO's number, or an id_mapping.json beside the features.
         classes: A file that names the classes whose numbers the features come with, one a line.
         attributes: A file that names the attributes, one a line.
     """
     if not files:
         raise ConfigError("no files are named; write vsrn import FILES -o STORE.")
     check_splits(captions, splits, restval=restval)
+    from vsrn.data.image_ids import read_id_mapping
     from vsrn.extractors.bottom_up.extractor import read_region_names
     from vsrn.extractors.published import import_images, named
     from vsrn.extractors.published_arrays import files_of
@@ -64,6 +65,7 @@ def main(
                 for note in published.notes:
                     say(note)
                 published = named(published, names)
+                settings["mapping"] = read_id_mapping(together[0] if together[0].is_dir() else together[0].parent)
                 reports += import_images(
                     published, output, dataset=captions, splits=splits, restval=restval, **settings
                 )

@@ -85,6 +85,7 @@ def import_images(
     dataset: Path | str | None = None,
     splits: Sequence[str] = (),
     restval: bool = False,
+    mapping: Mapping[str, str] | None = None,
     float32: bool = False,
     batch_size: int = 32,
     workers: int = 2,
@@ -98,6 +99,7 @@ def import_images(
     splits      those to write; without any, all of which the files have a photo, or the one that the file's name tells,
                 or "photos"
     restval     whether `restval` images count as `train`
+    mapping     file names of the images' ids (`read_id_mapping`), by which captions may name them
     float32     whether features are kept as float32 instead of float16
     batch_size  images finished at a time; what a kill costs at most
     workers     threads that read ahead
@@ -110,7 +112,7 @@ def import_images(
     if not any(image.num_boxes for _, image in published.images):
         raise DataError(f"{published.images[0][1].place}: no image has any region; name files that hold features.")
     reports = []
-    for split, (rows, captions) in _splits_of(published, dataset, splits, restval=restval).items():
+    for split, (rows, captions) in _splits_of(published, dataset, splits, mapping, restval=restval).items():
         check_split_name(split)
         header, batches_from = _source(published, rows, batch_size, workers, float32=float32)
         ids = [name for name, _ in rows]
@@ -127,7 +129,12 @@ _Rows = list[tuple[str, PublishedImage | None]]
 
 
 def _splits_of(
-    published: Published, dataset: Path | str | None, splits: Sequence[str], *, restval: bool
+    published: Published,
+    dataset: Path | str | None,
+    splits: Sequence[str],
+    mapping: Mapping[str, str] | None,
+    *,
+    restval: bool,
 ) -> dict[str, tuple[_Rows, Mapping[str, Sequence[str]] | None]]:
     """Of each split the ids with their images, None for those that have none, and captions by id."""
     if dataset is None:
@@ -138,7 +145,7 @@ def _splits_of(
             " put one id a line into a file named like train_ids.txt beside train_ims.npz, or leave out --captions."
         )
     found: dict[str, list[CaptionedPhoto]] = captioned_splits(dataset, splits, restval=restval)
-    names = ImageNames(published.images)
+    names = ImageNames(published.images, mapping)
     rows: dict[str, _Rows] = {
         split: [(photo.id, names.find(photo.id, photo.cocoid)) for photo in photos] for split, photos in found.items()
     }
