@@ -128,8 +128,9 @@ def test_an_array_an_image_keeps_its_id_and_its_number_of_regions(tmp_path: Path
 
 
 def test_captions_find_an_image_by_the_mapping_of_its_id(tmp_path: Path) -> None:
-    np.savez(tmp_path / "features.npz", **{"0": FEATURES[0], "1": FEATURES[1]})
-    (tmp_path / "id_mapping.json").write_text(json.dumps({"0": "beach.jpg", "1": "snow.jpg"}))
+    arrays: dict[str, Any] = {"p17": FEATURES[0], "p23": FEATURES[1]}
+    np.savez(tmp_path / "features.npz", **arrays)
+    (tmp_path / "id_mapping.json").write_text(json.dumps({"p17": "beach.jpg", "p23": "snow.jpg"}))
     (tmp_path / "captions.csv").write_text("image,caption\nsnow.jpg,a dog in snow\nbeach.jpg,a ball\n")
     captions = ["--captions", tmp_path / "captions.csv"]
     assert vsrn("import", tmp_path / "features.npz", *captions, "-o", tmp_path / "store") == 0
