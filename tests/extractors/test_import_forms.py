@@ -132,7 +132,7 @@ def test_captions_find_an_image_by_the_mapping_of_its_id(tmp_path: Path) -> None
     np.savez(tmp_path / "features.npz", **arrays)
     (tmp_path / "id_mapping.json").write_text(json.dumps({"p17": "beach.jpg", "p23": "snow.jpg"}))
     (tmp_path / "captions.csv").write_text("image,caption\nsnow.jpg,a dog in snow\nbeach.jpg,a ball\n")
-    captions = ["--captions", tmp_path / "captions.csv"]
+    captions: list[str | Path] = ["--captions", tmp_path / "captions.csv"]
     assert vsrn("import", tmp_path / "features.npz", *captions, "-o", tmp_path / "store") == 0
     split = open_split(tmp_path / "store", "train")
     assert (split.image_ids(), split.captions) == (["snow.jpg", "beach.jpg"], ["a dog in snow", "a ball"])
