@@ -203,8 +203,8 @@ def test_the_hub_is_asked_only_for_a_name_that_can_be_no_path_here(models: Path,
     )
     done = python(hub, tmp_path / "place", program)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("there is no folder") == 7
-    assert "file is a file; name the folder of a run or of an exported model" in done.stdout
+    assert done.stdout.count("there is no folder") == 8
+    assert "file is a file; name the folder of a run or of an exported model.\n" in done.stdout
     assert hub.asked == []
 
 

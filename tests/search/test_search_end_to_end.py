@@ -79,6 +79,8 @@ def test_indexing_again_says_what_changed(world: Path, capsys: pytest.CaptureFix
         "num_moved": 0,
         "num_mended": 0,
         "missing": [],
+        "num_folders_left_out": 0,
+        "num_files_left_out": 0,
     }
 
 
