@@ -321,18 +321,22 @@ def test_a_wrong_file_is_one_sentence(
     assert not (tmp_path / "store" / "photos_ims.npy").exists()
 
 
-@pytest.mark.parametrize("name", ["a.pt", "a.pkl"])
+HARMFUL = "a'); open('ran', 'w');$(touch ran) #"
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.pkl", f"{HARMFUL}.pt", f"{HARMFUL}.pkl"])
 def test_a_pickle_is_read_by_the_commands_that_the_sentence_names(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = {"1.jpg": np.ones((2, 3), np.float32), "2.jpg": np.full((2, 3), 2, np.float32)}
-    if name == "a.pt":
+    if name.endswith(".pt"):
         torch.save({key: torch.from_numpy(value) for key, value in table.items()}, tmp_path / name)
     else:
         (tmp_path / name).write_bytes(pickle.dumps(table))
     assert vsrn("import", tmp_path / name, "-o", tmp_path / "store") == 2
     first, second = re.findall("`([^`]*)`", capsys.readouterr().err.splitlines()[-1])
-    subprocess.run([sys.executable, *shlex.split(first)[1:]], check=True)
+    subprocess.run(f"{sys.executable} {first.removeprefix('python ')}", shell=True, check=True, cwd=tmp_path)
+    assert not (tmp_path / "ran").exists()
     assert vsrn(*shlex.split(second)[1:-1], tmp_path / "store") == 0
     assert (tmp_path / "store" / "photos_ids.txt").read_text().split() == list(table)
     np.testing.assert_array_equal(np.load(tmp_path / "store" / "photos_ims.npy"), np.stack(list(table.values())))

@@ -5,6 +5,7 @@ A region store is read as it lies (`vsrn.data.region_store`). Everything else is
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ _LOOKED_AT = 1000
 def remedy_for_split(folder: Path, split: str) -> str:
     """A sentence that says how to use `{split}_ims.npz` or its like, where the folder has such a file; else ""."""
     found = next((path for end in ENDINGS if (path := folder / f"{split}_ims{end}").is_file()), None)
-    return f"turn {found.name} into a region store with `vsrn import {found} -o STORE`." if found else ""
+    return f"turn {found.name} into a region store with `vsrn import {for_shell(found)} -o STORE`." if found else ""
 
 
 def remedy_for_folder(folder: Path, split: str) -> str:
@@ -34,13 +35,15 @@ def remedy_for_folder(folder: Path, split: str) -> str:
         return said
     arrays = [name for name in names if name.endswith((".npy", ".npz"))]
     if len(arrays) > 1:
-        return f"of a folder with one file an image, make a region store with `vsrn import {folder} -o STORE`."
+        return (
+            f"of a folder with one file an image, make a region store with `vsrn import {for_shell(folder)} -o STORE`."
+        )
     if others:
-        return f"turn {others[0]} into a region store with `vsrn import {folder / others[0]} -o STORE`."
+        return f"turn {others[0]} into a region store with `vsrn import {for_shell(folder / others[0])} -o STORE`."
     below = [name for name in names if (folder / name).is_dir() and next((folder / name).glob("*_ims.npy"), None)]
     if below:
         return f"the region stores in it are {', '.join(str(folder / name) for name in below[:3])}; name one of them."
-    return f"make a region store with `vsrn extract PHOTOS -o {folder}`."
+    return f"make a region store with `vsrn extract PHOTOS -o {for_shell(folder)}`."
 
 
 def why_no_array(path: Path) -> str:
@@ -48,7 +51,8 @@ def why_no_array(path: Path) -> str:
     try:
         with path.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
-                return f"{path} is an .npz archive; turn it into a region store with `vsrn import {path} -o STORE`."
+                made = f"`vsrn import {for_shell(path)} -o STORE`"
+                return f"{path} is an .npz archive; turn it into a region store with {made}."
             file.seek(0)
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -62,6 +66,12 @@ def why_no_array(path: Path) -> str:
     arrays = "*a" if shape else "**a.item()"
     return (
         f"{path} holds Python objects, which only a pickle can hold, and a pickle can run code; if you trust it, write"
-        f""" one array an image with `python -c "import numpy as np; a = np.load('{path}', allow_pickle=True);"""
-        f""" np.savez('{archive}', {arrays})"` and then run `vsrn import {archive} -o STORE`."""
+        """ one array an image with `python -c "import sys, numpy as np; a = np.load(sys.argv[1], allow_pickle=True);"""
+        f""" np.savez(sys.argv[2], {arrays})" {for_shell(path)} {for_shell(archive)}` and then run"""
+        f" `vsrn import {for_shell(archive)} -o STORE`."
     )
+
+
+def for_shell(path: Path) -> str:
+    """A path for a command that a person copies; a name that a stranger chose runs nothing there."""
+    return shlex.quote(str(path))

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.data.other_forms import for_shell
 from vsrn.errors import ConfigError, DataError
 
 Array = npt.NDArray[Any]
@@ -77,9 +78,11 @@ def _saved_by_torch(path: Path) -> str:
     kept = path.with_suffix(".safetensors")
     return (
         f"{path} was written by torch.save; write its tensors with"
-        f""" `python -c "import torch; from safetensors.torch import save_file; t = torch.load('{path}', 'cpu',"""
-        " weights_only=True); save_file({str(k): v.contiguous() for k, v in (t if isinstance(t, dict) else"
-        f""" {{'features': t}}).items()}}, '{kept}')"` and then run `vsrn import {kept} -o STORE`."""
+        """ `python -c "import sys, torch; from safetensors.torch import save_file;"""
+        " t = torch.load(sys.argv[1], 'cpu', weights_only=True);"
+        " save_file({str(k): v.contiguous() for k, v in (t if isinstance(t, dict) else"
+        f""" {{'features': t}}).items()}}, sys.argv[2])" {for_shell(path)} {for_shell(kept)}` and then run"""
+        f" `vsrn import {for_shell(kept)} -o STORE`."
     )
 
 
@@ -88,9 +91,10 @@ def _pickled(path: Path) -> str:
     kept = path.with_suffix(".npz")
     return (
         f"{path} is a pickle, which can run code; if you trust it, write its arrays with"
-        f""" `python -c "import pickle, numpy as np; t = pickle.load(open('{path}', 'rb')); np.savez('{kept}',"""
-        " **({str(k): np.asarray(v) for k, v in t.items()} if isinstance(t, dict) else {'features': np.asarray(t)}))\"`"
-        f" and then run `vsrn import {kept} -o STORE`."
+        """ `python -c "import sys, pickle, numpy as np; t = pickle.load(open(sys.argv[1], 'rb'));"""
+        " np.savez(sys.argv[2],"
+        " **({str(k): np.asarray(v) for k, v in t.items()} if isinstance(t, dict) else {'features': np.asarray(t)}))\""
+        f" {for_shell(path)} {for_shell(kept)}` and then run `vsrn import {for_shell(kept)} -o STORE`."
     )
 
 
