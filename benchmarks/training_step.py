@@ -16,7 +16,7 @@ from problem import make_batch, make_model
 from vsrn.config import LossConfig
 from vsrn.model.base import Batch
 from vsrn.model.losses import TripletLoss
-from vsrn.training.trainer import autocast
+from vsrn.training.passes import autocast
 
 CPU = torch.device("cpu")
 LOSS = TripletLoss(LossConfig())

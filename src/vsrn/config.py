@@ -224,6 +224,8 @@ class TrainConfig:
     """Precision of matrix products; embeddings and losses are float32 either way."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best one there is."""
+    cuda_graphs: bool = True
+    """On one GPU, whether steps are recorded and played again, which is faster and takes more memory."""
     loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Where metrics go beside metrics.jsonl: "tensorboard" (where it is installed), "wandb" (Weights & Biases), or what
     `vsrn.register_logger` adds."""

@@ -172,9 +172,12 @@ def open_photo_split(
 
 
 def made_ready(
-    batches: Iterable[Sequence[_Item]], make: Callable[[_Item], _Ready], workers: int | None = None
+    batches: Iterable[Sequence[_Item]],
+    make: Callable[[_Item], _Ready],
+    workers: int | None = None,
+    batches_ahead: int = BATCHES_AHEAD,
 ) -> Iterator[tuple[Sequence[_Item], list[_Ready]]]:
-    """Batches in order, with what `make` made of each item; threads work `BATCHES_AHEAD` batches ahead.
+    """Batches in order, with what `make` made of each item; threads work `batches_ahead` batches ahead.
 
     workers  how many threads; None for one for each processor that this process may use
     """
@@ -188,7 +191,7 @@ def made_ready(
     try:
         for batch in batches:
             ahead.append((batch, [pool.submit(make, item) for item in batch]))
-            if len(ahead) > BATCHES_AHEAD:
+            if len(ahead) > batches_ahead:
                 yield take()
         while ahead:
             yield take()

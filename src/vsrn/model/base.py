@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -28,7 +28,8 @@ class Batch(NamedTuple):
 
     features  (B, N, F) as stored, float16 or float32; or (B, S, S, 3) uint8 pixels
     tokens    (B, T) ids, padded with <pad>
-    lengths   (B,) real tokens of each caption, on the CPU, where packing wants them
+    lengths   (B,) real tokens of each caption, on the CPU, where packing wants them; or where the tokens are, for a
+              model that takes lengths anywhere
     counts    (B,) real regions of each image, or None where all are real
     """
 
@@ -77,7 +78,12 @@ class BaseImageEncoder(nn.Module):
 
 
 class BaseTextEncoder(nn.Module):
-    """Base class of text encoders: (B, T) token ids, (B,) real tokens of each on the CPU -> (B, D) embeddings."""
+    """Base class of text encoders: (B, T) token ids, (B,) real tokens of each on the CPU -> (B, D) embeddings.
+
+    takes_lengths_anywhere  whether the lengths may also be where the tokens are, so that no shape depends on them
+    """
+
+    takes_lengths_anywhere: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -135,6 +141,11 @@ class BaseModel(nn.Module, abc.ABC):
         return [part for part in self.children() if isinstance(part, BaseImageEncoder)]
 
     @property
+    def takes_lengths_anywhere(self) -> bool:
+        """Whether the lengths of a batch may be on a GPU too, which a step needs to be recorded there."""
+        return False
+
+    @property
     def words(self) -> nn.Embedding | None:
         """The vectors of words of the part that reads captions; None without any."""
         return next((part.words for part in self.children() if isinstance(part, BaseTextEncoder)), None)
@@ -168,6 +179,11 @@ class MatchingModel(BaseModel):
         self.image_encoder = image_encoder
         self.caption_encoder = text_encoder
         self.captioner = captioner
+
+    @property
+    def takes_lengths_anywhere(self) -> bool:
+        """Whether the text encoder takes them anywhere; captioners do."""
+        return getattr(self.caption_encoder, "takes_lengths_anywhere", False)
 
     def forward(
         self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: float = math.inf

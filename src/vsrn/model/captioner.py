@@ -8,7 +8,7 @@ bidirectional), T tokens of the longest caption in the batch, V vocabulary size.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -17,12 +17,14 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import CaptionerConfig
 from vsrn.data.vocabulary import END
-from vsrn.model.gru import at_least_float32, dtype_of, is_plain, mask_of
+from vsrn.model.gru import at_least_float32, dtype_of, is_plain, mask_of, read_sequences, state_at
 
 State = tuple[torch.Tensor, torch.Tensor | None]
 
 # Finished captions are cut from the running batch once this share of its rows, or less, is unfinished.
 SHRINK_AT = 0.75
+# Marks a place that counts for nothing in the loss.
+_NO_WORD = -100
 
 
 class AttendedRegions(NamedTuple):
@@ -74,17 +76,31 @@ class Captioner(nn.Module):
 
         reasoned_regions  (B, N, D)
         tokens            (B, T) ids from <start> to <end>, padded with <pad>
-        lengths           (B,) real tokens of each, on the CPU
+        lengths           (B,) real tokens of each; on the CPU, or where the tokens are
         counts            (B,) real regions of each image, or None for all
 
         As in the 2019 code, <end> counts as a word, and so does one <pad> after it where
         `max_tokens` leaves room; a longer caption is cut to `max_tokens`, the last being <end>.
         """
         labels = self._labels(tokens, lengths)
+        if lengths.device.type == "cpu":
+            states, targets = self._states_of_words(reasoned_regions, labels, lengths, counts)
+        else:
+            states, targets = self._states_of_places(reasoned_regions, labels, lengths, counts)
+        logits = at_least_float32(self.output(states))
+        return functional.cross_entropy(logits, targets, reduction="sum", ignore_index=_NO_WORD) / len(tokens)
+
+    def _states_of_words(
+        self, regions: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor, counts: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(words, H) the decoder's state before each real word of the captions, (words,) those words.
+
+        The arithmetic is only that of real words; `generation_loss` says what it takes, `labels` are its tokens.
+        """
         steps, order = lengths.clamp(max=self.config.max_tokens - 1).sort(descending=True)
-        order = order.to(tokens.device)
+        order = order.to(labels.device)
         labels = labels[order]
-        regions, state = self.read(reasoned_regions[order], None if counts is None else counts[order])
+        attended, state = self.read(regions[order], None if counts is None else counts[order])
         words = self.embedding(labels).unbind(dim=1)
         outputs, targets = [], []
         for step in range(int(steps[0])):
@@ -92,32 +108,54 @@ class Captioner(nn.Module):
             if rows <= SHRINK_AT * len(state[0]):
                 # The longest captions come first, so the unfinished ones are the first rows.
                 # Cutting at every step would cost more in the backward pass than it saves.
-                state, regions = rows_of(state, slice(rows)), regions.of(slice(rows))
-            state = self.step(words[step][: len(state[0])], state, regions)
+                state, attended = rows_of(state, slice(rows)), attended.of(slice(rows))
+            state = self.step(words[step][: len(state[0])], state, attended)
             outputs.append(state[0][:rows])
             targets.append(labels[:rows, step + 1])
-        # One projection onto the vocabulary for all real words, none for padding.
-        logits = at_least_float32(self.output(torch.cat(outputs)))
-        return functional.cross_entropy(logits, torch.cat(targets), reduction="sum") / len(tokens)
+        return torch.cat(outputs), torch.cat(targets)
+
+    def _states_of_places(
+        self, regions: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor, counts: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(places, H) the decoder's state before each place of the padded captions, (places,) the word or no word.
+
+        With lengths on a device no shape depends on them, so that nothing waits for the device, and a step can be
+        recorded and played again; `generation_loss` says what it takes, `labels` are its tokens.
+        """
+        attended, state = self.read(regions, counts)
+        outputs = []
+        for word in self.embedding(labels[:, :-1]).unbind(dim=1):
+            state = self.step(word, state, attended)
+            outputs.append(state[0])
+        places = torch.arange(labels.shape[1] - 1, device=labels.device)
+        real = places < lengths.clamp(max=self.config.max_tokens - 1)[:, None]
+        targets = labels[:, 1:].masked_fill(~real, _NO_WORD)
+        return torch.stack(outputs).flatten(0, 1), targets.mT.flatten()
 
     def read(self, regions: torch.Tensor, counts: torch.Tensor | None) -> tuple[AttendedRegions, State]:
         """(B, N, D) reasoned regions, (B,) real ones of each -> regions to attend to, and the decoder's first state."""
         inputs = self.dropout(self.projection(regions.to(dtype_of(self.projection))))
-        if counts is None:
-            states, last = self.encoder(inputs)
-        else:
-            packed = pack_padded_sequence(inputs, counts.cpu(), batch_first=True, enforce_sorted=False)
-            packed_states, last = self.encoder(packed)
-            states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=regions.shape[1])
-        hidden = states.shape[-1]
+        states, state = self._encoded(inputs, counts)
         keys = None
         if is_plain(self.attention_hidden, nn.Linear):
+            hidden = states.shape[-1]
             keys = functional.linear(states, self.attention_hidden.weight[:, :hidden], self.attention_hidden.bias)
-        if isinstance(last, tuple):
-            state: State = (_join_directions(last[0]), _join_directions(last[1]))
-        else:
-            state = (_join_directions(last), None)
         return AttendedRegions(states, keys, mask_of(regions, counts)), state
+
+    def _encoded(self, inputs: torch.Tensor, counts: torch.Tensor | None) -> tuple[torch.Tensor, State]:
+        """(B, N, projected size), (B,) real regions of each or None -> (B, N, H) states, and each direction's last."""
+        if self.config.cell == "gru":
+            states = read_sequences(cast("nn.GRU", self.encoder), inputs, counts)
+            last = states[:, -1] if counts is None else state_at(states, counts - 1)
+            size = self.config.hidden_dim
+            return states, (torch.cat([last[:, :size], states[:, 0, size:]], dim=-1), None)
+        if counts is None:
+            states, (hidden, memory) = self.encoder(inputs)
+        else:
+            packed = pack_padded_sequence(inputs, counts.cpu(), batch_first=True, enforce_sorted=False)
+            packed_states, (hidden, memory) = self.encoder(packed)
+            states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=inputs.shape[1])
+        return states, (_join_directions(hidden), _join_directions(memory))
 
     def step(self, words: torch.Tensor, state: State, regions: AttendedRegions) -> State:
         """(rows, word size) embedded previous words and the state -> the next state.
@@ -134,8 +172,8 @@ class Captioner(nn.Module):
     def _labels(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Tokens with room for the <pad> that counts as a word, cut as the 2019 code cut them."""
         labels = functional.pad(tokens, (0, 1))[:, : self.config.max_tokens]
-        cut = torch.nonzero(lengths >= self.config.max_tokens)[:, 0].to(labels.device)
-        labels[cut, -1] = END
+        cut = (lengths >= self.config.max_tokens).to(labels.device)
+        labels[:, -1] = labels[:, -1].masked_fill(cut, END)
         return labels
 
     def _attend(self, state: torch.Tensor, regions: AttendedRegions) -> torch.Tensor:

@@ -12,6 +12,7 @@ reset, update, new.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -86,9 +87,15 @@ def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
     The forward direction's last state is that of the last real step, the backward direction's that of step 0.
     """
     steps = inputs.shape[1]
+    plain = is_plain(gru, nn.GRU)
+    if lengths is None and (inputs.device.type != "cpu" or not plain):
+        states: torch.Tensor = gru(inputs)[0]
+        return states
+    if lengths is not None and inputs.device.type == "cuda" and plain:
+        return _padded_states(gru, inputs, lengths)
     ends = torch.full((len(inputs),), steps) if lengths is None else lengths.cpu()
     packed = pack_padded_sequence(inputs, ends, batch_first=True, enforce_sorted=False)
-    if inputs.device.type != "cpu" or not is_plain(gru, nn.GRU):
+    if inputs.device.type != "cpu" or not plain:
         return pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=steps)[0]
     mirrored = _mirrored(packed) if gru.bidirectional else None
     states = packed.data
@@ -100,6 +107,38 @@ def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
             backward = _direction(gru, f"l{layer}_reverse", states[mirrored], packed)
             states = torch.cat([forward, backward[mirrored]], dim=-1)
     return pad_packed_sequence(packed._replace(data=states), batch_first=True, total_length=steps)[0]
+
+
+def _padded_states(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """What `read_sequences` gives, by kernels that read the padding too: (B, T, I), (B,) -> (B, T, D or 2D).
+
+    A step never sees a later one, so padding at the end changes nothing before it; backwards, each row is mirrored
+    within its own length first.
+    """
+    lengths = lengths.to(inputs.device, non_blocking=True)
+    places = torch.arange(inputs.shape[1], device=inputs.device)
+    real = (places < lengths[:, None])[..., None]
+    if not gru.bidirectional:
+        states: torch.Tensor = gru(inputs)[0]
+        return states * real
+    mirrored = (lengths[:, None] - 1 - places).clamp(min=0)[..., None]
+    states = inputs
+    for layer in range(gru.num_layers):
+        forward = _padded_direction(gru, f"l{layer}", states)
+        backward = _padded_direction(gru, f"l{layer}_reverse", states.gather(1, mirrored.expand_as(states)))
+        states = torch.cat([forward, backward.gather(1, mirrored.expand_as(backward))], dim=-1) * real
+    return states
+
+
+def _padded_direction(gru: nn.GRU, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    """One direction of one layer, named as torch does ("l0", "l1_reverse"): (B, T, I) -> (B, T, D)."""
+    weights = [getattr(gru, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    first = torch.zeros(1, len(inputs), gru.hidden_size, dtype=weights[0].dtype, device=inputs.device)
+    with warnings.catch_warnings():
+        # One direction's weights are not one piece of memory; copying them together costs less than a step.
+        warnings.filterwarnings("ignore", message="RNN module weights")
+        states: torch.Tensor = torch._VF.gru(inputs, first, weights, True, 1, 0.0, gru.training, False, True)[0]
+    return states
 
 
 def _mirrored(packed: PackedSequence) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from vsrn.model.batch_norm import norm_of_real
 from vsrn.model.gru import dtype_of, is_plain, l2_normalise
 
 # Folding costs a product of D x D weights and saves products over B x N regions: it pays from here on.
@@ -72,12 +73,7 @@ class RegionRelationshipReasoning(nn.Module):
             messages = self.folded().messages(inputs, mask)
         else:
             messages = self.w_r(self.affinity(inputs, mask) @ self.w_g(inputs))
-        if mask is None:
-            return regions + self.norm(messages.mT).mT
-        # BatchNorm sees real regions only, so that padding never moves its statistics.
-        update = torch.zeros_like(regions)
-        update[mask] = self.norm(messages[mask]).to(update.dtype)
-        return regions + update
+        return regions + norm_of_real(self.norm, messages, mask)
 
     def affinity(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) regions -> (B, N, N) R of Eq. 2: how much of each region's message (columns) a region takes (rows).

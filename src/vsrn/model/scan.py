@@ -206,7 +206,7 @@ class SCAN(BaseModel):
         images = self.region_encoder(features, counts)
         mask = None if images.mask is None else gather(images.mask)
         # Other processes may have longer captions, and all gather words of one shape.
-        all_lengths = gather(lengths.to(tokens.device)).cpu()
+        all_lengths = gather(lengths)
         tokens = functional.pad(tokens, (0, int(all_lengths.max()) - tokens.shape[1]))
         words = gather(self.word_encoder(tokens, lengths))
         scores = similarities(gather(images.vectors), words, all_lengths, mask, self.config.scan)

@@ -81,6 +81,8 @@ class TextEncoder(WordGRU):
     each direction's own last), and can pool all states instead of taking the last.
     """
 
+    takes_lengths_anywhere = True
+
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__(config, vocabulary_size, bidirectional=config.caption_bidirectional)
         self.aggregator: nn.Module | None = None
@@ -93,7 +95,7 @@ class TextEncoder(WordGRU):
         return self.aggregator is None and not self.gru.bidirectional
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, D)."""
+        """(B, T) token ids, (B,) real tokens of each -> (B, D)."""
         states = self.states(tokens, lengths)
         lengths = lengths.to(states.device)
         if self.aggregator is not None:

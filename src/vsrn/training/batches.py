@@ -20,6 +20,8 @@ from vsrn.model.gru import pad_tokens
 
 # Extra seed component: region dropping must not share the random stream that shuffles captions.
 _DROPPING = 1
+# Threads that make batches ahead of a GPU: at Flickr30K's size a batch takes longer to copy than a step.
+LOADERS = 4
 
 
 def draw_margins(images: int, regions: int, most: float, seed: Sequence[int]) -> FloatArray:
@@ -107,15 +109,28 @@ class TrainingBatches:
         """Full batches in one pass over the captions."""
         return len(self.split.captions) // self.batch_size
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch (from 0), beginning with its step `first_step`."""
-        for share in self.shares(epoch, first_step):
-            features, counts = self.split.read_images(self.split.image_of_caption[share.captions])
-            margins = self._margins(epoch, share.step)
-            if margins is not None:
-                features, counts = drop_regions(features, counts, margins[share.places])
-            real = None if counts is None else torch.from_numpy(counts)
-            yield self.batch_of(share.captions, torch.from_numpy(features), real)
+    def epoch(self, epoch: int, first_step: int = 0, *, pinned: bool = False) -> Iterator[Batch]:
+        """Batches of an epoch (from 0), beginning with its step `first_step`.
+
+        pinned  whether threads make them ahead, in memory that a GPU reads without waiting
+        """
+        if not pinned:
+            yield from (self._made(epoch, share) for share in self.shares(epoch, first_step))
+            return
+        shares = ([share] for share in self.shares(epoch, first_step))
+        for _, (batch,) in made_ready(
+            shares, lambda share: in_pinned_memory(self._made(epoch, share)), LOADERS, LOADERS
+        ):
+            yield batch
+
+    def _made(self, epoch: int, share: Share) -> Batch:
+        """One process's part of a step."""
+        features, counts = self.split.read_images(self.split.image_of_caption[share.captions])
+        margins = self._margins(epoch, share.step)
+        if margins is not None:
+            features, counts = drop_regions(features, counts, margins[share.places])
+        real = None if counts is None else torch.from_numpy(counts)
+        return self.batch_of(share.captions, torch.from_numpy(features), real)
 
     def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
         """This process's part of each step of an epoch, beginning with its step `first_step`."""
@@ -181,14 +196,17 @@ class PhotoBatches(TrainingBatches):
         assert isinstance(self.split, PhotoSplit)
         return self.split
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int = 0, *, pinned: bool = False) -> Iterator[Batch]:
         """Batches of an epoch (from 0), beginning with its step `first_step`.
+
+        pinned  whether they lie in memory that a GPU reads without waiting
 
         Raises `PhotoError` where a photo cannot be read.
         """
         shares = (share.captions.tolist() for share in self.shares(epoch, first_step))
         for captions, pixels in made_ready(shares, functools.partial(self._pixels, epoch)):
-            yield self.batch_of(np.array(captions), torch.from_numpy(np.stack(pixels)), None)
+            batch = self.batch_of(np.array(captions), torch.from_numpy(np.stack(pixels)), None)
+            yield in_pinned_memory(batch) if pinned else batch
 
     def _pixels(self, epoch: int, caption: int) -> Pixels:
         path = self.photos.path(int(self.split.image_of_caption[caption]))
@@ -200,11 +218,20 @@ def batches_for(split: CaptionedImages) -> type[TrainingBatches]:
     return TrainingBatches if isinstance(split, Split) else PhotoBatches
 
 
-def send(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device, but for the lengths; to a GPU from pinned memory, so that no copy waits for a step."""
+def in_pinned_memory(batch: Batch) -> Batch:
+    """A copy of a batch that a GPU reads without waiting for the processor."""
+    counts = None if batch.counts is None else batch.counts.pin_memory()
+    return Batch(batch.features.pin_memory(), batch.tokens.pin_memory(), batch.lengths.pin_memory(), counts)
+
+
+def send(batch: Batch, device: torch.device, *, lengths: bool = False) -> Batch:
+    """The batch on a device; from pinned memory no copy waits for a step.
+
+    lengths  whether the captions' lengths go there too
+    """
 
     def sent(tensor: torch.Tensor) -> torch.Tensor:
-        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+        return tensor.to(device, non_blocking=True)
 
     counts = None if batch.counts is None else sent(batch.counts)
-    return Batch(sent(batch.features), sent(batch.tokens), batch.lengths, counts)
+    return Batch(sent(batch.features), sent(batch.tokens), sent(batch.lengths) if lengths else batch.lengths, counts)

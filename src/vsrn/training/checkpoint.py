@@ -139,7 +139,7 @@ def read_state(run: Path, learner: Learner, process: int = 0, fingerprint: str =
         if not tensors.keys() >= set(state.values()):
             raise CheckpointError(f"{path} lacks the optimiser's state of {name}; this run cannot be resumed.")
         moments = {key: tensors[its].to(parameter) for key, its in state.items() if key != "step"}
-        learner.optimizer.state[parameter] = {"step": tensors[state["step"]], **moments}
+        learner.optimizer.state[parameter] = {"step": tensors[state["step"]].to(parameter.device), **moments}
     if f"random.cpu.{process}" in tensors:
         torch.set_rng_state(tensors[f"random.cpu.{process}"])
     if "random.cuda" in tensors and torch.cuda.is_available():

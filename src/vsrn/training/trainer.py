@@ -23,22 +23,21 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import torch
-from torch import nn
 
 from vsrn.config import Config, config_to_toml
 from vsrn.encoders.scan_encoder import encoder_of
-from vsrn.encoders.torch_backend import Precision
 from vsrn.errors import ConfigError, TrainingError
 from vsrn.files import write_atomically
 from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
-from vsrn.model.base import BaseModel, Batch, Losses, MatchingLoss
+from vsrn.model.base import Batch
 from vsrn.model.saved import CONFIG_FILE, write_weights
 from vsrn.training import distributed
-from vsrn.training.batches import batches_for, send
+from vsrn.training.batches import batches_for
 from vsrn.training.checkpoint import Learner, Progress, RunLog, read_state, write_state
 from vsrn.training.collapse import COLLAPSED, at_chance, is_stuck
 from vsrn.training.loggers import MetricsLogger, open_loggers
 from vsrn.training.optimizer import learning_rate_at, make_optimizer
+from vsrn.training.passes import Passes
 from vsrn.training.record import RunRecord
 from vsrn.training.run import PreparedRun
 
@@ -93,38 +92,6 @@ class TrainingResult(NamedTuple):
     early: bool = False
 
 
-class _Step(nn.Module):
-    """Model and loss as one module, so that several processes average the gradients of both."""
-
-    def __init__(self, model: BaseModel, loss: nn.Module) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Batch, epochs: float, images: torch.Tensor | None = None) -> Losses:
-        """The losses of a batch, after so many epochs.
-
-        images  (B,) number of each caption's image, where captions of one image are no negatives of each other
-        """
-        losses: Losses = self.model(batch, self._masked(images), distributed.gather_batch, epochs)
-        return losses
-
-    def _masked(self, images: torch.Tensor | None) -> MatchingLoss:
-        """The matching loss, in which captions of one of these images are no negatives of each other.
-
-        A similarity of minus infinity violates no margin and weighs nothing in a cross entropy.
-        """
-        if images is None:
-            return self.loss
-        of_all = torch.cat(distributed.of_all(images))
-        same = (of_all[:, None] == of_all[None, :]).fill_diagonal_(False)
-
-        def loss(similarities: torch.Tensor, epochs: float) -> torch.Tensor:
-            masked: torch.Tensor = self.loss(similarities.masked_fill(same, -torch.inf), epochs)
-            return masked
-
-        return loss
-
-
 class Trainer:
     """One run on one device."""
 
@@ -141,8 +108,8 @@ class Trainer:
         self.device = distributed.training_device(self.config.train.device)
         self.model = prepared.model.to(self.device).train()
         distributed.synchronise_batch_norm(self.model)
-        self.step = _Step(self.model, prepared.loss.to(self.device).train())
-        self.parallel = distributed.shared(self.step)
+        self.passes = Passes(self.model, prepared.loss.to(self.device).train(), self.config, self.device)
+        self.step = self.passes.step
         train = self.config.train
         self.optimizer = make_optimizer(train, self.step.parameters())
         self.learner = Learner(self.model, self.step.loss, self.optimizer)
@@ -194,6 +161,10 @@ class Trainer:
         Raises `TrainingError` where a loss, a gradient or a weight is no longer a number, and `DataError` where an
         image is the reason; what is on disk is then the state that was saved before.
         """
+        with self.passes.stream():
+            return self._run(resume=resume)
+
+    def _run(self, *, resume: bool) -> TrainingResult:
         prepared, folder = self.prepared, self.prepared.folder
         if resume:
             fingerprints = prepared.regions.fingerprint, prepared.data_fingerprint
@@ -235,9 +206,9 @@ class Trainer:
         epoch, accumulate = self.progress.epoch, self.config.train.accumulate
         changes = [part.begin_epoch(epoch) for part in self.model.image_encoders]
         if any(changes):
-            self.parallel = distributed.shared(self.step)
+            self.passes.begin_anew()
         first = self.progress.step_in_epoch * accumulate
-        batches = self.batches.epoch(epoch, first)
+        batches = self.batches.epoch(epoch, first, pinned=self.device.type == "cuda")
         masks = self.config.loss.mask_same_image
         images = self.batches.images(epoch, first) if masks else itertools.repeat(None)
         for _ in range(self.progress.step_in_epoch, self.steps_per_epoch):
@@ -261,15 +232,10 @@ class Trainer:
         train, step = self.config.train, self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(train, step, self.steps_per_epoch, self.total_steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        each: list[torch.Tensor] = []
+        self.passes.clear_gradients(self.optimizer)
+        epochs = step / self.steps_per_epoch
         # Batches come first: zip takes from the second only where the first has one.
-        for batch, owners in zip(batches, images, strict=False):
-            sent = None if owners is None else owners.to(self.device)
-            with autocast(self.device, train.precision):
-                losses: Losses = self.parallel(send(batch, self.device), step / self.steps_per_epoch, sent)
-            (losses.joint / train.accumulate).backward()  # type: ignore[no-untyped-call]
-            each.append(torch.stack([losses.matching.detach(), losses.generation.detach()]))
+        each = [self.passes(batch, owners, epochs) for batch, owners in zip(batches, images, strict=False)]
         norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), train.gradient_clip or math.inf)
         self.optimizer.step()
         self.recent.append(torch.cat([torch.stack(each).mean(dim=0), norm[None]]))
@@ -390,8 +356,3 @@ class Trainer:
             write_state(self.prepared.folder, self.learner, self.progress, random_states, *fingerprints)
             if self.record is not None:
                 self.record.write(self.progress.step)
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Context in which matrix products have this precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
