@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.data.splits import CaptionedImages, Split
-from vsrn.encoders.base import DEFAULT_BEAM, IMAGES_AT_ONCE, Encoder
+from vsrn.encoders.backend import IMAGES_AT_ONCE
+from vsrn.encoders.base import DEFAULT_BEAM, Encoder
 from vsrn.encoders.ranking import rank_encoded
 from vsrn.errors import ConfigError
 from vsrn.metrics import (
