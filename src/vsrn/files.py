@@ -96,7 +96,10 @@ def printable(name: Path | str) -> str:
     >>> printable("beach\x1b[2J.jpg")
     'beach\\x1b[2J.jpg'
     """
-    return "".join(letter if letter.isprintable() else _escaped(ord(letter)) for letter in str(name))
+    text = str(name)
+    if text.isprintable():  # nearly always, and four times a photo
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(ord(letter)) for letter in text)
 
 
 def _escaped(code: int) -> str:

@@ -138,15 +138,12 @@ def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
             check_no_nan(row, f" of image {image}")
             captions = captions_of(image)
             if not len(captions):
-                raise SimilarityError(f"image {image} has no caption, so no caption of its own can be ranked for it.")
+                raise no_caption(image)
             own[captions] = row[captions]
             best = row[captions].max()
             image_to_text.append(np.count_nonzero(row >= best) - np.count_nonzero(row[captions] >= best))
     if np.isnan(own).any():
-        without = int(np.flatnonzero(np.isnan(own))[0])
-        raise SimilarityError(
-            f"caption {without} belongs to image {image_of_caption[without]}, which has no similarities."
-        )
+        raise no_image(int(np.flatnonzero(np.isnan(own))[0]), image_of_caption)
     # Its own image always counts itself once.
     text_to_image = np.full(len(image_of_caption), -1)
     for _, block in blocks():
@@ -163,12 +160,14 @@ class EncodedSplit:
     captions        (num_captions, D), or the same
     compare         some images, some captions -> (images, captions) similarities
     images_at_once  how many images to compare in one call with all captions; 0 for as many as fill a block
+    device          where the model computes, as torch calls it, such as "cuda:0"; the arrays themselves are numpy's
     """
 
     images: Any
     captions: Any
     compare: Callable[[Any, Any], FloatArray] = inner_products
     images_at_once: int = 0
+    device: str = "cpu"
 
     def only(self, images: IntArray | slice, captions: IntArray | slice) -> EncodedSplit:
         """These images and these captions alone, in this order."""
@@ -331,6 +330,18 @@ def check_no_nan(similarities: FloatArray, whose: str = "") -> None:
         raise SimilarityError(
             f"a similarity{whose} is NaN, so nothing can be ranked; the model or its features are broken."
         )
+
+
+def no_caption(image: int) -> SimilarityError:
+    """The error for an image that no caption belongs to."""
+    return SimilarityError(f"image {image} has no caption, so no caption of its own can be ranked for it.")
+
+
+def no_image(caption: int, image_of_caption: IntArray) -> SimilarityError:
+    """The error for a caption whose image is not among those compared."""
+    return SimilarityError(
+        f"caption {caption} belongs to image {image_of_caption[caption]}, which has no similarities."
+    )
 
 
 def _captions_by_image(image_of_caption: IntArray) -> Callable[[int], IntArray]:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from vsrn.devices import PACES
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.base import RegionExtractor, extractor_names, make_extractor, prepare_photo
 from vsrn.extractors.grid import GridExtractor, load_network, weights_path, window_boxes
@@ -93,6 +94,18 @@ def test_a_photos_regions_do_not_depend_on_its_batch(extractor: GridExtractor) -
         (alone,) = extractor([array])
         assert np.abs(alone.features - regions.features).max() < 1e-4
     assert extractor([]) == []
+
+
+def test_a_batch_in_one_call_as_on_cuda_gives_what_calls_of_four_photos_give(
+    extractor: GridExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = [extractor.prepare(drawn(seed)) for seed in range(9)]
+    in_fours = extractor(prepared)
+    monkeypatch.setitem(PACES, "cpu", PACES["cuda"])
+    for wanted, found in zip(in_fours, extractor(prepared), strict=True):
+        # To float16's rounding, in which features are kept.
+        np.testing.assert_allclose(found.features, wanted.features, rtol=2**-11, atol=1e-4)
+        assert np.array_equal(found.boxes, wanted.boxes)
 
 
 def test_a_change_in_a_corner_moves_the_regions_there_most(extractor: GridExtractor) -> None:

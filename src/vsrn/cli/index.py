@@ -10,12 +10,12 @@ import tyro
 from vsrn.cli.options import (
     SKIPPED_SHOWN,
     BatchSize,
+    Decoders,
     Device,
     Exclude,
     FollowLinks,
     Json,
     Model,
-    Workers,
     left_out_lines,
     print_json,
     skipped_json,
@@ -44,7 +44,7 @@ def main(
     prune: bool = False,
     check: bool = False,
     batch_size: BatchSize = 32,
-    workers: Workers = 2,
+    workers: Decoders = None,
     device: Device = "auto",
     json: Json = False,
 ) -> int:

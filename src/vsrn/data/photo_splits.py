@@ -181,7 +181,7 @@ def made_ready(
 
     workers  how many threads; None for one for each processor that this process may use
     """
-    pool = ThreadPoolExecutor(workers or _processors(), thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(workers or processors(), thread_name_prefix="decode")
     ahead: deque[tuple[Sequence[_Item], list[Future[_Ready]]]] = deque()
 
     def take() -> tuple[Sequence[_Item], list[_Ready]]:
@@ -199,7 +199,8 @@ def made_ready(
         pool.shutdown(cancel_futures=True)
 
 
-def _processors() -> int:
+def processors() -> int:
+    """How many processors this process may use."""
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 

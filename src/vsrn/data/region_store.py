@@ -310,8 +310,10 @@ def _read_page(path: Path, kind: type[_Page]) -> _Page | None:
 def _may_not_be_finite(batch: FloatArray) -> bool:
     """A quick look at every number, since every batch is looked at: False means finite, True that it may not be."""
     if batch.dtype == np.float16:
-        # The exponent of what is not finite is all ones. Half precision has no fast arithmetic; integers have.
-        return bool(((batch.view(np.uint16) & 0x7FFF).max(initial=0)) >= 0x7C00)
+        # The exponent of what is not finite is all ones, so as a whole number it is among the largest of its sign. Half
+        # precision has no fast arithmetic; integers have, and their maximum needs no second array.
+        positive, negative = batch.view(np.int16).max(initial=0), batch.view(np.uint16).max(initial=0)
+        return bool(positive >= 0x7C00 or negative >= 0xFC00)
     # The sum is finite unless a term is not, or the terms overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         return not np.isfinite(batch.sum())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 # (B, N, F) features, or (B, S, S, 3) uint8 pixels of a model that reads photos whole.
 Features = npt.NDArray[Any]
 
+# Reads a batch: (B, N, F) checked features in reading order, or pixels, and (B,) counts or None for all.
+ReadBatch = Callable[[], tuple[Features, IntArray | None]]
+
+IMAGES_AT_ONCE = 128
 PHOTOS_AT_ONCE = 32
 WHOLE_PHOTOS = "this model reads photos whole, so no region can be named; use one of regions."
 
@@ -95,6 +99,16 @@ class BackEnd(ABC):
     @abstractmethod
     def _encode_regions(self, features: Features, counts: IntArray | None) -> FloatArray:
         """(B, N, F) checked features in reading order, (B,) counts or None for all -> (B, D) float32, in one batch."""
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images are encoded at a time where nobody says otherwise."""
+        return IMAGES_AT_ONCE
+
+    def _encode_batches(self, reads: Iterable[ReadBatch]) -> Iterator[FloatArray]:
+        """What reads each batch -> (B, D) float32 of each, in order; a back end may read batches ahead, in threads."""
+        for read in reads:
+            yield self._encode_regions(*read())
 
     @abstractmethod
     def _reasoned_regions(self, features: Features, counts: IntArray | None) -> tuple[FloatArray, FloatArray]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,11 +25,12 @@ import numpy.typing as npt
 
 import vsrn
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
-from vsrn.encoders.backend import BackEnd
+from vsrn.encoders.backend import IMAGES_AT_ONCE, BackEnd, Features
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.encoders.hub import fetch, push, save
 from vsrn.encoders.inputs import (
     ProgressOf,
+    batch_of,
     batches_of,
     embeddings_of,
     list_of_captions,
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from vsrn.encoders.torch_backend import Precision
 
 DEFAULT_BEAM = 5
-IMAGES_AT_ONCE = 128
 WORDS_NAMED = 10
 NO_CAPTIONER = (
     "this model has no captioner, so it cannot write captions; use one that was trained with model.captioner.enabled."
@@ -187,10 +188,19 @@ class Encoder(BackEnd):
         features, counts = self._check_features(features, counts)
         embeddings = np.empty((len(features), self.config.model.joint_dim), dtype=np.float32)
         with reporting(progress, "encoding images", len(features)) as advance:
-            for part, batch, real in batches_of(features, counts, size_of_batches(batch_size, IMAGES_AT_ONCE)):
-                embeddings[part] = self._encode_regions(in_order(batch, real, self.region_order), real)
-                advance(len(batch))
+            parts = list(slices(len(features), size_of_batches(batch_size, self.images_at_once)))
+            reads = (partial(self._read_features, features, counts, part) for part in parts)
+            for part, encoded in zip(parts, self._encode_batches(reads), strict=True):
+                embeddings[part] = encoded
+                advance(len(encoded))
         return embeddings
+
+    def _read_features(
+        self, features: FloatArray, counts: IntArray | None, part: slice
+    ) -> tuple[Features, IntArray | None]:
+        """The features of these places in the order that the model reads them. Raises what `batch_of` raises."""
+        batch, real = batch_of(features, counts, part)
+        return in_order(batch, real, self.region_order), real
 
     def reasoned_regions(
         self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, *, batch_size: int | None = None
@@ -285,12 +295,13 @@ class Encoder(BackEnd):
             split = seen_by(split, self.config.model.network)
         parts = []
         with reporting(progress, "encoding", split.num_images + len(split.captions)) as advance:
-            for part in slices(split.num_images, size_of_batches(batch_size, IMAGES_AT_ONCE)):
-                images = np.arange(part.start, part.stop)
-                features, counts = split.read_images(images)
-                parts.append(self._encode_regions(features, counts))
-                if isinstance(split, Split) and not np.isfinite(parts[-1]).all():
-                    split.regions.check_zeros(split.rows[images], features, counts)
+            size = size_of_batches(batch_size, self.images_at_once)
+            batches = [np.arange(part.start, part.stop) for part in slices(split.num_images, size)]
+            reads = (partial(split.read_images, images) for images in batches)
+            for images, encoded in zip(batches, self._encode_batches(reads), strict=True):
+                if isinstance(split, Split) and not np.isfinite(encoded).all():
+                    split.regions.check_zeros(split.rows[images], *split.read_images(images))
+                parts.append(encoded)
                 advance(len(images))
             captions = self._encode_tokens(self._tokens(split.captions), advance, batch_size)
         return EncodedSplit(np.concatenate(parts), captions, SIMILARITIES[self.similarity_name])

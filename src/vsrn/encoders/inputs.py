@@ -96,20 +96,25 @@ def check_features(features: Any, counts: Any, feature_dim: int | None) -> tuple
 def batches_of(
     features: FloatArray, counts: IntArray | None, size: int
 ) -> Iterator[tuple[slice, FloatArray, IntArray | None]]:
-    """What `check_features` gave -> batches: their places, float16 or float32 features that are finite, and counts.
+    """What `check_features` gave -> the places of each batch, and what `batch_of` gives of them."""
+    for part in slices(len(features), size):
+        yield part, *batch_of(features, counts, part)
+
+
+def batch_of(features: FloatArray, counts: IntArray | None, part: slice) -> tuple[FloatArray, IntArray | None]:
+    """What `check_features` gave -> of these places, float16 or float32 features that are finite, and counts.
 
     Raises `DataError`, naming the image, where a feature is NaN or infinite.
     """
-    for part in slices(len(features), size):
-        batch = np.asarray(features[part])
-        if batch.dtype not in (np.float16, np.float32) or not batch.dtype.isnative:
-            with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
-                batch = batch.astype(np.float16 if batch.dtype == np.float16 else np.float32)
-        finite = np.isfinite(batch).all(axis=(1, 2))
-        if not finite.all():
-            place = part.start + int(np.flatnonzero(~finite)[0])
-            raise DataError(f"region features hold NaN or infinity (image {place}); extract the photos again.")
-        yield part, batch, None if counts is None else counts[part]
+    batch = np.asarray(features[part])
+    if batch.dtype not in (np.float16, np.float32) or not batch.dtype.isnative:
+        with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
+            batch = batch.astype(np.float16 if batch.dtype == np.float16 else np.float32)
+    finite = np.isfinite(batch).all(axis=(1, 2))
+    if not finite.all():
+        place = part.start + int(np.flatnonzero(~finite)[0])
+        raise DataError(f"region features hold NaN or infinity (image {place}); extract the photos again.")
+    return batch, None if counts is None else counts[part]
 
 
 def size_of_batches(batch_size: Any, default: int) -> int:

@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from vsrn.config import ScanConfig
 from vsrn.data.splits import CaptionedImages
-from vsrn.encoders.backend import Features
-from vsrn.encoders.base import IMAGES_AT_ONCE, Encoder
+from vsrn.encoders.backend import IMAGES_AT_ONCE, Features
+from vsrn.encoders.base import Encoder
 from vsrn.encoders.folding import evaluating
 from vsrn.encoders.inputs import ProgressOf, batches_of, list_of_captions, reporting, size_of_batches, slices
 from vsrn.encoders.torch_backend import Precision, StoredEncoder, TorchEncoder, device_of

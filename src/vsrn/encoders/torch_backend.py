@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -13,16 +13,18 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from vsrn.data.photo_splits import made_ready
 from vsrn.data.regions import RegionNames
-from vsrn.devices import pick_device
-from vsrn.encoders.backend import Features
+from vsrn.data.splits import CaptionedImages
+from vsrn.devices import brought_back, moved, pace_of, pick_device, tensor_for
+from vsrn.encoders.backend import IMAGES_AT_ONCE, Features, ReadBatch
 from vsrn.encoders.base import NO_CAPTIONER, Encoder
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.folding import evaluating, fold, last_states, state_of
-from vsrn.encoders.inputs import size_of_batches, slices
+from vsrn.encoders.inputs import ProgressOf, size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, NAMES_FILE
-from vsrn.metrics import Advance, FloatArray, IntArray
+from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
 from vsrn.model.base import EncodedImages
 from vsrn.model.captioner import Captioner
 from vsrn.model.gru import is_plain, pad_tokens
@@ -42,9 +44,11 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
+# More than a padded batch holds, since the GRU's states of all words of a caption are not kept.
 CAPTIONS_PER_BATCH = 4096
-# Fewer where the GRU's states of all words of a caption are kept.
-PADDED_CAPTIONS_PER_BATCH = 256
+
+# (B, N, F) features and (B,) counts or None, as `StoredEncoder._as_tensors` gives them.
+_Tensors = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class StoredEncoder(Encoder):
@@ -118,13 +122,18 @@ class StoredEncoder(Encoder):
     def _kept_names(self) -> RegionNames:
         return self.stored.region_names
 
-    def _on_device(self, features: Features, counts: IntArray | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _on_device(self, features: Features, counts: IntArray | None) -> _Tensors:
         """Arrays as tensors where the model is now."""
+        return self._moved(*self._as_tensors(features, counts))
+
+    def _as_tensors(self, features: Features, counts: IntArray | None) -> _Tensors:
+        """Arrays as tensors on the CPU, ready to be moved; threads may call this."""
         device = device_of(self.stored.model)
-        real = None if counts is None else torch.from_numpy(np.array(counts)).to(device)
-        # torch warns of arrays that nobody may write, such as those of a file that was opened to be read.
-        features = np.ascontiguousarray(features) if features.flags.writeable else np.array(features)
-        return torch.from_numpy(features).to(device), real
+        return tensor_for(device, features), None if counts is None else tensor_for(device, np.asarray(counts))
+
+    def _moved(self, features: torch.Tensor, counts: torch.Tensor | None) -> _Tensors:
+        device = device_of(self.stored.model)
+        return moved(features, device), None if counts is None else moved(counts, device)
 
     def _autocast(self) -> torch.autocast:
         device = device_of(self.stored.model)
@@ -171,6 +180,33 @@ class TorchEncoder(StoredEncoder):
         with evaluating(self.model):
             return encode_tokens(self.model.caption_encoder, tokens, advance, self.dtype, batch_size)
 
+    @override
+    def encode_split(
+        self, split: CaptionedImages, progress: ProgressOf = False, *, batch_size: int | None = None
+    ) -> EncodedSplit:
+        encoded = super().encode_split(split, progress, batch_size=batch_size)
+        return replace(encoded, device=str(device_of(self.model)))
+
+    @property
+    @override
+    def images_at_once(self) -> int:
+        # Whole photos take a network much more memory than regions.
+        return IMAGES_AT_ONCE if self.config.model.network.name else pace_of(device_of(self.model)).images_at_once
+
+    @override
+    def _encode_batches(self, reads: Iterable[ReadBatch]) -> Iterator[FloatArray]:
+        # Chosen once for all batches: to see whether the weights have changed takes a wait for the device.
+        encoder, pace = self._folded_encoder(), pace_of(device_of(self.model))
+
+        def read(batch: ReadBatch) -> _Tensors:
+            return self._as_tensors(*batch())
+
+        ready: Iterable[_Tensors] = map(read, reads)
+        if pace.readers:
+            ready = (batch for _, (batch,) in made_ready(([batch] for batch in reads), read, pace.readers))
+        results = (self._run(encoder, *self._moved(*batch)).embeddings for batch in ready)
+        yield from brought_back(results, pace.launched_ahead)
+
     def _encode_regions(self, features: Features, counts: IntArray | None) -> FloatArray:
         embeddings: FloatArray = self._encoded(features, counts).embeddings.float().cpu().numpy()
         return embeddings
@@ -179,13 +215,20 @@ class TorchEncoder(StoredEncoder):
         embeddings, regions = self._encoded(features, counts)
         return embeddings.float().cpu().numpy(), regions.float().cpu().numpy()
 
-    @torch.inference_mode()
     def _encoded(self, features: Features, counts: IntArray | None) -> EncodedImages:
+        return self._run(self._folded_encoder(), *self._on_device(features, counts))
+
+    @torch.inference_mode()
+    def _folded_encoder(self) -> nn.Module:
         with evaluating(self.model):
-            encoder = self.image_encoder
-            # What could not be rounded beforehand is rounded product by product.
-            with self._autocast() if encoder is self.model.image_encoder else contextlib.nullcontext():
-                encoded: EncodedImages = encoder(*self._on_device(features, counts))
+            return self.image_encoder
+
+    @torch.inference_mode()
+    def _run(self, encoder: nn.Module, features: torch.Tensor, counts: torch.Tensor | None) -> EncodedImages:
+        # What could not be rounded beforehand is rounded product by product.
+        rounding = self._autocast() if encoder is self.model.image_encoder else contextlib.nullcontext()
+        with evaluating(self.model), rounding:
+            encoded: EncodedImages = encoder(features, counts)
         return encoded
 
     @torch.inference_mode()
@@ -214,8 +257,10 @@ def encode_tokens(
     """
     embeddings = np.empty((len(tokens), 0), dtype=np.float32)
     device = device_of(encoder)
+    pace = pace_of(device)
     by_prefix = (
-        is_plain(encoder, TextEncoder)
+        pace.shares_prefixes
+        and is_plain(encoder, TextEncoder)
         and isinstance(encoder, TextEncoder)
         and encoder.reads_forwards_only
         and is_plain(encoder.gru, nn.GRU)
@@ -224,20 +269,24 @@ def encode_tokens(
     # In dictionary order captions with common beginnings fall into one batch; by length little of a batch is padding.
     keys = [ids.tolist() if by_prefix else len(ids) for ids in tokens]
     order = sorted(range(len(tokens)), key=keys.__getitem__)
-    size = size_of_batches(batch_size, CAPTIONS_PER_BATCH if by_prefix else PADDED_CAPTIONS_PER_BATCH)
-    for part in slices(len(order), size):
+    size = size_of_batches(batch_size, CAPTIONS_PER_BATCH if by_prefix else pace.captions_at_once)
+    parts = list(slices(len(order), size))
+
+    def encode(part: slice) -> torch.Tensor:
         batch = [tokens[place] for place in order[part]]
         if isinstance(encoder, TextEncoder) and by_prefix:
-            encoded = encoder.embed(last_states(encoder.gru, encoder.embedding, batch, dtype))
-        else:
-            padded, lengths = pad_tokens(batch)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                encoded = encoder(padded.to(device), lengths)
+            return encoder.embed(last_states(encoder.gru, encoder.embedding, batch, dtype))
+        padded, lengths = pad_tokens(batch)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            encoded: torch.Tensor = encoder(moved(tensor_for(device, padded.numpy()), device), lengths)
+        return encoded
+
+    for part, encoded in zip(parts, brought_back(map(encode, parts), pace.launched_ahead), strict=True):
         if not embeddings.shape[1]:
             # A wrapper around the encoder need not know its size.
             embeddings = np.empty((len(tokens), encoded.shape[1]), dtype=np.float32)
-        embeddings[order[part]] = encoded.float().cpu()
-        advance(len(batch))
+        embeddings[order[part]] = encoded
+        advance(len(encoded))
     return embeddings
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.data.splits import CaptionedImages, Split
-from vsrn.encoders.base import DEFAULT_BEAM, IMAGES_AT_ONCE, Encoder
+from vsrn.encoders.backend import IMAGES_AT_ONCE
+from vsrn.encoders.base import DEFAULT_BEAM, Encoder
+from vsrn.encoders.ranking import rank_encoded
 from vsrn.errors import ConfigError
 from vsrn.metrics import (
     EVERY,
@@ -29,7 +31,6 @@ from vsrn.metrics import (
     bootstrap_intervals,
     five_folds,
     mean_metrics,
-    rank_blocks,
     retrieval_metrics,
     similarity_blocks,
 )
@@ -199,8 +200,7 @@ class Retrieval:
         part = self.split.only(images)
         captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
         parts = [encoded.only(images, captions) for encoded in self.encoded]
-        blocks = similarity_blocks(parts, advance, weights=self.weights)
-        return rank_blocks(blocks, part.image_of_caption), part.image_of_caption
+        return rank_encoded(parts, part.image_of_caption, advance, self.weights), part.image_of_caption
 
     def blocks(self) -> Blocks:
         """Similarities of all images and all captions, block by block."""

@@ -7,6 +7,7 @@ extract_karpathy("dataset.json", "photos/", make_extractor("grid"), "store/")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from vsrn.data.annotations import CaptionedPhoto, read_annotations
 from vsrn.data.listing import PhotoFile, PhotoNames
-from vsrn.data.photo_splits import made_ready
+from vsrn.data.photo_splits import made_ready, processors
 from vsrn.data.region_store import SkippedPhoto, StoreInfo, map_features, read_skipped, read_store_info
 from vsrn.data.region_writer import RegionWriter, check_split_name, digest_of, finish_interrupted
 from vsrn.data.regions import ARRAYS, RegionNames, Regions
@@ -112,7 +113,7 @@ class ExtractSettings(TypedDict, total=False):
     shard: tuple[int, int] | None
     float32: bool
     batch_size: int
-    workers: int
+    workers: int | None
     batches: BatchMaker
     progress: ProgressCallback | None
 
@@ -127,7 +128,7 @@ def extract(
     shard: tuple[int, int] | None = None,
     float32: bool = False,
     batch_size: int = 32,
-    workers: int = 2,
+    workers: int | None = None,
     batches: BatchMaker = local_batches,
     progress: ProgressCallback | None = None,
 ) -> ExtractionReport:
@@ -138,7 +139,7 @@ def extract(
                 its captions and `batch_size` must be the same for all n. Such a block may come out empty.
     float32     whether features are kept as float32 instead of float16
     batch_size  photos finished at a time; what a kill costs at most
-    workers     threads that decode ahead of the extractor
+    workers     threads that decode ahead of the extractor; None for one for each processor
     batches     who extracts them: this process, or a Ray cluster (`vsrn.extractors.ray`)
 
     A photo that cannot be read is skipped and reported. Killed at any moment and called again, it goes on
@@ -162,7 +163,7 @@ def extract(
         check_same_weights(folder, weights)
 
     def batches_from(start: int) -> Iterator[ExtractedBatch]:
-        return batches(photos[start:], extractor, batch_size, workers)
+        return batches(photos[start:], extractor, batch_size, workers or processors())
 
     ids = [photo.id for photo in photos]
     report = write_split(
@@ -200,15 +201,28 @@ def write_split(
         num_resumed = writer.num_seen
         seen = partial(progress or (lambda *_: None), split)
         seen(num_resumed, len(ids))
-        for batch in batches_from(num_resumed):
-            writer.append(batch.ids, batch.regions, batch.skipped)
-            seen(writer.num_seen, len(ids))
+        for num_seen in _written(writer, batches_from(num_resumed)):
+            seen(num_seen, len(ids))
         if not writer.ids and header.shard is None:
             writer.discard()
             first = f", the first because {writer.skipped[0].reason}" if writer.skipped else "."
             raise DataError(f"none of the {len(writer.skipped)} photos of split '{split}' could be read{first}")
         writer.finish(None if captions is None else [captions[photo_id] for photo_id in writer.ids], names)
         return ExtractionReport(split, len(writer.ids), writer.skipped, num_resumed)
+
+
+def _written(writer: RegionWriter, batches: Iterator[ExtractedBatch]) -> Iterator[int]:
+    """Write batches, each while the next one is extracted, since the disk is waited for; gives the photos on disk."""
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
+        for batch in batches:
+            if writing is not None:
+                writing.result()
+                yield writer.num_seen
+            writing = pool.submit(writer.append, batch.ids, batch.regions, batch.skipped)
+        if writing is not None:
+            writing.result()
+            yield writer.num_seen
 
 
 def extract_karpathy(
@@ -343,8 +357,8 @@ def _same_captions(path: Path, info: StoreInfo, ids: Sequence[str], captions: Ma
     ]
 
 
-def check_settings(batch_size: int, workers: int) -> None:
-    """Raise `ConfigError` where one of them is below 1."""
+def check_settings(batch_size: int, workers: int | None) -> None:
+    """Raise `ConfigError` where one of them is below 1; None workers are one for each processor."""
     for name, value in (("batch-size", batch_size), ("workers", workers)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; it must be 1 or more.")

@@ -26,14 +26,12 @@ from torch import nn
 from torch.nn import functional
 
 from vsrn.data.regions import RegionNames, Regions
-from vsrn.devices import pick_device
+from vsrn.devices import moved, pace_of, pick_device, tensor_for
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.tensors import fingerprint_of, load_tensors, load_weights, read_tensor_file
 
 POOLED_SIDE = 6
-# A few photos at once stay in the processor's cache: twice the rate of 32 at once.
-PHOTOS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -120,26 +118,28 @@ class WholePhotoExtractor:
 
     def levels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
         """(height, width, 3) of 0 to 255 -> (B, 3, height, width) float32 of the same levels, where the network is."""
-        # Channels stay last in memory, as networks on a processor like them.
-        return torch.from_numpy(np.stack(prepared)).to(self.device).permute(0, 3, 1, 2).float()
+        # Channels stay last in memory, as networks on a processor like them. A device gets bytes, a quarter of floats.
+        photos = moved(tensor_for(self.device, np.stack(prepared)), self.device)
+        return photos.permute(0, 3, 1, 2).float()
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """(height, width, 3) uint8 arrays -> `Regions` of each."""
         regions: list[Regions] = []
-        for start in range(0, len(prepared), PHOTOS_AT_ONCE):
+        at_once = pace_of(self.device).photos_at_once
+        for start in range(0, len(prepared), at_once):
             with torch.inference_mode():
-                features = self.features(self.pixels(prepared[start : start + PHOTOS_AT_ONCE]))
+                features = self.features(self.pixels(prepared[start : start + at_once]))
             regions += [Regions(features=photo, boxes=self.boxes) for photo in features.numpy()]
         return regions
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, height, width) scaled pixels -> (B, N, F) float32."""
+        """(B, 3, height, width) scaled pixels -> (B, N, F) float32 on the CPU."""
         grid = self.grid_of(pixels)
-        # On the CPU, since MPS does not pool 7 cells to 6.
-        places = grid.features.cpu()
+        # MPS does not pool 7 cells to 6, so its maps are pooled on the CPU.
+        places = grid.features.cpu() if self.device.type == "mps" else grid.features
         if not grid.patches:
             places = functional.adaptive_avg_pool2d(places, _pooled_size(*places.shape[2:]))
-        return places.flatten(2).mT.float().contiguous()
+        return places.flatten(2).mT.float().contiguous().cpu()
 
 
 def window_boxes(rows: tuple[int, int], columns: tuple[int, int]) -> npt.NDArray[np.float32]:

@@ -25,9 +25,9 @@ from vsrn.data.photo_splits import made_ready
 from vsrn.data.photos import FileContent, read_file, read_photo
 from vsrn.data.regions import Regions, pad_regions
 from vsrn.encoders.base import Encoder
-from vsrn.errors import ConfigError, PhotoError, SearchError
+from vsrn.errors import PhotoError, SearchError
 from vsrn.extractors.base import Prepared, RegionExtractor, prepare_pixels
-from vsrn.extractors.extract import cut
+from vsrn.extractors.extract import check_settings, cut
 from vsrn.files import printable
 from vsrn.metrics import FloatArray
 from vsrn.search.create import Model, create_index
@@ -105,7 +105,7 @@ def update_index(
     exclude: Sequence[str] = (),
     prune: bool = False,
     batch_size: int = 32,
-    workers: int = 2,
+    workers: int | None = None,
     device: str | None = None,
     progress: ProgressCallback = lambda _done, _total: None,
 ) -> IndexReport:
@@ -125,7 +125,7 @@ def update_index(
     prune       whether to remove photos whose files are gone even where more than a fifth are, or all of a folder that
                 is still there, empty; without it they stay and are reported as missing
     batch_size  photos changes at a time; what a kill costs at most
-    workers     threads that decode ahead of the extractor
+    workers     threads that decode ahead of the extractor; None for one for each processor
     device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; left out, where the model that is given
                 computes, or `auto`
 
@@ -133,9 +133,7 @@ def update_index(
     model, of another folder, with other settings, or is being written; `DataError` where there are no photos, or the
     extractor here is not the model's.
     """
-    for name, value in (("batch-size", batch_size), ("workers", workers)):
-        if value < 1:
-            raise ConfigError(f"--{name} is {value}; it must be 1 or more.")
+    check_settings(batch_size, workers)
     photos, folder = Path(photos), Path(folder)
     exclusion = Exclusion(photos, exclude)
     found = find_photos(photos, leave_out=folder, follow_links=follow_links, exclusion=exclusion)
@@ -160,7 +158,13 @@ class _Update:
         )
 
     def run(
-        self, found: Sequence[PhotoFile], batch_size: int, workers: int, *, prune: bool, progress: ProgressCallback
+        self,
+        found: Sequence[PhotoFile],
+        batch_size: int,
+        workers: int | None,
+        *,
+        prune: bool,
+        progress: ProgressCallback,
     ) -> IndexReport:
         """Read what changed and commit it batch by batch; then remove photos whose files are gone."""
         with self.writer.records.read() as view:
