@@ -192,12 +192,14 @@ class OnnxDetector:
         Raises `CheckpointError` where the file does not run, or gives something else than it said.
         """
         height, width = photo.shape[:2]
-        boxes, scores = self.layout.decode(self._output(padded_photo(photo, self.side)), self.side)
+        output = self._output(padded_photo(photo, self.side))
+        with np.errstate(all="ignore"):
+            boxes, scores = self.layout.decode(output, self.side)
         best, classes = scores.max(axis=1), scores.argmax(axis=1)
+        sure = np.isfinite(boxes).all(axis=1) & np.isfinite(best) & (best >= self.rules.threshold)
         boxes = boxes.clip(0, np.array([width, height] * 2, np.float32))
-        # A box narrower than a pixel shows nothing; numbers that are none compare as false.
-        seen = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1) & (best >= self.rules.threshold)
-        rows = np.flatnonzero(seen)
+        # A box narrower than a pixel shows nothing, as one in the grey beyond the photo.
+        rows = np.flatnonzero(sure & (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1))
         rows = rows[np.argsort(-best[rows], kind="stable")[: self.rules.looked_at]]
         kept = batched_nms(*map(torch.from_numpy, (boxes[rows], best[rows], classes[rows])), self.rules.overlap)
         rows = rows[kept.numpy()[: self.rules.most - 1]]
