@@ -10,6 +10,7 @@ B photos; S x S pixels are what the detector reads; A boxes as it gives them, K 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -277,8 +278,11 @@ class OnnxDetectorExtractor:
         regions: list[Regions] = []
         photos = [np.asarray(photo, np.uint8) for photo in prepared]
         # On a processor one photo's crops fill the cache; a GPU waits less often with many.
-        at_once = 1 if self.device.type == "cpu" else 16
-        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        on_cpu = self.device.type == "cpu"
+        at_once = 1 if on_cpu else 16
+        # Beside a GPU the processor's cores have nothing else to do.
+        threads = torch.get_num_threads() if on_cpu else os.cpu_count() or 1
+        with ThreadPoolExecutor(max_workers=threads) as pool:
             # The detector is photos ahead of the backbone.
             found = pool.map(self.detector.find, photos)
             for start in range(0, len(photos), at_once):
