@@ -70,7 +70,7 @@ def main(
     Args:
         captions: Captions: Karpathy's JSON, COCO's captions_*.json or their folder, Flickr's .token, CSV or TSV
             (docs/data-formats.md). Their splits and captions go into the store, and only their photos are read.
-        extractor: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME`, `torchvision:NAME` or `onnx:FILE`
+        extractor: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME`, `onnx:FILE`, `torchvision:NAME` or `hf-detector:NAME`
             (docs/extractors.md).
         model: A run, an exported folder or a packaged model: extract as what it learned from was, to evaluate it.
         weights: Weights of the extractor; needed for `bottom-up`, for others instead of those they come with.
