@@ -211,7 +211,8 @@ def test_regressed_regions_are_boxes_of_the_detectors_own_answer(detector: Any) 
     regions = regions_of_any(
         DetectorExtractor(named, ExtractorFiles(), detector, selection=rules, regressed=True), photo
     )
-    heads, pooled = detector.roi_heads, {}
+    heads = detector.roi_heads
+    pooled: dict[str, Any] = {}
     kept = (heads.score_thresh, heads.nms_thresh, heads.detections_per_img)
     # So that it answers with every box of every class.
     heads.score_thresh, heads.nms_thresh, heads.detections_per_img = 0.0, 1.0, 10_000

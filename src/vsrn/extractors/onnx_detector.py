@@ -1,8 +1,12 @@
 """Regions that are objects, from any small detector in an ONNX file: `onnx:yolox_nano.onnx`.
 
 The detector, run by onnxruntime on the CPU, says where things are and what they are called. EfficientNet-Lite0, the
-backbone of the extractor `grid`, says what each looks like: a crop a tenth wider than the box on every side, squashed
-to 96 x 96 pixels. The last region of every photo is the photo itself, so that the scene is described too.
+backbone of the extractor `grid`, says what each looks like: the mean of its last map inside the box (RoIAlign), of the
+whole photo squashed to 320 x 320 pixels. The last region of every photo is the photo itself: the scene is no object.
+
+A crop of each box through the same backbone costs more (36 crops of 96 pixels take 0.2 s on one thread, the map 0.05 s)
+and says less: on 400 photos of Flickr8K, a ridge regression from the mean region to the words of the captions found
+held-out photos and captions with an rsum of 251 from crops and 291 from the map.
 
 B photos; S x S pixels are what the detector reads; A boxes as it gives them, K that are kept; C classes.
 """
@@ -23,6 +27,7 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from PIL import Image
+from torch.nn import functional
 from torchvision.models import get_model_weights
 from torchvision.ops import batched_nms, roi_align
 
@@ -41,22 +46,20 @@ Sizes = list[Any]
 
 @dataclass(frozen=True)
 class Rules:
-    """What is kept of what a detector finds, and how it is cropped.
+    """What is kept of what a detector finds, and what the backbone reads.
 
     most       regions of a photo, the photo itself among them
     threshold  confidence that a box needs
     overlap    intersection over union above which the less confident of two boxes of one class is dropped
     looked_at  boxes, the most confident ones, among which overlapping ones are looked for
-    wider      how far a crop reaches beyond its box on each side, as a share of the box's width or height
-    side       of a crop as the backbone reads it, in pixels
+    side       of the photo as the backbone reads it, in pixels
     """
 
     most: int = 36
-    threshold: float = 0.01
+    threshold: float = 0.05
     overlap: float = 0.45
     looked_at: int = 1000
-    wider: float = 0.1
-    side: int = 96
+    side: int = 320
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,7 @@ class OnnxDetectorExtractor:
         self.network: Any = network.requires_grad_(False).to(self.device)
         weights = {key: value for key, value in network.state_dict().items() if not key.startswith("classifier.")}
         self.fingerprint = fingerprint_of(f"{FAMILY}, {self.detector.digest}, {self.rules}, v1", weights)
-        self.feature_dim = int(network.num_features)
+        self.feature_dim = int(self.network.num_features)
 
     @property
     def num_regions(self) -> int:
@@ -277,9 +280,9 @@ class OnnxDetectorExtractor:
         """(h, w, 3) uint8 arrays -> `Regions` of each."""
         regions: list[Regions] = []
         photos = [np.asarray(photo, np.uint8) for photo in prepared]
-        # On a processor one photo's crops fill the cache; a GPU waits less often with many.
+        # On a processor a few photos stay in the cache; a GPU waits less often with many.
         on_cpu = self.device.type == "cpu"
-        at_once = 1 if on_cpu else 16
+        at_once = 2 if on_cpu else 64
         # Beside a GPU the processor's cores have nothing else to do.
         threads = torch.get_num_threads() if on_cpu else os.cpu_count() or 1
         with ThreadPoolExecutor(max_workers=threads) as pool:
@@ -294,39 +297,28 @@ class OnnxDetectorExtractor:
 
     def features(self, photos: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[FloatArray]) -> list[FloatArray]:
         """(h, w, 3) uint8 of B photos, (K, 4) fractions of each -> (K, 1280) float32 of each."""
+        side = (self.rules.side, self.rules.side)
         with torch.inference_mode():
-            crops = (self.crops(photos, boxes) - 127) / 128
-            described = self.network.forward_features(crops.contiguous(memory_format=torch.channels_last))
-            rows = described.mean(dim=(2, 3)).float().cpu().numpy()
+            # Copied, since what comes from another process may be read only.
+            levels = [torch.tensor(photo).to(self.device).permute(2, 0, 1)[None].float() for photo in photos]
+            squashed = [
+                functional.interpolate(photo, side, mode="bilinear", antialias=True, align_corners=False)
+                for photo in levels
+            ]
+            pixels = ((torch.cat(squashed) - 127) / 128).contiguous(memory_format=torch.channels_last)
+            maps = self.network.forward_features(pixels).float()
+            height, width = maps.shape[2:]
+            cells = torch.tensor([width, height, width, height], dtype=torch.float32)
+            corners = [(torch.from_numpy(of_photo) * cells).to(self.device) for of_photo in boxes]
+            # One bin for a box, with samples that lie a cell apart at most.
+            rows = roi_align(maps, corners, 1, sampling_ratio=0, aligned=True)[:, :, 0, 0].cpu().numpy()
         return np.split(rows, np.cumsum([len(of_photo) for of_photo in boxes])[:-1])
 
-    def crops(self, photos: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[FloatArray]) -> torch.Tensor:
-        """(h, w, 3) uint8 of B photos, (K, 4) fractions of each -> (all K, 3, side, side) levels, on the device.
 
-        A pixel of a crop is the mean of samples that lie less than a pixel of the photo apart.
-        """
-        stack = np.stack([padded_photo(photo, self.detector.side, edge=True) for photo in photos])
-        levels = torch.from_numpy(stack).to(self.device).permute(0, 3, 1, 2).float()
-        corners = []
-        for photo, of_photo in zip(photos, boxes, strict=True):
-            margin = (of_photo[:, 2:] - of_photo[:, :2]) * self.rules.wider
-            wide = np.concatenate([of_photo[:, :2] - margin, of_photo[:, 2:] + margin], axis=1).clip(0, 1)
-            height, width = photo.shape[:2]
-            corners.append(torch.from_numpy(wide * np.array([width, height] * 2, np.float32)).to(self.device))
-        return roi_align(levels, corners, self.rules.side, sampling_ratio=0, aligned=True)
-
-
-def padded_photo(photo: npt.NDArray[np.uint8], side: tuple[int, int], *, edge: bool = False) -> npt.NDArray[np.uint8]:
-    """(h, w, 3) -> (*side, 3): the photo at the top left, grey beyond it.
-
-    edge  whether its last row and column are repeated once, so that no grey is mixed into what lies at its edge
-    """
-    height, width = photo.shape[:2]
+def padded_photo(photo: npt.NDArray[np.uint8], side: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """(h, w, 3) -> (*side, 3): the photo at the top left, grey beyond it."""
     whole = np.full((*side, 3), GREY, np.uint8)
-    whole[:height, :width] = photo
-    if edge:
-        whole[height : height + 1, :width] = photo[-1:]
-        whole[: height + 1, width : width + 1] = whole[: height + 1, width - 1 : width]
+    whole[: photo.shape[0], : photo.shape[1]] = photo
     return whole
 
 
