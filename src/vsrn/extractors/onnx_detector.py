@@ -253,11 +253,11 @@ class OnnxDetectorExtractor:
         self.detector = OnnxDetector(detector, self.rules)
         self.names = RegionNames(classes=class_names(self.detector.num_classes, files.classes))
         self.device = pick_device(files.device)
-        network = load_network(weights_path()) if backbone is None else fine_tuned_network(backbone)
-        self.network: Any = network.requires_grad_(False).to(self.device)
+        network: Any = load_network(weights_path()) if backbone is None else fine_tuned_network(backbone)
+        self.network = network.requires_grad_(False).to(self.device)
         weights = {key: value for key, value in network.state_dict().items() if not key.startswith("classifier.")}
         self.fingerprint = fingerprint_of(f"{FAMILY}, {self.detector.digest}, {self.rules}, v1", weights)
-        self.feature_dim = int(self.network.num_features)
+        self.feature_dim = int(network.num_features)
 
     @property
     def num_regions(self) -> int:
@@ -280,9 +280,9 @@ class OnnxDetectorExtractor:
         """(h, w, 3) uint8 arrays -> `Regions` of each."""
         regions: list[Regions] = []
         photos = [np.asarray(photo, np.uint8) for photo in prepared]
-        # On a processor a few photos stay in the cache; a GPU waits less often with many.
+        # On a processor one photo of this size fills the cache; a GPU waits less often with many.
         on_cpu = self.device.type == "cpu"
-        at_once = 2 if on_cpu else 64
+        at_once = 1 if on_cpu else 64
         # Beside a GPU the processor's cores have nothing else to do.
         threads = torch.get_num_threads() if on_cpu else os.cpu_count() or 1
         with ThreadPoolExecutor(max_workers=threads) as pool:
