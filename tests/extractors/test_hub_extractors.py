@@ -204,6 +204,37 @@ def test_a_detectors_regions_are_its_surest_proposals(detector: Any) -> None:
     assert 0 <= regions.boxes.min() <= regions.boxes.max() <= 1
 
 
+def test_regressed_regions_are_boxes_of_the_detectors_own_answer(detector: Any) -> None:
+    torch.nn.init.normal_(detector.roi_heads.box_predictor.bbox_pred.weight, std=0.05)
+    rules, photo = SelectionRules(fewest=5, most=5), drawn(4, 120, 90)
+    named = "torchvision:x:regressed"
+    regions = regions_of_any(
+        DetectorExtractor(named, ExtractorFiles(), detector, selection=rules, regressed=True), photo
+    )
+    heads = detector.roi_heads
+    pooled: dict[str, Any] = {}
+    kept = (heads.score_thresh, heads.nms_thresh, heads.detections_per_img)
+    # So that it answers with every box of every class.
+    heads.score_thresh, heads.nms_thresh, heads.detections_per_img = 0.0, 1.0, 10_000
+    hook = detector.backbone.register_forward_hook(lambda _m, _i, out: pooled.update(maps=out))
+    with torch.inference_mode():
+        (answer,) = detector([torch.tensor(np.asarray(photo), dtype=torch.float32).permute(2, 0, 1) / 255])
+    hook.remove()
+    heads.score_thresh, heads.nms_thresh, heads.detections_per_img = kept
+    boxes = answer["boxes"].numpy() / [120, 90, 120, 90]
+    assert regions.scores is not None
+    assert regions.classes is not None
+    for box, score, number in zip(regions.boxes, regions.scores, regions.classes, strict=True):
+        same = (answer["labels"].numpy() == number + 1) & (np.abs(answer["scores"].numpy() - score) < 1e-4)
+        assert (np.abs(boxes[same] - box).max(axis=1) < 1e-4).any()
+    height, width = DetectorExtractor(named, ExtractorFiles(), detector).prepare(photo).shape[1:]
+    sides = torch.tensor([width, height, width, height])
+    with torch.inference_mode():
+        rows = heads.box_roi_pool(pooled["maps"], [torch.from_numpy(regions.boxes) * sides], [(height, width)])
+        described = heads.box_head(rows).numpy()
+    np.testing.assert_allclose(regions.features, described, atol=2e-3)
+
+
 def regions_of_any(extractor: RegionExtractor, photo: Image.Image) -> Regions:
     (regions,) = extractor([extractor.prepare(photo)])
     return regions
@@ -233,6 +264,9 @@ def test_a_detector_is_loaded_from_a_file(tmp_path: Path) -> None:
     assert extractor.fingerprint == wanted.fingerprint
     assert extractor.names.classes[:2] == ["person", "bicycle"]
     assert len(extractor.names.classes) == 90
+    regressed = make_extractor(f"torchvision:{name}:regressed", tmp_path / "weights.pth")
+    assert (regressed.name, regressed.names) == (f"torchvision:{name}:regressed", extractor.names)
+    assert regressed.fingerprint != extractor.fingerprint
     ours, theirs = (regions_of_any(made, drawn(1)) for made in (extractor, wanted))
     assert np.array_equal(ours.features, theirs.features)
     assert 1 <= len(ours.features) <= 36

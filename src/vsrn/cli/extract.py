@@ -70,10 +70,11 @@ def main(
     Args:
         captions: Captions: Karpathy's JSON, COCO's captions_*.json or their folder, Flickr's .token, CSV or TSV
             (docs/data-formats.md). Their splits and captions go into the store, and only their photos are read.
-        extractor: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME` or `torchvision:NAME` (docs/extractors.md).
+        extractor: `grid`, `bottom-up`, `timm:NAME`, `hf:NAME`, `onnx:FILE`, `torchvision:NAME` or `hf-detector:NAME`
+            (docs/extractors.md).
         model: A run, an exported folder or a packaged model: extract as what it learned from was, to evaluate it.
         weights: Weights of the extractor; needed for `bottom-up`, for others instead of those they come with.
-        classes: For `bottom-up`, a file of the detector's classes, one a line; regions then keep theirs.
+        classes: For `bottom-up` and `onnx`, a file of the detector's classes, one a line; regions then keep theirs.
         attributes: For `bottom-up`, the same of its attributes.
         shard: i/n, extract only the i-th of n parts, into shards/; all n are then read as one store.
         ray: Address of a Ray cluster that sees the photos by the same paths, or `local` for one started here.

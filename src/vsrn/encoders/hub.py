@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 # Everything that a model's folder may hold. Those of one kind make the other kind's unreadable.
 OF_RUNS, OF_EXPORTS = "model.safetensors", "export.json"
 FILES = (
-    *("config.toml", "vocabulary.json", "extractor.safetensors", "extractor_names.json"),
-    *("image_encoder.onnx", "caption_encoder.onnx", "captioner.safetensors", OF_EXPORTS, OF_RUNS),
+    *("config.toml", "vocabulary.json", "extractor.safetensors", "extractor.onnx"),
+    *("extractor_names.json", "image_encoder.onnx", "caption_encoder.onnx", "captioner.safetensors"),
+    *(OF_EXPORTS, OF_RUNS),
 )
 CARD_FILE, LICENCE_FILE, LOG_FILE, STATE = "README.md", "LICENSE", "metrics.jsonl", "state"
 # A name that ends like this is a file's, mistyped, and nobody's on the hub.

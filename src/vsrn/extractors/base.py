@@ -102,6 +102,8 @@ _EXTRACTORS: dict[str, ExtractorFactory | str] = {
     "bottom-up": "vsrn.extractors.bottom_up.extractor:make",
     "grid": "vsrn.extractors.grid:make",
     "hf": "vsrn.extractors.hubs:make_hugging_face",
+    "hf-detector": "vsrn.extractors.hf_detector:make",
+    "onnx": "vsrn.extractors.onnx_detector:make",
     "timm": "vsrn.extractors.hubs:make_timm",
     "torchvision": "vsrn.extractors.torchvision_detector:make",
 }

@@ -26,6 +26,8 @@ from vsrn.extractors.base import ExtractorFiles
 from vsrn.extractors.grid import Grid, PixelRules, WholePhotoExtractor, patch_grid
 from vsrn.tensors import downloaded_before, from_hub, load_tensors, not_here
 
+_EXAMPLES = {"hf": "hf:facebook/dinov2-base", "hf-detector": "hf-detector:facebook/detr-resnet-50"}
+
 
 def make_timm(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
     """What `--extractor timm:NAME [--weights FILE]` asks for.
@@ -92,35 +94,10 @@ def _timm_downloaded_before(argument: str) -> Path | None:
 def make_hugging_face(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
     """What `--extractor hf:NAME [--weights FOLDER]` asks for: the folder holds config, preprocessor and weights.
 
-    Without a folder they come from the hub's cache, or where `files.download` allows it from the hub. Raises
-    `ConfigError` where transformers is not installed, the model is not here, the hub does not answer, or the model
-    brings code of its own or does not look at images in patches.
+    Raises what `open_hugging_face` raises, and `ConfigError` where the model does not look at images in patches.
     """
-    if not argument:
-        raise ConfigError("'hf:' wants the name of a model, as in hf:facebook/dinov2-base.")
-    name, source = f"hf:{argument}", argument
-    try:
-        transformers = importlib.import_module("transformers")
-    except ImportError as error:
-        raise ConfigError(
-            f"'hf:' needs the package transformers ({error}); run `pip install '.[hub]'` in the checkout."
-        ) from error
-    if files.weights is not None:
-        source = str(files.weights)
-        if not files.weights.is_dir():
-            raise ConfigError(f"{source} is no folder; --weights names the folder of a Hugging Face model.")
-    elif not files.download and not _is_here(source):
-        raise not_here(name)
-
-    def load() -> tuple[Any, Any]:
-        rules = {"local_files_only": files.weights is not None or not files.download, "trust_remote_code": False}
-        config = transformers.AutoConfig.from_pretrained(source, **rules)
-        _check_no_kernels(name, config)
-        processor = transformers.AutoImageProcessor.from_pretrained(source, **rules)
-        model = transformers.AutoModel.from_pretrained(source, config=config, use_safetensors=True, **rules)
-        return processor, model
-
-    processor, model = from_hub(name, load)
+    name = f"hf:{argument}"
+    processor, model = open_hugging_face(name, files, "AutoModel")
     # The half that looks at images; of a model of images alone, all of it.
     vision = getattr(model, "vision_model", model)
     patch = getattr(getattr(vision, "config", None), "patch_size", None)
@@ -133,6 +110,45 @@ def make_hugging_face(argument: str, files: ExtractorFiles) -> WholePhotoExtract
         return Grid(patch_grid(vision(pixel_values=pixels).last_hidden_state, *cells), patches=True)
 
     return WholePhotoExtractor(name, files, vision, grid_of, rules)
+
+
+def open_hugging_face(name: str, files: ExtractorFiles, kind: str) -> tuple[Any, Any]:
+    """The image processor and the model of an extractor's name, `hf:someone/model`.
+
+    kind  of model, as transformers calls it: AutoModel, AutoModelForObjectDetection
+
+    Without a folder in `files.weights` they come from the hub's cache, or where `files.download` allows it from the
+    hub. Raises `ConfigError` where transformers is not installed, the model is not here, the hub does not answer, or
+    the model brings code of its own.
+    """
+    family, _, source = name.partition(":")
+    if not source:
+        raise ConfigError(f"'{family}:' wants the name of a model, as in {_EXAMPLES[family]}.")
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError as error:
+        raise ConfigError(
+            f"'{family}:' needs the package transformers ({error}); run `pip install '.[hub]'` in the checkout."
+        ) from error
+    if files.weights is not None:
+        source = str(files.weights)
+        if not files.weights.is_dir():
+            raise ConfigError(f"{source} is no folder; --weights names the folder of a Hugging Face model.")
+    elif not files.download and not _is_here(source):
+        raise not_here(name)
+
+    def load() -> tuple[Any, Any]:
+        rules = {"local_files_only": files.weights is not None or not files.download, "trust_remote_code": False}
+        config = transformers.AutoConfig.from_pretrained(source, **rules)
+        _check_no_kernels(name, config)
+        if hasattr(config, "use_pretrained_backbone"):
+            # The model's own weights have those of its backbone.
+            config.use_pretrained_backbone = False
+        processor = transformers.AutoImageProcessor.from_pretrained(source, **rules)
+        opened = getattr(transformers, kind).from_pretrained(source, config=config, use_safetensors=True, **rules)
+        return processor, opened
+
+    return from_hub(name, load)
 
 
 def _processor_rules(processor: Any) -> PixelRules:

@@ -1,7 +1,8 @@
 """Regions of torchvision's two-stage detectors: `torchvision:fasterrcnn_resnet50_fpn_v2`, `torchvision:maskrcnn_...`.
 
 As bottom-up attention does it (Anderson et al., CVPR 2018): the detector's proposals are described and classified, and
-the 36 that it is surest of are the regions, each with the numbers of exactly its box.
+the 36 that it is surest of are the regions, each with the numbers of exactly its box. With `:regressed` behind the name
+a region is the box that the detector makes of its proposal for the likeliest class, described again.
 
 P proposals, C classes without the background; boxes are xyxy in pixels of the resized photo.
 """
@@ -17,6 +18,7 @@ from PIL import Image
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.functional import pil_to_tensor
 
 from vsrn.data.regions import RegionNames, Regions
@@ -27,6 +29,7 @@ from vsrn.extractors.bottom_up.network import SelectionRules, select
 from vsrn.tensors import downloaded_before, fingerprint_of, from_hub, load_tensors, not_here
 
 FAMILY = "torchvision"
+REGRESSED = ":regressed"
 
 
 class DetectorExtractor:
@@ -42,12 +45,16 @@ class DetectorExtractor:
         network: FasterRCNN,
         names: RegionNames | None = None,
         selection: SelectionRules | None = None,
+        *,
+        regressed: bool = False,
     ) -> None:
         """Wrap a detector.
 
-        name   as `vsrn extract --extractor` takes it
-        names  of its classes without the background
+        name       as `vsrn extract --extractor` takes it
+        names      of its classes without the background
+        regressed  whether regions are the boxes that the detector makes of its proposals
         """
+        self.regressed = regressed
         self.names = names or RegionNames()
         self.name, self.files, self.selection = name, files, selection or SelectionRules()
         self.device = pick_device(files.device)
@@ -87,26 +94,41 @@ class DetectorExtractor:
         proposals, _ = network.rpn(images, maps if isinstance(maps, dict) else {"0": maps})
         heads = network.roi_heads
         described = heads.box_head(heads.box_roi_pool(maps, proposals, size))  # (P, F)
-        logits, _ = heads.box_predictor(described)  # (P, 1 + C), the background first
-        rows, scores = select(proposals[0], logits.softmax(dim=1)[:, 1:], self.selection)
+        logits, deltas = heads.box_predictor(described)  # (P, 1 + C), the background first
+        boxes = self._regressed(deltas, proposals[0], logits, (height, width)) if self.regressed else proposals[0]
+        rows, scores = select(boxes, logits.softmax(dim=1)[:, 1:], self.selection)
         rows = rows.to(self.device)
+        features = described[rows]
+        if self.regressed:
+            features = heads.box_head(heads.box_roi_pool(maps, [boxes[rows]], size))
         sides = photo.new_tensor([width, height, width, height])
         return Regions(
-            features=described[rows].cpu().numpy(),
-            boxes=(proposals[0][rows] / sides).cpu().numpy(),
+            features=features.cpu().numpy(),
+            boxes=(boxes[rows] / sides).cpu().numpy(),
             scores=scores.numpy(),
             classes=logits[rows, 1:].argmax(dim=1).cpu().numpy(),
         )
 
+    def _regressed(
+        self, deltas: torch.Tensor, proposals: torch.Tensor, logits: torch.Tensor, size: tuple[int, int]
+    ) -> torch.Tensor:
+        """(P, (1 + C) * 4), (P, 4), (P, 1 + C) -> (P, 4): each proposal's box for its likeliest class."""
+        of_classes = self.network.roi_heads.box_coder.decode(deltas, [proposals])  # (P, 1 + C, 4)
+        likeliest = 1 + logits[:, 1:].argmax(dim=1)
+        rows = torch.arange(len(proposals), device=proposals.device)
+        return clip_boxes_to_image(of_classes[rows, likeliest], size)
+
 
 def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
-    """What `--extractor torchvision:NAME [--weights FILE]` asks for.
+    """What `--extractor torchvision:NAME[:regressed] [--weights FILE]` asks for.
 
     Without a file, the weights come from torch's cache, or where `files.download` allows it from the hub. Raises
     `ConfigError` where torchvision has no such two-stage detector, the weights are not here or the hub does not answer,
     and `CheckpointError` where a file does not fit.
     """
     name = f"{FAMILY}:{argument}"
+    regressed = argument.endswith(REGRESSED)
+    argument = argument.removesuffix(REGRESSED)
     _check_known(argument)
     check_no_names(name, files)
     weights = get_model_weights(argument).DEFAULT
@@ -118,7 +140,8 @@ def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
         network = get_model(argument, weights=None, weights_backbone=None)
         load_tensors(network, files.weights)
     # Its published weights say what its classes are called, and a copy of them has the same.
-    return DetectorExtractor(name, files, network, RegionNames(classes=weights.meta["categories"][1:]))
+    names = RegionNames(classes=weights.meta["categories"][1:])
+    return DetectorExtractor(name, files, network, names, regressed=regressed)
 
 
 def _check_known(argument: str) -> None:
