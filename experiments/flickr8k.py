@@ -30,7 +30,7 @@ from table import write_tables
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs/results/flickr8k"
 # Seconds of the time that combinations get in the end.
-FOR_COMBINATIONS = 20
+FOR_COMBINATIONS = 25
 
 
 @dataclass
@@ -142,7 +142,7 @@ class Plan:
             about = {"regions": regions, "row": given.name, "seed": 0}
             left = ("data.path", "data.held_out")
         settings = {name: value for name, value in order.settings.items() if name not in left}
-        if not result.get("finished", True) and time.time() < self.cut_at - 1 and not result.get("error"):
+        if not result.get("error") and not result["finished"] and not result["cut"]:
             # It was stopped from outside, and goes on another time.
             return
         ranks = result.pop("ranks", None)
@@ -186,7 +186,7 @@ def main(
     results = Results(out)
     made = [(one, kind) for one in COMBINATIONS if not only or one.name in only for kind in regions]
     plan = Plan(features, work, results, jobs(rows, regions), changed, device, cut_at, made)
-    stopped = Lanes(lanes, limit_threads(lanes), device, plan.next, plan.take).run(plan.is_over)
+    stopped = Lanes(lanes, limit_threads(lanes), device, plan.next, plan.take, cut_at).run(plan.is_over)
     failed = sorted(results.failed)
     print(f"{len(results.lines)} results, {len(failed)} failed, {time.time() - began:.0f} s", flush=True)
     if stopped:

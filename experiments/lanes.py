@@ -6,6 +6,7 @@ one that writes.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -27,6 +28,8 @@ MOST_RESTARTS = 20
 POLL = 0.5
 # What a lane that was asked to stop may take to save its run.
 LAST_SECONDS = 20
+# Evaluation after training that was cut in time.
+GRACE = 12
 
 Result = dict[str, Any]
 
@@ -34,6 +37,8 @@ Result = dict[str, Any]
 def serve(connection: Connection, threads: int, device: str) -> None:
     """A lane: do what comes, until None does, or until an order failed in a way that may have harmed the process."""
     torch.set_num_threads(threads)
+    # Ctrl-C reaches every process of a terminal; the first one says what to do, by SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     name = card(device)
     while True:
         try:
@@ -54,6 +59,10 @@ def serve(connection: Connection, threads: int, device: str) -> None:
         connection.send(result | {"wall_seconds": round(time.time() - began, 2)})
         if harmed:
             return
+        # What the last run had on the device, and its graphs.
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 @dataclass
@@ -72,6 +81,7 @@ class Lanes:
 
     give   called for the next order, or None where there is none at present
     take   called with an order and its result
+    cut_at  time.time() after which an order that is still under way is given up, some seconds later
     """
 
     number: int
@@ -79,6 +89,7 @@ class Lanes:
     device: str
     give: Callable[[], Order | None]
     take: Callable[[Order, Result], None]
+    cut_at: float = float("inf")
     lanes: list[Lane] = field(default_factory=list)
     restarts: int = 0
 
@@ -88,9 +99,10 @@ class Lanes:
             while not signals:
                 self.fill()
                 busy = [lane for lane in self.lanes if lane.order is not None]
-                if not busy and is_over():
+                if self.number == 0 or (not busy and is_over()):
                     break
                 self.listen(POLL)
+                self.give_up()
             stopped = bool(signals)
             self.close(stopped)
         return stopped
@@ -135,6 +147,12 @@ class Lanes:
             except (EOFError, OSError):
                 self.bury(lane)
 
+    def give_up(self) -> None:
+        """Kill lanes whose order began before the time was up, and should have ended by now."""
+        for lane in self.lanes:
+            if lane.order is not None and lane.began < self.cut_at and time.time() > self.cut_at + GRACE:
+                lane.process.kill()
+
     def bury(self, lane: Lane) -> None:
         """Forget a lane that is no more; another takes its place."""
         self.lanes.remove(lane)
@@ -151,11 +169,10 @@ class Lanes:
         for lane in self.lanes:
             if lane.order is not None and stopped:
                 lane.process.terminate()
-            elif lane.order is None:
-                try:
-                    lane.connection.send(None)
-                except OSError:
-                    continue
+            try:
+                lane.connection.send(None)
+            except OSError:
+                continue
         until = time.time() + LAST_SECONDS
         for lane in self.lanes:
             lane.process.join(max(0.1, until - time.time()))
