@@ -1,60 +1,71 @@
-"""Finished rows -> the tables of docs/results.md, between their markers."""
+"""Results -> the tables of docs/results.md, between their markers."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
-from rows import COMBINATIONS, COMPARED, ORDER_SHOWN, ROWS
+from results import Result, Results
+from rows import BOTH, BY_NAME, COMBINATIONS, COMPARED, OBJECTS, ROWS, SHOWN, WINDOWS
 
 from vsrn.files import write_atomically
 from vsrn.metrics import IntArray, Interval, Ranks, draw_images, percentile_interval, resampled_recalls, rsum_difference
 
 BEGIN, END = "<!-- flickr8k -->", "<!-- /flickr8k -->"
 TITLES = {row.name: row.title for row in (*ROWS, *COMBINATIONS)}
+HEADINGS = {WINDOWS: "Windows of the photo", OBJECTS: "Objects of a detector"}
 HEADER = (
-    "| model | seeds | image-to-text R@1 | R@5 | R@10 | text-to-image R@1 | R@5 | R@10 | rsum | held-out rsum"
-    " | parameters | training, CPU min | evaluation, CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| model | recipe | seeds | image-to-text R@1 | R@5 | R@10 | text-to-image R@1 | R@5 | R@10 | rsum | held-out rsum"
+    " | best epoch | parameters | training, s |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
-def write_tables(results: Path, page: Path) -> None:
-    """Write the rows and the paired differences into the page; each row's JSON keeps its command."""
-    found = {name: seeds for name in ORDER_SHOWN if (seeds := read_seeds(results, name))}
-    lines = [HEADER, *(table_row(name, seeds, read_ranks(results, name)) for name, seeds in found.items()), ""]
-    lines += ["| difference in rsum | | 95 % over images |", "|---|---|---|", *differences(results, found), ""]
-    before, _, rest = page.read_text().partition(BEGIN)
+def write_tables(results: Results, page: Path) -> None:
+    """Write rows and paired differences of both kinds of regions into the page."""
+    lines: list[str] = []
+    for regions in BOTH:
+        found = {name: lines_of for name in SHOWN if (lines_of := results.seeds(regions, name))}
+        if not found:
+            continue
+        lines += [f"### {HEADINGS[regions]}", "", HEADER]
+        lines += [table_row(results, regions, name, seeds) for name, seeds in found.items()]
+        lines += ["", "| difference in rsum | | 95 % over images |", "|---|---|---|"]
+        lines += [*differences(results, found), ""]
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     write_atomically(page, f"{before}{BEGIN}\n{chr(10).join(lines)}{END}{after}".encode())
 
 
-def read_seeds(results: Path, name: str) -> list[dict[str, Any]]:
-    """What is finished of a row, by seed."""
-    paths = sorted(results.glob(f"{name}-[0-9].json"))
-    return [json.loads(path.read_text()) for path in paths]
-
-
-def table_row(name: str, seeds: list[dict[str, Any]], ranks: list[Ranks]) -> str:
-    """One line: means over seeds, and the means' intervals over images."""
-    cells = [TITLES[name], str(len(seeds))]
-    intervals = intervals_of_mean(ranks)
+def table_row(results: Results, regions: str, name: str, seeds: list[Result]) -> str:
+    """One line: means over seeds, and the means' intervals."""
+    cells = [TITLES[name], recipe(results, regions, name, seeds[0]), str(len(seeds))]
+    intervals = intervals_of_mean([results.ranks(seed) for seed in seeds])
     for direction in ("image_to_text", "text_to_image"):
         for k in (1, 5, 10):
-            point = mean(seed["evaluation"][direction][f"recall_at_{k}"] for seed in seeds)
+            point = mean(seed["val"][direction][f"recall_at_{k}"] for seed in seeds)
             interval = intervals[f"{direction}.recall_at_{k}"]
             cells.append(f"{point:.1f} [{interval.low:.1f}, {interval.high:.1f}]")
-    rsums = [seed["evaluation"]["rsum"] for seed in seeds]
-    cells.append(f"{mean(rsums):.1f}" + (f" ({', '.join(f'{rsum:.1f}' for rsum in rsums)})" if len(rsums) > 1 else ""))
-    single = [max(rsum for _, rsum in seed["validation"][0]) for seed in seeds if len(seed["validation"]) == 1]
-    cells.append(f"{mean(single):.1f}" if single and "train_cpu_seconds" in seeds[0] else "")
-    cells.append(f"{seeds[0]['parameters'] / 1e6:.1f} M")
-    training = [seed["train_cpu_seconds"] for seed in seeds if "train_cpu_seconds" in seed]
-    cells.append(f"{mean(training) / 60:.0f}" if training else "")
-    cells.append(f"{mean(seed['evaluation_cpu_seconds'] for seed in seeds):.0f}")
+    cells += [with_each([seed[split]["rsum"] for seed in seeds]) for split in ("val", "held_out")]
+    trained = "parameters" in seeds[0]
+    cells.append("/".join(str(seed["best_epoch"]) for seed in seeds) if trained else "")
+    cells.append(f"{seeds[0]['parameters'] / 1e6:.1f} M" if trained else "")
+    cells.append(f"{mean(seed['seconds'] for seed in seeds):.0f}" if trained else "")
     return f"| {' | '.join(cells)} |"
+
+
+def recipe(results: Results, regions: str, name: str, line: Result) -> str:
+    """The trial that was chosen, of how many that ended, and whether it was cut short."""
+    if "trial" not in line:
+        return ""
+    tried, all_trials = len(results.trials(regions, name)), len(BY_NAME[name].trials)
+    cut = "" if line["finished"] else f", cut after {line['epochs']} epochs"
+    return line["trial"] + (f", of {tried}" if all_trials > 1 else "") + cut
+
+
+def with_each(values: list[float]) -> str:
+    """The mean, and the values where there are several."""
+    return f"{mean(values):.1f}" + (f" ({', '.join(f'{value:.1f}' for value in values)})" if len(values) > 1 else "")
 
 
 def intervals_of_mean(seeds: list[Ranks]) -> dict[str, Interval]:
@@ -64,26 +75,18 @@ def intervals_of_mean(seeds: list[Ranks]) -> dict[str, Interval]:
     return {name: percentile_interval(np.mean([each[name] for each in drawn], axis=0)) for name in drawn[0]}
 
 
-def differences(results: Path, found: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Paired bootstraps of the pairs that are finished."""
+def differences(results: Results, found: dict[str, list[Result]]) -> list[str]:
+    """Paired bootstraps of the pairs that are there, over as many seeds as both sides have."""
     lines = []
     for ours, theirs in COMPARED:
-        if ours in found and theirs in found:
-            sides = [read_ranks(results, name) for name in (ours, theirs)]
-            owners = five_each(sides[0][0])
-            difference, interval = rsum_difference(*sides, owners, samples=10_000)
-            title = f"{TITLES[ours]} − {TITLES[theirs]}"
-            lines.append(f"| {title} | {difference:+.1f} | [{interval.low:+.1f}, {interval.high:+.1f}] |")
+        if ours not in found or theirs not in found:
+            continue
+        number = min(len(found[ours]), len(found[theirs]))
+        sides = [[results.ranks(line) for line in found[name][:number]] for name in (ours, theirs)]
+        difference, interval = rsum_difference(*sides, five_each(sides[0][0]), samples=10_000)
+        title = f"{TITLES[ours]} − {TITLES[theirs]}"
+        lines.append(f"| {title} | {difference:+.1f} | [{interval.low:+.1f}, {interval.high:+.1f}] |")
     return lines
-
-
-def read_ranks(results: Path, name: str) -> list[Ranks]:
-    """Ranks of every seed of a row."""
-    ranks = []
-    for path in sorted(results.glob(f"{name}-[0-9].npz")):
-        with np.load(path) as arrays:
-            ranks.append(Ranks(arrays["image_to_text"], arrays["text_to_image"]))
-    return ranks
 
 
 def five_each(ranks: Ranks) -> IntArray:

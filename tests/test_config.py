@@ -44,13 +44,13 @@ def configs(draw: st.DrawFn) -> Config:
             path=draw(words),
             held_out=draw(words),
             min_count=draw(sizes),
-            region_order=draw(st.sampled_from(["stored", "reversed", "shuffled"])),
+            region_order=draw(st.sampled_from(["stored", "reversed", "shuffled", "centre-in"])),
         ),
         model=ModelConfig(
             feature_dim=draw(st.none() | sizes),
             joint_dim=draw(sizes),
             reasoning_layers=draw(st.integers(0, 9)),
-            aggregator=draw(st.sampled_from(["gru", "mean", "gpo"])),
+            aggregator=draw(st.sampled_from(["gru", "gru-mean", "gru-residual", "bigru", "mean", "gpo"])),
             caption_aggregator=draw(st.sampled_from(["last", "gpo"])),
             caption_bidirectional=draw(st.booleans()),
             normalisation=draw(st.sampled_from(["coco", "flickr30k", "none"])),
@@ -173,7 +173,7 @@ def test_an_ill_typed_field_is_named(tmp_path: Path, field: str, text: str) -> N
         ("[model.captioner]\ncell = 'rnn'", "gru, lstm"),
         ("[loss]\nnegatives = 'hard'", "hardest, all"),
         ("[model.scan]\naggregation = 'avg'", "logsumexp, mean, max, sum"),
-        ("[data]\nregion_order = 'random'", "stored, reversed, shuffled"),
+        ("[data]\nregion_order = 'random'", "stored, reversed, shuffled, centre-out, centre-in"),
     ],
 )
 def test_a_word_that_is_no_choice_is_answered_by_the_choices(tmp_path: Path, text: str, choices: str) -> None:

@@ -24,7 +24,7 @@ from vsrn.errors import ConfigError, DataError
 from vsrn.files import read_text
 from vsrn.other_names import FIELD_CALLED
 
-RegionOrder = Literal["stored", "reversed", "shuffled"]
+RegionOrder = Literal["stored", "reversed", "shuffled", "centre-out", "centre-in"]
 EFFICIENTNET = "efficientnet-lite0"
 # Upper limits are far beyond every published model: a stranger's config may ask for terabytes.
 Size = Annotated[int, Meta(ge=1, le=2**20)]
@@ -64,7 +64,8 @@ class DataConfig:
     start from instead of random ones; model.word_dim must be their size."""
     region_order: RegionOrder = "stored"
     """Order in which the model reads an image's regions, wherever it reads any: in training, validation,
-    evaluation and use. `shuffled` is a random order of each image that never changes."""
+    evaluation and use. `shuffled` is a random order of each image that never changes; `centre-out` and `centre-in`
+    are for windows of a square grid: from its middle to its border, and the reverse."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,9 @@ class ModelConfig:
     reasoning_layers: Layers = 4
     """Graph convolutions over the regions; 0 leaves region relationship reasoning out."""
     aggregator: str = "gru"
-    """How regions become one vector: "gru" (global semantic reasoning), "mean" (as in VSE++), "gpo" (VSE-infinity's
-    generalised pooling), or what `vsrn.register_aggregator` adds."""
+    """How regions become one vector: "gru" (global semantic reasoning: the last state), "gru-mean" (the mean of its
+    states), "gru-residual" (the last state added to the mean of the regions), "bigru" (both directions), "mean" (as in
+    VSE++), "gpo" (VSE-infinity's generalised pooling), or what `vsrn.register_aggregator` adds."""
     normalisation: Literal["coco", "flickr30k", "none"] = "coco"
     """Which of the paper's two normalisations the image path has."""
     image_norm: bool = True

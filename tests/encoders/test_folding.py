@@ -34,7 +34,7 @@ def trained_encoder(aggregator: str, normalisation: str) -> ImageEncoder:
 
 @pytest.mark.parametrize("counts", [None, COUNTS], ids=["all real", "padded"])
 @pytest.mark.parametrize("normalisation", ["coco", "flickr30k", "none"])
-@pytest.mark.parametrize("aggregator", ["gru", "mean", "gpo"])
+@pytest.mark.parametrize("aggregator", ["gru", "gru-mean", "gru-residual", "bigru", "mean", "gpo"])
 @torch.inference_mode()
 def test_folding_changes_no_embedding_and_rounding_hardly_any(
     aggregator: str, normalisation: str, counts: torch.Tensor | None

@@ -26,7 +26,7 @@ from vsrn.model.vsrn import ImageEncoder, TextEncoder, build_vsrn
 B, N, F, D, V = 4, 6, 5, 7, 23
 COUNTS = torch.tensor([6, 3, 1, 4])
 NORMALISATIONS = ["coco", "flickr30k", "none"]
-AGGREGATORS = ["gru", "mean", "gpo"]
+AGGREGATORS = ["gru", "gru-mean", "gru-residual", "bigru", "mean", "gpo"]
 CELLS = ["gru", "lstm"]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from vsrn.model.gru import at_least_float32, dtype_of, state_at
 
@@ -45,6 +46,56 @@ class MeanPooling(nn.Module):
         return (regions * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
+class MeanOfStates(nn.Module):
+    """A GRU reads the regions in their order; the image is the mean of its states, not the last one."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(dim, dim, batch_first=True)
+        self.mean = MeanPooling()
+
+    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, D) reasoned regions -> (B, D)."""
+        # What the GRU makes of padding comes after the real states, and the mean leaves it out.
+        states = at_least_float32(self.gru(regions.to(dtype_of(self.gru)))[0])
+        pooled: torch.Tensor = self.mean(states, mask)
+        return pooled
+
+
+class LastStateAndMean(GlobalSemanticReasoning):
+    """The GRU's last state added to the mean of the regions, as a residual connection around the GRU."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.mean = MeanPooling()
+
+    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, D) reasoned regions -> (B, D)."""
+        last = super().forward(regions, mask)
+        return at_least_float32(last) + self.mean(at_least_float32(regions), mask)
+
+
+class BothDirections(nn.Module):
+    """Two GRUs read the regions, one in their order and one from the end; the image is the mean of their last states.
+
+    The second GRU reads regions that are mirrored within each image, so that padding comes last for both.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.forwards, self.backwards = GlobalSemanticReasoning(dim), GlobalSemanticReasoning(dim)
+
+    def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, N, D) reasoned regions -> (B, D)."""
+        if mask is None:
+            mirrored = regions.flip(1)
+        else:
+            places = mirrored_places(mask.sum(dim=1), regions.shape[1])
+            mirrored = regions.gather(1, places[..., None].expand(-1, -1, regions.shape[2]))
+        ahead, back = self.forwards(regions, mask), self.backwards(mirrored, mask)
+        return (at_least_float32(ahead) + at_least_float32(back)) / 2
+
+
 class GeneralisedPooling(nn.Module):
     """VSE-infinity's aggregator: each channel is sorted, falling, and the places of the sort have learned weights.
 
@@ -73,10 +124,12 @@ class GeneralisedPooling(nn.Module):
                 lengths = torch.full((1,), longest, device=features.device)
                 weights = self.weights(lengths, longest).to(features.dtype)
                 return (weights @ features.sort(dim=1, descending=True).values)[:, 0]
-            distinct, of_row = torch.unique(mask.sum(dim=1), return_inverse=True)
+            # The weights of every length there may be, of which each row takes its own: which lengths there are is not
+            # asked, since a GPU would have to be waited for, and its graph of a whole step could not be recorded.
+            every = self.weights(torch.arange(1, longest + 1, device=features.device), longest)
             # Padding sorts last; its infinities must become 0 before they meet a weight of 0.
             falling = features.masked_fill(~mask[..., None], -torch.inf).sort(dim=1, descending=True).values
-            weights = self.weights(distinct, longest).to(features.dtype)[of_row][:, None]
+            weights = functional.embedding(mask.sum(dim=1) - 1, every.to(features.dtype))[:, None]
             return (weights @ falling.masked_fill(~mask[..., None], 0))[:, 0]
 
     def weights(self, lengths: torch.Tensor, longest: int) -> torch.Tensor:

@@ -72,6 +72,9 @@ AGGREGATORS = Registry(
     "model.aggregator",
     {
         "gru": "vsrn.model.aggregators:GlobalSemanticReasoning",
+        "gru-mean": "vsrn.model.aggregators:MeanOfStates",
+        "gru-residual": "vsrn.model.aggregators:LastStateAndMean",
+        "bigru": "vsrn.model.aggregators:BothDirections",
         "mean": "vsrn.model.aggregators:MeanPooling",
         "gpo": "vsrn.model.aggregators:GeneralisedPooling",
     },
