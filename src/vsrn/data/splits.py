@@ -23,7 +23,6 @@ from vsrn.errors import DataError
 from vsrn.files import normal_name, read_lines
 from vsrn.metrics import FloatArray, IntArray
 
-
 NO_GRID = (
     'an image has {regions} regions, which are no square grid; data.region_order = "{order}" is for a grid\'s windows.'
 )
