@@ -106,8 +106,11 @@ def gradients(device: torch.device, *, small: bool) -> Figures:
             for kind in ("all regions", "padded regions"):
                 batch = random_batch(config, 8 if small else 48, counted=kind == "padded regions", words=50)
                 theirs = losses_and_gradients(model, batch, torch.device("cpu"), torch.float64)
-                ours = losses_and_gradients(model, batch, device, torch.float32)
-                checks += [(f"{name}, {kind}: {what}", *rest) for what, *rest in _compared(ours, theirs)]  # type: ignore[misc]
+                for where in ("cpu", device) if model.takes_lengths_anywhere else ("cpu",):
+                    moved = batch._replace(lengths=batch.lengths.to(where))
+                    ours = losses_and_gradients(model, moved, device, torch.float32)
+                    said = f"{name}, {kind}, lengths on {where}"
+                    checks += [(f"{said}: {what}", *rest) for what, *rest in _compared(ours, theirs)]  # type: ignore[misc]
     return judged(checks)
 
 

@@ -185,9 +185,9 @@ class Loader:
     def __init__(self, epoch: Callable[..., Iterator[Batch]]) -> None:
         self.epoch, self.seconds, self.repeats = epoch, 0.0, False
 
-    def __call__(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def __call__(self, epoch: int, first_step: int = 0, *, pinned: bool = False) -> Iterator[Batch]:
         """The batches of an epoch."""
-        batches, batch = self.epoch(epoch, first_step), None
+        batches, batch = self.epoch(epoch, first_step, pinned=pinned), None
         while True:
             if batch is None or not self.repeats:
                 began = time.perf_counter()

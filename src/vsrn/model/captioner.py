@@ -145,7 +145,7 @@ class Captioner(nn.Module):
     def _encoded(self, inputs: torch.Tensor, counts: torch.Tensor | None) -> tuple[torch.Tensor, State]:
         """(B, N, projected size), (B,) real regions of each or None -> (B, N, H) states, and each direction's last."""
         if self.config.cell == "gru":
-            states = read_sequences(cast("nn.GRU", self.encoder), inputs, counts)
+            states = read_sequences(cast("nn.GRU", self.encoder), inputs, counts).to(inputs.dtype)
             last = states[:, -1] if counts is None else state_at(states, counts - 1)
             size = self.config.hidden_dim
             return states, (torch.cat([last[:, :size], states[:, 0, size:]], dim=-1), None)

@@ -25,10 +25,11 @@ import msgspec
 import torch
 
 from vsrn.config import Config, config_to_toml
+from vsrn.encoders.ranking import rank_encoded
 from vsrn.encoders.scan_encoder import encoder_of
 from vsrn.errors import ConfigError, TrainingError
 from vsrn.files import write_atomically
-from vsrn.metrics import RetrievalMetrics, rank_blocks, retrieval_metrics, similarity_blocks
+from vsrn.metrics import RetrievalMetrics, retrieval_metrics
 from vsrn.model.base import Batch
 from vsrn.model.saved import CONFIG_FILE, write_weights
 from vsrn.training import distributed
@@ -338,7 +339,7 @@ class Trainer:
     def _validation_metrics(self) -> RetrievalMetrics:
         split = self.prepared.validation
         encoded = encoder_of(self.prepared.stored(), str(self.device)).encode_split(split)
-        ranks = rank_blocks(similarity_blocks([encoded]), split.image_of_caption)
+        ranks = rank_encoded([encoded], split.image_of_caption)
         self.model.train()
         return retrieval_metrics(ranks)
 
