@@ -2,7 +2,7 @@
 
 python benchmarks/gpu/run.py --minutes 9 --out DIR [--parts equal,training,throughput] [--small] [--device cpu]
 
-It needs this checkout and what `pip install vsrn` installs, no data and no network. Each measurement becomes a line
+It needs this checkout and the packages that vsrn needs, no data and no network. Each measurement becomes a line
 of DIR/results.jsonl as soon as it is made, so whatever cuts a run off, what was measured is there.
 """
 
