@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib
 import os
 import signal
 import subprocess
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import extracting
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -48,6 +48,12 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3
 def measure(part: Part) -> None:
     """All of it, the most telling first."""
     device = part.device
+
+    def extracted(name: str) -> Figures:
+        # Photos need more packages than the rest.
+        figures: Figures = getattr(importlib.import_module("extracting"), name)(part)
+        return figures
+
     part.measure("recordings of VSRN", lambda: golden.vsrn_recordings(device), needs=5)
     part.measure("recordings of SCAN", lambda: golden.scan_recording(device), needs=3)
     part.measure("recordings of pooling", lambda: golden.pooling_recording(device), needs=3)
@@ -58,11 +64,11 @@ def measure(part: Part) -> None:
         part.measure("recorded steps", lambda: recorded_steps(part), needs=8)
     part.measure("bf16 drift", lambda: drift(part), needs=15, limit=90)
     part.measure("cut run dropping regions", lambda: cut_run(part, "bf16", 0.2), needs=12)
-    part.measure("grid extraction", lambda: extracting.grid(device), needs=5)
+    part.measure("grid extraction", lambda: extracted("grid"), needs=5)
     part.measure("torchrun", lambda: torchrun(part), needs=20, limit=75)
     part.measure("collectives", lambda: collectives(part), needs=5, limit=40)
     part.measure("cut run fp32", lambda: cut_run(part, "fp32", 0.0), needs=12)
-    part.measure("bottom-up extraction", lambda: extracting.bottom_up(part), needs=12)
+    part.measure("bottom-up extraction", lambda: extracted("bottom_up"), needs=12)
 
 
 # Losses and gradients.
