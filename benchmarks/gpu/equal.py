@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib
 import os
 import signal
 import subprocess
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import extracting
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 import golden
 import vsrn
 from golden import Check, apart, judged
-from vsrn.config import Config, LossConfig, ModelConfig, ScanConfig, config_to_toml
+from vsrn.config import Config, LossConfig, ModelConfig, ScanConfig, config_fields, config_to_toml
 from vsrn.metrics import RetrievalMetrics
 from vsrn.model.base import Batch
 from vsrn.model.gru import pad_tokens
@@ -48,19 +48,27 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-3
 def measure(part: Part) -> None:
     """All of it, the most telling first."""
     device = part.device
+
+    def extracted(name: str) -> Figures:
+        # Photos need more packages than the rest.
+        figures: Figures = getattr(importlib.import_module("extracting"), name)(part)
+        return figures
+
     part.measure("recordings of VSRN", lambda: golden.vsrn_recordings(device), needs=5)
     part.measure("recordings of SCAN", lambda: golden.scan_recording(device), needs=3)
     part.measure("recordings of pooling", lambda: golden.pooling_recording(device), needs=3)
     part.measure("loss and gradients", lambda: gradients(device, small=part.small), needs=15)
-    for precision in ("bf16", "fp32"):
-        part.measure(f"cut run {precision}", lambda p=precision: cut_run(part, p, 0.0), needs=12)  # type: ignore[misc]
-    part.measure("cut run dropping regions", lambda: cut_run(part, "bf16", 0.2), needs=12)
+    part.measure("cut run bf16", lambda: cut_run(part, "bf16", 0.0), needs=12)
     part.measure("same seed twice", lambda: same_seed(part), needs=12)
-    part.measure("bf16 drift", lambda: drift(part), needs=15)
-    part.measure("grid extraction", lambda: extracting.grid(device), needs=5)
+    if "train.cuda_graphs" in config_fields():
+        part.measure("recorded steps", lambda: recorded_steps(part), needs=8)
+    part.measure("bf16 drift", lambda: drift(part), needs=15, limit=90)
+    part.measure("cut run dropping regions", lambda: cut_run(part, "bf16", 0.2), needs=12)
+    part.measure("grid extraction", lambda: extracted("grid"), needs=5)
     part.measure("torchrun", lambda: torchrun(part), needs=20, limit=75)
     part.measure("collectives", lambda: collectives(part), needs=5, limit=40)
-    part.measure("bottom-up extraction", lambda: extracting.bottom_up(part), needs=12)
+    part.measure("cut run fp32", lambda: cut_run(part, "fp32", 0.0), needs=12)
+    part.measure("bottom-up extraction", lambda: extracted("bottom_up"), needs=12)
 
 
 # Losses and gradients.
@@ -103,14 +111,16 @@ def gradients(device: torch.device, *, small: bool) -> Figures:
             torch.manual_seed(0)
             model = build_model(Config(model=config), make_vocabulary(50 if small else 500))
             make_it_reason(model)
+            # A step that may be recorded has its captions' lengths on the GPU too.
+            places = ["cpu", str(device)] if getattr(model, "takes_lengths_anywhere", False) else ["cpu"]
             for kind in ("all regions", "padded regions"):
                 batch = random_batch(config, 8 if small else 48, counted=kind == "padded regions", words=50)
                 theirs = losses_and_gradients(model, batch, torch.device("cpu"), torch.float64)
-                for where in ("cpu", device) if model.takes_lengths_anywhere else ("cpu",):
-                    moved = batch._replace(lengths=batch.lengths.to(where))
-                    ours = losses_and_gradients(model, moved, device, torch.float32)
-                    said = f"{name}, {kind}, lengths on {where}"
-                    checks += [(f"{said}: {what}", *rest) for what, *rest in _compared(ours, theirs)]  # type: ignore[misc]
+                for place in places:
+                    given = batch._replace(lengths=batch.lengths.to(place))
+                    ours = losses_and_gradients(model, given, device, torch.float32)
+                    where = f"{name}, {kind}, lengths on {place}"
+                    checks += [(f"{where}: {what}", *rest) for what, *rest in _compared(ours, theirs)]  # type: ignore[misc]
     return judged(checks)
 
 
@@ -250,6 +260,15 @@ def same_seed(part: Part) -> Figures:
     }
 
 
+def recorded_steps(part: Part) -> Figures:
+    """A run whose steps are recorded as CUDA graphs and played again, against one whose steps are not, no dropout."""
+    folder = part.scratch / "recorded"
+    for recorded in (True, False):
+        fields = {"train__precision": "bf16", "train__cuda_graphs": recorded, "model__captioner__dropout": 0.0}
+        train(run_config(part, 12 if part.small else 30, **fields), folder / str(recorded))
+    return difference_of_runs(folder / "True", folder / "False")
+
+
 def drift(part: Part) -> Figures:
     """200 steps in bf16 and in float32 of one seed without dropout: losses along the way, embeddings at the end."""
     steps = 20 if part.small else 200
@@ -287,8 +306,8 @@ def torchrun(part: Part) -> Figures:
     config = run_config(part, 6, train__precision="bf16")
     path = part.scratch / "torchrun.toml"
     path.write_text(config_to_toml(config), encoding="utf-8")
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-    command = [*launched, "-m", "vsrn", "train", str(path), "-o", str(part.scratch / "torchrun")]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    command = [*launched, "--nproc-per-node=1", "-m", "vsrn", "train", str(path), "-o", str(part.scratch / "torchrun")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=dict(os.environ))
     steps = (
         [row["step"] for row in read_log(part.scratch / "torchrun") if "validation" in row]

@@ -27,12 +27,12 @@ def photos(number: int, width: int, height: int) -> list[Image.Image]:
     return [Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC) for colours in noise]
 
 
-def grid(device: torch.device) -> Figures:
+def grid(part: Part) -> Figures:
     """Grid features on the device against the CPU's, as torch comes (TF32 in cuDNN's convolutions) and without TF32.
 
     One step is the distance of neighbouring float16 numbers at the value, which is what a store rounds to.
     """
-    there, here = GridExtractor(GRID_WEIGHTS, str(device)), GridExtractor(GRID_WEIGHTS, "cpu")
+    there, here = GridExtractor(GRID_WEIGHTS, str(part.device)), GridExtractor(GRID_WEIGHTS, "cpu")
     prepared = [prepare_pixels(here, photo, "random") for photo in photos(8, 500, 375)]
     expected = np.stack([regions.features for regions in here(prepared)])
     figures: Figures = {}

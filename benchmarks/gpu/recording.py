@@ -102,7 +102,8 @@ class Part:
         (self.folder / RUNNING).write_text(name, encoding="utf-8")
         began, lost = time.perf_counter(), False
         with (self.folder / STACKS).open("w", encoding="utf-8") as stacks:
-            faulthandler.dump_traceback_later(limit, exit=True, file=stacks)
+            # A test's processors may be busy with other tests.
+            faulthandler.dump_traceback_later(limit * (5 if self.small else 1), exit=True, file=stacks)
             try:
                 line["figures"] = make()
                 synchronize(self.device)

@@ -2,7 +2,7 @@
 
 python benchmarks/gpu/run.py --minutes 9 --out DIR [--parts equal,training,throughput] [--small] [--device cpu]
 
-It needs this checkout and what `pip install vsrn` installs, no data and no network. Each measurement becomes a line
+It needs this checkout and the packages that vsrn needs, no data and no network. Each measurement becomes a line
 of DIR/results.jsonl as soon as it is made, so whatever cuts a run off, what was measured is there.
 """
 
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT / "tests/helpers"), str(ROOT / "src")]
 
-from recording import GPU_LOST, RUNNING, STACKS, Part, append_line, card_of, one_line, read_lines  # noqa: E402
+from recording import GPU_LOST, RUNNING, STACKS, Part, append_line, card_of, one_line, read_lines, said_of  # noqa: E402
 
 # The parts in order of their value, and the seconds that each may begin measurements in.
 PARTS = {"equal": 150.0, "training": 260.0, "throughput": 130.0}
@@ -108,7 +108,12 @@ def run_part(given: argparse.Namespace, folder: Path) -> None:
     facts = card_of(given.device) | {"device": given.device, "command": shlex.join(["python", *said()])}
     device = torch.device(given.device)
     part = Part(given.child, folder, given.scratch, device, given.small, given.until, facts)
-    importlib.import_module(given.child).measure(part)
+    try:
+        module = importlib.import_module(given.child)
+    except ImportError as error:
+        append_line(folder, {"part": part.name, "name": "import", "error": said_of(error), "seconds": 0.0} | facts)
+        return
+    module.measure(part)
 
 
 def said() -> list[str]:

@@ -44,7 +44,7 @@ def measure(part: Part) -> None:
     for precision in ("bf16", "fp32"):
         part.measure(f"encoding images {precision}", lambda p=precision: images(part, p), needs=8)  # type: ignore[misc]
     part.measure("ranking COCO 5K", lambda: ranking(part), needs=10)
-    part.measure("grid extraction", lambda: extraction(part), needs=15)
+    part.measure("grid extraction", lambda: extraction(part), needs=15, limit=90)
     for precision in ("bf16", "fp32"):
         part.measure(f"encoding captions {precision}", lambda p=precision: captions(part, p), needs=6)  # type: ignore[misc]
     part.measure("search of a million", lambda: search(part), needs=5)

@@ -29,7 +29,7 @@ from material import (
     write_store,
 )
 from profiling import profiled
-from recording import Figures, Part, seconds_of, synchronize
+from recording import Figures, Part, said_of, seconds_of, synchronize
 
 from vsrn.config import Config, ModelConfig, config_fields
 from vsrn.metrics import RetrievalMetrics
@@ -46,9 +46,10 @@ FLICKR30K_EPOCHS = COCO_EPOCHS = 30
 def measure(part: Part) -> None:
     """The paper's step first, then what it is made of, then its variants."""
 
-    def step(name: str, config: str = "f30k", *, deep: bool = False, seconds: float = 6.0, **fields: Any) -> None:
+    def step(name: str, config: str = "f30k", *, deep: bool = False, seconds: float = 5.0, **fields: Any) -> None:
+        needs = 25 if deep else 14
         part.measure(
-            name, lambda: training(part, name, config, deep=deep, seconds=seconds, **fields), needs=25 if deep else 14
+            name, lambda: training(part, name, config, deep=deep, seconds=seconds, **fields), needs=needs, limit=90
         )
 
     bf16: dict[str, Any] = {"train__precision": "bf16"}
@@ -180,14 +181,14 @@ class Stopwatch:
 
 
 class Loader:
-    """Takes the place of `batches.epoch`: it times the making of batches, and can give the last one again and again."""
+    """Takes the place of `batches.epoch`: it times how long steps wait for batches, and can repeat the last batch."""
 
     def __init__(self, epoch: Callable[..., Iterator[Batch]]) -> None:
         self.epoch, self.seconds, self.repeats = epoch, 0.0, False
 
-    def __call__(self, epoch: int, first_step: int = 0, *, pinned: bool = False) -> Iterator[Batch]:
-        """The batches of an epoch."""
-        batches, batch = self.epoch(epoch, first_step, pinned=pinned), None
+    def __call__(self, *arguments: Any, **named: Any) -> Iterator[Batch]:
+        """The batches of an epoch; the arguments are those of `TrainingBatches.epoch`."""
+        batches, batch = self.epoch(*arguments, **named), None
         while True:
             if batch is None or not self.repeats:
                 began = time.perf_counter()
@@ -205,7 +206,7 @@ def training(part: Part, name: str, packaged: str, *, deep: bool, seconds: float
     rate = matrix_rate(device, small=part.small)
     file = part.folder / f"profile-{name.replace(',', '').replace(' ', '-')}.txt"
     plan = (
-        Plan(device, (3, 1.0), 0.1, deep, 2, file) if part.small else Plan(device, (150, 8.0), seconds, deep, 6, file)
+        Plan(device, (3, 1.0), 0.1, deep, 2, file) if part.small else Plan(device, (150, 7.0), seconds, deep, 6, file)
     )
     watch = Stopwatch(plan)
     if device.type == "cuda":
@@ -214,11 +215,18 @@ def training(part: Part, name: str, packaged: str, *, deep: bool, seconds: float
         trainer = Trainer(prepare_run(config, part.scratch / name, resume=False), watch)
         watch.loader = Loader(trainer.batches.epoch)
         setattr(trainer.batches, "epoch", watch.loader)  # noqa: B010 - a method is replaced
-        with contextlib.suppress(EnoughError):
+        try:
             trainer.run(resume=False)
+        except EnoughError:
+            pass
+        except Exception as error:
+            # What was timed before the profile, say, failed is worth its line.
+            if "steps_per_second" not in watch.figures:
+                raise
+            watch.figures["failed_after_timing"] = said_of(error)
     tokens = len(trainer.batches.tokens) / len(trainer.batches.split.captions)
     flop = 3 * forward_flop(trainer.config, sizes, tokens)
-    return watch.figures | _derived(watch.figures, trainer.config, flop, rate) | memory(device)
+    return watch.figures | _derived(watch.figures, trainer.config, flop, rate) | memory(device) | graphs_of(trainer)
 
 
 def _derived(figures: Figures, config: Config, flop: float, rate: float) -> Figures:
@@ -233,6 +241,14 @@ def _derived(figures: Figures, config: Config, flop: float, rate: float) -> Figu
         "matrix_tflop_per_second": rate / 1e12,
         "share_of_matrix_rate": flop * speed / rate,
     }
+
+
+def graphs_of(trainer: Trainer) -> Figures:
+    """How many CUDA graphs the run recorded, and why it recorded none where it could not."""
+    graphs: Any = getattr(getattr(trainer, "passes", None), "graphs", None)
+    if graphs is None:
+        return {"cuda_graphs": 0}
+    return {"cuda_graphs": len(graphs._graphs), "cuda_graphs_failure": graphs.failure}
 
 
 def memory(device: torch.device) -> Figures:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vsrn.model.gru import at_least_float32, dtype_of, state_at
+from vsrn.model.gru import at_least_float32, dtype_of, read_sequences, state_at
 
 POSITION_DIM = 32
 TEMPERATURE = 0.1
@@ -27,9 +27,9 @@ class GlobalSemanticReasoning(nn.Module):
 
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) reasoned regions -> (B, D)."""
-        states, last = self.gru(regions.to(dtype_of(self.gru)))
+        states = read_sequences(self.gru, regions.to(dtype_of(self.gru)))
         if mask is None:
-            return last[0]
+            return states[:, -1]
         return state_at(states, mask.sum(dim=1) - 1)
 
 
@@ -57,7 +57,7 @@ class MeanOfStates(nn.Module):
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) reasoned regions -> (B, D)."""
         # What the GRU makes of padding comes after the real states, and the mean leaves it out.
-        states = at_least_float32(self.gru(regions.to(dtype_of(self.gru)))[0])
+        states = at_least_float32(read_sequences(self.gru, regions.to(dtype_of(self.gru))))
         pooled: torch.Tensor = self.mean(states, mask)
         return pooled
 

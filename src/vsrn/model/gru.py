@@ -88,11 +88,12 @@ def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
     """
     steps = inputs.shape[1]
     plain = is_plain(gru, nn.GRU)
-    if lengths is None and (inputs.device.type != "cpu" or not plain):
+    if plain and inputs.device.type == "cuda":
+        return _padded_states(gru, inputs, lengths)
+    if lengths is None and not (plain and inputs.device.type == "cpu" and torch.is_grad_enabled()):
+        # torch's own kernel is as fast without a backward pass, and can be exported.
         states: torch.Tensor = gru(inputs)[0]
         return states
-    if lengths is not None and inputs.device.type == "cuda" and plain:
-        return _padded_states(gru, inputs, lengths)
     ends = torch.full((len(inputs),), steps) if lengths is None else lengths.cpu()
     packed = pack_padded_sequence(inputs, ends, batch_first=True, enforce_sorted=False)
     if inputs.device.type != "cpu" or not plain:
@@ -109,35 +110,44 @@ def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
     return pad_packed_sequence(packed._replace(data=states), batch_first=True, total_length=steps)[0]
 
 
-def _padded_states(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """What `read_sequences` gives, by kernels that read the padding too: (B, T, I), (B,) -> (B, T, D or 2D).
+def _padded_states(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    """What `read_sequences` gives, by kernels that read the padding too: (B, T, I), (B,) or None -> (B, T, D or 2D).
 
     A step never sees a later one, so padding at the end changes nothing before it; backwards, each row is mirrored
     within its own length first.
     """
-    lengths = lengths.to(inputs.device, non_blocking=True)
     places = torch.arange(inputs.shape[1], device=inputs.device)
+    if lengths is None:
+        lengths = places.new_full((len(inputs),), inputs.shape[1])
+    lengths = lengths.to(inputs.device, non_blocking=True)
     real = (places < lengths[:, None])[..., None]
-    if not gru.bidirectional:
-        states: torch.Tensor = gru(inputs)[0]
-        return states * real
     mirrored = (lengths[:, None] - 1 - places).clamp(min=0)[..., None]
     states = inputs
     for layer in range(gru.num_layers):
         forward = _padded_direction(gru, f"l{layer}", states)
-        backward = _padded_direction(gru, f"l{layer}_reverse", states.gather(1, mirrored.expand_as(states)))
-        states = torch.cat([forward, backward.gather(1, mirrored.expand_as(backward))], dim=-1) * real
+        if gru.bidirectional:
+            backward = _padded_direction(gru, f"l{layer}_reverse", states.gather(1, mirrored.expand_as(states)))
+            forward = torch.cat([forward, backward.gather(1, mirrored.expand_as(backward))], dim=-1)
+        states = forward * real
     return states
 
 
 def _padded_direction(gru: nn.GRU, name: str, inputs: torch.Tensor) -> torch.Tensor:
-    """One direction of one layer, named as torch does ("l0", "l1_reverse"): (B, T, I) -> (B, T, D)."""
-    weights = [getattr(gru, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    first = torch.zeros(1, len(inputs), gru.hidden_size, dtype=weights[0].dtype, device=inputs.device)
-    with warnings.catch_warnings():
-        # One direction's weights are not one piece of memory; copying them together costs less than a step.
+    """One direction of one layer, named as torch does ("l0", "l1_reverse"): (B, T, I) -> (B, T, D).
+
+    Under autocast torch would compute it in float16, whatever precision autocast has; gradients overflow there.
+    """
+    kind = inputs.device.type
+    weights = [getattr(gru, f"{part}_{name}") for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weights[0].dtype
+    first = torch.zeros(1, len(inputs), gru.hidden_size, dtype=dtype, device=inputs.device)
+    with torch.autocast(kind, enabled=False), warnings.catch_warnings():
+        # Weights that are not one piece of memory are copied together, which costs less than a step.
         warnings.filterwarnings("ignore", message="RNN module weights")
-        states: torch.Tensor = torch._VF.gru(inputs, first, weights, True, 1, 0.0, gru.training, False, True)[0]
+        rounded = [weight.to(dtype) for weight in weights]
+        states: torch.Tensor = torch._VF.gru(inputs.to(dtype), first, rounded, True, 1, 0.0, gru.training, False, True)[
+            0
+        ]
     return states
 
 

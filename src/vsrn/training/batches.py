@@ -48,7 +48,7 @@ def drop_regions(features: FloatArray, counts: IntArray | None, margins: FloatAr
     # A stable sort moves the kept regions forward in their order.
     order = np.argsort(~kept, axis=1, kind="stable")
     left = kept.sum(axis=1)
-    moved = np.take_along_axis(features, order[..., None], axis=1)
+    moved = features[np.arange(len(features))[:, None], order]
     moved[places >= left[:, None]] = 0
     return moved, left
 
