@@ -17,10 +17,10 @@ from torch import nn
 from vsrn.config import ModelConfig
 from vsrn.model.captioner import Captioner
 from vsrn.model.gru import at_least_float32, dtype_of, read_sequences
-from vsrn.model.losses import SIMILARITIES
+from vsrn.model.losses import SIMILARITIES, Epochs
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
-MatchingLoss = Callable[[torch.Tensor, float], torch.Tensor]
+MatchingLoss = Callable[[torch.Tensor, Epochs], torch.Tensor]
 
 
 class Batch(NamedTuple):
@@ -152,7 +152,7 @@ class BaseModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(
-        self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: float = math.inf
+        self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf
     ) -> Losses:
         """The losses of B matching pairs.
 
@@ -186,7 +186,7 @@ class MatchingModel(BaseModel):
         return getattr(self.caption_encoder, "takes_lengths_anywhere", False)
 
     def forward(
-        self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: float = math.inf
+        self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf
     ) -> Losses:
         """The losses of B matching pairs; `BaseModel.forward` says what it takes."""
         features, tokens, lengths, counts = batch

@@ -14,6 +14,9 @@ from torch.nn import functional
 from vsrn.config import LossConfig
 from vsrn.model.gru import at_least_float32
 
+# Epochs trained so far, with a fraction: a number, or a tensor () that a recorded step reads anew each time.
+Epochs = float | torch.Tensor
+
 
 def cosine_similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
     """(I, D), (C, D) -> (I, C): inner products of the embeddings as they come."""
@@ -38,7 +41,7 @@ class TripletLoss(nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(self, similarities: torch.Tensor, epochs: float = math.inf) -> torch.Tensor:
+    def forward(self, similarities: torch.Tensor, epochs: Epochs = math.inf) -> torch.Tensor:
         """(B, B) similarities, epochs trained so far -> scalar."""
         return matching_loss(similarities, self.loss.margin, hardness_after(self.loss, epochs))
 
@@ -50,7 +53,7 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         self.temperature = loss.temperature
 
-    def forward(self, similarities: torch.Tensor, _epochs: float = math.inf) -> torch.Tensor:
+    def forward(self, similarities: torch.Tensor, _epochs: Epochs = math.inf) -> torch.Tensor:
         """(B, B) similarities -> scalar."""
         return contrastive_loss(similarities, self.temperature)
 
@@ -69,11 +72,11 @@ def contrastive_loss(similarities: torch.Tensor, temperature: float | torch.Tens
     return of_images + functional.cross_entropy(logits.mT, matches, reduction="sum")
 
 
-def matching_loss(similarities: torch.Tensor, margin: float, hardness: float = 1.0) -> torch.Tensor:
+def matching_loss(similarities: torch.Tensor, margin: float, hardness: Epochs = 1.0) -> torch.Tensor:
     """Triplet loss in both directions, summed over the batch (not averaged).
 
     hardness  1 counts the worst violation of each image and of each caption (Eq. 9, VSE++), 0 every violation;
-              between them, the two in that proportion
+              between them, the two in that proportion; a tensor () where a recorded step reads it anew each time
 
     >>> float(matching_loss(torch.tensor([[0.9, 0.8], [0.1, 0.7]]), margin=0.2))
     0.4...
@@ -82,16 +85,18 @@ def matching_loss(similarities: torch.Tensor, margin: float, hardness: float = 1
     diagonal = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
     of_images = (margin + similarities - matching[:, None]).clamp(min=0).masked_fill(diagonal, 0)
     of_captions = (margin + similarities - matching[None, :]).clamp(min=0).masked_fill(diagonal, 0)
-    if hardness == 1:
+    if isinstance(hardness, float) and hardness == 1:
         return of_images.amax(dim=1).sum() + of_captions.amax(dim=0).sum()
     every = of_images.sum() + of_captions.sum()
-    if hardness == 0:
+    if isinstance(hardness, float) and hardness == 0:
         return every
     return (1 - hardness) * every + hardness * (of_images.amax(dim=1).sum() + of_captions.amax(dim=0).sum())
 
 
-def hardness_after(loss: LossConfig, epochs: float) -> float:
+def hardness_after(loss: LossConfig, epochs: Epochs) -> Epochs:
     """How hard the negatives are after so many epochs, with a fraction: 0 for every violation, 1 for the worst.
+
+    It is a number, or a tensor () where it depends on epochs that are one.
 
     An untrained model collapses on the hardest negatives for epochs; with a gradual warm-up it does not.
 
@@ -100,4 +105,7 @@ def hardness_after(loss: LossConfig, epochs: float) -> float:
     """
     if loss.negatives == "all":
         return 0.0
-    return min(1.0, epochs / loss.warm_up_epochs) if loss.warm_up_epochs else 1.0
+    if not loss.warm_up_epochs:
+        return 1.0
+    share = epochs / loss.warm_up_epochs
+    return share.clamp(max=1.0) if isinstance(share, torch.Tensor) else min(1.0, share)

@@ -27,6 +27,7 @@ from torch.nn import functional
 from vsrn.config import ModelConfig, ScanConfig
 from vsrn.model.base import BaseModel, Batch, Gather, Losses, MatchingLoss, WordGRU, make_projection, project
 from vsrn.model.gru import at_least_float32, mask_of
+from vsrn.model.losses import Epochs
 
 EPSILON = 1e-8
 WORDS, REGIONS = 1, 3
@@ -199,7 +200,7 @@ class SCAN(BaseModel):
         return "stacked cross attention"
 
     def forward(
-        self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: float = math.inf
+        self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf
     ) -> Losses:
         """The matching loss of B matching pairs; `BaseModel.forward` says what it takes."""
         features, tokens, lengths, counts = batch

@@ -24,7 +24,7 @@ def is_stuck(matching_loss: float, config: Config, batch_size: int, epochs: floa
     """Whether a mean matching loss, from so many epochs on, is within 5 % of that of equal similarities."""
     loss = config.loss
     limit = 2 * batch_size * loss.margin
-    hardest = loss.matching == "triplet" and hardness_after(loss, epochs) == 1
+    hardest = loss.matching == "triplet" and bool(hardness_after(loss, epochs) == 1)
     return hardest and abs(matching_loss - limit) <= NEAR * limit
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from vsrn.model.base import Batch
+from vsrn.model.losses import Epochs
 
 TOKENS_TOGETHER = 8
 RECORD_AT = 3
@@ -28,19 +29,23 @@ class StepInputs(NamedTuple):
 
     batch   with the lengths on the GPU too, tokens padded to a width of `padded_width`
     images  (B,) number of each caption's image, or None
+    epochs  trained so far: a tensor () where the step may be recorded, else a number
     """
 
     batch: Batch
     images: torch.Tensor | None
+    epochs: Epochs
 
     def tensors(self) -> list[torch.Tensor]:
         """Those that are there, in one order."""
-        return [tensor for tensor in (*self.batch, self.images) if tensor is not None]
+        return [part for part in (*self.batch, self.images, self.epochs) if isinstance(part, torch.Tensor)]
 
     def copied(self) -> StepInputs:
         """The same in memory of its own."""
-        copies = [None if tensor is None else tensor.clone() for tensor in (*self.batch, self.images)]
-        return StepInputs(Batch(*copies[:4]), copies[4])  # type: ignore[arg-type]
+        features, tokens, lengths, counts = self.batch
+        copied = Batch(features.clone(), tokens.clone(), lengths.clone(), None if counts is None else counts.clone())
+        epochs = self.epochs.clone() if isinstance(self.epochs, torch.Tensor) else self.epochs
+        return StepInputs(copied, None if self.images is None else self.images.clone(), epochs)
 
 
 class _Recorded(NamedTuple):
@@ -49,8 +54,8 @@ class _Recorded(NamedTuple):
     losses: torch.Tensor
 
 
-# (inputs, epochs trained so far) -> (2,) matching and generation loss, with gradients added to the parameters'.
-Passes = Callable[[StepInputs, float], torch.Tensor]
+# Inputs -> (2,) matching and generation loss, with gradients added to the parameters'.
+Passes = Callable[[StepInputs], torch.Tensor]
 
 
 class GraphedPasses:
@@ -76,46 +81,42 @@ class GraphedPasses:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def __call__(self, inputs: StepInputs, epochs: float, *, steady: bool) -> torch.Tensor:
-        """(2,) matching and generation loss; gradients are added to those that the parameters have.
-
-        steady  whether the step computes the same for any number of epochs, so that it may be recorded
-        """
+    def __call__(self, inputs: StepInputs) -> torch.Tensor:
+        """(2,) matching and generation loss; gradients are added to those that the parameters have."""
         width = inputs.batch.tokens.shape[1]
-        self._seen[width] += steady
+        self._seen[width] += 1
         if width not in self._graphs and not self.failure and self._seen[width] >= RECORD_AT:
-            self._record(width, inputs, epochs)
-        recorded = self._graphs.get(width) if steady else None
+            self._record(width, inputs)
+        recorded = self._graphs.get(width)
         if recorded is None:
-            first = steady and not self._seen.total() > 1
-            return self._watched(inputs, epochs) if first else self.passes(inputs, epochs)
+            return self._watched(inputs) if self._seen.total() == 1 else self.passes(inputs)
         for ours, given in zip(recorded.inputs.tensors(), inputs.tensors(), strict=True):
             ours.copy_(given, non_blocking=True)
         recorded.graph.replay()
         return recorded.losses.clone()
 
-    def _watched(self, inputs: StepInputs, epochs: float) -> torch.Tensor:
+    def _watched(self, inputs: StepInputs) -> torch.Tensor:
         """The passes of a batch, where it is seen whether they wait for the device; such cannot be recorded."""
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as seen:
                 warnings.simplefilter("always")
-                losses = self.passes(inputs, epochs)
+                losses = self.passes(inputs)
         finally:
             torch.cuda.set_sync_debug_mode(before)
         waits = [str(warning.message) for warning in seen if "synchroniz" in str(warning.message)]
         self.failure = waits[0].partition("\n")[0] if waits else ""
         return losses
 
-    def _record(self, width: int, inputs: StepInputs, epochs: float) -> None:
+    def _record(self, width: int, inputs: StepInputs) -> None:
         """Record the passes for batches of this width, without running them."""
         graph, kept = torch.cuda.CUDAGraph(), inputs.copied()
         stream = torch.cuda.current_stream()
         try:
             # Threads that make batches pin memory meanwhile, which is no mistake of this one.
             with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
-                losses = self.passes(kept, epochs)
+                losses = self.passes(kept)
         except RuntimeError as error:
             # A model or a loss of a plugin may ask the device for a number in the middle of a step.
             self.failure = str(error).partition("\n")[0]

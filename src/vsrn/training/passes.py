@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from vsrn.config import Config
 from vsrn.encoders.torch_backend import Precision
 from vsrn.model.base import BaseModel, Batch, Losses, MatchingLoss
-from vsrn.model.losses import ContrastiveLoss, TripletLoss, hardness_after
+from vsrn.model.losses import ContrastiveLoss, Epochs, TripletLoss
 from vsrn.training import distributed
 from vsrn.training.batches import send
 from vsrn.training.graphs import GraphedPasses, StepInputs, with_padded_tokens
@@ -27,7 +26,9 @@ class Passes:
         self.parallel = distributed.shared(self.step)
         self.graphs: GraphedPasses | None = None
         one_gpu = device.type == "cuda" and distributed.world_size() == 1
-        if one_gpu and config.train.cuda_graphs and model.takes_lengths_anywhere:
+        # Another loss may ask for the number of epochs, which a recorded step does not have.
+        ours = type(loss) in (TripletLoss, ContrastiveLoss)
+        if one_gpu and config.train.cuda_graphs and ours and model.takes_lengths_anywhere:
             self.graphs = GraphedPasses(self._run, list(self.step.parameters()))
 
     def stream(self) -> contextlib.AbstractContextManager[object]:
@@ -53,20 +54,14 @@ class Passes:
         """
         owners = None if images is None else images.to(self.device, non_blocking=True)
         if self.graphs is None:
-            return self._run(StepInputs(send(batch, self.device), owners), epochs)
+            return self._run(StepInputs(send(batch, self.device), owners, epochs))
         sent = send(with_padded_tokens(batch), self.device, lengths=True)
-        return self.graphs(StepInputs(sent, owners), epochs, steady=self._is_steady(epochs))
+        return self.graphs(StepInputs(sent, owners, torch.full((), epochs, device=self.device)))
 
-    def _is_steady(self, epochs: float) -> bool:
-        """Whether the loss stays the same function from here on; a plugin's may be another one after any epoch."""
-        loss = self.config.loss
-        ours = type(self.step.loss) in (TripletLoss, ContrastiveLoss)
-        return ours and hardness_after(loss, epochs) == hardness_after(loss, math.inf)
-
-    def _run(self, inputs: StepInputs, epochs: float) -> torch.Tensor:
+    def _run(self, inputs: StepInputs) -> torch.Tensor:
         """(2,) matching and generation loss, once the gradients are added to the parameters'."""
         with autocast(self.device, self.config.train.precision):
-            losses: Losses = self.parallel(inputs.batch, epochs, inputs.images)
+            losses: Losses = self.parallel(*inputs)
         (losses.joint / self.config.train.accumulate).backward()  # type: ignore[no-untyped-call]
         return torch.stack([losses.matching.detach(), losses.generation.detach()])
 
@@ -78,10 +73,10 @@ class _Step(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: Batch, epochs: float, images: torch.Tensor | None = None) -> Losses:
+    def forward(self, batch: Batch, images: torch.Tensor | None, epochs: Epochs) -> Losses:
         """The losses of a batch, after so many epochs.
 
-        images  (B,) number of each caption's image, where captions of one image are no negatives of each other
+        images  (B,) number of each caption's image, where captions of one image are no negatives of each other, or None
         """
         losses: Losses = self.model(batch, self._masked(images), distributed.gather_batch, epochs)
         return losses
@@ -96,7 +91,7 @@ class _Step(nn.Module):
         of_all = torch.cat(distributed.of_all(images))
         same = (of_all[:, None] == of_all[None, :]).fill_diagonal_(False)
 
-        def loss(similarities: torch.Tensor, epochs: float) -> torch.Tensor:
+        def loss(similarities: torch.Tensor, epochs: Epochs) -> torch.Tensor:
             masked: torch.Tensor = self.loss(similarities.masked_fill(same, -torch.inf), epochs)
             return masked
 
