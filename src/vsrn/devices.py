@@ -38,7 +38,7 @@ class Pace(NamedTuple):
 # 512 images of 36 x 2,048 float16 are 75 MB, so reading, checking and copying them takes one thread about as long as
 # the device takes to encode several such batches. A tree of captions saves a third of the arithmetic and costs some 500
 # small steps, each of which waits for indices from the processor; cuDNN reads 2,048 padded captions in one call.
-PACES = {"cuda": Pace(512, 64, 2048, shares_prefixes=False, readers=3, launched_ahead=8)}
+PACES = {"cuda": Pace(512, 64, 2048, shares_prefixes=False, readers=8, launched_ahead=8)}
 
 
 def pace_of(device: torch.device) -> Pace:

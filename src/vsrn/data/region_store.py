@@ -29,7 +29,15 @@ import numpy.typing as npt
 
 from vsrn.data.image_ids import read_row_ids
 from vsrn.data.other_forms import remedy_for_folder, remedy_for_split, why_no_array
-from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions, first_of_zeros, native
+from vsrn.data.regions import (
+    ARRAYS,
+    RegionArray,
+    RegionNames,
+    Regions,
+    first_of_zeros,
+    may_not_be_finite,
+    native,
+)
 from vsrn.data.shards import FEATURES_FILE, JoinedRows, read_header, splits_in_shards, whole_shards
 from vsrn.errors import DataError, did_you_mean
 from vsrn.files import read_json
@@ -127,7 +135,7 @@ class RegionStore:
         Raises `DataError` where a feature is NaN or infinite, naming the row.
         """
         batch = native(self.features[np.asarray(rows)])
-        if _may_not_be_finite(batch):
+        if may_not_be_finite(batch):
             finite = np.isfinite(batch).all(axis=(1, 2))
             if not finite.all():
                 row = int(np.asarray(rows)[~finite][0])
@@ -305,18 +313,6 @@ def read_skipped(path: Path) -> list[SkippedPhoto]:
 
 def _read_page(path: Path, kind: type[_Page]) -> _Page | None:
     return read_json(path, kind, "extract this split again.") if path.exists() else None
-
-
-def _may_not_be_finite(batch: FloatArray) -> bool:
-    """A quick look at every number, since every batch is looked at: False means finite, True that it may not be."""
-    if batch.dtype == np.float16:
-        # The exponent of what is not finite is all ones, so as a whole number it is among the largest of its sign. Half
-        # precision has no fast arithmetic; integers have, and their maximum needs no second array.
-        positive, negative = batch.view(np.int16).max(initial=0), batch.view(np.uint16).max(initial=0)
-        return bool(positive >= 0x7C00 or negative >= 0xFC00)
-    # The sum is finite unless a term is not, or the terms overflow.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return not np.isfinite(batch.sum())
 
 
 def map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:

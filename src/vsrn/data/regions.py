@@ -155,3 +155,15 @@ def first_of_zeros(batch: FloatArray, counts: IntArray | None = None) -> int | N
         if not batch[place, : None if counts is None else counts[place]].any():
             return int(place)
     return None
+
+
+def may_not_be_finite(batch: FloatArray) -> bool:
+    """A quick look at every number, since every batch is looked at: False means finite, True that it may not be."""
+    if batch.dtype == np.float16:
+        # The exponent of what is not finite is all ones, so as a whole number it is among the largest of its sign. Half
+        # precision has no fast arithmetic; integers have, and their maximum needs no second array.
+        positive, negative = batch.view(np.int16).max(initial=0), batch.view(np.uint16).max(initial=0)
+        return bool(positive >= 0x7C00 or negative >= 0xFC00)
+    # The sum is finite unless a term is not, or the terms overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return not np.isfinite(batch.sum())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.data.regions import may_not_be_finite
 from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import Advance, FloatArray, IntArray
 
@@ -110,8 +111,7 @@ def batch_of(features: FloatArray, counts: IntArray | None, part: slice) -> tupl
     if batch.dtype not in (np.float16, np.float32) or not batch.dtype.isnative:
         with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
             batch = batch.astype(np.float16 if batch.dtype == np.float16 else np.float32)
-    finite = np.isfinite(batch).all(axis=(1, 2))
-    if not finite.all():
+    if may_not_be_finite(batch) and not (finite := np.isfinite(batch).all(axis=(1, 2))).all():
         place = part.start + int(np.flatnonzero(~finite)[0])
         raise DataError(f"region features hold NaN or infinity (image {place}); extract the photos again.")
     return batch, None if counts is None else counts[part]
