@@ -196,7 +196,14 @@ def run_config(part: Part, steps: int, **fields: Any) -> Config:
     """A run of so many steps with captioner and dropout, of a quarter of the paper's sizes."""
     store = learnable(part.scratch, part.small)
     sizes: dict[str, Any] = {"model__joint_dim": 512, "model__captioner__hidden_dim": 256} if not part.small else {}
-    wanted = {"train__max_steps": steps, "train__learning_rate": 1e-3, "train__learning_rate_drop": [], **sizes}
+    # Validations in between, since they use the model that the steps were recorded with.
+    wanted = {
+        "train__max_steps": steps,
+        "train__validate_every": 8,
+        "train__learning_rate": 1e-3,
+        "train__learning_rate_drop": [],
+        **sizes,
+    }
     base = SMALL_SIZES if part.small else dataclasses.replace(SMALL_SIZES, model={}, batch=128)
     return make_config("f30k", store, base, part.device, **(wanted | fields))
 

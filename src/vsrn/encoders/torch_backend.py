@@ -74,7 +74,11 @@ class StoredEncoder(Encoder):
         self.stored = stored
         self.dtype = torch.bfloat16 if precision == "bf16" else None
         self._fingerprint: tuple[tuple[object, ...], str] | None = None
-        stored.model.to(self.device).eval()
+        here = torch.empty(0, device=self.device).device
+        if any(weight.device != here for weight in stored.model.parameters()):
+            # Where it is already, `to` would still move a GRU's weights, whose places a recorded step knows.
+            stored.model.to(here)
+        stored.model.eval()
 
     @property
     @override

@@ -64,12 +64,12 @@ class GraphedPasses:
     failure  why nothing is recorded any more; empty while all goes well
     """
 
-    def __init__(self, passes: Passes, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, passes: Passes, module: nn.Module) -> None:
         """Wrap the passes of a step.
 
-        parameters  all that may learn: their gradients stay where they are in memory from now on
+        module  all that they compute with: model and loss, whose gradients stay where they are in memory from now on
         """
-        self.passes, self.parameters = passes, parameters
+        self.passes, self.module = passes, module
         self.forget()
 
     def forget(self) -> None:
@@ -78,11 +78,15 @@ class GraphedPasses:
         self._seen: Counter[int] = Counter()
         self._graphs: dict[int, _Recorded] = {}
         self._pool: Any = None
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._places: tuple[int, ...] = ()
 
     def __call__(self, inputs: StepInputs) -> torch.Tensor:
         """(2,) matching and generation loss; gradients are added to those that the parameters have."""
+        places = self._where()
+        if self._graphs and places != self._places:
+            # A graph has addresses. `module.to(device)` moves the weights of a GRU even to where they are.
+            self.forget()
+        self._places = places
         width = inputs.batch.tokens.shape[1]
         self._seen[width] += 1
         if width not in self._graphs and not self.failure and self._seen[width] >= RECORD_AT:
@@ -94,6 +98,12 @@ class GraphedPasses:
             ours.copy_(given, non_blocking=True)
         recorded.graph.replay()
         return recorded.losses.clone()
+
+    def _where(self) -> tuple[int, ...]:
+        """Addresses of whatever a graph reads and writes: weights, buffers and gradients."""
+        parameters = list(self.module.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return tuple(tensor.data_ptr() for tensor in (*parameters, *self.module.buffers(), *gradients))
 
     def _watched(self, inputs: StepInputs) -> torch.Tensor:
         """The passes of a batch, where it is seen whether they wait for the device; such cannot be recorded."""

@@ -29,7 +29,7 @@ class Passes:
         # Another loss may ask for the number of epochs, which a recorded step does not have.
         ours = type(loss) in (TripletLoss, ContrastiveLoss)
         if one_gpu and config.train.cuda_graphs and ours and model.takes_lengths_anywhere:
-            self.graphs = GraphedPasses(self._run, list(self.step.parameters()))
+            self.graphs = GraphedPasses(self._run, self.step)
 
     def stream(self) -> contextlib.AbstractContextManager[object]:
         """Context of a run: on a GPU a stream of its own, since nothing can be recorded on the default one."""
@@ -39,6 +39,7 @@ class Passes:
 
     def begin_anew(self) -> None:
         """Notice that other parameters learn than before."""
+        self.step.zero_grad(set_to_none=True)
         self.parallel = distributed.shared(self.step)
         if self.graphs is not None:
             self.graphs.forget()
