@@ -24,7 +24,7 @@ from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
 from vsrn.model.base import MatchingModel
 from vsrn.model.gru import pad_tokens
 from vsrn.model.saved import StoredModel
-from vsrn.model.scan import SCAN, EncodedRegions, similarities
+from vsrn.model.scan import REGIONS, SCAN, WORDS, EncodedRegions, attend, similarities
 
 if TYPE_CHECKING:
     from vsrn.encoders.inputs import Photos
@@ -142,6 +142,27 @@ class ScanEncoder(StoredEncoder):
         for part, batch, real in batches_of(features, counts, IMAGES_AT_ONCE):
             found[part] = compare_sets(self.model.config.scan, self._sets_of_regions(batch, real), words)
         return found
+
+    @override
+    @torch.inference_mode()
+    def relevance(self, features: FloatArray, sentence: str, words: Sequence[str]) -> FloatArray:
+        """(N, F) regions of an image -> (1 + W, N) float32: what each adds to the match, then to that of each word.
+
+        The attention of a word on a region, or the reverse, times the relevance of the one that attends; a word that
+        occurs several times has the sum, and the sentence that of all its words.
+        """
+        config = self.model.config.scan
+        checked, _ = self._check_features(features[None], None)
+        regions = self._sets_of_regions(checked, None).vectors
+        vectors = self._sets_of_words(sentence).vectors[None].to(regions.dtype)
+        affinity = (vectors[0] @ regions[0].mT).float()[None, :, None]
+        context = (regions if config.direction == "text_to_image" else vectors).float()
+        attention, relevance = attend(affinity, context @ context.mT, None, config)
+        axis = REGIONS if config.direction == "text_to_image" else WORDS
+        by_word = (attention * relevance.unsqueeze(axis))[0, :, 0].cpu().numpy()
+        tokens = np.array(self.vocabulary.encode(sentence))
+        of_words = [by_word[tokens == self.vocabulary.ids[word]].sum(axis=0) for word in words]
+        return np.stack([by_word.sum(axis=0), *of_words]).astype(np.float32)
 
     def _no_embedding(self, *_: object, **__: object) -> NoReturn:
         raise CheckpointError(NO_EMBEDDING)
