@@ -43,7 +43,7 @@ def test_a_photo_and_its_copy_in_an_index_get_the_same_picture(place: Path, caps
     assert np.abs(one - other).mean() < 3
 
 
-@pytest.mark.parametrize("view", ["sentence", "image"])
+@pytest.mark.parametrize("view", ["relevance", "words", "sentence", "image"])
 def test_json_has_the_boxes_and_weights_that_the_library_gives(
     view: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

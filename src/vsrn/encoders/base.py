@@ -297,8 +297,14 @@ class Encoder(BackEnd):
 
     @property
     def default_view(self) -> ExplainView:
-        """The view of explanations that points best for this kind of model."""
-        return "relevance"
+        """The view of explanations that points best for this kind of model.
+
+        Where an image is the mean of its regions, or pooled by channel, a region can be compared with a sentence; what
+        a GRU, a BatchNorm or absolute values make of regions is another space than theirs.
+        """
+        model = self.config.model
+        averages = model.kind == "vsepp" or (model.aggregator in ("mean", "gpo") and model.normalisation != "flickr30k")
+        return "relevance" if averages and not model.absolute else "sentence"
 
     def relevance(self, features: FloatArray, sentence: str, words: Sequence[str]) -> FloatArray:
         """(N, F) regions of an image -> (1 + W, N) float32: how much each fits a sentence, then each of its W words.
@@ -321,7 +327,8 @@ class Encoder(BackEnd):
         Raises what `encode_images` and `reasoned_regions` raise.
         """
         view = view or self.default_view
-        regions, cells = self._extract(photo, with_cells=view in ("relevance", "words"))
+        by_cells = view == "relevance" or (view == "words" and self.default_view != "sentence")
+        regions, cells = self._extract(photo, with_cells=by_cells)
         return explain_regions(self, regions, sentence, view, self.region_names.labels_of(regions), cells)
 
     def caption(self, photo: Photo, beam: int = DEFAULT_BEAM) -> str:

@@ -34,7 +34,7 @@ HEAT_SIDE = 112
 BLUR = 10
 # Words that name nothing which could be somewhere in a photo.
 FUNCTION_WORDS = re.compile(
-    "an?|and|are|as|at|be|being|by|for|from|has|have|he|her|him|his|in|into|is|its?|of|off|on|onto|or|she|some|that"
+    "an?|and|are|as|at|be|being|by|for|from|has|have|he|her|him|his|in|into|is|its?|n't|of|off|on|onto|or|she|some|that"
     "|the|their|them|there|they|this|through|to|up|was|were|while|who|with"
 )
 
@@ -66,8 +66,9 @@ class Explanation:
     score    the similarity of the image and the sentence
     labels   (N,) class names of the regions, empty for one without; None where they carry none
     view     which question this answers
-    words    of each word of the sentence that names something and that the model knows, in their order: (N,) float32,
-             how much each region fits it more than an empty sentence; empty in the views "sentence" and "image"
+    words    of each word of the sentence that names something and that the model knows, in their order: its weights,
+             (N,) float32; empty in the view "image"
+    words_by the view that the weights of words are of, as if each word were a sentence: "relevance" or "sentence"
     """
 
     boxes: FloatArray | None
@@ -77,6 +78,7 @@ class Explanation:
     labels: list[str] | None
     view: ExplainView
     words: Mapping[str, FloatArray] = field(default_factory=dict)
+    words_by: ExplainView = "relevance"
 
     @cached_property
     def shares(self) -> FloatArray:
@@ -94,11 +96,12 @@ class Explanation:
             known = ", ".join(self.words) or "none"
             raise DataError(f"no place is known of the word '{printable(word)}'; words with places: {known}.")
         weights = self.words[word.lower()]
-        return replace(self, weights=weights, heat=_heat_of(self.boxes, weights, "relevance"), view="relevance")
+        return replace(self, weights=weights, heat=_heat_of(self.boxes, weights, self.words_by), view=self.words_by)
 
     def places(self) -> dict[str, WeighedRegion]:
-        """Of each word, the region that fits it best."""
-        return {word: self.of_word(word).top(1)[0] for word in self.words if self.of_word(word).top(1)}
+        """Of each word, the region with the largest share; a word without any is left out."""
+        best = {word: self.of_word(word).top(1) for word in self.words}
+        return {word: regions[0] for word, regions in best.items() if regions}
 
     def to_json(self) -> dict[str, object]:
         """Plain numbers for JSON: `view`, `score`, `regions` and `words`, in their order; heat follows from those."""
@@ -143,29 +146,38 @@ def explain_regions(
     Raises what the encoder raises, such as `DataError` where the regions are not of the size that it reads.
     """
     view = view or encoder.default_view
-    words: dict[str, FloatArray] = {}
-    if view == "sentence":
-        similarities = encoder.compare(*without_each(regions.features), [sentence])[:, 0]
-        # Without its only region an image has no embedding; its similarity then counts as 0.
-        without = similarities[1:] if len(regions.features) > 1 else np.zeros(1, np.float32)
-        score, weights = float(similarities[0]), similarities[0] - without
-    elif view == "image":
+    named = naming_words(sentence, encoder.vocabulary)
+    words_by: ExplainView = "sentence" if "sentence" in (view, encoder.default_view) else "relevance"
+    found = np.zeros((0, len(regions.features)), np.float32)
+    if view == "image":
         images, reasoned = encoder.reasoned_regions(regions.features[None])
         score = float(encoder.similarity(images, encoder.encode_captions([sentence]))[0, 0])
         weights = reasoned[0] @ images[0]
+    elif view == "sentence" or (view, words_by) == ("words", "sentence"):
+        score, found = losses(encoder, regions.features, [sentence, *named])
+        weights = found[0]
     else:
         score = float(encoder.compare(regions.features[None], None, [sentence])[0, 0])
         if cells is not None:
             regions, labels = cells, None
-        named = naming_words(sentence, encoder.vocabulary)
-        weights, *of_words = encoder.relevance(regions.features, sentence, named)
-        words = dict(zip(named, of_words, strict=True))
-        if view == "words":
-            shares = [region_shares(of_word, "relevance") for of_word in of_words]
-            weights = np.max([np.zeros_like(weights), *shares], axis=0)
+        found = encoder.relevance(regions.features, sentence, named)
+        weights, words_by = found[0], "relevance"
+    words = dict(zip(named, found[1:], strict=False))
+    if view == "words":
+        weights = np.max([np.zeros_like(weights), *(region_shares(word, words_by) for word in found[1:])], axis=0)
     weights = weights.astype(np.float32)
     boxes: FloatArray | None = regions.boxes
-    return Explanation(boxes, weights, _heat_of(boxes, weights, view), score, labels, view, words)
+    return Explanation(boxes, weights, _heat_of(boxes, weights, view), score, labels, view, words, words_by)
+
+
+def losses(encoder: Encoder, features: FloatArray, sentences: list[str]) -> tuple[float, FloatArray]:
+    """(N, F) regions of an image, S sentences -> the first's similarity; (S, N) what each one's loses without a region.
+
+    Without its only region an image has no embedding; its similarity then counts as 0.
+    """
+    similarities = encoder.compare(*without_each(features), sentences).T
+    whole = similarities[:, :1]
+    return float(whole[0, 0]), whole - similarities[:, 1:] if len(features) > 1 else whole
 
 
 def naming_words(sentence: str, vocabulary: Vocabulary) -> list[str]:
@@ -175,7 +187,8 @@ def naming_words(sentence: str, vocabulary: Vocabulary) -> list[str]:
     ['dog']
     """
     words = dict.fromkeys(tokenize(sentence))
-    return [word for word in words if word.isalnum() and word in vocabulary.ids and not FUNCTION_WORDS.fullmatch(word)]
+    known = (word for word in words if word[0].isalnum() and word in vocabulary.ids)
+    return [word for word in known if not FUNCTION_WORDS.fullmatch(word)]
 
 
 def without_each(features: FloatArray) -> tuple[FloatArray, IntArray]:

@@ -16,6 +16,7 @@ from vsrn.config import ScanConfig
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.backend import Features
 from vsrn.encoders.base import IMAGES_AT_ONCE, Encoder
+from vsrn.encoders.explain import ExplainView
 from vsrn.encoders.folding import evaluating
 from vsrn.encoders.inputs import ProgressOf, batches_of, list_of_captions, reporting, size_of_batches, slices
 from vsrn.encoders.torch_backend import Precision, StoredEncoder, TorchEncoder, device_of
@@ -142,6 +143,11 @@ class ScanEncoder(StoredEncoder):
         for part, batch, real in batches_of(features, counts, IMAGES_AT_ONCE):
             found[part] = compare_sets(self.model.config.scan, self._sets_of_regions(batch, real), words)
         return found
+
+    @property
+    @override
+    def default_view(self) -> ExplainView:
+        return "relevance"
 
     @override
     @torch.inference_mode()

@@ -86,7 +86,7 @@ class Explanation(BaseModel):
     )
     score: float = Field(description="The similarity of the photo and the sentence.")
     regions: list[ExplainedRegion]
-    words: list[ExplainedWord] = Field(description="Words that name something; none in the view `sentence`.")
+    words: list[ExplainedWord] = Field(description="Words that name something and that the model knows.")
 
 
 class Caption(BaseModel):
