@@ -85,7 +85,7 @@ def main(
             picture = _photo_of(opened, str(photo_id)) if output is not None else None
     explanation = explanation if word is None else explanation.of_word(word)
     if output is not None and picture is not None:
-        _draw(output, picture, explanation, sentence, k)
+        _draw(output, picture, explanation, sentence if word is None else f"{sentence}: {word}", k)
     say_unknown_words(unknown)
     if json:
         print_json({"photo": str(photo), "sentence": sentence, "unknown_words": unknown} | explanation.to_json())
