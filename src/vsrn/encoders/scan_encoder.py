@@ -25,7 +25,7 @@ from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
 from vsrn.model.base import MatchingModel
 from vsrn.model.gru import pad_tokens
 from vsrn.model.saved import StoredModel
-from vsrn.model.scan import REGIONS, SCAN, WORDS, EncodedRegions, attend, similarities
+from vsrn.model.scan import SCAN, EncodedRegions, similarities
 
 if TYPE_CHECKING:
     from vsrn.encoders.inputs import Photos
@@ -152,23 +152,18 @@ class ScanEncoder(StoredEncoder):
     @override
     @torch.inference_mode()
     def relevance(self, features: FloatArray, sentence: str, words: Sequence[str]) -> FloatArray:
-        """(N, F) regions of an image -> (1 + W, N) float32: what each adds to the match, then to that of each word.
+        """(N, F) regions of an image -> (1 + W, N) float32: how much each fits a sentence, then each of its W words.
 
-        The attention of a word on a region, or the reverse, times the relevance of the one that attends; a word that
-        occurs several times has the sum, and the sentence that of all its words.
+        That is the affinity that attention is made of: the cosine of the region with the word, read in its sentence.
+        A word that occurs several times has the mean, and the sentence that of all its words. Raises what `compare`
+        raises.
         """
-        config = self.model.config.scan
         checked, _ = self._check_features(features[None], None)
-        regions = self._sets_of_regions(checked, None).vectors
-        vectors = self._sets_of_words(sentence).vectors[None].to(regions.dtype)
-        affinity = (vectors[0] @ regions[0].mT).float()[None, :, None]
-        context = (regions if config.direction == "text_to_image" else vectors).float()
-        attention, relevance = attend(affinity, context @ context.mT, None, config)
-        axis = REGIONS if config.direction == "text_to_image" else WORDS
-        by_word = (attention * relevance.unsqueeze(axis))[0, :, 0].cpu().numpy()
+        regions = self._sets_of_regions(checked, None).vectors[0].float()
+        affinity = (self._sets_of_words(sentence).vectors.float() @ regions.mT).cpu().numpy()
         tokens = np.array(self.vocabulary.encode(sentence))
-        of_words = [by_word[tokens == self.vocabulary.ids[word]].sum(axis=0) for word in words]
-        return np.stack([by_word.sum(axis=0), *of_words]).astype(np.float32)
+        of_words = [affinity[tokens == self.vocabulary.ids[word]].mean(axis=0) for word in words]
+        return np.stack([affinity.mean(axis=0), *of_words]).astype(np.float32)
 
     def _no_embedding(self, *_: object, **__: object) -> NoReturn:
         raise CheckpointError(NO_EMBEDDING)

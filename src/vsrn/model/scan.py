@@ -82,20 +82,6 @@ def caption_similarities(
 
     context  inner products of what is attended to: regions (I, N, N), or words (C, T, T)
     """
-    queries = WORDS if config.direction == "text_to_image" else REGIONS
-    _, relevance = attend(affinity, context, mask, config)
-    if queries == WORDS:
-        return _aggregate(relevance, 1, None, config).mT  # of (C, T, I)
-    return _aggregate(relevance, 2, mask, config).mT  # of (C, I, N)
-
-
-def attend(
-    affinity: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None, config: ScanConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(C, T, I, N) affinities -> attention of that shape, and the relevance of every query, (C, T, I) or (C, I, N).
-
-    The attention of a query adds up to 1 over what it attends to. context is that of `caption_similarities`.
-    """
     queries, attended = (WORDS, REGIONS) if config.direction == "text_to_image" else (REGIONS, WORDS)
     logits = config.inverse_temperature * _first_norm(affinity, queries, mask, config.first_norm)
     if mask is not None and attended == REGIONS:
@@ -104,7 +90,10 @@ def attend(
     product = (attention * affinity).sum(dim=attended)
     squared_length = _squared_lengths(attention, context, attended)
     # Queries are unit vectors, so their own length is left out of the cosine.
-    return attention, product / squared_length.clamp(min=EPSILON**2).sqrt()
+    relevance = product / squared_length.clamp(min=EPSILON**2).sqrt()
+    if queries == WORDS:
+        return _aggregate(relevance, 1, None, config).mT  # of (C, T, I)
+    return _aggregate(relevance, 2, mask, config).mT  # of (C, I, N)
 
 
 def _first_norm(affinity: torch.Tensor, queries: int, mask: torch.Tensor | None, name: str) -> torch.Tensor:
