@@ -4,6 +4,11 @@
     python experiments/pointing.py demo
     python experiments/pointing.py photos --real things.json
 
+    vsrn train demo/toy.toml --model.aggregator mean --model.reasoning_layers 0 -o demo/mean
+    sed 's/"flickr30k"/"coco"/; s/^enabled = true/enabled = false/; s/"vsrn"/"scan"/' demo/toy.toml > demo/scan.toml
+    vsrn train demo/scan.toml --train.epochs 12 -o demo/scan
+    python experiments/pointing.py demo --run demo/mean
+
 On the demo's drawn scenes, "A red boat." is explained for each object of each val scene, and the hottest pixel of the
 heat is looked up: inside the object's box is a hit. Where several pixels are equally hot, the share of them inside
 counts. Each view's hits are printed, and beside them:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -32,6 +32,7 @@ from vsrn.errors import CheckpointError, DataError
 from vsrn.metrics import FloatArray
 from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
+from vsrn.model.scan import SCAN
 
 SENTENCE = "a red dog sings"
 VIEWS: list[ExplainView] = ["relevance", "words", "sentence", "image"]
@@ -173,7 +174,7 @@ def test_relevance_is_the_default_where_an_image_is_made_of_its_regions_alone(
 @torch.no_grad()
 def test_a_scan_explains_by_the_cosines_that_its_attention_is_made_of(direction: Any) -> None:
     stored = small_model(kind="scan", reasoning_layers=4, scan=ScanConfig(direction=direction, inverse_temperature=4))
-    encoder, regions = ScanEncoder(stored, "cpu"), random_regions(7)
+    encoder, regions = ScanEncoder(cast("StoredModel[SCAN]", stored), "cpu"), random_regions(7)
     tokens = torch.tensor(stored.vocabulary.encode(SENTENCE))
     words = encoder.model.word_encoder(tokens[None], torch.tensor([len(tokens)]))[0]
     vectors = encoder.model.region_encoder(torch.from_numpy(regions.features)[None]).vectors[0]
@@ -347,7 +348,7 @@ def test_an_export_without_reasoned_regions_answers_the_sentence_and_says_what_i
     assert list(explain_regions(old, regions, SENTENCE, "words").words) == ["red", "dog", "sings"]
     for view in ("relevance", "image"):
         with pytest.raises(CheckpointError, match="gives embeddings only.*export the model again"):
-            explain_regions(old, regions, SENTENCE, view)  # type: ignore[arg-type]
+            explain_regions(old, regions, SENTENCE, view)
 
 
 @pytest.mark.parametrize("view", VIEWS)
