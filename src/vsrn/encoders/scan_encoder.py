@@ -155,15 +155,15 @@ class ScanEncoder(StoredEncoder):
         """(N, F) regions of an image -> (1 + W, N) float32: how much each fits a sentence, then each of its W words.
 
         That is the affinity that attention is made of: the cosine of the region with the word, read in its sentence.
-        A word that occurs several times has the mean, and the sentence that of all its words. Raises what `compare`
-        raises.
+        A word that occurs several times has the mean, and the sentence that of these words, or of every token where
+        there are none. Raises what `compare` raises.
         """
         checked, _ = self._check_features(features[None], None)
         regions = self._sets_of_regions(checked, None).vectors[0].float()
         affinity = (self._sets_of_words(sentence).vectors.float() @ regions.mT).cpu().numpy()
         tokens = np.array(self.vocabulary.encode(sentence))
-        of_words = [affinity[tokens == self.vocabulary.ids[word]].mean(axis=0) for word in words]
-        return np.stack([affinity.mean(axis=0), *of_words]).astype(np.float32)
+        of_words: list[FloatArray] = [affinity[tokens == self.vocabulary.ids[word]].mean(axis=0) for word in words]
+        return np.stack([np.mean(of_words or affinity, axis=0), *of_words]).astype(np.float32)
 
     def _no_embedding(self, *_: object, **__: object) -> NoReturn:
         raise CheckpointError(NO_EMBEDDING)
