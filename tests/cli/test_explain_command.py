@@ -43,7 +43,7 @@ def test_a_photo_and_its_copy_in_an_index_get_the_same_picture(place: Path, caps
     assert np.abs(one - other).mean() < 3
 
 
-@pytest.mark.parametrize("view", ["sentence", "image"])
+@pytest.mark.parametrize("view", ["relevance", "words", "sentence", "image"])
 def test_json_has_the_boxes_and_weights_that_the_library_gives(
     view: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +55,22 @@ def test_json_has_the_boxes_and_weights_that_the_library_gives(
     np.testing.assert_allclose([region["weight"] for region in printed["regions"]], expected.weights, atol=1e-6)
     np.testing.assert_allclose([region["box"] for region in printed["regions"]], Colours.boxes, atol=1e-6)
     assert not list(place.glob("*.png")), "nobody asked for a picture"
+
+
+def test_the_place_of_one_word_is_printed_as_the_library_gives_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--index", "idx", "--id", "2.png", SENTENCE, "--word", "Blue"]
+    assert run_command("explain", [*asked, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    with vsrn.open_index(place / "idx") as index:
+        expected = index.explain("2.png", SENTENCE).of_word("blue").weights
+    np.testing.assert_allclose([region["weight"] for region in printed["regions"]], expected, atol=1e-6)
+    assert [word["word"] for word in printed["words"]] == ["green", "blue"]
+    assert run_command("explain", [*asked, "-o", "blue.png"]) == 0
+    assert run_command("explain", [*asked[:5], "--view", "words", "-o", "words.png"]) == 0
+    assert "green" in capsys.readouterr().out
+    assert (place / "words.png").read_bytes() != (place / "blue.png").read_bytes()
 
 
 def test_the_picture_has_a_name_of_its_own_where_none_is_given(place: Path) -> None:
@@ -152,6 +168,8 @@ INDEXED = ["--index", "idx", "--id", "1.png", SENTENCE]
         ([*INDEXED, "--model", "exported"], "leave out --model"),
         (["photos/1.png", "  ", "--model", "exported"], "the sentence is empty"),
         ([*PHOTO, "-k", "-1"], "-k is -1"),
+        ([*PHOTO, "--word", "red"], "no place is known of the word 'red'; words with places: green, blue"),
+        ([*PHOTO, "--word", "blue", "--view", "words"], "leave out --view"),
         ([*PHOTO, "-o", "out.pdf"], "-o out.pdf is no picture"),
         ([*PHOTO, "-o", "photos/1.png"], "is the photo itself"),
         ([*INDEXED, "-o", "photos/1.png"], "is the photo itself"),

@@ -109,3 +109,28 @@ def test_the_sentence_and_the_names_are_written() -> None:
     assert (named <= [0.25 * 640 + 40, 0.125 * 640 + 120]).all()
     assert len(said)
     assert said[:, 0].min() > 640
+
+
+def test_neighbours_in_one_hot_place_are_one_box() -> None:
+    boxes = np.array([(x / 10, 0.5, (x + 1) / 10, 0.6) for x in range(10)], np.float32)
+    weights = np.array([0, 0.1, 0.9, 1.0, 0.8, 0, 0, 0.5, 0, 0], np.float32)
+    explanation = Explanation(boxes, weights, np.zeros((112, 112), np.float32), 0.25, None, "sentence")
+    drawn = pixels(draw_explanation(Image.new("RGB", (640, 640), "black"), explanation, "a dog", k=4))
+    row = drawn[380, :, 0]
+    framed = [place for place in range(10) if (row[place * 64 : place * 64 + 4] > 250).any()]
+    # The third and the fifth touch the fourth, and the second is apart from it.
+    assert framed == [1, 3, 7]
+
+
+def test_the_view_by_words_frames_the_best_place_of_each_word() -> None:
+    words = {"dog": np.array([2, 1], np.float32), "snow": np.array([0, 1], np.float32)}
+    boxes = np.array([LEFT, RIGHT], np.float32)
+    explanation = Explanation(
+        boxes, np.ones(2, np.float32), np.zeros((112, 112), np.float32), 0.25, None, "words", words
+    )
+    drawn = pixels(draw_explanation(Image.new("RGB", (640, 640), "black"), explanation, "a dog in snow"))
+    assert all((drawn[400, round(box[0] * 640) : round(box[0] * 640) + 5] > 250).any() for box in (LEFT, RIGHT))
+    of_snow = explanation.of_word("snow")
+    assert np.argmax(of_snow.weights) == 1
+    drawn = pixels(draw_explanation(Image.new("RGB", (640, 640), "black"), of_snow, "a dog in snow"))
+    assert not (drawn[400, 80:86] > 250).any()

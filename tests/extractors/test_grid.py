@@ -117,6 +117,18 @@ def test_a_change_in_a_corner_moves_the_regions_there_most(extractor: GridExtrac
     assert moved[:2, :2].mean() > 2 * moved[3:, 3:].mean()
 
 
+def test_cells_are_the_map_of_the_photo_read_at_320_pixels(extractor: GridExtractor, oracle: Any) -> None:
+    photo = drawn(2)
+    cells = extractor.cells(photo)
+    pixels = np.asarray(photo.resize((320, 320), Image.Resampling.BICUBIC), np.float32)
+    with torch.inference_mode():
+        expected = oracle.extract_features(torch.tensor((pixels - 127) / 128).permute(2, 0, 1)[None])[0]
+    assert expected.shape == (1280, 10, 10)
+    np.testing.assert_allclose(cells.features, expected.flatten(1).T.numpy(), atol=1e-4)
+    boxes = [[0, 0, 0.1, 0.1], [0.3, 0.1, 0.4, 0.2], [0.9, 0.9, 1, 1]]
+    np.testing.assert_allclose(cells.boxes[[0, 13, 99]], boxes, atol=1e-6)
+
+
 def test_any_shape_of_photo_is_prepared(extractor: GridExtractor, tmp_path: Path) -> None:
     for width, height in ((1, 1), (3000, 2), (224, 224), (640, 480)):
         assert extractor.prepare(Image.new("RGB", (width, height))).shape == (224, 224, 3)

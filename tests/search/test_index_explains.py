@@ -37,7 +37,7 @@ def exported(tmp_path: Path) -> Path:
     return export_colours(tmp_path / "exported")
 
 
-@pytest.mark.parametrize("view", ["sentence", "image"])
+@pytest.mark.parametrize("view", ["relevance", "words", "sentence", "image"])
 def test_an_index_explains_as_the_model_does(view: ExplainView, photos: Path, exported: Path, tmp_path: Path) -> None:
     update_index(photos, tmp_path / "idx", exported)
     models = (TorchEncoder(colour_model(), "cpu"), vsrn.load(exported))

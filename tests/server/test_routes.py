@@ -21,6 +21,7 @@ from serving import ODD_ID, SMALL, Place, client_of, copy_place, make_place
 from starlette.types import Message, Receive, Scope, Send
 
 import vsrn
+from vsrn.encoders.explain import ExplainView
 from vsrn.search.build import update_index
 from vsrn.search.index import Index
 from vsrn.server.app import create_app
@@ -139,6 +140,18 @@ def test_an_explanation_is_the_library_s(client: TestClient, index: Index) -> No
     np.testing.assert_allclose([region["box"] for region in answer["regions"]], explained.boxes)
     np.testing.assert_allclose([region["weight"] for region in answer["regions"]], explained.weights, atol=1e-6)
     assert sum(region["share"] for region in answer["regions"]) == pytest.approx(1, abs=1e-5)
+    assert [place["word"] for place in answer["words"]] == list(explained.words) == ["red", "light"]
+    np.testing.assert_allclose(answer["words"][0]["weights"], explained.words["red"], atol=1e-6)
+
+
+@pytest.mark.parametrize("view", ["relevance", "words", "sentence"])
+def test_an_explanation_has_the_view_that_is_asked_for(view: ExplainView, client: TestClient, index: Index) -> None:
+    answer = client.get("/api/explain", params={"id": ODD_ID, "sentence": "a red light", "view": view}).json()
+    expected = index.explain(ODD_ID, "a red light", view)
+    assert answer["view"] == view
+    np.testing.assert_allclose([region["weight"] for region in answer["regions"]], expected.weights, atol=1e-6)
+    refused = client.get("/api/explain", params={"id": ODD_ID, "sentence": "a red light", "view": "other"})
+    assert refused.status_code == 422
 
 
 def test_what_a_camera_wrote_stays_here(own_place: Place) -> None:

@@ -31,19 +31,21 @@ def main(
     index: Annotated[Path | None, tyro.conf.arg(metavar="INDEX")] = None,
     photo_id: Annotated[str | None, tyro.conf.arg(name="id", metavar="ID")] = None,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None,
-    view: Literal["sentence", "image"] = "sentence",
+    view: Literal["relevance", "words", "sentence", "image"] | None = None,
+    word: Annotated[str | None, tyro.conf.arg(metavar="WORD")] = None,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 3,
     force: Force = False,
     device: Device = "auto",
     precision: Precision = "fp32",
     json: Json = False,
 ) -> int:
-    """Draw which regions of a photo earned its match with a sentence: a heat map, and boxes around the best.
+    """Draw where in a photo its match with a sentence lies: a heat map, and boxes around the best regions.
 
     $ vsrn explain beach.jpg "two dogs play on a beach" -o why.png
+    $ vsrn explain beach.jpg "two dogs play on a beach" --word beach
     $ vsrn explain --index idx --id holiday/beach.jpg "two dogs play on a beach"
 
-    docs/explain.md says what is computed. --json prints the boxes and weights of all regions.
+    docs/explain.md says what is computed. --json prints the boxes and weights of all regions, also by word.
 
     Args:
         image: A photo, unless it is named by --index and --id.
@@ -51,11 +53,17 @@ def main(
         index: Folder made by `vsrn index`, which keeps the regions of its photos, so that nothing is extracted.
         photo_id: A photo of the index: its path below the folder that was indexed.
         output: Picture to write: .png, .jpg or .webp [default: PHOTO-explained.png here; none with --json].
-        view: What the similarity loses without a region, or the paper's view, which looks at the image alone.
+        view: relevance: how well each region fits the sentence. words: the best place of each word. sentence: what the
+            similarity loses without a region. image: the paper's view, which looks at the image alone [default:
+            relevance, or sentence where a model's regions cannot be compared with sentences].
+        word: Only where this word of the sentence is.
         k: How many boxes to draw.
     """
     if k < 0:
         raise ConfigError(f"-k is {k}; ask for 0 boxes or more.")
+    if word is not None and view is not None:
+        raise ConfigError("--word has a view of its own; leave out --view.")
+    view = "words" if word is not None else view
     photo, sentence = _question([word for word in (image, sentence) if word is not None], index, photo_id, model)
     if output is None and not json:
         output = Path(f"{photo.stem}-explained.png")
@@ -75,8 +83,9 @@ def main(
             explanation = opened.explain(str(photo_id), sentence, view)
             unknown = opened.encoder.unknown_words(sentence)
             picture = _photo_of(opened, str(photo_id)) if output is not None else None
+    explanation = explanation if word is None else explanation.of_word(word)
     if output is not None and picture is not None:
-        _draw(output, picture, explanation, sentence, k)
+        _draw(output, picture, explanation, sentence if word is None else f"{sentence}: {word}", k)
     say_unknown_words(unknown)
     if json:
         print_json({"photo": str(photo), "sentence": sentence, "unknown_words": unknown} | explanation.to_json())
@@ -167,10 +176,13 @@ def _draw(output: Path, picture: Image, explanation: Explanation, sentence: str,
 def _show(explanation: Explanation, k: int, picture: Path | None) -> None:
     """Print the similarity, share, weight, box and label of each of the `k` best regions, and where the picture is."""
     print(f"similarity {explanation.score:.3f}")
-    for region in explanation.top(k):
+    best = [(region.label, region) for region in explanation.top(k)]
+    if explanation.view == "words":
+        best = list(explanation.places().items())
+    for label, region in best:
         box = ", ".join(f"{edge:.2f}" for edge in ([] if region.box is None else region.box))
-        name = "" if region.label is None else f"  {printable(region.label)}"
+        name = "" if label is None else f"  {printable(label)}"
         print(f"  {region.share:4.0%}  {region.weight:+.4f}  box {box}{name}")
-    if not explanation.top(1):
+    if not best and not explanation.top(1):
         print("  no region adds to it")
     print(f"The picture is {printable(str(picture))}.")

@@ -233,9 +233,14 @@ class BackEnd(ABC):
             for _, prepared in made_ready(batches, partial(prepare_photo, self.extractor), workers):
                 yield pad_regions(self.extract(prepared))
 
-    def _extract(self, photos: Sequence[Photo]) -> list[Regions]:
-        """Photos -> the regions of each, in one batch."""
-        from vsrn.extractors.base import prepare_photo  # noqa: PLC0415 - sentences need neither torch nor Pillow
+    def _extract(self, photo: Photo, *, with_cells: bool) -> tuple[Regions, Regions | None]:
+        """The regions of a photo, and with `with_cells` the smaller ones of an extractor that has them, or None."""
+        from vsrn.data.pictures import name_of, picture_of  # noqa: PLC0415 - sentences need neither torch nor Pillow
+        from vsrn.extractors.base import prepare_pixels  # noqa: PLC0415
 
         extractor = self.extractor
-        return self.extract([prepare_photo(extractor, photo) for photo in photos])
+        picture = picture_of(photo, extractor.photo_size)
+        (regions,) = self.extract([prepare_pixels(extractor, picture, name_of(photo))])
+        cells_of = getattr(extractor, "cells", None) if with_cells else None
+        with self._extracting:
+            return regions, None if cells_of is None else cells_of(picture)

@@ -306,13 +306,41 @@ class Encoder(BackEnd):
             captions = self._encode_tokens(self._tokens(split.captions), advance, batch_size)
         return EncodedSplit(np.concatenate(parts), captions, SIMILARITIES[self.similarity_name])
 
-    def explain(self, photo: Photo, sentence: str, view: ExplainView = "sentence") -> Explanation:
-        """Which regions of a photo earned its match with a sentence, or made its embedding (view "image").
+    @property
+    def default_view(self) -> ExplainView:
+        """The view of explanations that points best for this kind of model.
+
+        Where an image is the mean of its regions, or pooled by channel, a region can be compared with a sentence; what
+        a GRU, a BatchNorm or absolute values make of regions is another space than theirs.
+        """
+        model = self.config.model
+        averages = model.kind == "vsepp" or (model.aggregator in ("mean", "gpo") and model.normalisation != "flickr30k")
+        return "relevance" if averages and not model.absolute else "sentence"
+
+    def relevance(self, features: FloatArray, sentence: str, words: Sequence[str]) -> FloatArray:
+        """(N, F) regions of an image -> (1 + W, N) float32: how much each fits a sentence, then each of its W words.
+
+        That is the inner product of the reasoned region, not normalised, with what the embedding of the sentence, or of
+        the word alone, has beyond that of an empty sentence. Raises what `reasoned_regions` raises.
+        """
+        reasoned = self.reasoned_regions(features[None])[1][0]
+        texts = self.encode_captions(["", sentence, *words])
+        found: FloatArray = (texts[1:] - texts[0]) @ reasoned.T
+        return found
+
+    def explain(self, photo: Photo, sentence: str, view: ExplainView | None = None) -> Explanation:
+        """Where in a photo its match with a sentence, and each word of it, lies.
+
+        view  "relevance": how much each region fits the sentence; "words": the best regions of each of its words;
+              "sentence": what the similarity loses without each region; "image": the paper's, which looks at the image
+              alone; None for the one that points best for this kind of model, `default_view`
 
         Raises what `encode_images` and `reasoned_regions` raise.
         """
-        (regions,) = self._extract([photo])
-        return explain_regions(self, regions, sentence, view, self.region_names.labels_of(regions))
+        view = view or self.default_view
+        by_cells = view == "relevance" or (view == "words" and self.default_view != "sentence")
+        regions, cells = self._extract(photo, with_cells=by_cells)
+        return explain_regions(self, regions, sentence, view, self.region_names.labels_of(regions), cells)
 
     def caption(self, photo: Photo, beam: int = DEFAULT_BEAM) -> str:
         """A sentence for one photo; arguments and errors are those of `caption_images`."""

@@ -25,9 +25,13 @@ INK, PAPER, GREY = (24, 24, 28), (255, 255, 255), (96, 96, 104)
 # From cold to hot with growing brightness, so that it can be read without colours too.
 RAMP = np.array([(48, 18, 92), (170, 38, 102), (240, 96, 48), (255, 226, 110)], dtype=np.float32)
 HEAT_OPACITY = 0.72
+# Boxes this near, as a fraction of the photo's side, touch.
+TOUCHING = 0.01
 # Fonts of common systems that have more letters than Pillow's own.
 WIDE_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf", "Helvetica.ttc")
 NOTES = {
+    "relevance": "similarity {score:.3f}; a box has its share of what fits the sentence",
+    "words": "similarity {score:.3f}; the best place of each word",
     "sentence": "similarity {score:.3f}; a box has its share of what regions add to it",
     "image": "similarity {score:.3f}; a box has its share of the photo's own heat, whatever the sentence",
 }
@@ -39,6 +43,8 @@ Rectangle = tuple[float, float, float, float]
 def draw_explanation(photo: Image.Image, explanation: Explanation, sentence: str, k: int = 3) -> Image.Image:
     """The photo, RGB of any size, with its explanation drawn over it and the sentence below; k boxes at most.
 
+    Boxes lie apart, so that neighbours in one hot place are one box; in the view "words" each word has its best one.
+
     Raises `DataError` where the explained regions have no boxes.
     """
     if explanation.heat is None:
@@ -47,8 +53,28 @@ def draw_explanation(photo: Image.Image, explanation: Explanation, sentence: str
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     scaled = photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     picture = _with_heat(scaled, explanation.heat)
-    _draw_boxes(picture, explanation.top(k))
+    if explanation.view == "words":
+        named = [region._replace(label=word) for word, region in explanation.places().items()]
+        _draw_boxes(picture, sorted(named, key=lambda region: -region.share)[:k])
+    else:
+        _draw_boxes(picture, _apart(explanation.top(len(explanation.weights)))[:k])
     return _with_caption(picture, sentence, NOTES[explanation.view].format(score=explanation.score))
+
+
+def _apart(regions: list[WeighedRegion]) -> list[WeighedRegion]:
+    """Of regions, strongest first, those that neither meet nor touch a stronger one that is kept."""
+    kept: list[WeighedRegion] = []
+    for region in regions:
+        if all(_gap(region, other) > TOUCHING for other in kept):
+            kept.append(region)
+    return kept
+
+
+def _gap(one: WeighedRegion, other: WeighedRegion) -> float:
+    """How far two boxes are apart along the axis where they are farthest, as a fraction; below 0 where they overlap."""
+    assert one.box is not None, "an explanation without boxes is not drawn"
+    assert other.box is not None, "an explanation without boxes is not drawn"
+    return float(max(np.maximum(one.box[:2], other.box[:2]) - np.minimum(one.box[2:], other.box[2:])))
 
 
 def _with_heat(photo: Image.Image, heat: FloatArray) -> Image.Image:

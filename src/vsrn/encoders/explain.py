@@ -1,29 +1,42 @@
-"""Why an image matches a sentence, region by region; the formulas are in docs/explain.md.
+"""Why an image matches a sentence, region by region and word by word; the formulas are in docs/explain.md.
 
-explain_regions(encoder, regions, "two dogs")                 # what each region adds to the similarity
-explain_regions(encoder, regions, "two dogs", view="image")   # what each region adds to the image's own embedding
+explain_regions(encoder, regions, "two dogs")                 # how much each region fits the sentence, and each word
+explain_regions(encoder, regions, "two dogs", view="sentence")  # what the similarity loses without each region
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from vsrn.data.regions import Regions
+from vsrn.data.tokenizer import tokenize
+from vsrn.data.vocabulary import Vocabulary
+from vsrn.errors import DataError
+from vsrn.files import printable
 from vsrn.metrics import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
 
-ExplainView = Literal["sentence", "image"]
+ExplainView = Literal["relevance", "words", "sentence", "image"]
 
 # The paper's lambda. Heat is scaled to its largest pixel afterwards, so it decides nothing.
 LAMBDA = 50
 # Pixels along each side of a heat map. Cells of the grid extractor, a seventh of the photo wide, fill 16 exactly.
 HEAT_SIDE = 112
+# Standard deviation of the blur of a heat map, in pixels: as far as a cell of a map sees around itself.
+BLUR = 10
+# Words that name nothing which could be somewhere in a photo.
+FUNCTION_WORDS = re.compile(
+    "an?|and|are|as|at|be|being|by|for|from|has|have|he|her|him|his|in|into|is|its?|n't|of|off|on|onto|or|she|some|that"
+    "|the|their|them|there|they|this|through|to|up|was|were|while|who|with"
+)
 
 
 class WeighedRegion(NamedTuple):
@@ -45,12 +58,17 @@ class Explanation:
 
     boxes    (N, 4) float32 xyxy, fractions of the photo's width and height, in the order of the regions; None where
              regions come without boxes, as precomputed ones often do
-    weights  (N,) float32. View "sentence": the similarity minus the similarity without that region, so that what is
-             positive earned the match. View "image": inner product of the reasoned region with the image embedding
+    weights  (N,) float32. View "relevance": how much the region fits the sentence more than an empty one. View "words":
+             its largest share in any word's relevance. View "sentence": the similarity minus the similarity without
+             that region, so that what is positive earned the match. View "image": inner product of the reasoned region
+             with the image embedding
     heat     (H, W) float32 from 0 to 1, laid over the whole photo whatever its shape; None without boxes
     score    the similarity of the image and the sentence
     labels   (N,) class names of the regions, empty for one without; None where they carry none
     view     which question this answers
+    words    of each word of the sentence that names something and that the model knows, in their order: its weights,
+             (N,) float32; empty in the view "image"
+    words_by the view that the weights of words are of, as if each word were a sentence: "relevance" or "sentence"
     """
 
     boxes: FloatArray | None
@@ -59,6 +77,8 @@ class Explanation:
     score: float
     labels: list[str] | None
     view: ExplainView
+    words: Mapping[str, FloatArray] = field(default_factory=dict)
+    words_by: ExplainView = "relevance"
 
     @cached_property
     def shares(self) -> FloatArray:
@@ -70,8 +90,21 @@ class Explanation:
         order = [place for place in np.argsort(-self.shares, kind="stable")[:k] if self.shares[place] > 0]
         return [self._region(place) for place in order]
 
+    def of_word(self, word: str) -> Explanation:
+        """The same with the weights, the shares and the heat of one word. Raises `DataError` where it is not there."""
+        if word.lower() not in self.words:
+            known = ", ".join(self.words) or "none"
+            raise DataError(f"no place is known of the word '{printable(word)}'; words with places: {known}.")
+        weights = self.words[word.lower()]
+        return replace(self, weights=weights, heat=_heat_of(self.boxes, weights, self.words_by), view=self.words_by)
+
+    def places(self) -> dict[str, WeighedRegion]:
+        """Of each word, the region with the largest share; a word without any is left out."""
+        best = {word: self.of_word(word).top(1) for word in self.words}
+        return {word: regions[0] for word, regions in best.items() if regions}
+
     def to_json(self) -> dict[str, object]:
-        """Plain numbers for JSON: `view`, `score` and `regions`, in their order; heat follows from those."""
+        """Plain numbers for JSON: `view`, `score`, `regions` and `words`, in their order; heat follows from those."""
         return {
             "view": self.view,
             "score": round(self.score, 6),
@@ -83,6 +116,10 @@ class Explanation:
                 }
                 | ({} if region.label is None else {"label": region.label})
                 for region in map(self._region, range(len(self.weights)))
+            ],
+            "words": [
+                {"word": word, "weights": [round(float(weight), 6) for weight in weights]}
+                for word, weights in self.words.items()
             ],
         }
 
@@ -96,30 +133,62 @@ def explain_regions(
     encoder: Encoder,
     regions: Regions,
     sentence: str,
-    view: ExplainView = "sentence",
+    view: ExplainView | None = None,
     labels: list[str] | None = None,
+    cells: Regions | None = None,
 ) -> Explanation:
-    """Explain the match of one image, given by its regions, with a sentence; one call of the image encoder.
+    """Explain the match of one image, given by its regions, with a sentence.
 
+    view    None for the one that points best for this kind of model, `encoder.default_view`
     labels  (N,) class names of the regions
+    cells   smaller regions of the same photo, weighed in place of `regions` in the views "relevance" and "words"
 
     Raises what the encoder raises, such as `DataError` where the regions are not of the size that it reads.
     """
-    caption, compare = encoder.encode_captions([sentence]), encoder.similarity
-    if view == "sentence":
-        images = encoder.encode_regions(*without_each(regions.features))
-        similarities = compare(images, caption)[:, 0]
-        # Without its only region an image has no embedding; its similarity then counts as 0.
-        without = similarities[1:] if len(regions.features) > 1 else np.zeros(1, np.float32)
-        score, weights = float(similarities[0]), similarities[0] - without
-    else:
+    view = view or encoder.default_view
+    named = naming_words(sentence, encoder.vocabulary)
+    words_by: ExplainView = "sentence" if "sentence" in (view, encoder.default_view) else "relevance"
+    found = np.zeros((0, len(regions.features)), np.float32)
+    if view == "image":
         images, reasoned = encoder.reasoned_regions(regions.features[None])
-        score = float(compare(images, caption)[0, 0])
+        score = float(encoder.similarity(images, encoder.encode_captions([sentence]))[0, 0])
         weights = reasoned[0] @ images[0]
+    elif view == "sentence" or (view, words_by) == ("words", "sentence"):
+        score, found = losses(encoder, regions.features, [sentence, *named])
+        weights = found[0]
+    else:
+        score = float(encoder.compare(regions.features[None], None, [sentence])[0, 0])
+        if cells is not None:
+            regions, labels = cells, None
+        found = encoder.relevance(regions.features, sentence, named)
+        weights, words_by = found[0], "relevance"
+    words = dict(zip(named, found[1:], strict=False))
+    if view == "words":
+        weights = np.max([np.zeros_like(weights), *(region_shares(word, words_by) for word in found[1:])], axis=0)
     weights = weights.astype(np.float32)
     boxes: FloatArray | None = regions.boxes
-    heat = None if boxes is None else heat_map(boxes, region_shares(weights, view))
-    return Explanation(boxes, weights, heat, score, labels, view)
+    return Explanation(boxes, weights, _heat_of(boxes, weights, view), score, labels, view, words, words_by)
+
+
+def losses(encoder: Encoder, features: FloatArray, sentences: list[str]) -> tuple[float, FloatArray]:
+    """(N, F) regions of an image, S sentences -> the first's similarity; (S, N) what each one's loses without a region.
+
+    Without its only region an image has no embedding; its similarity then counts as 0.
+    """
+    similarities = encoder.compare(*without_each(features), sentences).T
+    whole = similarities[:, :1]
+    return float(whole[0, 0]), whole - similarities[:, 1:] if len(features) > 1 else whole
+
+
+def naming_words(sentence: str, vocabulary: Vocabulary) -> list[str]:
+    """The words of a sentence that name something and that a model knows, each once, in their order.
+
+    >>> naming_words("A dog, and a dgo!", Vocabulary(["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "!"]))
+    ['dog']
+    """
+    words = dict.fromkeys(tokenize(sentence))
+    known = (word for word in words if word[0].isalnum() and word in vocabulary.ids)
+    return [word for word in known if not FUNCTION_WORDS.fullmatch(word)]
 
 
 def without_each(features: FloatArray) -> tuple[FloatArray, IntArray]:
@@ -150,17 +219,37 @@ def without_each(features: FloatArray) -> tuple[FloatArray, IntArray]:
 def region_shares(weights: FloatArray, view: ExplainView) -> FloatArray:
     """(N,) weights -> (N,) float32 shares of the heat that sum to 1, or are all 0 where no region adds anything.
 
-    sentence  max(weight, 0), scaled: a region with a negative weight has no share
-    image     lambda (k - rank)^2, scaled; k regions, rank from 0 for the largest weight, as in the paper
+    relevance        max(weight - median weight, 0), scaled: every region fits a little, so the median counts as nothing
+    sentence, words  max(weight, 0), scaled: a region with a negative weight has no share
+    image            lambda (k - rank)^2, scaled; k regions, rank from 0 for the largest weight, as in the paper
     """
-    if view == "sentence":
-        scores = np.maximum(weights, 0).astype(np.float64)
-    else:
+    if view == "image":
         ranks = np.empty(len(weights))
         ranks[np.argsort(-weights, kind="stable")] = np.arange(len(weights))
         scores = LAMBDA * (len(weights) - ranks) ** 2
+    else:
+        # Of a single region the median is its own weight.
+        least = np.median(weights) if view == "relevance" and len(weights) > 1 else 0
+        scores = np.maximum(weights - least, 0).astype(np.float64)
     total = scores.sum()
     return (scores / total if total > 0 else scores).astype(np.float32)
+
+
+def _heat_of(boxes: FloatArray | None, weights: FloatArray, view: ExplainView) -> FloatArray | None:
+    """The blurred heat of regions; None where they have no boxes."""
+    return None if boxes is None else blurred(heat_map(boxes, region_shares(weights, view)))
+
+
+def blurred(heat: FloatArray, deviation: float = BLUR) -> FloatArray:
+    """(S, S) heat -> (S, S) float32 from 0 to 1, blurred by a Gaussian of this many pixels.
+
+    Outside of the photo there is no heat, so it fades towards the edges.
+    """
+    place = np.arange(len(heat))
+    spread = np.exp(-((place[:, None] - place) ** 2) / (2 * deviation**2))
+    smooth = spread @ heat.astype(np.float64) @ spread
+    hottest = smooth.max(initial=0)
+    return (smooth / hottest if hottest > 0 else smooth).astype(np.float32)
 
 
 def heat_map(boxes: FloatArray, shares: FloatArray, side: int = HEAT_SIDE) -> FloatArray:

@@ -31,6 +31,7 @@ from vsrn.data.regions import RegionNames
 from vsrn.data.vocabulary import PAD, read_vocabulary
 from vsrn.encoders.backend import Features
 from vsrn.encoders.base import Encoder
+from vsrn.encoders.explain import ExplainView
 from vsrn.encoders.inputs import size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError, VocabularyError
 from vsrn.extractors.provenance import NAME, NAMES_FILE, carry_weights, kept_names, kept_weights
@@ -209,13 +210,23 @@ class OnnxEncoder(Encoder):
 
     def _reasoned_regions(self, features: Features, counts: IntArray | None) -> tuple[FloatArray, FloatArray]:
         session = self._image_session
-        if REGIONS not in {output.name for output in session.get_outputs()}:
+        if not self._gives_regions:
             raise CheckpointError(
                 f"{self.folder / IMAGE_FILE} gives embeddings only, being from an earlier version of vsrn; export the"
                 " model again, and index with that export where this one is an index's own."
             )
         outputs = self._run(session, IMAGE_FILE, _region_inputs(features, counts), (EMBEDDINGS, REGIONS))
         return outputs[0], outputs[1]
+
+    @property
+    def _gives_regions(self) -> bool:
+        """Whether the export is of a version whose encoders give their reasoned regions."""
+        return REGIONS in {output.name for output in self._image_session.get_outputs()}
+
+    @property
+    @override
+    def default_view(self) -> ExplainView:
+        return super().default_view if self._gives_regions else "sentence"
 
     def __getstate__(self) -> dict[str, Any]:
         opened = ("_image_session", "_caption_session", "caption_writer")

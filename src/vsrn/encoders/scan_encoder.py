@@ -16,6 +16,7 @@ from vsrn.config import ScanConfig
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.backend import IMAGES_AT_ONCE, Features
 from vsrn.encoders.base import Encoder
+from vsrn.encoders.explain import ExplainView
 from vsrn.encoders.folding import evaluating
 from vsrn.encoders.inputs import ProgressOf, batches_of, list_of_captions, reporting, size_of_batches, slices
 from vsrn.encoders.torch_backend import Precision, StoredEncoder, TorchEncoder, device_of
@@ -142,6 +143,27 @@ class ScanEncoder(StoredEncoder):
         for part, batch, real in batches_of(features, counts, IMAGES_AT_ONCE):
             found[part] = compare_sets(self.model.config.scan, self._sets_of_regions(batch, real), words)
         return found
+
+    @property
+    @override
+    def default_view(self) -> ExplainView:
+        return "relevance"
+
+    @override
+    @torch.inference_mode()
+    def relevance(self, features: FloatArray, sentence: str, words: Sequence[str]) -> FloatArray:
+        """(N, F) regions of an image -> (1 + W, N) float32: how much each fits a sentence, then each of its W words.
+
+        That is the affinity that attention is made of: the cosine of the region with the word, read in its sentence.
+        A word that occurs several times has the mean, and the sentence that of these words, or of every token where
+        there are none. Raises what `compare` raises.
+        """
+        checked, _ = self._check_features(features[None], None)
+        regions = self._sets_of_regions(checked, None).vectors[0].float()
+        affinity = (self._sets_of_words(sentence).vectors.float() @ regions.mT).cpu().numpy()
+        tokens = np.array(self.vocabulary.encode(sentence))
+        of_words: list[FloatArray] = [affinity[tokens == self.vocabulary.ids[word]].mean(axis=0) for word in words]
+        return np.stack([np.mean(of_words or affinity, axis=0), *of_words]).astype(np.float32)
 
     def _no_embedding(self, *_: object, **__: object) -> NoReturn:
         raise CheckpointError(NO_EMBEDDING)

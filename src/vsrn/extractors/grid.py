@@ -171,6 +171,8 @@ def _edges(cells: int, windows: int) -> tuple[npt.NDArray[np.float64], npt.NDArr
 
 
 NAME = "grid"
+# The side, in pixels, at which cells for explanations are read: finer than 224, and still what the network can read.
+CELLS_SIDE = 320
 RULES = PixelRules(224, 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 SETTINGS = "tf_efficientnet_lite0, 224 x 224 bicubic, (x - 127) / 128, map 7 x 7, windows 2 x 2 to 6 x 6, v1"
 
@@ -205,6 +207,18 @@ class GridExtractor(WholePhotoExtractor):
         """(224, 224, 3) of 0 to 255 -> (B, 3, 224, 224) float32, scaled as the network learned."""
         # Not as shares of full brightness, whose last bits would differ.
         return (self.levels(prepared) - 127) / 128
+
+    def cells(self, photo: Image.Image) -> Regions:
+        """An RGB photo of any size -> the 10 x 10 cells of its map, read at 320 x 320 pixels and not pooled.
+
+        They say where something is more finely than the windows do, for explanations.
+        """
+        resized = photo.resize((CELLS_SIDE, CELLS_SIDE), Image.Resampling(self.rules.resample))
+        with torch.inference_mode():
+            features = self.grid_of(self.pixels([np.asarray(resized)])).features.cpu()
+        rows, columns = features.shape[2:]
+        boxes = window_boxes((rows, rows), (columns, columns))
+        return Regions(features.flatten(2).mT[0].float().contiguous().numpy(), boxes)
 
 
 def make(argument: str, files: ExtractorFiles) -> GridExtractor:

@@ -205,12 +205,12 @@ class Index(Closing):
         """
         return self.info.names.labels_of(self.regions(photo_id))
 
-    def explain(self, photo_id: str, sentence: str, view: ExplainView = "sentence") -> Explanation:
-        """Which regions of a photo earned its match with a sentence, or made its embedding (view "image").
+    def explain(self, photo_id: str, sentence: str, view: ExplainView | None = None) -> Explanation:
+        """Where in a photo its match with a sentence, and each word of it, lies; views as in `Encoder.explain`.
 
         Reads the regions that the index keeps, so nothing is extracted and no torch is needed. Raises what `regions`
-        raises, and for the view "image" `CheckpointError` where the index's model is from before encoders gave their
-        reasoned regions.
+        raises, and for another view than "sentence" `CheckpointError` where the index's model is from before encoders
+        gave their reasoned regions.
         """
         regions = self.regions(photo_id)
         return explain_regions(self.encoder, regions, sentence, view, self.info.names.labels_of(regions))

@@ -65,16 +65,28 @@ class ExplainedRegion(BaseModel):
     """What one region does for a match."""
 
     box: list[float] = Field(description="Left, top, right, bottom, as fractions of the photo's width and height.")
-    weight: float = Field(description="The similarity minus the similarity without this region.")
+    weight: float = Field(description="How much it fits the sentence, or as `view` says.")
     share: float = Field(description="Its part of all that speaks for the match, from 0 to 1.")
     label: str | None = Field(default=None, description="What a detector calls it, where there was one.")
+
+
+class ExplainedWord(BaseModel):
+    """Where one word of the sentence is."""
+
+    word: str
+    weights: list[float] = Field(description="How much each region fits the word, in the order of `regions`.")
 
 
 class Explanation(BaseModel):
     """Why a photo fits a sentence."""
 
+    view: str = Field(
+        description="What a weight is: how much a region fits the sentence more than an empty one (`relevance`), its"
+        " largest share in a word (`words`), or the similarity minus that without the region (`sentence`)."
+    )
     score: float = Field(description="The similarity of the photo and the sentence.")
     regions: list[ExplainedRegion]
+    words: list[ExplainedWord] = Field(description="Words that name something and that the model knows.")
 
 
 class Caption(BaseModel):

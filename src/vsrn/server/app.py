@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, Response
@@ -48,6 +48,10 @@ Version = Annotated[str, Query(alias="v", max_length=64, description="Its versio
 Count = Annotated[int, Query(ge=1, le=LIMITS.most_hits, description="How many photos.")]
 Sentence = Annotated[
     str, Query(min_length=1, max_length=LIMITS.sentence_letters, pattern=r"\S", description="What photos should show.")
+]
+View = Annotated[
+    Literal["relevance", "words", "sentence"] | None,
+    Query(description="What a weight is; left out, the one that points best."),
 ]
 
 
@@ -136,11 +140,11 @@ async def photo(service: Served, id: Id, v: Version = "") -> Response:
 
 
 @routes.get("/api/explain", tags=["photos"], responses=problems(404, 409))
-async def explain(service: Served, id: Id, sentence: Sentence) -> Explanation:
-    """Which regions of a photo earned its match with a sentence."""
+async def explain(service: Served, id: Id, sentence: Sentence, view: View = None) -> Explanation:
+    """Where in a photo its match with a sentence, and each word of it, lies."""
     if not service.index.info.explain:
         raise HTTPException(409, "this index was made with --no-explain and keeps no regions.")
-    explained = await service.read(service.index.explain, id, sentence)
+    explained = await service.read(service.index.explain, id, sentence, view)
     return Explanation.model_validate(explained.to_json())
 
 

@@ -71,7 +71,7 @@ export class Details {
     part("why-sentence").textContent = this.sentence;
     const best = strongest(explained.regions);
     part("why-words").textContent = `Similarity ${explained.score.toFixed(2)}. ${
-      best.length ? `Of all that its ${explained.regions.length} regions add, the strongest places:` : "No region speaks for it."}`;
+      best.length ? `Of what speaks for it in its ${explained.regions.length} regions, the strongest places:` : "No region speaks for it."}`;
     part("regions").replaceChildren(...best.map((region, number) => this.line(region, number, best[0].share)));
     part("why").hidden = false;
     this.drawOverlay();
