@@ -85,7 +85,7 @@ class _Decoder(torch.autograd.Function):
         """(P, H) states; what each step computed is kept for the backward pass."""
         weights, (mask, rows) = DecoderWeights(*rest[:5]), rest[5:]
         products, wide = gates.dtype, torch.promote_types(gates.dtype, torch.float32)
-        dim, places = first.shape[1], states.shape[1]
+        dim = first.shape[1]
         ctx.dtypes = [tensor.dtype for tensor in (states, keys, first)]
         states, keys = states.to(wide), keys.to(wide) * 2
         score = weights.score.to(wide)[0] * 2
@@ -93,49 +93,51 @@ class _Decoder(torch.autograd.Function):
         bias = torch.cat([weights.bias.new_zeros(dim), weights.bias]).to(products)
         of_context = weights.context.to(products).t()
         cell = Cell.empty((len(gates),), dim, wide)
-        seen = torch.empty(len(gates), places, dim, dtype=wide)
+        queries = torch.empty(len(gates), dim, dtype=wide)
+        hidden = torch.empty_like(keys)
         contexts = torch.empty(len(gates), dim, dtype=products)
-        shares = torch.zeros(len(rows), len(states), places, dtype=wide)
+        shares = torch.zeros(len(rows), *states.shape[:2], dtype=wide)
         state = first.to(wide)
-        steps = zip(*(steps_of(part, rows) for part in (gates, seen, contexts, *cell)), shares, strict=True)
+        steps = zip(*(steps_of(part, rows) for part in (gates, queries, contexts, *cell)), shares, strict=True)
         keeps = None if kept is None else steps_of(kept, rows)
         with torch.autocast("cpu", enabled=False):
-            for number, (given, hidden, context, *parts, share) in enumerate(steps):
+            for number, (given, query, context, *parts, share) in enumerate(steps):
                 step, live = Cell(*parts), len(given)
                 state = state[:live]
                 step.before.copy_(state)
                 recurrent = torch.addmm(bias, state.to(products), of_state)
-                torch.add(keys[:live], recurrent[:, None, :dim].to(wide).mul_(2), out=hidden).sigmoid_()
-                scores = hidden @ score
+                query.copy_(recurrent[:, :dim]).mul_(2)
+                scores = torch.add(keys[:live], query[:, None], out=hidden[:live]).sigmoid_() @ score
                 if mask is not None:
                     scores.masked_fill_(~mask[:live], -torch.inf)
                 share[:live] = scores.softmax(dim=1)
                 taken = torch.bmm(share[:live, None], states[:live])[:, 0]
                 context.copy_(taken if keeps is None else taken.mul_(keeps[number]))
                 state = step.step(torch.addmm(given, context, of_context), recurrent[:, dim:], state)
-        ctx.save_for_backward(*weights, rows, kept, states, seen, contexts, shares, *cell[:-1])
+        ctx.save_for_backward(*weights, rows, kept, states, keys, queries, contexts, shares, *cell[:-1])
         return cell.states
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """(P, H) gradient of the states -> those of all that `forward` took."""
         weights = DecoderWeights(*ctx.saved_tensors[:5])
-        rows, kept, states, seen, contexts, shares, *parts = ctx.saved_tensors[5:]
-        cell, products, wide, dim = Cell(*parts, states=gradient), contexts.dtype, seen.dtype, gradient.shape[1]
+        rows, kept, states, keys, queries, contexts, shares, *parts = ctx.saved_tensors[5:]
+        cell, products, wide, dim = Cell(*parts, states=gradient), contexts.dtype, states.dtype, gradient.shape[1]
         of_state = torch.cat([weights.query, weights.state]).to(products)
         of_context = weights.context.to(products)
         score = weights.score.to(wide)[0] * 4
         of_gates = torch.empty(len(gradient), 3 * dim, dtype=products)
         of_recurrent = torch.empty(len(gradient), 4 * dim, dtype=products)
-        of_scores = torch.empty(*seen.shape[:2], dtype=wide)
+        of_score = torch.zeros_like(score)
         of_taken = torch.zeros(len(rows), len(states), dim, dtype=wide)
+        hidden, slope = torch.empty_like(keys), torch.empty_like(keys)
         of_keys, of_last = torch.zeros_like(states), torch.zeros(len(states), dim, dtype=wide)
         keeps = None if kept is None else steps_of(kept, rows)
-        packed = (gradient, of_gates, of_recurrent, of_scores, seen, *cell.slopes())
+        packed = (gradient, of_gates, of_recurrent, queries, *cell.slopes())
         steps = list(zip(*(steps_of(part, rows) for part in packed), shares, of_taken, strict=True))
         with torch.autocast("cpu", enabled=False):
             for number in reversed(range(len(rows))):
-                given, to_gates, to_recurrent, to_scores, hidden, *derivatives, share, to_taken = steps[number]
+                given, to_gates, to_recurrent, query, *derivatives, share, to_taken = steps[number]
                 live = len(given)
                 to_state, share, to_taken = of_last[:live], share[:live], to_taken[:live]
                 to_state += given
@@ -144,15 +146,17 @@ class _Decoder(torch.autograd.Function):
                 if keeps is not None:
                     to_taken *= keeps[number]
                 to_share = torch.bmm(states[:live], to_taken[:, :, None])[..., 0].mul_(share)
-                torch.sub(to_share, share * to_share.sum(dim=1, keepdim=True), out=to_scores)
-                slope = torch.addcmul(hidden, hidden, hidden, value=-1)
-                to_recurrent[:, :dim] = torch.bmm(to_scores[:, None], slope)[:, 0].mul_(score)
-                of_keys[:live].addcmul_(to_scores[..., None], slope)
+                to_scores = to_share.sub_(share * to_share.sum(dim=1, keepdim=True))
+                # Computed again: it is in the processor's cache, where what all steps made would be 100 MB and more.
+                seen = torch.add(keys[:live], query[:, None], out=hidden[:live]).sigmoid_()
+                of_score.addmv_(seen.flatten(0, 1).t(), to_scores.flatten())
+                rises = torch.addcmul(seen, seen, seen, value=-1, out=slope[:live])
+                to_recurrent[:, :dim] = torch.bmm(to_scores[:, None], rises)[:, 0].mul_(score)
+                of_keys[:live].addcmul_(to_scores[..., None], rises)
                 to_state += to_recurrent @ of_state
             of_both = of_recurrent.t() @ cell.before.to(products)
-            of_score = 2 * (of_scores.flatten() @ seen.flatten(0, 1))
             of_states = shares.permute(1, 2, 0) @ of_taken.transpose(0, 1)
-            of_weights = (of_both[:dim], of_score[None], of_gates.t() @ contexts, of_both[dim:])
+            of_weights = (of_both[:dim], 2 * of_score[None], of_gates.t() @ contexts, of_both[dim:])
             of_bias = sum_of_rows(of_recurrent[:, dim:])
         of_attended = zip((of_states, of_keys.mul_(score), of_last), ctx.dtypes, strict=True)
         returned = zip((*of_weights, of_bias), weights, strict=True)

@@ -50,6 +50,15 @@ def dtype_of(module: nn.Module) -> torch.dtype:
     return next(weights, torch.get_default_dtype())
 
 
+def for_products(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the precision that autocast gives to matrix products where it is; unchanged without autocast.
+
+    Autocast would round it at every use, and widen the gradient of each.
+    """
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+
+
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float32 where it is bf16 or float16; float32 and float64 are returned unchanged."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from vsrn.model.batch_norm import norm_of_real
-from vsrn.model.gru import dtype_of, is_plain, l2_normalise
+from vsrn.model.gru import dtype_of, for_products, is_plain, l2_normalise
 
 # Folding costs a product of D x D weights and saves products over B x N regions: it pays from here on.
 FOLD_AT = 2
@@ -45,6 +45,7 @@ class FoldedProducts(NamedTuple):
 
     def messages(self, regions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """(B, N, D) regions -> (B, N, D) the message to each region, before BatchNorm."""
+        regions = for_products(regions)
         queries, sent = functional.linear(regions, self.weight, self.bias).chunk(2, dim=-1)
         affinity = of_pairs(queries, regions.to(queries.dtype)) + (regions @ self.row + self.constant)[..., None]
         return _shares(affinity, mask).to(sent.dtype) @ sent + self.shift
