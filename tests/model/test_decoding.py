@@ -83,12 +83,15 @@ def test_a_wrapped_part_is_called_and_changes_nothing(part: str) -> None:
     torch.testing.assert_close(ours[:2], theirs[:2], rtol=0, atol=1e-12)
 
 
-def test_rounded_products_give_nearly_the_gradients_of_exact_ones() -> None:
+def test_rounded_products_are_as_near_to_exact_ones_as_those_of_the_steps_one_by_one() -> None:
     captioner = make(torch.float32, hidden_dim=32, word_dim=16)
     regions = torch.randn(4, REGIONS, DIM, requires_grad=True)
     exact = losses_and_gradients(captioner, regions, [6, 5, 3, 2], None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = losses_and_gradients(captioner, regions, [6, 5, 3, 2], None)
-    for mine, its in zip(rounded, exact, strict=True):
+        ours = losses_and_gradients(captioner, regions, [6, 5, 3, 2], None)
+        captioner.attention_score.register_forward_hook(lambda *_: None)
+        theirs = losses_and_gradients(captioner, regions, [6, 5, 3, 2], None)
+    for mine, its, true in zip(ours, theirs, exact, strict=True):
         assert mine.dtype == torch.float32
-        assert float((mine - its).detach().norm()) <= 0.02 * float(its.detach().norm())
+        error, allowed = ((rounded - true).detach().norm() for rounded in (mine, its))
+        assert error <= 1.5 * allowed + 0.01 * true.detach().norm()
