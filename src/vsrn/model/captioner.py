@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import CaptionerConfig
 from vsrn.data.vocabulary import END
+from vsrn.model.decoding import Attended, DecoderWeights, decode
 from vsrn.model.gru import at_least_float32, dtype_of, is_plain, mask_of, read_sequences, state_at
 
 State = tuple[torch.Tensor, torch.Tensor | None]
@@ -97,10 +98,12 @@ class Captioner(nn.Module):
 
         The arithmetic is only that of real words; `generation_loss` says what it takes, `labels` are its tokens.
         """
-        steps, order = lengths.clamp(max=self.config.max_tokens - 1).sort(descending=True)
+        steps, order = lengths.clamp(max=self.config.max_tokens - 1).sort(descending=True, stable=True)
         order = order.to(labels.device)
         labels = labels[order]
         attended, state = self.read(regions[order], None if counts is None else counts[order])
+        if attended.keys is not None and self.is_plain and regions.device.type == "cpu":
+            return self._decoded(labels, steps, attended, state[0])
         words = self.embedding(labels).unbind(dim=1)
         outputs, targets = [], []
         for step in range(int(steps[0])):
@@ -113,6 +116,36 @@ class Captioner(nn.Module):
             outputs.append(state[0][:rows])
             targets.append(labels[:rows, step + 1])
         return torch.cat(outputs), torch.cat(targets)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the steps of the decoder may be computed from weights: no part of it is wrapped or has hooks."""
+        return (
+            is_plain(self.decoder, nn.GRUCell)
+            and is_plain(self.attention_score, nn.Linear)
+            and is_plain(self.dropout, nn.Dropout)
+        )
+
+    def _decoded(
+        self, labels: torch.Tensor, steps: torch.Tensor, attended: AttendedRegions, first: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `_states_of_words` gives, all steps in one.
+
+        labels  (B, T + 1) ids, the caption with the most words first; steps (B,) words of each; first (B, H)
+        """
+        assert attended.keys is not None
+        real = torch.arange(int(steps[0]))[:, None] < steps  # (T, B)
+        labels = labels.mT[: len(real) + 1]
+        cell, words = cast("nn.GRUCell", self.decoder), self.dropout(self.embedding(labels[:-1][real]))
+        of_words, of_context = cell.weight_ih.tensor_split([words.shape[1]], dim=1)
+        gates = functional.linear(words.to(of_words.dtype), of_words, cell.bias_ih)
+        hidden, kept = first.shape[1], None
+        if self.dropout.training and self.dropout.p:
+            kept = self.dropout(at_least_float32(first[:0]).new_ones(len(gates), hidden))
+        query = self.attention_hidden.weight[:, hidden:]
+        weights = DecoderWeights(query, self.attention_score.weight, of_context, cell.weight_hh, cell.bias_hh)
+        regions = Attended(attended.states, attended.keys, first)
+        return decode(gates, kept, regions, weights, attended.mask, real.sum(dim=1)), labels[1:][real]
 
     def _states_of_places(
         self, regions: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor, counts: torch.Tensor | None

@@ -6,14 +6,14 @@ padded regions neither send nor receive anything and stay zero.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from vsrn.model.batch_norm import norm_of_real
-from vsrn.model.gru import dtype_of, is_plain, l2_normalise
+from vsrn.model.gru import dtype_of, for_products, is_plain, l2_normalise
 
 # Folding costs a product of D x D weights and saves products over B x N regions: it pays from here on.
 FOLD_AT = 2
@@ -45,8 +45,9 @@ class FoldedProducts(NamedTuple):
 
     def messages(self, regions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """(B, N, D) regions -> (B, N, D) the message to each region, before BatchNorm."""
+        regions = for_products(regions)
         queries, sent = functional.linear(regions, self.weight, self.bias).chunk(2, dim=-1)
-        affinity = queries @ regions.to(queries.dtype).transpose(1, 2) + (regions @ self.row + self.constant)[..., None]
+        affinity = of_pairs(queries, regions.to(queries.dtype)) + (regions @ self.row + self.constant)[..., None]
         return _shares(affinity, mask).to(sent.dtype) @ sent + self.shift
 
 
@@ -81,7 +82,7 @@ class RegionRelationshipReasoning(nn.Module):
         Divided by the number of an image's real regions; columns of padded regions are 0.
         """
         inputs = regions.to(dtype_of(self.theta))
-        return _shares(self.theta(inputs) @ self.phi(inputs).mT, mask)
+        return _shares(of_pairs(self.theta(inputs), self.phi(inputs)), mask)
 
     @property
     def foldable(self) -> bool:
@@ -105,3 +106,28 @@ def _shares(affinity: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     if mask is None:
         return affinity / affinity.shape[1]
     return affinity * mask[:, None, :] / mask.sum(dim=1)[:, None, None]
+
+
+def of_pairs(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """(B, N, D), (B, N, D) -> (B, N, N) inner products of every query (rows) with every key of its image."""
+    if queries.device.type != "cpu" or not torch.is_grad_enabled():
+        return queries @ keys.mT
+    products: torch.Tensor = _PairProducts.apply(queries, keys)
+    return products
+
+
+class _PairProducts(torch.autograd.Function):
+    """`queries @ keys.mT` whose gradients come as (B, N, D) in memory; torch's come as (B, D, N) and are copied."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """(B, N, D), (B, N, D) -> (B, N, N)."""
+        ctx.save_for_backward(queries, keys)
+        return queries @ keys.mT
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, N, N) -> the gradients of queries and keys, (B, N, D) each."""
+        queries, keys = ctx.saved_tensors
+        gradient = gradient.to(queries.dtype)
+        return gradient @ keys, gradient.mT @ queries
