@@ -81,7 +81,7 @@ def _connect(ray: Any, address: str) -> None:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"no Ray cluster answers at '{address}' ({reason}); name the address that `ray start --head` printed,"
-            " or say --ray local."
+            " set RAY_AUTH_MODE=token where it asks for a token, or say --ray local."
         ) from error
 
 
@@ -106,7 +106,8 @@ def _batches_on_ray(
             dataset = dataset.map(
                 _Actor,
                 fn_constructor_args=(stage.halves, make, stage.device, Path.cwd(), sample, stage.threads),
-                compute=data.ActorPoolStrategy(min_size=1, max_size=max(1, min(len(window), stage.actors))),
+                # All at once: Ray would add them one by one, each after it has seen that the others are busy.
+                compute=data.ActorPoolStrategy(size=max(1, min(len(window), stage.actors))),
                 num_cpus=stage.cpus,
                 num_gpus=stage.gpus,
             )
