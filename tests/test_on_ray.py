@@ -130,7 +130,7 @@ def test_ray_writes_the_store_that_one_process_writes_and_goes_on_where_it_was(c
 
 # Called with an address, a device, the index and what is to be killed, with SIGKILL, after the third of 16 batches.
 INDEX = """
-import os, signal, sys
+import contextlib, os, signal, sys
 from pathlib import Path
 from vsrn.extractors.ray import ray_batches
 from vsrn.search.build import update_index
@@ -142,10 +142,13 @@ def progress(done, total):
     if done >= 6 and victim == "driver":
         os.kill(os.getpid(), signal.SIGKILL)
     if done >= 6 and victim == "worker":
-        actors = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if b"Map(_Actor)" in path.read_bytes()]
-        os.kill(int(actors[0].name), signal.SIGKILL)
-        victim = ""
-        print("killed one of", len(actors))
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            # Other processes may end between the one look and the other.
+            with contextlib.suppress(OSError):
+                if victim and path.read_bytes().startswith(b"ray::MapWorker(Map(_Actor))"):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+                    victim = ""
+                    print("killed")
 
 with ray_batches(address) as batches:
     report = update_index("photos", index, batch_size=2, device=device, batches=batches, progress=progress)
@@ -166,7 +169,9 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 30 photos, of which 8 cannot be read, and the index that one process makes of them."""
     folder = tmp_path_factory.mktemp("indexed")
     save_photos(folder / "photos", 30)
-    update_index(folder / "photos", folder / "alone", batch_size=2, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        update_index("photos", "alone", batch_size=2, device="cpu")
     return folder
 
 
@@ -179,8 +184,7 @@ def test_a_killed_worker_costs_its_batch_and_the_index_is_that_of_one_process(
     ran = run(INDEX, indexed, cluster, device, f"one-dies-{device}", "worker")
     assert ran.returncode == 0, ran.stderr
     said = [line for line in ran.stdout.splitlines() if line.startswith(("killed", "new"))]
-    # With GPUs, two actors prepare and two finish.
-    assert said == [f"killed one of {2 if device == 'cpu' else 4}", "new 22"]
+    assert said == ["killed", "new 22"]
     assert index_contents(indexed / f"one-dies-{device}") == index_contents(indexed / "alone")
 
 
@@ -189,8 +193,8 @@ def test_a_killed_driver_goes_on_after_its_last_batch(cluster: str, indexed: Pat
     assert run(INDEX, indexed, cluster, "auto", "resumed", "driver").returncode == -9
     ran = run(INDEX, indexed, cluster, "auto", "resumed", "nobody")
     assert ran.returncode == 0, ran.stderr
-    # Of the first six files two are no photos.
-    assert "new 18" in ran.stdout
+    # Of the first six files two are photos.
+    assert "new 20" in ran.stdout
     assert index_contents(indexed / "resumed") == index_contents(indexed / "alone")
 
 

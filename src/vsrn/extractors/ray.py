@@ -136,14 +136,15 @@ class _Stage(NamedTuple):
 def _stages(nodes: Sequence[dict[str, Any]], device: str) -> list[_Stage]:
     """How the machines of a cluster share the work; `device` as it was asked for."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
-    cpus, gpus = ([int(node.get(kind, 0)) for node in alive] for kind in ("CPU", "GPU"))
+    cpus = [int(node.get("CPU", 0)) for node in alive]
+    gpus = sum(int(node.get("GPU", 0)) for node in alive)
     threads, kind = torch.get_num_threads(), device.partition(":")[0]
-    if kind in ("auto", "cuda") and sum(gpus):
+    if kind in ("auto", "cuda") and gpus:
         # An actor sees its own GPU only, as the first one. It takes no processor from those who prepare, so that a
         # machine of one processor and one GPU has room for both.
         return [
             _Stage(("prepare",), "cpu", sum(cpus), 1, None, 1),
-            _Stage(("finish",), kind, sum(gpus), 0, 1, threads),
+            _Stage(("finish",), kind, gpus, 0, 1, threads),
         ]
     # As many threads to an actor as here, and every processor used.
     each = max(1, min(threads, max(cpus, default=1)))

@@ -141,7 +141,7 @@ def _same_reading(
             place.parent.mkdir(exist_ok=True)
             place.write_bytes(content)
         encoder = OnnxEncoder(folder, torch.get_num_threads(), checksums, device)
-        assert encoder.extractor
+        _ = encoder.extractor
         if finishes:
             encoder.encode_regions(np.ones((1, 1, encoder.info.feature_dim), np.float32))
     return Reading(encoder, missing, root, explain=explain)
