@@ -20,8 +20,10 @@ from vsrn.cli.options import (
     Json,
     Output,
     Photos,
+    Ray,
     Restval,
     Splits,
+    batches_of,
     left_out_lines,
     print_json,
     skipped_json,
@@ -56,7 +58,7 @@ def main(
     follow_links: FollowLinks = False,
     exclude: Exclude = (),
     shard: str | None = None,
-    ray: str | None = None,
+    ray: Ray = None,
     device: Device = "auto",
     json: Json = False,
 ) -> int:
@@ -77,7 +79,6 @@ def main(
         classes: For `bottom-up` and `onnx`, a file of the detector's classes, one a line; regions then keep theirs.
         attributes: For `bottom-up`, the same of its attributes.
         shard: i/n, extract only the i-th of n parts, into shards/; all n are then read as one store.
-        ray: Address of a Ray cluster that sees the photos by the same paths, or `local` for one started here.
     """
     part = None if shard is None else parse_shard(shard)
     split = check_splits(captions, splits, restval=restval)
@@ -90,8 +91,7 @@ def main(
     with ProgressBar("extracting") as bar, contextlib.ExitStack() as cluster:
         settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers, "float32": float32}
         settings["progress"] = lambda split, done, total: bar.start(f"extracting {split}").at(done, total)
-        if ray is not None:
-            settings["batches"] = _batches_of_ray(ray, cluster)
+        settings |= batches_of(ray, cluster)
         if captions is None:
             found = find_photos(photos, leave_out=output, follow_links=follow_links, exclusion=exclusion)
             reports = [extract(found, made, output, split, **settings)]
@@ -108,14 +108,6 @@ def _exclusion(photos: Path, exclude: Sequence[str], captions: Path | None) -> E
     if exclude and captions is not None:
         raise ConfigError("--captions names the photos to read; leave out --exclude.")
     return Exclusion(photos, exclude)
-
-
-def _batches_of_ray(address: str, cluster: contextlib.ExitStack) -> Any:
-    """What `extract` takes its batches from, of a Ray cluster that is left with `cluster`."""
-    from vsrn.extractors.ray import ray_batches
-
-    say(f"Connecting to Ray ({address})...")
-    return cluster.enter_context(ray_batches(address))
 
 
 def _extractor(name: str, files: Mapping[str, Path | None], device: str) -> RegionExtractor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,8 @@ from vsrn.cli.options import (
     FollowLinks,
     Json,
     Model,
+    Ray,
+    batches_of,
     left_out_lines,
     print_json,
     skipped_json,
@@ -45,6 +48,7 @@ def main(
     check: bool = False,
     batch_size: BatchSize = 32,
     workers: Decoders = None,
+    ray: Ray = None,
     device: Device = "auto",
     json: Json = False,
 ) -> int:
@@ -72,7 +76,7 @@ def main(
     say(f"Opening {printable(output)}...")
     from vsrn.search.build import update_index
 
-    with ProgressBar("indexing") as bar:
+    with ProgressBar("indexing") as bar, contextlib.ExitStack() as cluster:
         report = update_index(
             photos,
             output,
@@ -87,6 +91,7 @@ def main(
             workers=workers,
             device=device,
             progress=bar.at,
+            **batches_of(ray, cluster),
         )
     _show(report, output, json=json)
     return 0

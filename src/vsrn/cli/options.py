@@ -91,6 +91,14 @@ Model = Annotated[
 ]
 Uri = Annotated[str, _arg(help="Server or file of an index made with --engine milvus --uri.")]
 Force = Annotated[bool, _arg(help="Replace the file if it is there.")]
+Ray = Annotated[
+    str | None,
+    _arg(
+        metavar="ADDRESS",
+        help="Do the work on a Ray cluster that sees the photos by the same paths (docs/scaling.md); `local` starts"
+        " one here.",
+    ),
+]
 Device = Annotated[str, _arg(metavar="DEVICE", help="Where to compute: cpu, cuda, mps, or auto for the best there is.")]
 Precision = Annotated[
     Literal["fp32", "bf16"],
@@ -235,6 +243,19 @@ def say_unknown_share(share: float, whose: str) -> None:
         say(f"{share:.1%} of the words of these captions are not in {whose}.")
     if share > MANY_UNKNOWN:
         say("warning: that is more than a third; captions of this language and kind need a vocabulary of their own.")
+
+
+def batches_of(ray: str | None, cluster: contextlib.ExitStack) -> dict[str, Any]:
+    """The arguments that have `extract` or `update_index` do its work on a Ray cluster, which is left with `cluster`.
+
+    ray  the cluster's address; None for this process, which needs no argument
+    """
+    if ray is None:
+        return {}
+    from vsrn.extractors.ray import ray_batches
+
+    say(f"Connecting to Ray ({printable(ray)})...")
+    return {"batches": cluster.enter_context(ray_batches(ray))}
 
 
 def skipped_json(skipped: Skipped) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ and where it is optional a `has_` flag of `SplitHeader`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import msgspec
@@ -74,6 +74,11 @@ class Regions:
             values = getattr(self, array.name)
             if values is not None:
                 yield array, values
+
+    def in_half_precision(self) -> Regions:
+        """The same regions with features rounded to float16, as stores and indexes keep them."""
+        with np.errstate(over="ignore"):
+            return replace(self, features=self.features.astype(np.float16))
 
 
 ARRAYS = tuple(RegionArray(one.name, optional=one.default is None, **one.metadata) for one in fields(Regions))

@@ -6,29 +6,28 @@ extract_karpathy("dataset.json", "photos/", make_extractor("grid"), "store/")
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, Unpack
 
 import msgspec
 import numpy as np
 
 from vsrn.data.annotations import CaptionedPhoto, read_annotations
 from vsrn.data.listing import PhotoFile, PhotoNames
-from vsrn.data.photo_splits import made_ready, processors
 from vsrn.data.region_store import SkippedPhoto, StoreInfo, map_features, read_skipped, read_store_info
 from vsrn.data.region_writer import RegionWriter, check_split_name, digest_of, finish_interrupted
 from vsrn.data.regions import ARRAYS, RegionNames, Regions
 from vsrn.data.shards import SHARD_FILE, Shard, SplitHeader, check_shard, read_header, shard_folder
 from vsrn.errors import ConfigError, DataError, PhotoError, did_you_mean
-from vsrn.extractors.base import Prepared, RegionExtractor, prepare_photo
+from vsrn.extractors.base import ExtractorFiles, Prepared, RegionExtractor, make_extractor, prepare_photo
+from vsrn.extractors.batches import BatchMaker, local_batches
 from vsrn.extractors.provenance import check_same_weights, keep_weights
 from vsrn.files import normal_name, read_lines
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -45,45 +44,66 @@ class ExtractedBatch:
     skipped: list[SkippedPhoto]
 
 
-# Called as batches(photos, extractor, batch_size, workers): finished batches of that size, in order.
-BatchMaker = Callable[[Sequence[PhotoFile], RegionExtractor, int, int], Iterator[ExtractedBatch]]
+@dataclass(frozen=True)
+class Extraction:
+    """The `Work` that turns photos into regions.
+
+    float32  whether features stay float32; otherwise they are rounded to float16, as the store keeps them
+    """
+
+    extractor: RegionExtractor
+    float32: bool = False
+
+    @property
+    def device(self) -> str:
+        """Where the extractor computes, as it was asked for."""
+        return self.extractor.files.device
+
+    def prepare(self, photo: PhotoFile) -> Prepared | PhotoError:
+        """Decode and prepare one photo: what the extractor reads of it, or the error that says why it cannot."""
+        if photo.refusal is not None:
+            return photo.refusal
+        try:
+            return prepare_photo(self.extractor, photo.path)
+        except PhotoError as error:
+            return error
+
+    def finish(self, photos: Sequence[PhotoFile], prepared: Sequence[Prepared | PhotoError]) -> ExtractedBatch:
+        """Run the extractor on those photos of a batch that could be prepared."""
+        pairs = list(zip(photos, prepared, strict=True))
+        readable = [(photo, got) for photo, got in pairs if not isinstance(got, PhotoError)]
+        regions = self.extractor([got for _, got in readable])
+        return ExtractedBatch(
+            ids=[photo.id for photo, _ in readable],
+            regions=regions if self.float32 else [found.in_half_precision() for found in regions],
+            skipped=[SkippedPhoto(photo.id, str(got), got.kind) for photo, got in pairs if isinstance(got, PhotoError)],
+        )
+
+    def path_of(self, photo: PhotoFile) -> Path | None:
+        """The file of a photo, or None where it is not to be opened."""
+        return None if photo.refusal is not None else photo.path
+
+    def elsewhere(self) -> Callable[[str, bool], Extraction]:
+        """What makes the same extraction on another machine, which must have the same weights."""
+        return partial(
+            _same_extraction, self.extractor.name, self.extractor.files, self.extractor.fingerprint, self.float32
+        )
 
 
-def prepare_or_refuse(extractor: RegionExtractor, photo: PhotoFile) -> Prepared | PhotoError:
-    """Decode and prepare one photo: what the extractor reads of it, or the error that says why it cannot."""
-    if photo.refusal is not None:
-        return photo.refusal
-    try:
-        return prepare_photo(extractor, photo.path)
-    except PhotoError as error:
-        return error
-
-
-def extract_batch(
-    extractor: RegionExtractor, photos: Sequence[PhotoFile], prepared: Sequence[Prepared | PhotoError]
-) -> ExtractedBatch:
-    """Run the extractor on those photos of a batch that could be prepared."""
-    pairs = list(zip(photos, prepared, strict=True))
-    readable = [(photo, got) for photo, got in pairs if not isinstance(got, PhotoError)]
-    return ExtractedBatch(
-        ids=[photo.id for photo, _ in readable],
-        regions=extractor([got for _, got in readable]),
-        skipped=[SkippedPhoto(photo.id, str(got), got.kind) for photo, got in pairs if isinstance(got, PhotoError)],
-    )
-
-
-def cut(items: Sequence[_Item], batch_size: int) -> Iterator[Sequence[_Item]]:
-    """Batches by place in the list, so that a resumed run cuts the same ones."""
-    for start in range(0, len(items), batch_size):
-        yield items[start : start + batch_size]
-
-
-def local_batches(
-    photos: Sequence[PhotoFile], extractor: RegionExtractor, batch_size: int, workers: int
-) -> Iterator[ExtractedBatch]:
-    """Extract batches in order, while `workers` threads prepare the next ones."""
-    for batch, prepared in made_ready(cut(photos, batch_size), partial(prepare_or_refuse, extractor), workers):
-        yield extract_batch(extractor, batch, prepared)
+def _same_extraction(
+    name: str,
+    files: ExtractorFiles,
+    fingerprint: str,
+    float32: bool,
+    device: str,
+    _finishes: bool,
+) -> Extraction:
+    """Make an extractor again. Raises what `make_extractor` raises, and `DataError` where it is another one here."""
+    chosen = {"classes": files.classes, "attributes": files.attributes}
+    extractor = make_extractor(name, files.weights, **chosen, download=files.download, device=device)
+    if extractor.fingerprint != fingerprint:
+        raise DataError(f"{platform.node()} has other weights of '{name}'; install the same vsrn everywhere.")
+    return Extraction(extractor, float32)
 
 
 # Called as progress(split, done, total): once before the first batch and again after each.
@@ -163,7 +183,7 @@ def extract(
         check_same_weights(folder, weights)
 
     def batches_from(start: int) -> Iterator[ExtractedBatch]:
-        return batches(photos[start:], extractor, batch_size, workers or processors())
+        return batches(Extraction(extractor, float32), photos[start:], batch_size, workers)
 
     ids = [photo.id for photo in photos]
     report = write_split(

@@ -21,13 +21,13 @@ from vsrn.data.region_writer import check_split_name, digest_of
 from vsrn.data.regions import ARRAYS, RegionNames, Regions
 from vsrn.data.shards import SplitHeader
 from vsrn.errors import DataError
+from vsrn.extractors.batches import cut
 from vsrn.extractors.extract import (
     ExtractedBatch,
     ExtractionReport,
     ProgressCallback,
     captioned_splits,
     check_settings,
-    cut,
     write_split,
 )
 

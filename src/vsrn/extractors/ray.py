@@ -1,12 +1,18 @@
-"""Extraction on the machines of a Ray cluster (`pip install '.[ray]'`).
+"""Work on photos done by the machines of a Ray cluster (`pip install '.[ray]'`).
 
     with ray_batches("local") as batches:              # or the address of a cluster
         extract(photos, extractor, "store/", "train", batches=batches)
+        update_index(photos, "idx/", batches=batches)
 
-Ray Data carries batches of photos to actors, each of which holds an extractor and calls the same `prepare_or_refuse`
-and `extract_batch` as a process alone does; regions come back as columns of arrays, in order, to the one writer. So the
-store is the same, and a killed run goes on after the last batch written. Photos must be where the actors can open them
-by the same path, on a shared disk; the store needs to be seen by this process only.
+Ray Data carries batches of photos to actors, each of which makes the same `Work` again and runs the same two halves of
+it as one process does; results come back in order to the one writer. Where the cluster has GPUs, and the device asked
+for is not the CPU, photos are prepared by actors of one processor each and finished by actors of one GPU each.
+Otherwise an actor runs both halves. Ray holds batches back where the next actors or the writer are slower.
+
+Stores and indexes are the same, bit for bit where the actors' processors or GPUs are of the writer's kind, and to the
+rounding of float16 elsewhere. A killed run goes on after the last batch written; of a killed actor its batch is done
+again. Photos, and weights that were named, must be where the actors can open them by the same path, on a shared disk;
+only this process needs to see the store or the index.
 """
 
 from __future__ import annotations
@@ -14,22 +20,22 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import pickle
 import platform
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from vsrn.data.listing import PhotoFile
-from vsrn.data.regions import ARRAYS, Regions
+from vsrn.data.photo_splits import made_ready
 from vsrn.errors import ConfigError, DataError, VsrnError
-from vsrn.extractors.base import ExtractorFiles, RegionExtractor, make_extractor
-from vsrn.extractors.extract import BatchMaker, ExtractedBatch, cut, extract_batch, prepare_or_refuse
+from vsrn.extractors.batches import BatchMaker, Done, Item, Ready, Work, cut
 
 # Ray Data keeps a few hundred bytes here for each batch of a dataset, so a long list becomes several of them.
 _BATCHES_A_DATASET = 8192
@@ -40,10 +46,9 @@ _SECONDS_TO_ANSWER = 10.0
 def ray_batches(address: str) -> Iterator[BatchMaker]:
     """Connect to the Ray cluster at `address`, or start one in this machine's processors for "local".
 
-    Gives what `extract` takes as `batches`; the extractor must be one that `make_extractor` knows, and
-    `workers` is not used, since each actor decodes its own photos. Raises `ConfigError` where Ray is not
-    installed or no cluster answers; the batches raise `DataError` where an actor cannot see the photos or
-    has another extractor.
+    Gives what `extract` and `update_index` take as `batches`. The extractor must be one that `make_extractor` knows by
+    itself, and `workers` is not used. Raises `ConfigError` where Ray is not installed or no cluster answers; the
+    batches raise `DataError` where an actor cannot see the photos, has another extractor, or cannot compute.
     """
     try:
         importlib.import_module("ray.data")
@@ -76,65 +81,98 @@ def _connect(ray: Any, address: str) -> None:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"no Ray cluster answers at '{address}' ({reason}); name the address that `ray start --head` printed,"
-            " or say --ray local."
+            " set RAY_AUTH_MODE=token where it asks for a token, or say --ray local."
         ) from error
 
 
 def _batches_on_ray(
-    photos: Sequence[PhotoFile],
-    extractor: RegionExtractor,
+    work: Work[Item, Ready, Done],
+    items: Sequence[Item],
     batch_size: int,
-    workers: int,  # noqa: ARG001  # a `BatchMaker` is told
-) -> Iterator[ExtractedBatch]:
+    workers: int | None,  # noqa: ARG001  # a `BatchMaker` is told
+) -> Iterator[Done]:
     ray, data = importlib.import_module("ray"), importlib.import_module("ray.data")
     context = data.DataContext.get_current()
     context.execution_options.preserve_order, context.enable_progress_bars = True, False
-    sample = next((photo.path for photo in photos if photo.refusal is None and photo.path.is_file()), None)
-    arguments = (extractor.name, extractor.files, extractor.fingerprint, Path.cwd(), sample, torch.get_num_threads())
-    # As many threads to an actor as here, and every processor used.
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cpus = max(1, min(torch.get_num_threads(), max(nodes, default=1)))
-    batches = cut(photos, batch_size)
-    while window := [{"photos": batch} for batch in islice(batches, _BATCHES_A_DATASET)]:
-        actors = max(1, min(len(window), sum(node // cpus for node in nodes)))
-        dataset = data.from_items(window, override_num_blocks=len(window)).map(
-            _Actor,
-            fn_constructor_args=arguments,
-            compute=data.ActorPoolStrategy(min_size=1, max_size=actors),
-            num_cpus=cpus,
-        )
-        for sent, row in zip(window, dataset.iter_rows(), strict=True):
-            if "refusal" in row:
+    paths = filter(None, map(work.path_of, items))
+    sample = next((path for path in paths if path.is_file()), None)
+    # Kept once for all actors: a model may be among it.
+    make = ray.put(work.elsewhere())
+    stages = _stages(ray.nodes(), work.device)
+    batches = cut(items, batch_size)
+    while window := [{"message": _packed(list(batch)), "refusal": ""} for batch in islice(batches, _BATCHES_A_DATASET)]:
+        dataset = data.from_items(window, override_num_blocks=len(window))
+        for stage in stages:
+            dataset = dataset.map(
+                _Actor,
+                fn_constructor_args=(stage.halves, make, stage.device, Path.cwd(), sample, stage.threads),
+                # All at once: Ray would add them one by one, each after it has seen that the others are busy.
+                compute=data.ActorPoolStrategy(size=max(1, min(len(window), stage.actors))),
+                num_cpus=stage.cpus,
+                num_gpus=stage.gpus,
+            )
+        for row in dataset.iter_rows():
+            if row["refusal"]:
                 raise DataError(row["refusal"])
-            got = batch_of_columns(row)
-            assert sorted([*got.ids, *(photo.id for photo in got.skipped)]) == sorted(one.id for one in sent["photos"])
-            yield got
+            yield _unpacked(row["message"])
+
+
+class _Stage(NamedTuple):
+    """Actors that do one half of the work, or both.
+
+    actors      how many, at most
+    cpus, gpus  that Ray keeps for each of them
+    threads     of torch in each: the last bits of a network's output depend on their number
+    """
+
+    halves: tuple[str, ...]
+    device: str
+    actors: int
+    cpus: int
+    gpus: int | None
+    threads: int
+
+
+def _stages(nodes: Sequence[dict[str, Any]], device: str) -> list[_Stage]:
+    """How the machines of a cluster share the work; `device` as it was asked for."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    cpus = [int(node.get("CPU", 0)) for node in alive]
+    gpus = sum(int(node.get("GPU", 0)) for node in alive)
+    threads, kind = torch.get_num_threads(), device.partition(":")[0]
+    if kind in ("auto", "cuda") and gpus:
+        # An actor sees its own GPU only, as the first one. It takes no processor from those who prepare, so that a
+        # machine of one processor and one GPU has room for both.
+        return [
+            _Stage(("prepare",), "cpu", sum(cpus), 1, None, 1),
+            _Stage(("finish",), kind, gpus, 0, 1, threads),
+        ]
+    # As many threads to an actor as here, and every processor used.
+    each = max(1, min(threads, max(cpus, default=1)))
+    return [_Stage(("prepare", "finish"), device, sum(node // each for node in cpus), each, None, threads)]
 
 
 class _Actor:
-    """An extractor in a process of its own.
+    """The work in a process of its own, which passes messages: a pickled value in, what became of it out.
 
     What is wrong with its machine it says in answer to its first batch: Ray hides the error of an actor that raises.
     """
 
     def __init__(
-        self, name: str, files: ExtractorFiles, fingerprint: str, folder: Path, sample: Path | None, threads: int
+        self, halves: Sequence[str], make: Any, device: str, folder: Path, sample: Path | None, threads: int
     ) -> None:
         """Go to the folder of the process that asked, so that a path means the same photo, also in a message.
 
-        sample   a photo that the driver can see
-        threads  of the driver's torch: the last bits of a network's output depend on their number
+        halves  of the work that this actor does: "prepare", "finish" or both
+        make    Ray's reference to what `Work.elsewhere` gave
+        sample  a photo that the driver can see
         """
-        self.refusal = ""
+        self.refusal, self.halves, self.threads = "", halves, threads
         try:
             os.chdir(folder)
             if sample is not None:
                 sample.stat()
             torch.set_num_threads(threads)
-            chosen = {"classes": files.classes, "attributes": files.attributes}
-            self.extractor = make_extractor(name, files.weights, **chosen, download=files.download, device=files.device)
-            if self.extractor.fingerprint != fingerprint:
-                self.refusal = f"{platform.node()} has other weights of '{name}'; install the same vsrn everywhere."
+            self.work: Work[Any, Any, Any] = importlib.import_module("ray").get(make)(device, "finish" in halves)
         except OSError as error:
             self.refusal = (
                 f"{platform.node()} cannot see {error.filename}; put photos and working folder on a disk that every"
@@ -144,35 +182,25 @@ class _Actor:
             self.refusal = str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if self.refusal:
-            return {"refusal": self.refusal}
-        photos = list(row["photos"])
-        prepared = [prepare_or_refuse(self.extractor, photo) for photo in photos]
-        return columns_of_batch(extract_batch(self.extractor, photos, prepared))
+        refusal = row["refusal"] or self.refusal
+        if refusal:
+            return {"message": _packed(None), "refusal": refusal}
+        value = _unpacked(row["message"])
+        try:
+            if "prepare" in self.halves:
+                value = next(made_ready([value], self.work.prepare, self.threads))
+            if "finish" in self.halves:
+                value = self.work.finish(*value)
+        except VsrnError as error:
+            return {"message": _packed(None), "refusal": str(error)}
+        return {"message": _packed(value), "refusal": ""}
 
 
-def columns_of_batch(batch: ExtractedBatch) -> dict[str, Any]:
-    """A finished batch as columns: one array a field of `Regions`, with the regions of all photos one after the other.
-
-    Features are float16 already, to which the writer would round them. Photos without regions give flat arrays of
-    none, which every table can hold.
-    """
-    columns: dict[str, Any] = {"ids": batch.ids, "skipped": batch.skipped}
-    columns["counts"] = [len(photo.features) for photo in batch.regions]
-    for array in ARRAYS:
-        # All photos of a batch have a field, or none of them.
-        values = [value for photo in batch.regions if (value := getattr(photo, array.name)) is not None]
-        columns[array.name] = np.concatenate([np.zeros(0), *map(np.ravel, values)]).astype(array.dtype)
-    return columns
+def _packed(value: object) -> npt.NDArray[np.uint8]:
+    """A value as the bytes that Ray Data carries, which it can count and need not understand."""
+    return np.frombuffer(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL), np.uint8)
 
 
-def batch_of_columns(row: Mapping[str, Any]) -> ExtractedBatch:
-    """The batch that `columns_of_batch` made columns of."""
-    counts = np.asarray(row["counts"], np.int64)
-    fields: list[list[Any]] = []
-    for array in ARRAYS:
-        values = np.asarray(row[array.name], array.dtype)
-        whole = values.reshape(counts.sum(), *array.row_shape(-1)) if values.size else None
-        fields.append([None] * len(counts) if whole is None else np.split(whole, np.cumsum(counts)[:-1]))
-    regions = [Regions(*values) for values in zip(*fields, strict=True)]
-    return ExtractedBatch([str(name) for name in row["ids"]], regions, list(row["skipped"]))
+def _unpacked(message: npt.NDArray[np.uint8]) -> Any:
+    """The value that `_packed` packed in this process or in an actor's; nothing of a photo or a model gets here."""
+    return pickle.loads(message.tobytes())  # noqa: S301 - bytes that the same program pickled

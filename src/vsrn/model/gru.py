@@ -178,7 +178,9 @@ def _mirrored(packed: PackedSequence) -> torch.Tensor:
 
 
 def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """One direction of one layer, named as torch does ("l0", "l1_reverse"): (P, I) -> (P, D), or (B, T, I) -> (B, T, D).
+    """One direction of one layer, named as torch does ("l0", "l1_reverse").
+
+    (P, I) -> (P, D), or (B, T, I) -> (B, T, D).
 
     rows  number of rows at each step, or None where all are as long
     """

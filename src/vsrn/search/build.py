@@ -7,38 +7,23 @@ Killed at any moment and called again, it goes on after the last batch that it h
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from PIL import Image
 
 from vsrn.data.listing import Exclusion, PhotoFile, find_photos
-from vsrn.data.photo_splits import made_ready
-from vsrn.data.photos import FileContent, read_file, read_photo
-from vsrn.data.regions import Regions, pad_regions
 from vsrn.encoders.base import Encoder
-from vsrn.errors import PhotoError, SearchError
-from vsrn.extractors.base import Prepared, RegionExtractor, prepare_pixels
-from vsrn.extractors.extract import check_settings, cut
-from vsrn.files import printable
-from vsrn.metrics import FloatArray
+from vsrn.errors import SearchError
+from vsrn.extractors.batches import BatchMaker, cut, local_batches
+from vsrn.extractors.extract import check_settings
 from vsrn.search.create import Model, create_index
 from vsrn.search.layout import EngineName
 from vsrn.search.mend import mend_index
-from vsrn.search.plan import File, doubtful, make_plan, skipped_for, stamp_of
-from vsrn.search.records import MovedPhoto, PhotoRecord, SkippedRecord, local_time
-from vsrn.search.writer import Changes, IndexWriter, NewPhoto
-
-THUMBNAIL_SIDE = 256
-JPEG_QUALITY = 82
+from vsrn.search.plan import File, doubtful, make_plan
+from vsrn.search.reading import Read, Reading
+from vsrn.search.records import SkippedRecord
+from vsrn.search.writer import Changes, IndexWriter
 
 # Called as progress(done, total): once before the first batch, and after each batch that has reached the disk.
 ProgressCallback = Callable[[int, int], None]
@@ -72,27 +57,6 @@ class IndexReport:
     num_files_left_out: int = 0
 
 
-class _Ready(NamedTuple):
-    """A photo that the extractor can take.
-
-    record  of the bytes that it was decoded from
-    """
-
-    photo: PhotoFile
-    record: PhotoRecord
-    prepared: Prepared
-    thumbnail: bytes
-
-
-class _Told(NamedTuple):
-    """A photo of the index whose file cannot be read at the moment: it stays, and the reason is told."""
-
-    record: SkippedRecord
-
-
-_Looked = _Ready | _Told | MovedPhoto | SkippedRecord
-
-
 def update_index(
     photos: Path | str,
     folder: Path | str,
@@ -107,6 +71,7 @@ def update_index(
     batch_size: int = 32,
     workers: int | None = None,
     device: str | None = None,
+    batches: BatchMaker = local_batches,
     progress: ProgressCallback = lambda _done, _total: None,
 ) -> IndexReport:
     """Bring the index in `folder` in step with the photos below `photos`, making it where there is none.
@@ -128,6 +93,7 @@ def update_index(
     workers     threads that decode ahead of the extractor; None for one for each processor
     device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; left out, where the model that is given
                 computes, or `auto`
+    batches     who reads the photos: this process, or a Ray cluster (`vsrn.extractors.ray`)
 
     Photos that cannot be read are skipped and reported. Raises `SearchError` where the index was made by another
     model, of another folder, with other settings, or is being written; `DataError` where there are no photos, or the
@@ -143,14 +109,14 @@ def update_index(
     create_index(folder, photos, model, explain=explain, engine=engine, uri=uri, device=device)
     with IndexWriter(folder, uri, device) as writer:
         update = _Update(writer, photos, exclusion)
-        return update.run(found, batch_size, workers, prune=prune, progress=progress)
+        return update.run(found, batch_size, workers, batches, prune=prune, progress=progress)
 
 
 class _Update:
     """One pass over a folder of photos."""
 
     def __init__(self, writer: IndexWriter, root: Path, exclusion: Exclusion) -> None:
-        self.writer, self.encoder, self.root, self.exclusion = writer, writer.encoder, root, exclusion
+        self.writer, self.root, self.exclusion = writer, root, exclusion
         self.report = IndexReport(
             num_mended=len(writer.damaged),
             num_folders_left_out=exclusion.num_folders,
@@ -162,6 +128,7 @@ class _Update:
         found: Sequence[PhotoFile],
         batch_size: int,
         workers: int | None,
+        batches: BatchMaker,
         *,
         prune: bool,
         progress: ProgressCallback,
@@ -179,10 +146,12 @@ class _Update:
             self._write(Changes(skipped=plan.refused, gone=plan.gone))
         claimed: set[str] = set()
         if plan.files:
-            look = partial(_look, self.encoder.extractor, plan.moved, self.root)
-            for batch, looked in made_ready(cut(plan.files, batch_size), look, workers):
-                claimed |= {photo.old_id for photo in looked if isinstance(photo, MovedPhoto)}
-                self._write(self._encode(looked))
+            work = Reading(self.writer.encoder, plan.moved, self.root, explain=self.writer.info.explain)
+            results = batches(work, plan.files, batch_size, workers)
+            for batch, result in zip(cut(plan.files, batch_size), results, strict=True):
+                read = _settled(batch, result, claimed, work)
+                report.skipped += read.told
+                self._write(read.changes)
                 done += len(batch)
                 progress(done, len(found))
         missing = [name for name in plan.missing if name not in claimed]
@@ -215,77 +184,26 @@ class _Update:
         self.report.num_removed += removed
         self.report.num_moved += sum(photo.old_id != photo.id for photo in changes.moved)
 
-    def _encode(self, looked: Sequence[_Looked]) -> Changes:
-        """The expensive half: regions and vectors of those photos of a batch that could be read."""
-        ready = [photo for photo in looked if isinstance(photo, _Ready)]
-        skipped = [file for file in looked if isinstance(file, SkippedRecord)]
-        self.report.skipped += [file.record for file in looked if isinstance(file, _Told)]
-        regions = [_rounded(found) for found in self.encoder.extract([photo.prepared for photo in ready])]
-        added = []
-        for photo, found, vector in zip(ready, regions, _vectors(self.encoder, regions), strict=True):
-            if np.isfinite(vector).all():
-                added.append(NewPhoto(photo.record, vector, found, photo.thumbnail))
-            else:
-                error = PhotoError(f"{photo.photo.id} has an embedding that is not finite; leave it out.")
-                skipped.append(skipped_for(photo.photo, error))
-        return Changes(added, skipped, [file for file in looked if isinstance(file, MovedPhoto)])
 
+def _settled(batch: Sequence[File], read: Read, claimed: set[str], work: Reading) -> Read:
+    """A batch in which no file takes the place of a photo that another file has taken; adds to `claimed`.
 
-def _look(extractor: RegionExtractor, moved: dict[tuple[int, str], list[str]], root: Path, file: File) -> _Looked:
-    """The cheap half, in worker threads: what the extractor reads, or what else the file is, or why it is skipped."""
-    content: FileContent | None = None
-    try:
-        content = read_file(file.photo.path)
-        sha256 = hashlib.sha256(content.content).hexdigest()
-        # In the file system's own bytes.
-        below, stamp = os.fsencode(file.photo.path.relative_to(root)), stamp_of(content)
-        if file.known is not None and not file.damaged and file.known.sha256 == sha256:
-            return MovedPhoto(file.photo.id, file.photo.id, below, stamp)
-        if file.known is None:
-            with contextlib.suppress(LookupError):  # another thread may take the last one
-                return MovedPhoto(moved[content.size, sha256].pop(), file.photo.id, below, stamp)
-        name = printable(file.photo.path)
-        decoded = read_photo(content.content, target_size=extractor.photo_size, name=name)
-        prepared = prepare_pixels(extractor, decoded.pixels, name)
-        taken = decoded.taken or local_time(content.modified_ns)
-        record = PhotoRecord(
-            id=file.photo.id,
-            path=below,
-            **stamp._asdict(),
-            sha256=sha256,
-            width=decoded.width,
-            height=decoded.height,
-            taken=taken.replace(tzinfo=None).isoformat(sep=" ", timespec="seconds"),
-        )
-        return _Ready(file.photo, record, prepared, _thumbnail(decoded.pixels))
-    except PhotoError as error:
-        skipped = skipped_for(file.photo, error, content)
-    except Exception as error:
-        # Whatever one file makes its readers stumble over, MemoryError included, is no reason to stop.
-        said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
-        skipped = skipped_for(file.photo, PhotoError(f"{printable(file.photo.path)} cannot be read ({said})."))
-    stays = file.known is not None and not file.damaged and skipped.kind == "unreadable"
-    return _Told(skipped) if stays else skipped
-
-
-def _thumbnail(photo: Image.Image) -> bytes:
-    small = photo.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
-
-
-def _rounded(regions: Regions) -> Regions:
-    """Regions as the index keeps them, so that a vector is exactly what they encode to."""
-    with np.errstate(over="ignore"):
-        return replace(regions, features=regions.features.astype(np.float16).astype(np.float32))
-
-
-def _vectors(encoder: Encoder, regions: Sequence[Regions]) -> FloatArray:
-    """Regions of B photos, of any number each -> (B, D); NaN for a photo whose features are not finite."""
-    finite = [place for place, found in enumerate(regions) if np.isfinite(found.features).all()]
-    vectors = np.full((len(regions), encoder.config.model.joint_dim), np.nan, dtype=np.float32)
-    if finite:
-        vectors[finite] = encoder.encode_regions(*pad_regions([regions[place] for place in finite]))
-    return vectors
+    Workers that know nothing of each other may give one photo to several files of the same content. Those that come
+    too late are read here, as new photos.
+    """
+    moved, late = [], set[str]()
+    for photo in read.changes.moved:
+        if photo.old_id in claimed:
+            late.add(photo.id)
+        else:
+            claimed.add(photo.old_id)
+            moved.append(photo)
+    if not late:
+        return read
+    files = [file for file in batch if file.photo.id in late]
+    alone = Reading(work.encoder, {}, work.root, explain=work.explain)
+    again = alone.finish(files, [alone.prepare(file) for file in files])
+    changes = Changes(
+        [*read.changes.added, *again.changes.added], [*read.changes.skipped, *again.changes.skipped], moved
+    )
+    return Read(changes, [*read.told, *again.told])

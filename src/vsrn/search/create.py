@@ -181,11 +181,16 @@ def _copy_weights(weights: Path, folder: Path) -> None:
             shutil.copyfile(file, place / file.name)
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 (hex) of each file of a model, by its name."""
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model that an index takes along: those of the fixed list, and the weights of its extractor."""
     weights = kept_weights(folder)
     files = [folder / name for name in _MODEL_FILES if (folder / name).is_file()]
-    files += [] if weights is None else files_of(weights)
+    return files + ([] if weights is None else files_of(weights))
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 (hex) of each file of a model, by its name."""
+    files = model_files(folder)
     return {file.relative_to(folder).as_posix(): hashlib.sha256(read_plain(file)).hexdigest() for file in files}
 
 
