@@ -107,7 +107,9 @@ def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
         for layer in range(gru.num_layers):
             forward = _direction(gru, f"l{layer}", states, None)
             if gru.bidirectional:
-                forward = torch.cat([forward, _direction(gru, f"l{layer}_reverse", states.flip(1), None).flip(1)], dim=-1)
+                forward = torch.cat(
+                    [forward, _direction(gru, f"l{layer}_reverse", states.flip(1), None).flip(1)], dim=-1
+                )
             states = forward
         return states
     packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
@@ -176,7 +178,7 @@ def _mirrored(packed: PackedSequence) -> torch.Tensor:
 
 
 def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """One direction of one layer, named as torch does ("l0", "l1_reverse"): (P, I) -> (P, D), or (B, T, I) -> (B, T, D).
+    """One direction of one layer, named as torch does ("l0", "l1_reverse"): (P, I) -> (P, D), (B, T, I) -> (B, T, D).
 
     rows  number of rows at each step, or None where all are as long
     """
@@ -301,9 +303,7 @@ class _Recurrence(torch.autograd.Function):
         rounded = weight.to(ctx.of_products)
         # Whatever does not depend on later steps is computed for all steps at once.
         slopes = cell.slopes()
-        of_gates, of_recurrent = (
-            torch.empty(*gradient.shape[:-1], 3 * dim, dtype=ctx.of_products) for _ in range(2)
-        )
+        of_gates, of_recurrent = (torch.empty(*gradient.shape[:-1], 3 * dim, dtype=ctx.of_products) for _ in range(2))
         of_last = torch.zeros(len(gradient) if rows is None else int(rows[0]), dim, dtype=cell.new.dtype)
         with torch.autocast("cpu", enabled=False):
             steps = zip(*(steps_of(part, rows) for part in (gradient, of_gates, of_recurrent, *slopes)), strict=True)
