@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,6 +42,28 @@ def interleave(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int =
     return Ratio(
         median(ratios), min(ratios), max(ratios), median(fast for _, fast in pairs), median(slow for slow, _ in pairs)
     )
+
+
+def share_of_products(ours: Callable[[], Any], dtype: torch.dtype, rounds: int = 3) -> str:
+    """How much of the time of `ours` its matrix products would take by themselves, in words.
+
+    The products are counted while it runs once; as many operations are then timed in products that are large enough to
+    run at the processor's own speed, (4608, 512) by (512, 1536), in turn with it.
+    """
+    with FlopCounterMode(display=False) as counter:
+        ours()
+    flop = counter.get_total_flops()
+    left, right = torch.randn(4608, 512).to(dtype), torch.randn(512, 1536).to(dtype)
+    times = max(1, round(flop / (2 * 4608 * 512 * 1536)))
+
+    @torch.inference_mode()
+    def products() -> None:
+        for _ in range(times):
+            left @ right
+
+    ratio = interleave(products, ours, rounds)
+    rate = flop / 1e9 / ratio.ours_seconds
+    return f"{1 / ratio.median:.0%} of its time is that of its {flop / 1e9:.0f} GFLOP of bare products ({rate:.0f}/s)"
 
 
 def _seconds(side: Callable[[], Any]) -> float:

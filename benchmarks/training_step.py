@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import obvious
 import torch
-from harness import interleave, record_ratio
+from harness import interleave, record_ratio, share_of_products
 from problem import make_batch, make_model
 
 from vsrn.config import LossConfig
@@ -28,9 +28,11 @@ def main() -> None:
     checked = check(batch)
     model = make_model()
     theirs = obvious_step(copy.deepcopy(model), batch)
-    for precision, target in (("fp32", 3.0), ("bf16", 6.0)):
+    for precision, dtype, target in (("fp32", torch.float32, 4.0), ("bf16", torch.bfloat16, 8.0)):
         ours = our_step(copy.deepcopy(model), batch, precision)
-        record_ratio(f"Training step, {precision}", interleave(ours, theirs, rounds=4), target, checked)
+        ratio = interleave(ours, theirs, rounds=4)
+        share = share_of_products(ours, dtype)
+        record_ratio(f"Training step, {precision}", ratio, target, f"{checked}; {share}")
 
 
 def check(batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> str:
