@@ -42,7 +42,8 @@ from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
 from vsrn.model.aggregators import mirrored_places
-from vsrn.model.base import BaseModel
+from vsrn.model.base import BaseModel, BaseTextEncoder
+from vsrn.model.pretrained_text import PretrainedText
 from vsrn.model.saved import StoredModel, model_fingerprint, write_model
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
 from vsrn.tensors import write_tensors
@@ -88,7 +89,8 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
         regions = _example_regions(info.feature_dim)
         write_graph(temporary / IMAGE_FILE, fold(images), regions, [EMBEDDINGS, REGIONS], info)
         tokens = _example_tokens(len(stored.vocabulary))
-        write_graph(temporary / CAPTION_FILE, ExportableText(captions), tokens, [EMBEDDINGS], info)
+        traced = ExportableText(captions) if isinstance(captions, TextEncoder) else captions
+        write_graph(temporary / CAPTION_FILE, traced, tokens, [EMBEDDINGS], info)
         write_atomically(temporary / CONFIG_FILE, config_to_toml(stored.config).encode())
         write_atomically(temporary / VOCABULARY_FILE, stored.vocabulary.to_json())
         if model.captioner is not None:
@@ -126,10 +128,10 @@ def check_free(folder: Path) -> None:
         raise CheckpointError(f"{folder} already exists; choose another folder.")
 
 
-def _exportable(stored: StoredModel) -> tuple[ImageEncoder, TextEncoder]:
+def _exportable(stored: StoredModel) -> tuple[ImageEncoder, BaseTextEncoder]:
     """Copies of a model's encoders on the CPU, in evaluation mode. Raises `CheckpointError` where they are no good."""
     images, captions = stored.model.image_encoder, stored.model.caption_encoder
-    if type(images) is not ImageEncoder or type(captions) is not TextEncoder:
+    if type(images) is not ImageEncoder or type(captions) not in (TextEncoder, PretrainedText):
         raise CheckpointError(
             f"a model of kind '{stored.config.model.kind}' with other encoders than vsrn's own for regions and captions"
             " cannot be exported; use it through torch."
@@ -246,6 +248,8 @@ def write_graph(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequen
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
         # The GRU compares sizes in Python; they are the model's, the same for every input.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
+        # transformers compares the length of the mask with that of the captions, which are the same.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"transformers\.")
         # The first state is made of zeros for as many rows as there are; tests run other numbers of rows.
         warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
         try:
