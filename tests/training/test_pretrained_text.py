@@ -50,6 +50,7 @@ transformers = pytest.importorskip("transformers")
 CAPTIONS = ["a red dog runs", "Boat!", "a small TREES sleeps a blue bird sings", ""]
 KINDS = ["bert", "distilbert", "roberta", "clip"]
 NO_CAPTIONER = CaptionerConfig(enabled=False)
+PLAIN = TextConfig()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("data") / "store", {"train": 40, "dev": 12, "test": 10})
 
 
-def config_of(store: Path, folder: Path, text: TextConfig = TextConfig(), **model: Any) -> Config:
+def config_of(store: Path, folder: Path, text: TextConfig = PLAIN, **model: Any) -> Config:
     """A config that trains in a moment: 6 epochs of 5 steps."""
     fields = {"joint_dim": 16, "caption_aggregator": "gpo", "captioner": NO_CAPTIONER, "reasoning_layers": 1} | model
     recipe = TrainConfig(
@@ -74,7 +75,7 @@ def fresh(config: Config, run: Path) -> Any:
     return encoder.eval(), prepared.vocabulary
 
 
-def published_states(folder: Path, kind: str, caption: str) -> FloatArray:
+def published_states(folder: Path, caption: str) -> FloatArray:
     """(T, H) the last hidden states that transformers itself gives for a caption."""
     model = transformers.AutoModel.from_pretrained(folder).eval()
     model = getattr(model, "text_model", model)
@@ -98,14 +99,14 @@ def test_its_states_are_those_that_transformers_gives(kind: str, store: Path, tm
         embeddings = encoder(padded, torch.tensor([len(ids) for ids in tokens]))
     for ids, states, caption in zip(tokens, seen[0], CAPTIONS, strict=True):
         assert (ids[0], ids[-1]) == (START, END)
-        np.testing.assert_allclose(states[: len(ids)], published_states(folder, kind, caption), atol=1e-5)
+        np.testing.assert_allclose(states[: len(ids)], published_states(folder, caption), atol=1e-5)
     np.testing.assert_allclose(embeddings.norm(dim=1), np.ones(4), atol=1e-6)
 
 
 def test_a_caption_is_pooled_as_vse_infinity_and_vsrn_plus_plus_do_it(store: Path, tmp_path: Path) -> None:
     """Of a sorted word each channel has a weight; or graph convolutions and a GRU; or the last token's state."""
     folder = make_text_model(tmp_path / "text")
-    states = torch.from_numpy(published_states(folder, "bert", CAPTIONS[0]))[None]
+    states = torch.from_numpy(published_states(folder, CAPTIONS[0]))[None]
     for place, (aggregator, layers) in enumerate([("gpo", 0), ("gru", 2), ("last", 0)]):
         config = config_of(store, folder, TextConfig(reasoning_layers=layers), caption_aggregator=aggregator)
         encoder, vocabulary = fresh(config, tmp_path / f"run{place}")
@@ -249,11 +250,9 @@ def test_what_brings_code_or_pickles_is_refused(store: Path, tmp_path: Path) -> 
     refused(r"names code to run \(attn_implementation\)", copy("kernel", attn_implementation="someone/kernel"))
     refused(r"is of the kind 'gpt2'; a text encoder is one of bert, ", copy("gpt", model_type="gpt2"))
     refused(r"has hidden_size = 1099511627776, which is out of range", copy("large", hidden_size=2**40))
-    refused(r"has hidden_act = '__import__", copy("act", hidden_act="__import__('os')"))
+    refused(r"has hidden_act = .__import__", copy("act", hidden_act="__import__('os')"))
     refused(r"cannot be built \(ValueError: ", copy("heads", num_attention_heads=5))
-    refused(
-        r"has relative positions|or has relative positions", copy("relative", position_embedding_type="relative_key")
-    )
+    refused("or has relative positions", copy("relative", position_embedding_type="relative_key"))
     refused("does not fit the network: it has in another shape", copy("other", intermediate_size=44), CheckpointError)
 
     pickled = copy("pickled")
@@ -268,7 +267,7 @@ def test_what_brings_code_or_pickles_is_refused(store: Path, tmp_path: Path) -> 
     (broken / "tokenizer.json").write_text("{}")
     refused(r"tokenizer\.json: the tokenizer cannot be read", broken)
     refused("is neither a folder nor a name on the hub", tmp_path / "nowhere")
-    refused("wants a folder or a name", Path(""))
+    refused("wants a name, as in", Path())
     assert not Path("ran").exists()
     assert prepare_run(config, tmp_path / "run", resume=False)
 
@@ -312,7 +311,7 @@ def test_nothing_is_downloaded_unless_a_person_says_so(store: Path, tmp_path: Pa
         assert done.returncode == 2
         assert "the config.json of model.text_encoder 'hf:someone/model' is not on this machine" in done.stderr
         assert ear.heard == []
-        done = run("--model.text.download")
+        done = run("--model.text.download", "True")
         assert done.returncode == 2
         assert "the hub did not serve the config.json of 'hf:someone/model'" in done.stderr
         assert any("huggingface.co" in line for line in ear.heard)

@@ -248,8 +248,6 @@ def write_graph(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequen
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
         # The GRU compares sizes in Python; they are the model's, the same for every input.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
-        # transformers compares the length of the mask with that of the captions, which are the same.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"transformers\.")
         # The first state is made of zeros for as many rows as there are; tests run other numbers of rows.
         warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
         try:

@@ -27,7 +27,7 @@ from vsrn.data.vocabulary import END, PAD, SPECIAL_WORDS, START, SubwordVocabula
 from vsrn.errors import CheckpointError, ConfigError, VocabularyError
 from vsrn.files import read_json, read_text
 from vsrn.model.base import BaseTextEncoder, WithNetwork, make_projection, project
-from vsrn.model.gru import l2_normalise, mask_of, state_at
+from vsrn.model.gru import dtype_of, l2_normalise, mask_of, state_at
 from vsrn.model.reasoning import RegionRelationshipReasoning
 from vsrn.model.registry import AGGREGATORS
 from vsrn.tensors import load_weights, read_tensors
@@ -123,13 +123,25 @@ class PretrainedText(WithNetwork, BaseTextEncoder):
         if self.first_position:
             places["position_ids"] = self.first_position + torch.arange(tokens.shape[1], device=tokens.device)[None]
         with self.network_gradients():
-            states = self.network(input_ids=tokens, attention_mask=mask.long(), **places).last_hidden_state
+            states = self.network(input_ids=tokens, attention_mask=self._shut(mask), **places).last_hidden_state
         words = project(self.projection, states) * mask[..., None]
         for layer in self.reasoning:
             words = layer(words, mask)
         pooled = state_at(words, lengths - 1) if self.aggregator is None else self.aggregator(words, mask)
         embeddings = l2_normalise(pooled)
         return embeddings.abs() if self.config.absolute else embeddings
+
+    def _shut(self, mask: torch.Tensor) -> torch.Tensor:
+        """(B, T) True where a token is real -> (B, 1, T, T) what is added to the affinity of each token to each.
+
+        It is 0, or the least number there is where a token must not look: at padding, and in CLIP at what follows.
+        """
+        steps = mask.shape[1]
+        seen = mask[:, None, None, :].expand(-1, 1, steps, -1)
+        if self.kind == "clip_text_model":
+            seen = seen & torch.ones(steps, steps, dtype=torch.bool, device=mask.device).tril()
+        dtype = dtype_of(self.network)
+        return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def build_network(architecture: str, vocabulary_size: int) -> tuple[Any, str]:
@@ -242,9 +254,7 @@ def _file(config: ModelConfig, name: str) -> Path:
     """A file of the model that `text_encoder` names. Raises `ConfigError` where it cannot be had."""
     source, shown = config.text_encoder.removeprefix(PRETRAINED_TEXT), _shown(config)
     if not source:
-        raise ConfigError(
-            f"model.text_encoder '{shown}' wants a folder or a name, as in hf:google-bert/bert-base-uncased."
-        )
+        raise ConfigError(f"model.text_encoder '{shown}' wants a name, as in hf:google-bert/bert-base-uncased.")
     if Path(source).is_dir():
         if not (Path(source) / name).is_file():
             raise ConfigError(f"model.text_encoder '{shown}' names a folder without {name}; no other form is read.")
@@ -258,7 +268,7 @@ def _file(config: ModelConfig, name: str) -> Path:
     if not config.text.download:
         raise ConfigError(
             f"the {name} of model.text_encoder '{shown}' is not on this machine, and a config downloads nothing by"
-            " itself; to download it, add --model.text.download to `vsrn train`, or name a folder."
+            " itself; to download it, add --model.text.download True to `vsrn train`, or name a folder."
         )
     try:
         return Path(hf_hub_download(source, name))
@@ -267,7 +277,7 @@ def _file(config: ModelConfig, name: str) -> Path:
 
 
 def _name_of(published: str) -> str:
-    """The network's own name of a tensor in a published file; early ones of BERT call scale and shift gamma and beta."""
+    """The network's own name of a tensor in a published file; old ones of BERT call scale and shift gamma and beta."""
     for prefix in _PREFIXES:
         published = published.removeprefix(prefix)
     return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", published))
