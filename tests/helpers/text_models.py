@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,7 @@ LONGEST = 40
 
 def tokenizer_of_pieces() -> Any:
     """BERT's fast tokenizer over `PIECES`."""
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     vocabulary = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PIECES]
     return transformers.BertTokenizerFast(vocab={piece: place for place, piece in enumerate(vocabulary)})
 
@@ -42,8 +42,7 @@ def byte_pair_tokenizer(start: str, end: str) -> Any:
 
 def make_text_model(folder: Path, kind: str = "bert", seed: int = 3) -> Path:
     """A folder of a model of a kind: config.json, model.safetensors and tokenizer.json."""
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     torch.manual_seed(seed)
     if kind in ("bert", "distilbert"):
         tokenizer = tokenizer_of_pieces().backend_tokenizer

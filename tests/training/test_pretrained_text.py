@@ -58,9 +58,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("data") / "store", {"train": 40, "dev": 12, "test": 10})
 
 
-def config_of(store: Path, folder: Path, text: TextConfig = PLAIN, **model: Any) -> Config:
+def config_of(store: Path, folder: Path | str, text: TextConfig = PLAIN, **model: Any) -> Config:
     """A config that trains in a moment: 6 epochs of 5 steps."""
-    fields = {"joint_dim": 16, "caption_aggregator": "gpo", "captioner": NO_CAPTIONER, "reasoning_layers": 1} | model
+    fields: dict[str, Any] = {
+        "joint_dim": 16,
+        "caption_aggregator": "gpo",
+        "captioner": NO_CAPTIONER,
+        "reasoning_layers": 1,
+    } | model
     recipe = TrainConfig(
         batch_size=16, epochs=3, learning_rate=5e-3, learning_rate_drop=[2], validate_every=4, loggers=[], device="cpu"
     )
@@ -169,7 +174,8 @@ def test_a_run_goes_on_bit_for_bit_and_needs_its_source_no_more(
 
 def weights_after(config: Config, run: Path, steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights of the text encoder before the first step, and after some."""
-    before = prepare_run(config, run.with_name(f"{run.name}-fresh"), resume=False).model.caption_encoder.state_dict()
+    fresh_one, _ = fresh(config, run.with_name(f"{run.name}-fresh"))
+    before: dict[str, torch.Tensor] = fresh_one.state_dict()
     train(replace(config, train=replace(config.train, max_steps=steps, validate_every=steps)), run)
     held = load_file(run / "model.safetensors")
     return before, {name: held[f"caption_encoder.{name}"] for name in before}
@@ -203,8 +209,10 @@ def test_its_weights_have_a_learning_rate_of_their_own(store: Path, tmp_path: Pa
     assert [row["learning_rate"] for row in rows if "learning_rate" in row] == [5e-3]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("aggregator", ["gpo", "gru", "last"])
+@pytest.mark.parametrize(
+    ("kind", "aggregator"),
+    [("bert", "gpo"), ("bert", "gru"), ("distilbert", "mean"), ("roberta", "gpo"), ("clip", "last")],
+)
 def test_an_export_gives_the_same_without_torch_and_transformers(
     kind: str, aggregator: str, store: Path, tmp_path: Path
 ) -> None:
@@ -267,9 +275,10 @@ def test_what_brings_code_or_pickles_is_refused(store: Path, tmp_path: Path) -> 
     (broken / "tokenizer.json").write_text("{}")
     refused(r"tokenizer\.json: the tokenizer cannot be read", broken)
     refused("is neither a folder nor a name on the hub", tmp_path / "nowhere")
-    refused("wants a name, as in", Path())
+    with pytest.raises(ConfigError, match="wants a name, as in"):
+        prepare_run(config_of(store, ""), tmp_path / "run", resume=False)
     assert not Path("ran").exists()
-    assert prepare_run(config, tmp_path / "run", resume=False)
+    assert fresh(config, tmp_path / "run")[0].kind == "bert"
 
 
 def test_a_strangers_run_is_opened_by_its_sizes_alone(store: Path, tmp_path: Path) -> None:
@@ -320,9 +329,9 @@ def test_nothing_is_downloaded_unless_a_person_says_so(store: Path, tmp_path: Pa
 
 def test_what_contradicts_it_is_said(store: Path, tmp_path: Path) -> None:
     config = config_of(store, tmp_path)
-    for field in ("vocabulary", "word_vectors"):
+    for data in (replace(config.data, vocabulary="some.json"), replace(config.data, word_vectors="some.txt")):
         with pytest.raises(ConfigError, match="has its own words and layers; leave out data.vocabulary"):
-            check_config(replace(config, data=replace(config.data, **{field: "some.json"})))
+            check_config(replace(config, data=data))
     with pytest.raises(ConfigError, match=r'model.text is for model.text_encoder = "hf:NAME"'):
         check_config(replace(config, model=replace(config.model, text_encoder="gru", text=TextConfig(frozen_epochs=1))))
     with pytest.raises(ConfigError, match=r'model.text_encoder is read by model.kind = "vsrn" and "vsepp" alone'):
@@ -359,8 +368,8 @@ def test_photos_are_searched_by_its_words(tmp_path: Path) -> None:
     stored = StoredModel(config, source.vocabulary, model.eval(), StoreInfo("colours", Colours.fingerprint))
     encoder = TorchEncoder(stored, device="cpu")
     update_index(tmp_path / "photos", tmp_path / "idx", encoder)
-    index = vsrn.Index(tmp_path / "idx")
-    hits = index.search("a boat sings", k=4)
+    with vsrn.open_index(tmp_path / "idx") as index:
+        hits = index.search("a boat sings", k=4)
     photos = [tmp_path / "photos" / f"{number}.png" for number in range(4)]
     wanted = dict(zip(photos, encoder.similarity(photos, "a boat sings")[:, 0], strict=True))
     assert [hit.score for hit in hits] == pytest.approx([wanted[hit.path] for hit in hits], abs=2e-3)

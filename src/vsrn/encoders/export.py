@@ -23,7 +23,7 @@ from torch.nn import functional
 from vsrn.config import config_to_toml
 from vsrn.data.splits import at_places, back_in_place, reading_places
 from vsrn.data.vocabulary import START
-from vsrn.encoders.folding import fold
+from vsrn.encoders.folding import fold, folded_layers
 from vsrn.encoders.onnx_backend import (
     CAPTION_FILE,
     CAPTIONER_FILE,
@@ -89,8 +89,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
         regions = _example_regions(info.feature_dim)
         write_graph(temporary / IMAGE_FILE, fold(images), regions, [EMBEDDINGS, REGIONS], info)
         tokens = _example_tokens(len(stored.vocabulary))
-        traced = ExportableText(captions) if isinstance(captions, TextEncoder) else captions
-        write_graph(temporary / CAPTION_FILE, traced, tokens, [EMBEDDINGS], info)
+        write_graph(temporary / CAPTION_FILE, _traceable(captions), tokens, [EMBEDDINGS], info)
         write_atomically(temporary / CONFIG_FILE, config_to_toml(stored.config).encode())
         write_atomically(temporary / VOCABULARY_FILE, stored.vocabulary.to_json())
         if model.captioner is not None:
@@ -222,6 +221,17 @@ class ExportableText(TextEncoder):
         return states
 
 
+def _traceable(encoder: BaseTextEncoder) -> nn.Module:
+    """A caption encoder in operations of ONNX, with the same embeddings."""
+    if isinstance(encoder, TextEncoder):
+        return ExportableText(encoder)
+    assert isinstance(encoder, PretrainedText), "others are refused before"
+    folded = copy.copy(encoder)
+    folded._modules = dict(encoder._modules)
+    folded.reasoning = folded_layers(encoder.reasoning)
+    return folded
+
+
 def _one_direction(gru: nn.GRU, name: str) -> nn.GRU:
     """One direction of one layer, named as torch does ("l0", "l1_reverse"), as a GRU of its own."""
     weights = {kind: getattr(gru, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
@@ -248,6 +258,8 @@ def write_graph(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequen
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
         # The GRU compares sizes in Python; they are the model's, the same for every input.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
+        # CLIP compares the captions' length with its positions, beyond which none is read.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"transformers\.")
         # The first state is made of zeros for as many rows as there are; tests run other numbers of rows.
         warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
         try:

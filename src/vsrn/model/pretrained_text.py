@@ -99,10 +99,10 @@ class PretrainedText(WithNetwork, BaseTextEncoder):
         path = _file(self.config, _WEIGHTS)
         tensors, _ = read_tensors(path)
         wanted = self.network.state_dict()
-        (words,) = (name for name, part in self.network.named_modules() if part is self.network.get_input_embeddings())
         named = {_name_of(name): tensor for name, tensor in tensors.items()}
         ours = {name: tensor for name, tensor in named.items() if name in wanted}
-        rows, table = read_source(self.config).rows, f"{words}.weight"
+        rows = read_source(self.config).rows
+        table = f"embeddings.{'token_embedding' if self.kind == 'clip_text_model' else 'word_embeddings'}.weight"
         if table in ours:
             if len(ours[table]) <= max(rows):
                 raise CheckpointError(f"{path} has fewer words than the tokenizer beside it; take both of one model.")

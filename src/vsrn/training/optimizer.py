@@ -22,7 +22,8 @@ def make_optimizer(train: TrainConfig, parameters: Iterable[nn.Parameter]) -> to
     and multiplied by `text_learning_rate_factor` within `step()` alone.
     """
     kind = OPTIMIZERS[train.optimizer]
-    ours, pretrained = [], []
+    ours: list[nn.Parameter] = []
+    pretrained: list[nn.Parameter] = []
     for parameter in parameters:
         (pretrained if is_pretrained(parameter) else ours).append(parameter)
     groups = [{"params": ours}, *([{"params": pretrained}] if pretrained else [])]
