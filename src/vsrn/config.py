@@ -26,6 +26,7 @@ from vsrn.other_names import FIELD_CALLED
 
 RegionOrder = Literal["stored", "reversed", "shuffled", "centre-out", "centre-in"]
 EFFICIENTNET = "efficientnet-lite0"
+PRETRAINED_TEXT = "hf:"
 # Upper limits are far beyond every published model: a stranger's config may ask for terabytes.
 Size = Annotated[int, Meta(ge=1, le=2**20)]
 Layers = Annotated[int, Meta(ge=0, le=100)]
@@ -125,6 +126,20 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """A pretrained text encoder, where model.text_encoder is "hf:NAME"."""
+
+    download: bool = False
+    """Whether NAME may be downloaded from Hugging Face's hub where it is neither a folder nor in the hub's cache."""
+    frozen_epochs: CountOrZero = 0
+    """Epochs in which it stays as it was published, while what reads its words learns."""
+    reasoning_layers: Layers = 0
+    """Graph convolutions over its words, as VSRN++ has them, before the words are pooled."""
+    architecture: str = ""
+    """Its kind and sizes as JSON; left out, they are read from NAME, and a run keeps them."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The model. Its defaults are the paper's for COCO."""
 
@@ -142,7 +157,9 @@ class ModelConfig:
     caption_bidirectional: bool = False
     """Whether the caption encoder reads in both directions, whose states are averaged."""
     text_encoder: str = "gru"
-    """What encodes captions: "gru", or what `vsrn.register_text_encoder` adds."""
+    """What encodes captions: "gru", "hf:NAME" (a BERT, MiniLM, DistilBERT, RoBERTa or CLIP of Hugging Face: a folder,
+    or a name on its hub), or what `vsrn.register_text_encoder` adds."""
+    text: TextConfig = field(default_factory=TextConfig)
     caption_aggregator: str = "last"
     """How words become one vector: "last", the state after the last word, or an aggregator as of regions."""
     reasoning_layers: Layers = 4
@@ -206,6 +223,8 @@ class TrainConfig:
     """Weight decay of every parameter: with Adam it is added to the gradient, as an L2 penalty is."""
     learning_rate: Positive = 2e-4
     """The optimiser's learning rate at the start, or after warm_up_steps."""
+    text_learning_rate_factor: Positive = 0.1
+    """What the learning rate is multiplied by for the weights of a pretrained text encoder, "hf:NAME"."""
     schedule: Literal["step", "cosine"] = "step"
     """How the learning rate falls: by learning_rate_drop, or along half a cosine to 0 at the last step."""
     learning_rate_drop: list[Count] = field(default_factory=lambda: [15])
@@ -301,7 +320,7 @@ def check_config(config: Config, where: str = "the config") -> None:
 # Which kinds of model read a field; the others must leave it at its default. A registered kind may read any field.
 _READ_BY = {
     **dict.fromkeys(("reasoning_layers", "aggregator", "normalisation", "captioner"), ("vsrn",)),
-    **dict.fromkeys(("text_encoder", "caption_bidirectional", "caption_aggregator"), ("vsrn", "vsepp")),
+    **dict.fromkeys(("text_encoder", "text", "caption_bidirectional", "caption_aggregator"), ("vsrn", "vsepp")),
     **dict.fromkeys(("image_norm", "absolute", "similarity"), ("vsrn", "vsepp")),
     "scan": ("scan",),
     "network": ("vsepp",),
@@ -333,6 +352,14 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "train.learning_rate_drop must be rising epochs, such as [10, 20]"
     if train.init_from and data.word_vectors:
         yield "train.init_from brings the vectors of words with it; leave out data.word_vectors"
+    if not is_pretrained_text(config.model.text_encoder):
+        if config.model.text != TextConfig():
+            yield 'model.text is for model.text_encoder = "hf:NAME"; leave it out'
+    elif data.vocabulary or data.word_vectors or config.model.caption_bidirectional:
+        yield (
+            f"model.text_encoder '{config.model.text_encoder[:100]}' has its own words and layers; leave out"
+            " data.vocabulary, data.word_vectors and model.caption_bidirectional"
+        )
     if not network.name and (data.photos or data.annotations):
         yield "data.photos and data.annotations are for a model that reads photos; set model.network.name"
     if network.name and data.path:
@@ -343,6 +370,11 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "data.photos and data.annotations go together; name both"
     if network.crop_size > network.photo_size:
         yield "model.network.crop_size must be at most model.network.photo_size"
+
+
+def is_pretrained_text(text_encoder: str) -> bool:
+    """Whether a `model.text_encoder` names a model in Hugging Face's layout."""
+    return text_encoder.startswith(PRETRAINED_TEXT)
 
 
 def _check_names(table: dict[str, Any], where: str, prefix: str = "") -> None:

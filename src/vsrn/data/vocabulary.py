@@ -1,12 +1,14 @@
 """Words to ids and back. Ours is JSON; SCAN's JSON vocabularies load as they are.
 
-Ids: <pad> 0, <start> 1, <end> 2, <unk> 3, words after. A caption is <start> w1 ... wn <end>.
+Ids: <pad> 0, <start> 1, <end> 2, <unk> 3, words after. A caption is <start> w1 ... wn <end>. The words of a pretrained
+text encoder are pieces of words, into which its own tokenizer takes a caption apart; they are numbered in the same way.
 """
 
 from __future__ import annotations
 
 import codecs
 import hashlib
+import importlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -70,19 +72,90 @@ class Vocabulary:
                 words.append(self.words[token])
         return " ".join(words)
 
+    def knows(self, word: str) -> bool:
+        """Whether a word, as `tokenize` gives it, is more than <unk> to the vocabulary."""
+        return word in self.ids
+
     def unknown_words(self, captions: Iterable[str]) -> list[str]:
         """The captions' words that the vocabulary does not have, each once, in the order in which they are met."""
         words = dict.fromkeys(word for caption in captions for word in tokenize(caption))
-        return [word for word in words if word not in self.ids]
+        return [word for word in words if not self.knows(word)]
 
     def unknown_share(self, captions: Iterable[str]) -> float:
         """Share, 0 to 1, of the captions' words that the vocabulary does not have."""
-        words = [word for caption in captions for word in tokenize(caption)]
-        return sum(word not in self.ids for word in words) / max(1, len(words))
+        words = Counter(word for caption in captions for word in tokenize(caption))
+        return sum(words[word] for word in words if not self.knows(word)) / max(1, words.total())
 
     def to_json(self) -> bytes:
         """The vocabulary file's content."""
         return msgspec.json.format(msgspec.json.encode({"format": 1, "words": list(self.words)}), indent=1)
+
+
+@dataclass(frozen=True)
+class SubwordVocabulary(Vocabulary):
+    """The pieces of words of a pretrained text encoder, and the tokenizer that takes captions apart into them.
+
+    words      pieces in the order of their ids, with `SPECIAL_WORDS` in place of the tokenizer's own special tokens
+    tokenizer  content of its tokenizer.json; the package tokenizers is needed to use it
+    """
+
+    tokenizer: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the pieces in order and of the tokenizer."""
+        return hashlib.sha256("\n".join([*self.words, self.tokenizer]).encode()).hexdigest()
+
+    @cached_property
+    def _opened(self) -> Any:
+        return open_tokenizer(self.tokenizer)
+
+    def encode(self, caption: str) -> list[int]:
+        """The caption's ids, from <start> to <end>; a special token that is typed in a caption is unknown."""
+        # Half of a surrogate pair, which Python's strings may hold, is no text to the tokenizer.
+        text = caption.encode("utf-8", "replace").decode()
+        pieces = self._opened.encode(text, add_special_tokens=False).tokens
+        return [START, *(self._places.get(piece, UNK) for piece in pieces), END]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {piece: place for piece, place in self.ids.items() if place > UNK}
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Words up to <end>, put together of their pieces, with spaces between; <start> and <pad> are left out."""
+        pieces = super().decode(tokens).split(" ")
+        decoder = self._opened.decoder
+        return " ".join(pieces) if decoder is None else str(decoder.decode(pieces)).strip()
+
+    def knows(self, word: str) -> bool:
+        """Whether the tokenizer finds pieces for all of a word."""
+        return UNK not in self.encode(word)
+
+    def to_json(self) -> bytes:
+        """The vocabulary file's content."""
+        page = {"format": 2, "words": list(self.words), "tokenizer": self.tokenizer}
+        return msgspec.json.format(msgspec.json.encode(page), indent=1)
+
+
+def open_tokenizer(content: str) -> Any:
+    """A tokenizer of the package tokenizers, of the content of a tokenizer.json; it neither cuts nor pads.
+
+    Raises `VocabularyError` where the package is missing or the content is no tokenizer.
+    """
+    try:
+        tokenizers = importlib.import_module("tokenizers")
+    except ImportError as error:
+        raise VocabularyError(
+            f"this model's captions need the package tokenizers ({error}); run `pip install '.[tokenizers]'` in the"
+            " checkout."
+        ) from error
+    try:
+        opened = tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # the package raises nothing narrower
+        raise VocabularyError(f"the tokenizer cannot be read ({' '.join(str(error).split())[:200]}).") from error
+    opened.no_padding()
+    opened.no_truncation()
+    return opened
 
 
 def build_vocabulary(captions: Iterable[str], min_count: int = 4) -> Vocabulary:
@@ -105,15 +178,20 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
     if not path.exists():
         raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.")
     words: object
+    tokenizer: object = None
     if is_pickle(path):
         words = read_pickled_words(path)
     else:
         content = read_json(path, object, "it is no JSON vocabulary.", VocabularyError)
-        words = content.get("words", content.get("idx2word")) if isinstance(content, dict) else None
+        if isinstance(content, dict):
+            words, tokenizer = content.get("words", content.get("idx2word")), content.get("tokenizer")
+        else:
+            words = None
     try:
         if not isinstance(words, (list, dict)):
             raise VocabularyError('this is no vocabulary: it has neither "words" nor "idx2word".')
-        return Vocabulary(words_by_id(dict(enumerate(words)) if isinstance(words, list) else words))
+        ordered = words_by_id(dict(enumerate(words)) if isinstance(words, list) else words)
+        return SubwordVocabulary(ordered, tokenizer) if isinstance(tokenizer, str) else Vocabulary(ordered)
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from error
 

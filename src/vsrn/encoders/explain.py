@@ -187,7 +187,7 @@ def naming_words(sentence: str, vocabulary: Vocabulary) -> list[str]:
     ['dog']
     """
     words = dict.fromkeys(tokenize(sentence))
-    known = (word for word in words if word[0].isalnum() and word in vocabulary.ids)
+    known = (word for word in words if word[0].isalnum() and vocabulary.knows(word))
     return [word for word in known if not FUNCTION_WORDS.fullmatch(word)]
 
 

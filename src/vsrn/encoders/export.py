@@ -23,7 +23,7 @@ from torch.nn import functional
 from vsrn.config import config_to_toml
 from vsrn.data.splits import at_places, back_in_place, reading_places
 from vsrn.data.vocabulary import START
-from vsrn.encoders.folding import fold
+from vsrn.encoders.folding import fold, folded_layers
 from vsrn.encoders.onnx_backend import (
     CAPTION_FILE,
     CAPTIONER_FILE,
@@ -42,7 +42,8 @@ from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
 from vsrn.model.aggregators import mirrored_places
-from vsrn.model.base import BaseModel
+from vsrn.model.base import BaseModel, BaseTextEncoder
+from vsrn.model.pretrained_text import PretrainedText
 from vsrn.model.saved import StoredModel, model_fingerprint, write_model
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
 from vsrn.tensors import write_tensors
@@ -88,7 +89,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
         regions = _example_regions(info.feature_dim)
         write_graph(temporary / IMAGE_FILE, fold(images), regions, [EMBEDDINGS, REGIONS], info)
         tokens = _example_tokens(len(stored.vocabulary))
-        write_graph(temporary / CAPTION_FILE, ExportableText(captions), tokens, [EMBEDDINGS], info)
+        write_graph(temporary / CAPTION_FILE, _traceable(captions), tokens, [EMBEDDINGS], info)
         write_atomically(temporary / CONFIG_FILE, config_to_toml(stored.config).encode())
         write_atomically(temporary / VOCABULARY_FILE, stored.vocabulary.to_json())
         if model.captioner is not None:
@@ -126,10 +127,10 @@ def check_free(folder: Path) -> None:
         raise CheckpointError(f"{folder} already exists; choose another folder.")
 
 
-def _exportable(stored: StoredModel) -> tuple[ImageEncoder, TextEncoder]:
+def _exportable(stored: StoredModel) -> tuple[ImageEncoder, BaseTextEncoder]:
     """Copies of a model's encoders on the CPU, in evaluation mode. Raises `CheckpointError` where they are no good."""
     images, captions = stored.model.image_encoder, stored.model.caption_encoder
-    if type(images) is not ImageEncoder or type(captions) is not TextEncoder:
+    if type(images) is not ImageEncoder or type(captions) not in (TextEncoder, PretrainedText):
         raise CheckpointError(
             f"a model of kind '{stored.config.model.kind}' with other encoders than vsrn's own for regions and captions"
             " cannot be exported; use it through torch."
@@ -220,6 +221,17 @@ class ExportableText(TextEncoder):
         return states
 
 
+def _traceable(encoder: BaseTextEncoder) -> nn.Module:
+    """A caption encoder in operations of ONNX, with the same embeddings."""
+    if isinstance(encoder, TextEncoder):
+        return ExportableText(encoder)
+    assert isinstance(encoder, PretrainedText), "others are refused before"
+    folded = copy.copy(encoder)
+    folded._modules = dict(encoder._modules)
+    folded.reasoning = folded_layers(encoder.reasoning)
+    return folded
+
+
 def _one_direction(gru: nn.GRU, name: str) -> nn.GRU:
     """One direction of one layer, named as torch does ("l0", "l1_reverse"), as a GRU of its own."""
     weights = {kind: getattr(gru, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
@@ -246,6 +258,8 @@ def write_graph(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequen
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
         # The GRU compares sizes in Python; they are the model's, the same for every input.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
+        # CLIP compares the captions' length with its positions, beyond which none is read.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"transformers\.")
         # The first state is made of zeros for as many rows as there are; tests run other numbers of rows.
         warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
         try:

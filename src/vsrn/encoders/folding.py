@@ -120,15 +120,19 @@ def fold(encoder: AnyImageEncoder, dtype: torch.dtype | None = None) -> AnyImage
         return cast("AnyImageEncoder", encoder)
     folded = copy.copy(encoder)
     folded._modules = dict(encoder._modules)
-    folded.reasoning = nn.ModuleList(
-        FoldedReasoning(layer).to(dtype) if _foldable(layer) else layer for layer in encoder.reasoning
-    )
+    folded.reasoning = folded_layers(encoder.reasoning, dtype)
     if dtype is not None:
         folded.projection = copy.deepcopy(encoder.projection).to(dtype)
         aggregator = encoder.aggregator
         if is_plain(aggregator, GlobalSemanticReasoning) and is_plain(aggregator.get_submodule("gru"), nn.GRU):
             folded.aggregator = FoldedGlobalReasoning(cast("GlobalSemanticReasoning", aggregator), dtype)
     return cast("AnyImageEncoder", folded)
+
+
+@torch.no_grad()
+def folded_layers(layers: nn.ModuleList, dtype: torch.dtype | None = None) -> nn.ModuleList:
+    """Layers of reasoning in evaluation mode, folded where nothing was added to them that would have to see them."""
+    return nn.ModuleList(FoldedReasoning(layer).to(dtype) if _foldable(layer) else layer for layer in layers)
 
 
 def _foldable(layer: nn.Module) -> TypeGuard[RegionRelationshipReasoning]:

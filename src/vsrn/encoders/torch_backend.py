@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from vsrn.config import PRETRAINED_TEXT, is_pretrained_text
 from vsrn.data.photo_splits import made_ready
 from vsrn.data.regions import RegionNames
 from vsrn.data.splits import CaptionedImages
@@ -103,8 +104,11 @@ class StoredEncoder(Encoder):
         # Where its data lay says something of the machine, and nothing of the model.
         data, here = self.config.data, ("path", "photos", "annotations", "held_out", "vocabulary", "word_vectors")
         shortened: dict[str, Any] = {field: Path(getattr(data, field)).name for field in here}
-        named = replace(data, **shortened)
-        write_model(folder, replace(self.stored, config=replace(self.config, data=named)))
+        model, source = self.config.model, Path(self.config.model.text_encoder.removeprefix(PRETRAINED_TEXT))
+        if is_pretrained_text(model.text_encoder) and (source.is_absolute() or source.exists()):
+            model = replace(model, text_encoder=f"{PRETRAINED_TEXT}{source.name}")
+        named = replace(self.config, data=replace(data, **shortened), model=model)
+        write_model(folder, replace(self.stored, config=named))
         weights, names = self.extractor_weights, self._kept_names()
         written = {CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE}
         written |= set() if weights is None else {f"{NAME}{weights.suffix}"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -62,8 +62,8 @@ class Losses(NamedTuple):
         return self.matching + self.generation
 
 
-class BaseImageEncoder(nn.Module):
-    """Base class of image encoders: (B, N, F) regions, (B,) real ones of each or None for all -> `EncodedImages`."""
+class BaseEncoder(nn.Module):
+    """What encoders of images and of captions share: a config, first weights, and what an epoch begins with."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -77,17 +77,52 @@ class BaseImageEncoder(nn.Module):
         return False
 
 
-class BaseTextEncoder(nn.Module):
+class BaseImageEncoder(BaseEncoder):
+    """Base class of image encoders: (B, N, F) regions, (B,) real ones of each or None for all -> `EncodedImages`."""
+
+
+class WithNetwork(BaseEncoder):
+    """An encoder with a pretrained `network`, which is in evaluation mode and without a gradient while it is frozen."""
+
+    network: nn.Module
+    network_trains = True
+
+    def fine_tune(self, trains: bool) -> bool:
+        """Unfreeze the network, or freeze it; returns whether that changes it."""
+        changes = any(parameter.requires_grad != trains for parameter in self.network.parameters())
+        self.network.requires_grad_(trains)
+        self.network_trains = trains
+        self.network.train(self.training and trains)
+        return changes
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; a frozen network stays in evaluation mode."""
+        super().train(mode)
+        self.network.train(mode and self.network_trains)
+        return self
+
+    def mark_as_pretrained(self) -> None:
+        """Have the optimiser give the network's weights the learning rate of pretrained ones."""
+        for parameter in self.network.parameters():
+            parameter.pretrained = True  # type: ignore[attr-defined]
+
+    def network_gradients(self) -> torch.set_grad_enabled:
+        """Context in which the network computes: without a gradient while it is frozen."""
+        return torch.set_grad_enabled(self.network_trains and torch.is_grad_enabled())
+
+
+def is_pretrained(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is of a network that was marked as pretrained."""
+    return getattr(parameter, "pretrained", False)
+
+
+class BaseTextEncoder(BaseEncoder):
     """Base class of text encoders: (B, T) token ids, (B,) real tokens of each on the CPU -> (B, D) embeddings.
 
     takes_lengths_anywhere  whether the lengths may also be where the tokens are, so that no shape depends on them
     """
 
     takes_lengths_anywhere: ClassVar[bool] = False
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
 
     @property
     def words(self) -> nn.Embedding | None:
@@ -136,9 +171,14 @@ class BaseModel(nn.Module, abc.ABC):
         return self.config.similarity
 
     @property
-    def image_encoders(self) -> list[BaseImageEncoder]:
-        """The parts that read images."""
-        return [part for part in self.children() if isinstance(part, BaseImageEncoder)]
+    def encoders(self) -> list[BaseEncoder]:
+        """The parts that read images and captions, which may have first weights and begin epochs."""
+        return [part for part in self.children() if isinstance(part, BaseEncoder)]
+
+    @property
+    def image_encoders(self) -> list[BaseEncoder]:
+        """`encoders` by its earlier name, from when only those of images had anything to begin an epoch with."""
+        return self.encoders
 
     @property
     def takes_lengths_anywhere(self) -> bool:

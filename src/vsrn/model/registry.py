@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vsrn.config import PRETRAINED_TEXT
 from vsrn.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 class Registry:
     """Factories of one kind of part, by the name that a config gives them.
+
+    A factory whose name ends with a colon, such as "hf:", makes every part whose name begins so.
 
     field     the config's field that holds such a name
     built_in  name -> "module:attribute" of vsrn's own
@@ -52,7 +55,7 @@ class Registry:
         also   names that this field may hold beside those of parts
         """
         names = [*also, *self.names]
-        if name not in names:
+        if _key(name, names) not in names:
             shown = repr(name[:100])[1:-1]
             raise ConfigError(
                 f"{where and f'{where}: '}{field or self.field} is '{shown}', which is none of {', '.join(names)};"
@@ -62,10 +65,17 @@ class Registry:
     def make(self, name: str, *arguments: object) -> Any:
         """What the factory of this name makes of the arguments. Raises `ConfigError` where there is none."""
         self.check(name)
+        name = _key(name, self.names)
         if name in self._added:
             return self._added[name](*arguments)
         module, _, attribute = self.built_in[name].partition(":")
         return getattr(importlib.import_module(module), attribute)(*arguments)
+
+
+def _key(name: str, names: list[str]) -> str:
+    """The registered name that a name falls under: itself, or its beginning up to a colon where that is one."""
+    beginning = name[: name.find(":") + 1]
+    return beginning if beginning in names and name != beginning else name
 
 
 AGGREGATORS = Registry(
@@ -79,7 +89,10 @@ AGGREGATORS = Registry(
         "gpo": "vsrn.model.aggregators:GeneralisedPooling",
     },
 )
-TEXT_ENCODERS = Registry("model.text_encoder", {"gru": "vsrn.model.vsrn:TextEncoder"})
+TEXT_ENCODERS = Registry(
+    "model.text_encoder",
+    {"gru": "vsrn.model.vsrn:TextEncoder", PRETRAINED_TEXT: "vsrn.model.pretrained_text:PretrainedText"},
+)
 LOSSES = Registry(
     "loss.matching",
     {"triplet": "vsrn.model.losses:TripletLoss", "contrastive": "vsrn.model.losses:ContrastiveLoss"},

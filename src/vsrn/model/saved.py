@@ -9,7 +9,7 @@ from typing import Generic, cast
 
 from typing_extensions import TypeVar
 
-from vsrn.config import Config, ModelConfig, config_to_toml, read_config
+from vsrn.config import Config, ModelConfig, config_to_toml, is_pretrained_text, read_config
 from vsrn.data.region_store import StoreInfo
 from vsrn.data.regions import RegionNames
 from vsrn.data.vocabulary import Vocabulary, read_vocabulary
@@ -136,13 +136,14 @@ def model_fingerprint(stored: StoredModel[BaseModel]) -> str:
 _NOT_IN_FINGERPRINTS = {
     *("kind", "feature_dim", "joint_dim", "word_dim", "caption_layers", "caption_bidirectional", "caption_aggregator"),
     *("reasoning_layers", "aggregator", "normalisation", "image_norm", "absolute", "similarity"),
-    *("captioner", "scan", "network"),
+    *("captioner", "scan", "network", "text_encoder", "text"),
 }
 
 
 def _settings_without_weights(config: Config) -> list[str]:
     """The lines of a fingerprint for the settings that decide an embedding and show in no weight."""
     model, order, default = config.model, config.data.region_order, ModelConfig()
+    pretrained = is_pretrained_text(model.text_encoder)
     settings = {
         f"model.kind = {model.kind}\n": model.kind != "vsrn",
         # The other two normalisations differ by a BatchNorm.
@@ -154,6 +155,9 @@ def _settings_without_weights(config: Config) -> list[str]:
         f"model.aggregator = {model.aggregator}\n": model.aggregator not in ("gru", "mean", "gpo"),
         f"model.caption_aggregator = {model.caption_aggregator}\n": model.caption_aggregator not in ("last", "gpo"),
         f"loss.matching = {config.loss.matching}\n": config.loss.matching not in ("triplet", "contrastive"),
+        # Where a pretrained text encoder lay says nothing of it; its architecture does.
+        f"model.text_encoder = {model.text_encoder}\n": model.text_encoder != "gru" and not pretrained,
+        f"model.text.architecture = {model.text.architecture}\n": pretrained,
     }
     for name in (entry.name for entry in fields(model)):
         value = getattr(model, name)

@@ -21,7 +21,7 @@ from torch import nn
 from vsrn.config import EFFICIENTNET, ModelConfig, NetworkConfig
 from vsrn.errors import CheckpointError, ConfigError, did_you_mean
 from vsrn.extractors.grid import load_network, weights_path
-from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel, make_projection, project
+from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel, WithNetwork, make_projection, project
 from vsrn.model.gru import l2_normalise
 from vsrn.model.registry import TEXT_ENCODERS
 from vsrn.model.vsrn import ImageEncoder
@@ -39,11 +39,13 @@ _AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 PHOTOS_AT_ONCE = 4
 
 
-class PhotoEncoder(BaseImageEncoder):
+class PhotoEncoder(WithNetwork, BaseImageEncoder):
     """Network -> unit length -> projection -> unit length (section 3.1 of the paper).
 
     The network is frozen, in evaluation mode and without a gradient, until `fine_tune(True)`.
     """
+
+    network: ImageNetwork
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -63,23 +65,9 @@ class PhotoEncoder(BaseImageEncoder):
         after = self.config.network.fine_tune_after
         return self.fine_tune(after is not None and epoch >= after)
 
-    def fine_tune(self, trains: bool) -> bool:
-        """Unfreeze the network, or freeze it; returns whether that changes it."""
-        changes = any(parameter.requires_grad != trains for parameter in self.network.parameters())
-        self.network.requires_grad_(trains)
-        self.network_trains = trains
-        self.network.train(self.training and trains)
-        return changes
-
-    def train(self, mode: bool = True) -> PhotoEncoder:
-        """Set training or evaluation mode; a frozen network stays in evaluation mode."""
-        super().train(mode)
-        self.network.train(mode and self.network_trains)
-        return self
-
     def forward(self, photos: torch.Tensor, _counts: torch.Tensor | None = None) -> EncodedImages:
         """(B, S, S, 3) uint8 RGB -> `EncodedImages` with one region, the whole photo."""
-        with torch.set_grad_enabled(self.network_trains and torch.is_grad_enabled()):
+        with self.network_gradients():
             features = l2_normalise(self.network(photos))
         regions = project(self.projection, features)
         embeddings = l2_normalise(regions) if self.config.image_norm else regions

@@ -26,11 +26,12 @@ Changes = dict[str, tuple[Any, Any]]
 
 MAY_CHANGE = {
     # Where things lie. That they are the same is seen from what they hold.
-    *("data.path", "data.photos", "data.annotations", "data.held_out", "data.vocabulary"),
+    *("data.path", "data.photos", "data.annotations", "data.held_out", "data.vocabulary", "model.text.download"),
     # How long.
     *("train.epochs", "train.max_steps", "train.patience", "train.validate_every"),
     # How the learning rate goes from now on.
     *("train.learning_rate", "train.schedule", "train.learning_rate_drop", "train.warm_up_steps"),
+    "train.text_learning_rate_factor",
     # Where it is computed and told.
     *("train.device", "train.loggers"),
 }
@@ -47,6 +48,8 @@ def changes_on_resume(config: Config, folder: Path) -> Changes:
     changes = {name: (begun[name], value) for name, value in flat(dataclasses.asdict(config)).items()}
     if config.model.feature_dim is None:  # It was read from the data.
         del changes["model.feature_dim"]
+    if not config.model.text.architecture:  # So was this, from the pretrained text encoder.
+        del changes["model.text.architecture"]
     changes = {name: (then, now) for name, (then, now) in changes.items() if then != now}
     for name, (then, now) in changes.items():
         if name not in MAY_CHANGE:

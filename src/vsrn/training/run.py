@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vsrn.config import Config, ModelConfig, check_config, config_to_toml
+from vsrn.config import Config, ModelConfig, check_config, config_to_toml, is_pretrained_text, read_config
 from vsrn.configs import find_packaged
 from vsrn.data.photo_splits import open_split_for
 from vsrn.data.region_store import RegionStore, StoreInfo
@@ -89,7 +89,8 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     train, validation = open_training_splits(config)
     config = _with_feature_dim(config, train)
     first = None if resume else read_first_model(config)
-    vocabulary = _vocabulary_for(config, folder, train, first, resume=resume)
+    config, pieces = _with_text_encoder(config, folder, first, resume=resume)
+    vocabulary = pieces or _vocabulary_for(config, folder, train, first, resume=resume)
     notes = list(_notes(config, train))
     torch.manual_seed(config.train.seed)
     model: BaseModel = build_model(config, vocabulary)
@@ -97,7 +98,7 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
         extractor = train.regions.info.fingerprint if isinstance(train, Split) else ""
         notes += take_weights(model, config, first, extractor)
     elif not resume:
-        for part in model.image_encoders:
+        for part in model.encoders:
             part.load_first_weights()
         if config.data.word_vectors:
             _start_words(model, config, vocabulary)
@@ -183,6 +184,28 @@ def _with_feature_dim(config: Config, train: CaptionedImages) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, feature_dim=actual))
 
 
+def _with_text_encoder(
+    config: Config, folder: Path, first: StoredModel[BaseModel] | None, *, resume: bool
+) -> tuple[Config, Vocabulary | None]:
+    """The config with the architecture of its pretrained text encoder, and the encoder's pieces of words.
+
+    Both are the run's own on resume, and those of the model whose weights are taken; there is no vocabulary then, and
+    none without such an encoder.
+    """
+    if not is_pretrained_text(config.model.text_encoder):
+        return config, None
+    vocabulary, known = None, first.config if first is not None else None
+    if resume:
+        known = read_config(folder / CONFIG_FILE)
+    architecture = known.model.text.architecture if known is not None else ""
+    if not architecture:
+        from vsrn.model.pretrained_text import read_source  # noqa: PLC0415 - most runs have no such encoder
+
+        architecture, vocabulary, _ = read_source(config.model)
+    text = dataclasses.replace(config.model.text, architecture=architecture)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, text=text)), vocabulary
+
+
 def _vocabulary_for(
     config: Config, folder: Path, train: CaptionedImages, first: StoredModel[BaseModel] | None, *, resume: bool
 ) -> Vocabulary:
@@ -211,6 +234,11 @@ def beyond_the_end(config: Config) -> Iterator[str]:
         yield (
             f"model.network.fine_tune_after {network.fine_tune_after} lies beyond the last of {train.epochs} epochs:"
             " the network stays frozen."
+        )
+    if config.model.text.frozen_epochs >= train.epochs:
+        yield (
+            f"model.text.frozen_epochs {config.model.text.frozen_epochs} lasts to the last of {train.epochs} epochs:"
+            " the text encoder stays frozen."
         )
 
 
