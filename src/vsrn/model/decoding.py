@@ -122,7 +122,7 @@ class _Decoder(torch.autograd.Function):
         """(P, H) gradient of the states -> those of all that `forward` took."""
         weights = DecoderWeights(*ctx.saved_tensors[:5])
         rows, kept, states, keys, queries, contexts, shares, *parts = ctx.saved_tensors[5:]
-        cell, products, wide, dim = Cell(*parts, states=gradient), contexts.dtype, states.dtype, gradient.shape[1]
+        cell, products, wide, dim = Cell(*[*parts, gradient]), contexts.dtype, states.dtype, gradient.shape[1]
         of_state = torch.cat([weights.query, weights.state]).to(products)
         of_context = weights.context.to(products)
         score = weights.score.to(wide)[0] * 4

@@ -299,7 +299,7 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         """Gradient of the states -> those of gates, weights and bias."""
         weight, rows, *parts = ctx.saved_tensors
-        cell, dim = Cell(*parts, states=gradient), weight.shape[1]
+        cell, dim = Cell(*[*parts, gradient]), weight.shape[1]
         rounded = weight.to(ctx.of_products)
         # Whatever does not depend on later steps is computed for all steps at once.
         slopes = cell.slopes()
@@ -325,4 +325,4 @@ def sum_of_rows(rows: torch.Tensor) -> torch.Tensor:
 
 def steps_of(tensor: torch.Tensor, rows: torch.Tensor | None) -> Sequence[torch.Tensor]:
     """Views of each step's rows: of packed ones (P, ...), as many as `rows` says; of (B, T, ...) where it is None."""
-    return tensor.unbind(1) if rows is None else tensor.split(rows.tolist())
+    return tensor.unbind(1) if rows is None else torch.split(tensor, rows.tolist())
