@@ -111,7 +111,7 @@ def _shares(affinity: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 def of_pairs(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """(B, N, D), (B, N, D) -> (B, N, N) inner products of every query (rows) with every key of its image."""
     if queries.device.type != "cpu" or not torch.is_grad_enabled():
-        return queries @ keys.mT
+        return queries @ keys.transpose(1, 2)  # an export knows no mT
     products: torch.Tensor = _PairProducts.apply(queries, keys)
     return products
 
