@@ -27,10 +27,10 @@ class GlobalSemanticReasoning(nn.Module):
 
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) reasoned regions -> (B, D)."""
-        states = read_sequences(self.gru, regions.to(dtype_of(self.gru)))
-        if mask is None:
-            return states[:, -1]
-        return state_at(states, mask.sum(dim=1) - 1)
+        inputs = regions.to(dtype_of(self.gru))
+        states = read_sequences(self.gru, inputs)
+        last = states[:, -1] if mask is None else state_at(states, mask.sum(dim=1) - 1)
+        return last.to(inputs.dtype)
 
 
 class MeanPooling(nn.Module):

@@ -176,11 +176,6 @@ class BaseModel(nn.Module, abc.ABC):
         return [part for part in self.children() if isinstance(part, BaseEncoder)]
 
     @property
-    def image_encoders(self) -> list[BaseEncoder]:
-        """`encoders` by its earlier name, from when only those of images had anything to begin an epoch with."""
-        return self.encoders
-
-    @property
     def takes_lengths_anywhere(self) -> bool:
         """Whether the lengths of a batch may be on a GPU too, which a step needs to be recorded there."""
         return False

@@ -205,7 +205,7 @@ class Trainer:
     def _rest_of_epoch(self, log: RunLog | None, signals: list[int]) -> bool:
         """Train to the end of the epoch or of the run, or until a stop is requested; returns whether one was."""
         epoch, accumulate = self.progress.epoch, self.config.train.accumulate
-        changes = [part.begin_epoch(epoch) for part in self.model.image_encoders]
+        changes = [part.begin_epoch(epoch) for part in self.model.encoders]
         if any(changes):
             self.passes.begin_anew()
         first = self.progress.step_in_epoch * accumulate
