@@ -88,7 +88,7 @@ class Captioner(nn.Module):
             states, targets = self._states_of_words(reasoned_regions, labels, lengths, counts)
         else:
             states, targets = self._states_of_places(reasoned_regions, labels, lengths, counts)
-        logits = at_least_float32(self.output(states))
+        logits = at_least_float32(self.output(states.to(dtype_of(self.output))))
         return functional.cross_entropy(logits, targets, reduction="sum", ignore_index=_NO_WORD) / len(tokens)
 
     def _states_of_words(
