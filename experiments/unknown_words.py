@@ -2,9 +2,9 @@
 
     python experiments/unknown_words.py ../shared/flickr8k -o runs/unknown-words.json
 
-Of each caption of `val`, the rarest word of `SYNONYMS` is replaced by one of its synonyms, drawn by seed 0. Captions
-are then searched for their photos with that word as it was, as `<unk>`, and with 1, 3 or 5 stand-ins of the synonym. The
-list was written by hand before any stand-in was looked at. Intervals are of 2,000 resamples of photos.
+Of each caption of `val`, the rarest word of `SYNONYMS` is replaced by one of its synonyms, drawn by seed 0. Then
+captions are searched for their photos with that word as it was, as `<unk>`, and with 1, 3 or 5 stand-ins of the
+synonym. The list was written by hand before any stand-in was looked at. Intervals are of 2,000 resamples of photos.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ def test_what_goes_wrong_is_said_and_can_be_tried_again(page: Page, tmp_path: Pa
     expect(page.locator("#problem")).to_be_hidden()
     assert shown(page) == expected(index, SENTENCE)
     type_sentence(page, "red zorp")
-    expect(page.locator("#unknown")).to_contain_text("“zorp”")
+    expect(page.locator("#unknown")).to_contain_text("never read 'zorp'")
     page.locator("#sentence").fill("x" * 600)
     expect(page.locator("#problem")).to_contain_text("at most 500 characters")
 

@@ -58,24 +58,28 @@ class ReadWords(NamedTuple):
     unknown    words that tell it nothing: it never read them, and nothing stands in for them
     stand_ins  word that it never read -> the known words that stand in for it, nearest first
     spellings  unknown word -> the word that it may be a misspelling of, where one is near
-    says       whether any word names something that the model knows, or that known words stand in for
+    asks        False where a sentence has words and none of them names anything that the model knows, so that whatever
+                was found would be no answer
+    num_naming  how many words name something that the model knows, or that known words stand in for
     """
 
     unknown: list[str]
     stand_ins: dict[str, tuple[str, ...]]
     spellings: dict[str, str]
-    says: bool
+    asks: bool
+    num_naming: int
 
     def sentences(self) -> list[str]:
         """What a person should be told, a sentence each; none where every word is known."""
         said = [
-            f"never read '{word}'; looked for {' or '.join(some)} instead." for word, some in self.stand_ins.items()
+            f"The model never read '{word}'; it looks for {', '.join(some)} instead."
+            for word, some in self.stand_ins.items()
         ]
-        for word in self.unknown:
+        for word in filter(names, self.unknown):
             near = f" Did you mean '{self.spellings[word]}'?" if word in self.spellings else ""
-            said.append(f"never read '{word}', which counts for nothing.{near}")
-        if not self.says:
-            said.append("no word of this names anything that the model knows, so nothing is shown; use other words.")
+            said.append(f"The model never read '{word}', which counts for nothing.{near}")
+        if not self.asks:
+            said.append("No word of the sentence names anything that the model knows; say it in other words.")
         return said
 
 

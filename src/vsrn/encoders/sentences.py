@@ -89,8 +89,9 @@ class SentenceEncoder(BackEnd):
         """What the model makes of the words of a sentence."""
         unknown, instead = self.unknown_words(sentence), self.stand_ins(sentence)
         spellings = {word: near for word in unknown if (near := self.standing_in.spelling(word)) is not None}
-        said = any(names(word) and word not in unknown for word in tokenize(sentence))
-        return ReadWords(unknown, instead, spellings, said)
+        words = set(tokenize(sentence))
+        naming = [word for word in words if names(word) and word not in unknown]
+        return ReadWords(unknown, instead, spellings, bool(naming) or not words, len(naming))
 
     def _tokens(self, captions: Sequence[str]) -> list[IntArray]:
         """The token ids of each caption."""
