@@ -25,6 +25,8 @@ STAND_INS = 3
 LEAST_COSINE = 0.5
 # Words from this many letters on may have two mistakes.
 LONG = 6
+# Longer words are not looked up: the time grows with their length.
+LONGEST = 24
 # Words that name nothing which could be in a photo.
 FUNCTION_WORDS = re.compile(
     "an?|and|are|as|at|be|being|by|for|from|has|have|he|her|him|his|in|into|is|its?|n't|of|off|on|onto|or|she|some|that"
@@ -97,8 +99,10 @@ class StandIns:
 
         None for a word that the vocabulary has, that names nothing, that is not in the table, or that nothing is near.
         """
+        if word in self.vocabulary.ids or word not in read_table().rows or not names(word):
+            return ()
         if word not in self._found:
-            self._found[word] = () if word in self.vocabulary.ids or not names(word) else self._nearest(word)
+            self._found[word] = self._nearest(word)
         return self._found[word]
 
     def spelling(self, word: str) -> str | None:
@@ -111,25 +115,24 @@ class StandIns:
         'dog'
         """
         table, ids = read_table().rows, self.vocabulary.ids
-        if word in ids or word in table or len(word) < 3 or not word.isalpha() or not word.isascii():
+        no_word = not (word.isalpha() and word.isascii() and 3 <= len(word) <= LONGEST)
+        if no_word or word in ids or word in table:
             return None
         once = one_mistake(word)
-        for near in (lambda: once, lambda: {two for one in once for two in one_mistake(one)}):
-            candidates = near()
-            known = [candidate for candidate in candidates & ids.keys() if names(candidate)]
-            if known:
-                return min(known, key=lambda candidate: ids[candidate])
-            others = [candidate for candidate in candidates & table.keys() if self.of(candidate)]
+        near = [candidate for candidate in once & ids.keys() if names(candidate)]
+        if not near:
+            others = [candidate for candidate in once & table.keys() if self.of(candidate)]
             if others:
                 return min(others)
-            if len(word) < LONG:
-                break
-        return None
+        if not near and len(word) >= LONG:
+            # Two words are two mistakes apart where one mistake makes the same of both. People rarely miss both ends.
+            alike = (known for known in ids if known[:1] == word[0] or known[-1:] == word[-1])
+            alike = (known for known in alike if abs(len(known) - len(word)) <= 2 and names(known))
+            near = [known for known in alike if not once.isdisjoint(one_mistake(known))]
+        return min(near, key=lambda candidate: ids[candidate], default=None)
 
     def _nearest(self, word: str) -> tuple[str, ...]:
         table = read_table()
-        if word not in table.rows:
-            return ()
         if self._vectors is None:
             self._known = [known for known in self.vocabulary.words if known in table.rows and names(known)]
             self._vectors = table.vectors[[table.rows[known] for known in self._known]]

@@ -18,6 +18,8 @@ from vsrn.errors import UnknownWordsWarning
 from vsrn.metrics import FloatArray, IntArray
 
 WORDS_NAMED = 10
+# Words of a sentence whose spelling is looked up; each takes some hundredths of a second.
+WORDS_SPELT = 5
 
 
 class SentenceEncoder(BackEnd):
@@ -88,7 +90,8 @@ class SentenceEncoder(BackEnd):
     def read_words(self, sentence: str) -> ReadWords:
         """What the model makes of the words of a sentence."""
         unknown, instead = self.unknown_words(sentence), self.stand_ins(sentence)
-        spellings = {word: near for word in unknown if (near := self.standing_in.spelling(word)) is not None}
+        looked_up = [word for word in unknown if names(word)][:WORDS_SPELT]
+        spellings = {word: near for word in looked_up if (near := self.standing_in.spelling(word)) is not None}
         words = set(tokenize(sentence))
         naming = [word for word in words if names(word) and word not in unknown]
         return ReadWords(unknown, instead, spellings, bool(naming) or not words, len(naming))

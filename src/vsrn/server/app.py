@@ -103,7 +103,7 @@ async def search(
 ) -> SearchResult:
     """Photos that fit a sentence; none where no word of it names anything that the model knows."""
     found = await service.search(sentence, k, where, min_score)
-    return result_of(found, service.encoder.read_words(sentence))
+    return result_of(found, await service.read_words(sentence))
 
 
 @routes.post(

@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 
 from vsrn.data.regions import Regions, pad_regions
+from vsrn.data.stand_ins import ReadWords
 from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.metrics import FloatArray
@@ -137,8 +138,12 @@ class Service:
 
     async def search(self, sentence: str, k: int, where: Where, least: float | None = None) -> list[Hit]:
         """The photos that fit a sentence best; arguments as of `Index.search`."""
-        vector, words = await self._sentences.ask(sentence), self.encoder.read_words(sentence)
+        vector, words = await self._sentences.ask(sentence), await self.read_words(sentence)
         return await self.read(self.index.search_sentence, vector, words, k, where, least)
+
+    async def read_words(self, sentence: str) -> ReadWords:
+        """What the model makes of the words of a sentence."""
+        return await self.read(self.encoder.read_words, sentence)
 
     async def search_photo(self, content: bytes, k: int, where: Where) -> list[Hit]:
         """The photos most like one that is given as bytes. Raises `PhotoError` where they are no photo we can read."""
