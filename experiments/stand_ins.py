@@ -35,6 +35,21 @@ Floats = npt.NDArray[np.float32]
 DIMENSIONS = 64
 # Parts of WordNet whose nouns can be seen: animals, artefacts, bodies, food, objects, people, phenomena, plants, stuff.
 VISIBLE = {5, 6, 8, 13, 17, 18, 19, 20, 27}
+# Words younger than WordNet, each by words that say it.
+YOUNGER = {
+    "selfie": "photograph camera face smiling",
+    "selfies": "photographs cameras faces smiling",
+    "screenshot": "picture screen computer",
+    "hoverboard": "skateboard scooter",
+    "emoji": "picture face smiling",
+    "livestream": "video broadcast",
+    "crossfit": "gym exercise",
+    "brunch": "breakfast lunch",
+    "hashtag": "label text",
+    "ebike": "bicycle motor",
+    "tiktok": "video dance",
+    "unboxing": "box opening",
+}
 # How much a word's own pieces count, where it is one piece and where it is several.
 OF_ONE_PIECE, OF_PIECES = 0.5, 0.3
 ENDINGS = (
@@ -191,6 +206,9 @@ def main(
     vectors = unit(share * unit(by_pieces - by_pieces.mean(axis=0)) + (1 - share) * unit(by_words))
     _, _, directions = np.linalg.svd(vectors[::5], full_matrices=False)
     vectors = unit(vectors @ directions[:DIMENSIONS].T)
+    rows = {word: row for row, word in enumerate(words)}
+    younger = [np.mean([vectors[rows[word]] for word in said.split()], axis=0) for said in YOUNGER.values()]
+    words, vectors = [*words, *YOUNGER], np.concatenate([vectors, unit(np.stack(younger))])
     scaled = np.round(vectors / np.abs(vectors).max(axis=1, keepdims=True) * 127).astype(np.int8)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, words=np.frombuffer("\n".join(words).encode(), np.uint8), vectors=scaled)
