@@ -21,9 +21,9 @@ def project() -> dict[str, object]:
     return table
 
 
-def test_the_expression_names_the_code_and_every_packaged_model(project: dict[str, object]) -> None:
+def test_the_expression_names_the_code_every_packaged_model_and_the_table_of_words(project: dict[str, object]) -> None:
     references = [f"LicenseRef-vsrn-{name}" for name in PACKAGED_MODELS]
-    assert project["license"] == " AND ".join(["Apache-2.0", *references])
+    assert project["license"] == " AND ".join(["Apache-2.0", *references, "LicenseRef-vsrn-words"])
 
 
 def test_the_text_of_each_licence_is_listed_and_says_what_it_is(project: dict[str, object]) -> None:
@@ -33,6 +33,9 @@ def test_the_text_of_each_licence_is_listed_and_says_what_it_is(project: dict[st
         text = texts.pop(str((MODELS / name / "LICENSE").relative_to(ROOT)))
         assert text.startswith(f"LicenseRef-vsrn-{name}\n")
         assert "RESEARCH AND EDUCATION ONLY" in text
+    words = texts.pop("src/vsrn/data/words-LICENSE")
+    assert words.startswith("LicenseRef-vsrn-words\n")
+    assert all(whose in words for whose in ("Lee Miller", "Princeton University", "Kevin Atkinson"))
     assert not texts
 
 

@@ -258,7 +258,12 @@ def test_what_goes_wrong_is_said_and_can_be_tried_again(page: Page, tmp_path: Pa
     expect(page.locator("#problem")).to_be_hidden()
     assert shown(page) == expected(index, SENTENCE)
     type_sentence(page, "red zorp")
-    expect(page.locator("#unknown")).to_contain_text("“zorp”")
+    expect(page.locator("#unknown")).to_contain_text("never read 'zorp'")
+    assert page.locator("#unknown").get_attribute("aria-live") == "polite"
+    page.locator("#sentence").fill("zorp qwrtz")
+    expect(page.locator("#unknown")).to_contain_text("No word of the sentence names anything that the model knows")
+    expect(page.locator(".tile")).to_have_count(0)
+    expect(page.locator(".nothing")).to_have_text("No photo fits.")
     page.locator("#sentence").fill("x" * 600)
     expect(page.locator("#problem")).to_contain_text("at most 500 characters")
 

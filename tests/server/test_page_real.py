@@ -68,6 +68,11 @@ def ask(page: Page) -> None:
     """Type the sentence; the right photo comes first."""
     page.goto("/")
     page.locator("#sentence").fill(SENTENCE)
+    # Those that hardly fit wait behind a button.
+    expect(page.locator("#status")).to_contain_text(re.compile(rf"photos? fits? “{SENTENCE}”|No photos fit"))
+    expect(page.locator("#unsure")).to_be_visible()
+    assert page.locator(".tile").count() < len(PHOTOS)
+    page.locator("#unsure").click()
     expect(page.locator("#status")).to_contain_text(f"“{SENTENCE}”")
     expect(page.locator(".tile")).to_have_count(len(PHOTOS))
     assert page.locator(".tile").first.evaluate("tile => tile.ariaLabel").startswith("camera.jpg")

@@ -69,6 +69,13 @@ def test_a_search_finds_what_the_library_finds(client: TestClient, index: Index)
             assert (hit["width"], hit["height"], hit["taken"]) == (record.width, record.height, record.taken)
     assert len(found(client.get("/api/search", params={"sentence": "red", "k": 200}))) == 12
     assert client.get("/api/search?sentence=Red zorp, green ZORP").json()["unknown_words"] == ["zorp", ","]
+    assert "never read 'zorp'" in client.get("/api/search?sentence=red zorp").json()["said"][0]
+    nothing = client.get("/api/search?sentence=zorp").json()
+    assert nothing["hits"] == []
+    assert nothing["said"][-1].startswith("No word of the sentence names anything")
+    scores = [score for _, score in found(client.get("/api/search?sentence=red&k=5"))]
+    assert len(found(client.get(f"/api/search?sentence=red&min_score={scores[2] - 1e-5}"))) == 3
+    assert client.get("/api/search?sentence=red&min_score=nan").status_code == 422
 
 
 def test_filters_reach_the_library(client: TestClient, index: Index) -> None:

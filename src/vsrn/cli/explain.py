@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Device, Force, Json, Model, Precision, print_json, say_unknown_words
+from vsrn.cli.options import Device, Force, Json, Model, Precision, print_json, say_words, words_json
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
@@ -73,7 +73,7 @@ def main(
 
         _check_output(output, photo, force=force)
         encoder = vsrn.load(model or DEFAULT_MODEL, device, precision)
-        explanation, unknown = encoder.explain(photo, sentence, view), encoder.unknown_words(sentence)
+        explanation, words = encoder.explain(photo, sentence, view), encoder.read_words(sentence)
         picture = _decode(photo) if output is not None else None
     else:
         from vsrn.search.index import open_index
@@ -81,14 +81,14 @@ def main(
         with open_index(index) as opened:
             _check_output(output, opened.path(str(photo_id)), force=force)
             explanation = opened.explain(str(photo_id), sentence, view)
-            unknown = opened.encoder.unknown_words(sentence)
+            words = opened.encoder.read_words(sentence)
             picture = _photo_of(opened, str(photo_id)) if output is not None else None
     explanation = explanation if word is None else explanation.of_word(word)
     if output is not None and picture is not None:
         _draw(output, picture, explanation, sentence if word is None else f"{sentence}: {word}", k)
-    say_unknown_words(unknown)
+    say_words(words)
     if json:
-        print_json({"photo": str(photo), "sentence": sentence, "unknown_words": unknown} | explanation.to_json())
+        print_json({"photo": str(photo), "sentence": sentence} | words_json(words) | explanation.to_json())
     else:
         _show(explanation, k, output)
     return 0

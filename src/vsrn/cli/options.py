@@ -21,6 +21,7 @@ from vsrn.files import printable
 
 if TYPE_CHECKING:
     from vsrn.data.region_store import SkippedPhoto
+    from vsrn.data.stand_ins import ReadWords
     from vsrn.evaluation.evaluate import Evaluation
     from vsrn.evaluation.tables import TextFormat
     from vsrn.search.records import SkippedRecord
@@ -228,10 +229,16 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 
 
-def say_unknown_words(words: Sequence[str]) -> None:
-    """Name on standard error the words of a sentence that the model never read, where there are any."""
-    if words:
-        say(f"words the model never read: {', '.join(words)}")
+def say_words(words: ReadWords) -> None:
+    """Say on standard error what became of words that a model never read, where a sentence has any."""
+    for sentence in words.sentences():
+        say(printable(sentence))
+
+
+def words_json(words: ReadWords) -> dict[str, Any]:
+    """The words of a sentence that a model never read, for machines: `unknown_words`, `stand_ins`, `spellings`."""
+    stand_ins = {word: list(found) for word, found in words.stand_ins.items()}
+    return {"unknown_words": words.unknown, "stand_ins": stand_ins, "spellings": words.spellings}
 
 
 def say_unknown_share(share: float, whose: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Device, Index, Json, Uri, print_json, say_unknown_words
+from vsrn.cli.options import Device, Index, Json, Uri, print_json, say_words, words_json
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 
@@ -33,6 +33,7 @@ def main(
     folder: str | None = None,
     since: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
     until: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
+    min_score: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None,
     rerank: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     uri: Uri = "",
     device: Device = "auto",
@@ -44,6 +45,7 @@ def main(
     $ vsrn search idx --image query.jpg
     $ vsrn search idx --like holiday/beach.jpg --since 2024-06-01
 
+    Before each photo stand its similarity and, where the model was measured for it, how likely it is that it fits.
     A terminal that can show pictures (iTerm2, kitty, sixel) shows them.
 
     Args:
@@ -54,6 +56,8 @@ def main(
         folder: Only photos in this folder: below the one that was indexed, or a path to it.
         since: Only photos taken on this day or later.
         until: Only photos taken on this day or earlier.
+        min_score: Only photos whose chance to fit the sentence, from 0 to 1, is at least this: the number in percent. A
+            search by a photo, or a model without such chances, compares it with the similarity, the first number.
         rerank: A SCAN that re-orders the best 50 by comparing every word with every region; it needs torch.
     """
     given = {"sentence": sentence, "image": None if image is None else str(image), "like": like}
@@ -70,13 +74,18 @@ def main(
     where = Where(folder, _day(since, "--since"), _day(until, "--until"))
     with open_index(index, uri, device) as opened:
         hits = _search(opened, query, k, where, rerank, device)
-        unknown = opened.encoder.unknown_words(sentence or "")
-        say_unknown_words(unknown)
+        kept = [hit for hit in hits if min_score is None or hit.fits(min_score)]
+        words = opened.encoder.read_words(sentence or "")
+        if sentence is not None:
+            say_words(words)
         if json:
-            found = [{"id": hit.id, "score": round(hit.score, 6), "path": printable(hit.path)} for hit in hits]
-            print_json({"index": str(index), "query": query, "unknown_words": unknown, "hits": found})
+            found = [_for_machines(hit) for hit in kept]
+            print_json({"index": str(index), "query": query} | words_json(words) | {"hits": found})
         else:
-            _show(opened, hits)
+            _show(opened, kept)
+            if not kept and (sentence is None or words.asks):
+                why = "reaches --min-score" if hits else "of the index passes the filters"
+                print(f"No photo {why}.", file=sys.stderr)
     return 0
 
 
@@ -96,11 +105,15 @@ def _search(
 def _show(index: OpenIndex, hits: Sequence[Hit]) -> None:
     draw = picture_protocol() if sys.stdout.isatty() else None
     for hit in hits:
-        print(f"{hit.score:.3f}  {printable(hit.path)}")
+        fit = "" if hit.fit is None else f"{hit.fit:4.0%}  "
+        print(f"{hit.score:.3f}  {fit}{printable(hit.path)}")
         if draw is not None:
             print(draw(index.thumbnail(hit.id)))
-    if not hits:
-        print("No photo of the index passes the filters.", file=sys.stderr)
+
+
+def _for_machines(hit: Hit) -> dict[str, object]:
+    fit = {} if hit.fit is None else {"fit": round(hit.fit, 4)}
+    return {"id": hit.id, "score": round(hit.score, 6)} | fit | {"path": printable(hit.path)}
 
 
 def _day(text: str | None, option: str) -> date | None:

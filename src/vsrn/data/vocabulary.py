@@ -60,7 +60,11 @@ class Vocabulary:
 
     def encode(self, caption: str) -> list[int]:
         """The caption's token ids, from <start> to <end>."""
-        return [START, *(self.ids.get(word, UNK) for word in tokenize(caption)), END]
+        return self.ids_of(tokenize(caption))
+
+    def ids_of(self, words: Iterable[str]) -> list[int]:
+        """The token ids of a caption that is cut into words, from <start> to <end>."""
+        return [START, *(self.ids.get(word, UNK) for word in words), END]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Words up to <end>, joined by spaces; <start> and <pad> are left out."""

@@ -19,6 +19,7 @@ from vsrn.config import Config, RegionOrder
 from vsrn.data.region_store import StoreInfo
 from vsrn.data.regions import RegionNames, Regions, pad_regions
 from vsrn.data.splits import CaptionedImages, Split
+from vsrn.data.stand_ins import StandIns
 from vsrn.data.vocabulary import Vocabulary
 from vsrn.encoders.inputs import check_features, list_of_photos, size_of_batches, slices
 from vsrn.errors import CheckpointError, DataError
@@ -54,6 +55,8 @@ class BackEnd(ABC):
     """
 
     main_file: ClassVar[str]
+    # Whether its sentences are embeddings, which the mean over several stand-ins is made of.
+    reads_stand_ins: ClassVar[bool] = True
 
     def __init__(
         self, config: Config, vocabulary: Vocabulary, device: str, learned_from: StoreInfo, *, has_captioner: bool
@@ -62,6 +65,7 @@ class BackEnd(ABC):
         self.learned_from, self.has_captioner = learned_from, has_captioner
         self._extractor: RegionExtractor | None = None
         self._named_words: set[str] = set()
+        self.standing_in = StandIns(vocabulary)
         self._loading, self._extracting = threading.Lock(), threading.Lock()
 
     @property

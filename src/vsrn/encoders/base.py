@@ -14,7 +14,6 @@ B images or captions, N regions of an image at most, F numbers per region, D num
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy.typing as npt
 
 import vsrn
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
-from vsrn.encoders.backend import IMAGES_AT_ONCE, BackEnd, Features
+from vsrn.encoders.backend import IMAGES_AT_ONCE, Features
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.encoders.hub import fetch, push, save
 from vsrn.encoders.inputs import (
@@ -33,13 +32,12 @@ from vsrn.encoders.inputs import (
     batch_of,
     batches_of,
     embeddings_of,
-    list_of_captions,
     list_of_photos,
     reporting,
     size_of_batches,
     slices,
 )
-from vsrn.errors import UnknownWordsWarning
+from vsrn.encoders.sentences import SentenceEncoder
 from vsrn.metrics import SIMILARITIES, EncodedSplit, FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
     from vsrn.encoders.torch_backend import Precision
 
 DEFAULT_BEAM = 5
-WORDS_NAMED = 10
 NO_CAPTIONER = (
     "this model has no captioner, so it cannot write captions; use one that was trained with model.captioner.enabled."
 )
@@ -65,7 +62,7 @@ class WrittenCaption(NamedTuple):
     score: float
 
 
-class Encoder(BackEnd):
+class Encoder(SentenceEncoder):
     """A model ready to use; `vsrn.load` gives the right kind.
 
     `TorchEncoder` runs a run or a converted model, `OnnxEncoder` an exported folder without torch, and `ScanEncoder`
@@ -134,43 +131,6 @@ class Encoder(BackEnd):
         A card that is there is kept. Raises `CheckpointError` where the hub refuses.
         """
         return push(self, name, private=private, token=token, revision=revision, message=message)
-
-    def encode_captions(
-        self, captions: str | Iterable[str], *, batch_size: int | None = None, progress: ProgressOf = False
-    ) -> FloatArray:
-        """B sentences -> (B, D) float32 embeddings; a single string is one sentence, (1, D).
-
-        Warns once of each word that the model never read (`UnknownWordsWarning`).
-        Raises `DataError` where one of them is no string.
-        """
-        sentences = list_of_captions(captions)
-        self._warn_of_words(sentences)
-        with reporting(progress, "encoding captions", len(sentences)) as advance:
-            return self._encode_tokens(self._tokens(sentences), advance, batch_size)
-
-    def unknown_words(self, captions: str | Iterable[str]) -> list[str]:
-        """Words of a caption, or of several, that the model never read, each once, in the order they are met.
-
-        The model takes each of them for `<unk>`, so they tell it nothing.
-        """
-        return self.vocabulary.unknown_words(list_of_captions(captions))
-
-    def _tokens(self, captions: Sequence[str]) -> list[IntArray]:
-        """The token ids of each caption."""
-        return [np.array(self.vocabulary.encode(caption)) for caption in captions]
-
-    def _warn_of_words(self, captions: Sequence[str]) -> None:
-        """Name the words that the model never read, those that no earlier call has named."""
-        new = [word for word in self.unknown_words(captions) if word not in self._named_words]
-        if new:
-            self._named_words |= set(new)
-            more = f" and {len(new) - WORDS_NAMED:,} more" if len(new) > WORDS_NAMED else ""
-            share = self.vocabulary.unknown_share(captions)
-            warnings.warn(
-                f"words the model never read: {', '.join(new[:WORDS_NAMED])}{more} ({share:.0%} of all words).",
-                UnknownWordsWarning,
-                stacklevel=3,
-            )
 
     def encode_regions(
         self,

@@ -6,8 +6,7 @@ explain_regions(encoder, regions, "two dogs", view="sentence")  # what the simil
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from vsrn.data.regions import Regions
+from vsrn.data.stand_ins import names
 from vsrn.data.tokenizer import tokenize
 from vsrn.data.vocabulary import Vocabulary
 from vsrn.errors import DataError
@@ -32,11 +32,6 @@ LAMBDA = 50
 HEAT_SIDE = 112
 # Standard deviation of the blur of a heat map, in pixels: as far as a cell of a map sees around itself.
 BLUR = 10
-# Words that name nothing which could be somewhere in a photo.
-FUNCTION_WORDS = re.compile(
-    "an?|and|are|as|at|be|being|by|for|from|has|have|he|her|him|his|in|into|is|its?|n't|of|off|on|onto|or|she|some|that"
-    "|the|their|them|there|they|this|through|to|up|was|were|while|who|with"
-)
 
 
 class WeighedRegion(NamedTuple):
@@ -146,7 +141,7 @@ def explain_regions(
     Raises what the encoder raises, such as `DataError` where the regions are not of the size that it reads.
     """
     view = view or encoder.default_view
-    named = naming_words(sentence, encoder.vocabulary)
+    named = naming_words(sentence, encoder.vocabulary, encoder.stand_ins(sentence))
     words_by: ExplainView = "sentence" if "sentence" in (view, encoder.default_view) else "relevance"
     found = np.zeros((0, len(regions.features)), np.float32)
     if view == "image":
@@ -180,15 +175,16 @@ def losses(encoder: Encoder, features: FloatArray, sentences: list[str]) -> tupl
     return float(whole[0, 0]), whole - similarities[:, 1:] if len(features) > 1 else whole
 
 
-def naming_words(sentence: str, vocabulary: Vocabulary) -> list[str]:
+def naming_words(sentence: str, vocabulary: Vocabulary, stood_in: Container[str] = ()) -> list[str]:
     """The words of a sentence that name something and that a model knows, each once, in their order.
+
+    stood_in  words that it does not know but that known ones stand in for; they count as known
 
     >>> naming_words("A dog, and a dgo!", Vocabulary(["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "!"]))
     ['dog']
     """
     words = dict.fromkeys(tokenize(sentence))
-    known = (word for word in words if word[0].isalnum() and vocabulary.knows(word))
-    return [word for word in known if not FUNCTION_WORDS.fullmatch(word)]
+    return [word for word in words if names(word) and (vocabulary.knows(word) or word in stood_in)]
 
 
 def without_each(features: FloatArray) -> tuple[FloatArray, IntArray]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 OF_RUNS, OF_EXPORTS = "model.safetensors", "export.json"
 FILES = (
     *("config.toml", "vocabulary.json", "extractor.safetensors", "extractor.onnx"),
-    *("extractor_names.json", "image_encoder.onnx", "caption_encoder.onnx", "captioner.safetensors"),
+    *("extractor_names.json", "image_encoder.onnx", "caption_encoder.onnx", "captioner.safetensors", "fit.json"),
     *(OF_EXPORTS, OF_RUNS),
 )
 CARD_FILE, LICENCE_FILE, LOG_FILE, STATE = "README.md", "LICENSE", "metrics.jsonl", "state"

@@ -7,6 +7,7 @@ The folder comes from `vsrn export RUN --onnx FOLDER`:
     caption_encoder.onnx   tokens (B, T) int64, lengths (B,) int64 real tokens          -> embeddings (B, D)
     captioner.safetensors  weights of the captioner, where the model has one; torch runs it
     config.toml, vocabulary.json
+    fit.json               optional, how likely a photo fits by its similarity (`vsrn.encoders.fit`)
     extractor.*            optional, weights of the extractor of regions (`vsrn.extractors.provenance`)
     export.json            `ExportInfo`, written last
 """
@@ -32,6 +33,7 @@ from vsrn.data.vocabulary import PAD, read_vocabulary
 from vsrn.encoders.backend import Features
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.explain import ExplainView
+from vsrn.encoders.fit import FIT_FILE, Fit, read_fit
 from vsrn.encoders.inputs import size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError, VocabularyError
 from vsrn.extractors.provenance import NAME, NAMES_FILE, carry_weights, kept_names, kept_weights
@@ -137,6 +139,12 @@ class OnnxEncoder(Encoder):
             check_file(self.folder, name, self.checksums)
         return self.folder / name
 
+    @cached_property
+    def fit(self) -> Fit | None:
+        """How likely a photo fits by its similarity; None where nobody measured it. Raises what `read_fit` raises."""
+        there = (self.folder / FIT_FILE).is_symlink() or (self.folder / FIT_FILE).exists()
+        return read_fit(self.file(FIT_FILE), self.info.model) if there else None
+
     @override
     def check(self) -> None:
         assert self._image_session is not self._caption_session
@@ -148,7 +156,7 @@ class OnnxEncoder(Encoder):
 
     @override
     def write_files(self, folder: Path) -> set[str]:
-        ours = (CONFIG_FILE, VOCABULARY_FILE, IMAGE_FILE, CAPTION_FILE, CAPTIONER_FILE, NAMES_FILE, INFO_FILE)
+        ours = (CONFIG_FILE, VOCABULARY_FILE, IMAGE_FILE, CAPTION_FILE, CAPTIONER_FILE, NAMES_FILE, FIT_FILE, INFO_FILE)
         weights, written = self.extractor_weights, set[str]()
         if weights is not None:
             carry_weights(weights, folder)

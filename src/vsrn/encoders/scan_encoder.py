@@ -99,8 +99,10 @@ class ScanEncoder(StoredEncoder):
     """An `Encoder` that runs a SCAN in torch: it compares images with captions, and has no embedding of either.
 
     `compare`, `similarity` of photos and sentences, and `encode_split` work; whatever needs an embedding raises
-    `CheckpointError`.
+    `CheckpointError`. Words that it never read stay `<unk>`.
     """
+
+    reads_stand_ins = False
 
     def __init__(self, stored: StoredModel[SCAN], device: str = "auto", precision: Precision = "fp32") -> None:
         """Move a SCAN to a device; arguments and errors are those of `StoredEncoder`."""

@@ -16,6 +16,7 @@ import safetensors
 from vsrn.data.regions import RegionNames
 from vsrn.encoders import load_encoder
 from vsrn.encoders.base import Encoder
+from vsrn.encoders.fit import FIT_FILE
 from vsrn.encoders.onnx_backend import (
     CAPTION_FILE,
     CAPTIONER_FILE,
@@ -60,6 +61,7 @@ _MODEL_FILES = (
     CAPTION_FILE,
     CAPTIONER_FILE,
     NAMES_FILE,
+    FIT_FILE,
     LICENSE_FILE,
 )
 # Of an extractor that is a folder: what transformers reads that is no code.
@@ -160,6 +162,8 @@ def _belongs(model: OnnxEncoder, file: Path) -> bool:
     What has been read as what it is may be a link, as in the folders of a hub; what nobody has read may not, since a
     link can lead to a file that is not meant to be copied.
     """
+    if file.name == FIT_FILE:
+        return model.fit is not None
     if file.name == CAPTIONER_FILE and file.is_file():
         try:
             with safetensors.safe_open(file, framework="np") as opened:

@@ -23,6 +23,7 @@ import numpy as np
 
 from vsrn.data.listing import photo_id
 from vsrn.data.regions import Regions, pad_regions
+from vsrn.data.stand_ins import ReadWords
 from vsrn.encoders import load_encoder
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
@@ -78,12 +79,19 @@ class Hit:
     score  inner product of its embedding with the query's; a cosine for most models
     path   where it was when it was indexed
     photo  what else the index knew of it when it was found
+    fit    how likely it is, from 0 to 1, that it fits the sentence; None where the search was by a photo or a vector,
+           or where nobody measured it for the index's model
     """
 
     id: str
     score: float
     path: Path
     photo: PhotoRecord = field(repr=False, compare=False)
+    fit: float | None = field(default=None, compare=False)
+
+    def fits(self, least: float) -> bool:
+        """Whether its `fit`, or its score where it has none, is at least this."""
+        return (self.score if self.fit is None else self.fit) >= least
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,27 @@ class Index(Closing):
         """Photos that can be found."""
         return self._ask(lambda view: view.num_photos())
 
-    def search(self, caption: str, k: int = 10, where: Where = EVERYWHERE) -> list[Hit]:
-        """The k photos that fit a sentence best, best first. Needs no torch."""
-        return self.search_vector(self.encoder.encode_captions([caption])[0], k, where)
+    def search(self, caption: str, k: int = 10, where: Where = EVERYWHERE, least: float | None = None) -> list[Hit]:
+        """The k photos that fit a sentence best, best first. Needs no torch.
+
+        least  only photos whose `fit` is at least this, or whose score is where the index's model has no `fit`
+
+        No photo is given where no word of the sentence names anything that the model knows (`Encoder.read_words`).
+        """
+        vector = self.encoder.encode_captions([caption])[0]
+        return self.search_sentence(vector, self.encoder.read_words(caption), k, where, least)
+
+    def search_sentence(
+        self, vector: FloatArray, words: ReadWords, k: int, where: Where = EVERYWHERE, least: float | None = None
+    ) -> list[Hit]:
+        """As `search`, by the (D,) embedding of a sentence and what the model makes of its words."""
+        if not words.asks:
+            return []
+        hits, fit = self.search_vector(vector, k, where), self.encoder.fit
+        if fit is not None:
+            chances = fit.chances(np.array([hit.score for hit in hits]), words.num_naming)
+            hits = [replace(hit, fit=float(chance)) for hit, chance in zip(hits, chances, strict=True)]
+        return [hit for hit in hits if least is None or hit.fits(least)]
 
     def search_image(self, photo: Path | str, k: int = 10, where: Where = EVERYWHERE) -> list[Hit]:
         """The k photos most like one that need not be in the index. Raises `PhotoError` where it cannot be read."""

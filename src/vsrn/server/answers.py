@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from vsrn.data.stand_ins import ReadWords
 from vsrn.errors import PhotoError, SearchError, UnknownFolderError, UnknownPhotoError, VsrnError
 from vsrn.search.index import Hit as FoundPhoto
 from vsrn.search.records import PhotoRecord
@@ -43,6 +44,10 @@ class Hit(Photo):
     """A photo that was found."""
 
     score: float = Field(description="Inner product of its embedding with the query's; a cosine.")
+    fit: float | None = Field(
+        default=None,
+        description="How likely it is, from 0 to 1, that it fits the sentence; null where nobody measured it.",
+    )
 
 
 class SearchResult(BaseModel):
@@ -50,8 +55,15 @@ class SearchResult(BaseModel):
 
     hits: list[Hit]
     unknown_words: list[str] = Field(
-        default_factory=list, description="Words of the sentence that the model has never read; they count for little."
+        default_factory=list, description="Words of the sentence that tell the model nothing: it never read them."
     )
+    stand_ins: dict[str, list[str]] = Field(
+        default_factory=dict, description="Word that the model never read: the known words that stand in for it."
+    )
+    spellings: dict[str, str] = Field(
+        default_factory=dict, description="Unknown word: the word that it may be a misspelling of."
+    )
+    said: list[str] = Field(default_factory=list, description="The same for people, a sentence each.")
 
 
 class Photos(BaseModel):
@@ -121,7 +133,25 @@ def photo_of(record: PhotoRecord) -> Photo:
 
 def hits_of(found: Iterable[FoundPhoto]) -> list[Hit]:
     """Photos that were found, with their scores."""
-    return [Hit(**_photo_fields(hit.photo), score=round(hit.score, 6)) for hit in found]
+    return [
+        Hit(
+            **_photo_fields(hit.photo),
+            score=round(hit.score, 6),
+            fit=None if hit.fit is None else round(hit.fit, 4),
+        )
+        for hit in found
+    ]
+
+
+def result_of(found: Iterable[FoundPhoto], words: ReadWords) -> SearchResult:
+    """Photos that were found by a sentence, and what became of its words."""
+    return SearchResult(
+        hits=hits_of(found),
+        unknown_words=words.unknown,
+        stand_ins={word: list(some) for word, some in words.stand_ins.items()},
+        spellings=words.spellings,
+        said=words.sentences(),
+    )
 
 
 def _photo_fields(record: PhotoRecord) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from vsrn.server.answers import (
     hits_of,
     photo_of,
     problems,
+    result_of,
     version_of,
 )
 from vsrn.server.photos import Uploads
@@ -48,6 +49,10 @@ Version = Annotated[str, Query(alias="v", max_length=64, description="Its versio
 Count = Annotated[int, Query(ge=1, le=LIMITS.most_hits, description="How many photos.")]
 Sentence = Annotated[
     str, Query(min_length=1, max_length=LIMITS.sentence_letters, pattern=r"\S", description="What photos should show.")
+]
+Least = Annotated[
+    float | None,
+    Query(allow_inf_nan=False, description="Only photos whose `fit`, or else `score`, is at least this."),
 ]
 View = Annotated[
     Literal["relevance", "words", "sentence"] | None,
@@ -93,10 +98,12 @@ routes = APIRouter()
 
 
 @routes.get("/api/search", tags=["search"])
-async def search(service: Served, sentence: Sentence, where: Filters, k: Count = 24) -> SearchResult:
-    """Photos that fit a sentence."""
-    found = await service.search(sentence, k, where)
-    return SearchResult(hits=hits_of(found), unknown_words=service.unknown_words(sentence))
+async def search(
+    service: Served, sentence: Sentence, where: Filters, k: Count = 24, min_score: Least = None
+) -> SearchResult:
+    """Photos that fit a sentence; none where no word of it names anything that the model knows."""
+    found = await service.search(sentence, k, where, min_score)
+    return result_of(found, await service.read_words(sentence))
 
 
 @routes.post(

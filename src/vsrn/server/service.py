@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 
 from vsrn.data.regions import Regions, pad_regions
+from vsrn.data.stand_ins import ReadWords
 from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.metrics import FloatArray
@@ -135,9 +136,14 @@ class Service:
         """What a method of the index answers. Raises what it raises."""
         return await anyio.to_thread.run_sync(question, *arguments, limiter=self._readers)
 
-    async def search(self, sentence: str, k: int, where: Where) -> list[Hit]:
-        """The photos that fit a sentence best."""
-        return await self.read(self.index.search_vector, await self._sentences.ask(sentence), k, where)
+    async def search(self, sentence: str, k: int, where: Where, least: float | None = None) -> list[Hit]:
+        """The photos that fit a sentence best; arguments as of `Index.search`."""
+        vector, words = await self._sentences.ask(sentence), await self.read_words(sentence)
+        return await self.read(self.index.search_sentence, vector, words, k, where, least)
+
+    async def read_words(self, sentence: str) -> ReadWords:
+        """What the model makes of the words of a sentence."""
+        return await self.read(self.encoder.read_words, sentence)
 
     async def search_photo(self, content: bytes, k: int, where: Where) -> list[Hit]:
         """The photos most like one that is given as bytes. Raises `PhotoError` where they are no photo we can read."""
@@ -155,11 +161,9 @@ class Service:
 
     def examples(self) -> list[str]:
         """Sentences that the model can read, to begin with."""
-        return [sentence for sentence in EXAMPLES if not self.unknown_words(sentence)][:MOST_EXAMPLES]
-
-    def unknown_words(self, sentence: str) -> list[str]:
-        """Words of a sentence that the model has never read, each once."""
-        return self.encoder.unknown_words(sentence)
+        return [sentence for sentence in EXAMPLES if not self.encoder.vocabulary.unknown_words([sentence])][
+            :MOST_EXAMPLES
+        ]
 
     def close(self) -> None:
         """Close threads and files."""

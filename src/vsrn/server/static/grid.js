@@ -30,10 +30,11 @@ export class Grid {
   tile(photo, place, kept) {
     const tile = kept ?? this.newTile(photo);
     tile.tabIndex = place ? -1 : 0;
-    const score = photo.score === undefined ? "" : photo.score.toFixed(2);
+    const rated = photo.fit != null; // of models that were measured; others have the similarity alone
+    const score = rated ? `${Math.round(100 * photo.fit)} %` : photo.score === undefined ? "" : photo.score.toFixed(2);
     tile.querySelector(".score").textContent = score;
     tile.querySelector(".score").hidden = !score;
-    tile.setAttribute("aria-label", score ? `${photo.id}, similarity ${score}` : photo.id);
+    tile.setAttribute("aria-label", score ? `${photo.id}, ${rated ? "chance that it fits" : "similarity"} ${score}` : photo.id);
     return tile;
   }
 

@@ -6,11 +6,13 @@ import { Grid } from "./grid.js";
 
 const part = (id) => document.getElementById(id);
 const PAGE = 24, WAIT = 160; // photos at a time; milliseconds after the last key
+const FITS = 0.1; // chance from which a photo is shown at once; docs/flickr8k-small.md has what it means
 
 let about = null;
 let query = { kind: "start" }; // or {sentence}, {like, picture}, {photo: File, picture}
 let asked = new AbortController();
 let count = PAGE;
+let all = false; // whether photos that hardly fit are shown too
 let typing = 0;
 const reasons = new Map(); // photo and sentence -> promise of an explanation
 
@@ -23,7 +25,7 @@ async function run(next, { more = false, remember = "replace" } = {}) {
   clearTimeout(typing);
   asked.abort();
   asked = new AbortController();
-  if (!more) count = PAGE;
+  if (!more) { count = PAGE; all = false; }
   if (query.photo && query.photo !== next.photo) URL.revokeObjectURL(query.picture);
   query = next;
   if (!more) remembered(remember);
@@ -51,7 +53,7 @@ async function answerTo({ sentence, like, photo }, k, signal) {
   if (photo) return answers.photo(photo, k, signal);
   const { photos, num_photos } = await answers.latest(k, signal);
   about.num_photos = num_photos;
-  return { hits: photos, unknown_words: [] };
+  return { hits: photos };
 }
 
 function explain(photo) {
@@ -95,14 +97,21 @@ function showQuery() {
   document.title = query.sentence ? `${query.sentence} · photos` : "Photos by a sentence";
 }
 
-function showAnswer({ hits, unknown_words: unknown }) {
+function showAnswer({ hits, said = [] }) {
   part("problem").hidden = true;
-  part("unknown").hidden = !unknown.length;
-  part("unknown").textContent = `The model never read ${listed(unknown)}; say it in other words if you can.`;
-  grid.show(hits, about.num_photos ? "No photo fits." : "This index is empty: add photos with vsrn index.");
+  part("unknown").replaceChildren(...said.map((textContent) => Object.assign(document.createElement("p"), { textContent })));
+  const rated = hits.some(({ fit }) => fit != null);
+  const shown = rated && !all ? hits.filter(({ fit }) => fit >= FITS) : hits;
+  const nothing = hits.length ? "No photo fits well." : about.num_photos ? "No photo fits." : "This index is empty: add photos with vsrn index.";
+  grid.show(shown, nothing);
+  const cut = shown.length < hits.length;
   const words = { start: "The latest photos", sentence: `Best first for “${query.sentence}”`, like: "Like the one you chose", photo: "Like your photo" };
-  part("status").textContent = `${words[query.kind]} · ${hits.length} of ${about.num_photos.toLocaleString("en")}`;
-  part("more").hidden = hits.length < count || count >= Math.min(about.most_hits, about.num_photos);
+  const total = about.num_photos.toLocaleString("en");
+  part("status").textContent = cut ? `${shown.length || "No"} ${shown.length === 1 ? "photo fits" : "photos fit"} “${query.sentence}”` : `${words[query.kind]} · ${hits.length} of ${total}`;
+  part("unsure").hidden = !cut;
+  part("unsure").textContent = `Show ${hits.length - shown.length} more that may fit`;
+  part("unsure").onclick = () => { all = true; showAnswer({ hits, said }); grid.focus(shown.length); };
+  part("more").hidden = cut || hits.length < count || count >= Math.min(about.most_hits, about.num_photos);
   showStart();
 }
 
@@ -125,13 +134,9 @@ function showProblem(problem) {
   part("again").textContent = asksForToken ? "Enter the token" : "Try again";
   part("problem").hidden = false;
   part("status").textContent = "";
-  part("unknown").hidden = part("more").hidden = true;
+  part("unknown").replaceChildren();
+  part("unsure").hidden = part("more").hidden = true;
   grid.show([], "");
-}
-
-function listed(words) {
-  const quoted = words.map((word) => `“${word}”`);
-  return quoted.length < 2 ? quoted.join("") : `${quoted.slice(0, -1).join(", ")} or ${quoted.at(-1)}`;
 }
 
 // The address bar: a sentence can be sent to a friend, and the way back works

@@ -1,0 +1,165 @@
+"""Words that a model never read: which words that it knows can stand in for them, and which it may be a misspelling of.
+
+`words.npz` beside this file holds a vector of each of 49,000 English words; experiments/stand_ins.py made it. A word
+that a vocabulary lacks is stood in for by the nearest words that it has, so this works for a vocabulary of any model.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vsrn.data.vocabulary import Vocabulary
+
+WORDS_FILE = Path(__file__).with_name("words.npz")
+# Measured in docs/flickr8k-small.md: three find more than one, and weighing them by their cosines changes nothing.
+STAND_INS = 3
+# Cosine from which a word may stand in. Below, the nearest known word is mostly another thing.
+LEAST_COSINE = 0.5
+# Words from this many letters on may have two mistakes.
+LONG = 6
+# Longer words are not looked up: the time grows with their length.
+LONGEST = 24
+# Words that name nothing which could be in a photo.
+FUNCTION_WORDS = re.compile(
+    "an?|and|are|as|at|be|being|by|for|from|has|have|he|her|him|his|in|into|is|its?|n't|of|off|on|onto|or|she|some|that"
+    "|the|their|them|there|they|this|through|to|up|was|were|while|who|with"
+)
+
+
+class Table(NamedTuple):
+    """English words and their vectors.
+
+    rows     word -> row
+    vectors  (W, 64) float32 of length 1
+    """
+
+    rows: dict[str, int]
+    vectors: npt.NDArray[np.float32]
+
+
+@cache
+def read_table() -> Table:
+    """The table of the package, read once."""
+    with np.load(WORDS_FILE) as file:
+        words, vectors = file["words"].tobytes().decode().split("\n"), file["vectors"].astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Table({word: row for row, word in enumerate(words)}, vectors)
+
+
+class ReadWords(NamedTuple):
+    """What a model makes of the words of a sentence.
+
+    unknown    words that tell it nothing: it never read them, and nothing stands in for them
+    stand_ins  word that it never read -> the known words that stand in for it, nearest first
+    spellings  unknown word -> the word that it may be a misspelling of, where one is near
+    asks        False where a sentence has words and none of them names anything that the model knows, so that whatever
+                was found would be no answer
+    num_naming  how many words name something that the model knows, or that known words stand in for
+    """
+
+    unknown: list[str]
+    stand_ins: dict[str, tuple[str, ...]]
+    spellings: dict[str, str]
+    asks: bool
+    num_naming: int
+
+    def sentences(self) -> list[str]:
+        """What a person should be told, a sentence each; none where every word is known."""
+        said = [
+            f"The model never read '{word}'; it looks for {', '.join(some)} instead."
+            for word, some in self.stand_ins.items()
+        ]
+        for word in filter(names, self.unknown):
+            near = f" Did you mean '{self.spellings[word]}'?" if word in self.spellings else ""
+            said.append(f"The model never read '{word}', which counts for nothing.{near}")
+        if not self.asks:
+            said.append("No word of the sentence names anything that the model knows; say it in other words.")
+        return said
+
+
+class StandIns:
+    """Finds stand-ins and spellings among the words of one vocabulary; answers are kept."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._found: dict[str, tuple[str, ...]] = {}
+        self._known: list[str] = []
+        self._vectors: npt.NDArray[np.float32] | None = None
+
+    def of(self, word: str) -> tuple[str, ...]:
+        """The known words that stand in for a word, nearest first.
+
+        None for a word that the vocabulary has, that names nothing, that is not in the table, or that nothing is near.
+        """
+        if word in self.vocabulary.ids or word not in read_table().rows or not names(word):
+            return ()
+        if word not in self._found:
+            self._found[word] = self._nearest(word)
+        return self._found[word]
+
+    def spelling(self, word: str) -> str | None:
+        """The word that an unknown one may be a misspelling of; None for a word of the table, or where none is near.
+
+        Fewer mistakes go first, then words of the vocabulary, then those that come earlier in it, the frequent ones in
+        vocabularies of ours.
+
+        >>> StandIns(Vocabulary(["<pad>", "<start>", "<end>", "<unk>", "dog", "snow"])).spelling("dgo")
+        'dog'
+        """
+        table, ids = read_table().rows, self.vocabulary.ids
+        no_word = not (word.isalpha() and word.isascii() and 3 <= len(word) <= LONGEST)
+        if no_word or word in ids or word in table:
+            return None
+        once = one_mistake(word)
+        near = [candidate for candidate in once & ids.keys() if names(candidate)]
+        if not near:
+            others = [candidate for candidate in once & table.keys() if self.of(candidate)]
+            if others:
+                return min(others)
+        if not near and len(word) >= LONG:
+            # Two words are two mistakes apart where one mistake makes the same of both. People rarely miss both ends.
+            alike = (known for known in ids if known[:1] == word[0] or known[-1:] == word[-1])
+            alike = (known for known in alike if abs(len(known) - len(word)) <= 2 and names(known))
+            near = [known for known in alike if not once.isdisjoint(one_mistake(known))]
+        return min(near, key=lambda candidate: ids[candidate], default=None)
+
+    def _nearest(self, word: str) -> tuple[str, ...]:
+        table = read_table()
+        if self._vectors is None:
+            self._known = [known for known in self.vocabulary.words if known in table.rows and names(known)]
+            self._vectors = table.vectors[[table.rows[known] for known in self._known]]
+        cosines = self._vectors @ table.vectors[table.rows[word]]
+        best = np.argsort(-cosines, kind="stable")[:STAND_INS]
+        return tuple(self._known[place] for place in best if cosines[place] >= LEAST_COSINE)
+
+
+def names(word: str) -> bool:
+    """Whether a word names something: it is neither a mark of punctuation nor a function word."""
+    return word[:1].isalnum() and not FUNCTION_WORDS.fullmatch(word)
+
+
+def one_mistake(word: str) -> set[str]:
+    """All that a word becomes by one letter left out, swapped with the next, changed or put in.
+
+    >>> {"dog", "do", "dg", "go"} <= one_mistake("dgo")
+    True
+    """
+    cuts = [(word[:place], word[place:]) for place in range(len(word) + 1)]
+    letters = string.ascii_lowercase
+    found = {left + right[1:] for left, right in cuts if right}
+    found |= {left + right[1] + right[0] + right[2:] for left, right in cuts if len(right) > 1}
+    found |= {left + letter + right[1:] for left, right in cuts if right for letter in letters}
+    return found | {left + letter + right for left, right in cuts for letter in letters}
+
+
+def in_their_place(words: Iterable[str], instead: Mapping[str, tuple[str, ...]], choice: int) -> list[str]:
+    """A sentence's words with the given choice of each one's stand-ins, the last where there are fewer."""
+    return [some[min(choice, len(some) - 1)] if (some := instead.get(word)) else word for word in words]
