@@ -176,16 +176,13 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_ray
-@pytest.mark.parametrize("device", ["cpu", "auto"])
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="actors are found in /proc")
-def test_a_killed_worker_costs_its_batch_and_the_index_is_that_of_one_process(
-    cluster: str, indexed: Path, device: str
-) -> None:
-    ran = run(INDEX, indexed, cluster, device, f"one-dies-{device}", "worker")
+def test_a_killed_worker_costs_its_batch_and_the_index_is_that_of_one_process(cluster: str, indexed: Path) -> None:
+    ran = run(INDEX, indexed, cluster, "auto", "one-dies", "worker")
     assert ran.returncode == 0, ran.stderr
     said = [line for line in ran.stdout.splitlines() if line.startswith(("killed", "new"))]
     assert said == ["killed", "new 22"]
-    assert index_contents(indexed / f"one-dies-{device}") == index_contents(indexed / "alone")
+    assert index_contents(indexed / "one-dies") == index_contents(indexed / "alone")
 
 
 @needs_ray
@@ -199,18 +196,15 @@ def test_a_killed_driver_goes_on_after_its_last_batch(cluster: str, indexed: Pat
 
 
 @needs_ray
-def test_the_commands_on_ray(cluster: str, indexed: Path) -> None:
+def test_the_command_on_ray(cluster: str, indexed: Path) -> None:
     command = [sys.executable, "-m", "vsrn"]
-    options = ["photos", "--batch-size", "2", "--device", "cpu", "-o"]
+    task = ["index", "photos", "--no-explain", "--engine", "milvus", "--batch-size", "2", "--device", "cpu"]
     for name, way in (("one", []), ("many", ["--ray", cluster])):
-        for task in (["extract"], ["index", "--no-explain", "--engine", "milvus"]):
-            output = f"{task[0]}-{name}"
-            ran = subprocess.run(
-                [*command, *task, *options, output, *way], cwd=indexed, capture_output=True, text=True, check=False
-            )
-            assert ran.returncode == 0, ran.stderr
-            assert "22 photos" in ran.stdout
-    assert contents(indexed / "extract-many") == contents(indexed / "extract-one")
+        ran = subprocess.run(
+            [*command, *task, "-o", f"index-{name}", *way], cwd=indexed, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert "22 photos" in ran.stdout
     one, many = (
         subprocess.check_output([*command, "search", f"index-{name}", "a dog", "--json"], cwd=indexed)
         for name in ("one", "many")

@@ -23,6 +23,7 @@ NAMES = {
         "cut run fp32",
         "cut run dropping regions",
         "same seed twice",
+        "recorded steps",
         "bf16 drift",
         "grid extraction",
         "torchrun",

@@ -131,9 +131,9 @@ class Index(Closing):
         self, vector: FloatArray, words: ReadWords, k: int, where: Where = EVERYWHERE, least: float | None = None
     ) -> list[Hit]:
         """As `search`, by the (D,) embedding of a sentence and what the model makes of its words."""
+        hits, fit = self.search_vector(vector, k, where), self.encoder.fit
         if not words.asks:
             return []
-        hits, fit = self.search_vector(vector, k, where), self.encoder.fit
         if fit is not None:
             chances = fit.chances(np.array([hit.score for hit in hits]), words.num_naming)
             hits = [replace(hit, fit=float(chance)) for hit, chance in zip(hits, chances, strict=True)]
