@@ -9,7 +9,7 @@ comma := ,
 DEMO_READY := $(VENV)/.ready-demo
 TEST_READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: setup demo test check lint types docs bench clean
+.PHONY: setup demo test test-slow check lint types docs bench clean
 
 # $(call install,WHAT): WHAT, editable, into a virtual environment that is made where there is none.
 define install
@@ -34,7 +34,11 @@ demo: $(DEMO_READY)
 
 # One thread a worker: torch's thread pools fight each other otherwise.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# Half a minute or more each: every measurement of benchmarks/gpu with small sizes, a killed Ray driver, a trained GRU.
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: setup
 	$(BIN)/ruff check .
