@@ -22,7 +22,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Literal
 
-SkipKind = Literal["damaged", "too-large", "unreadable", "link", "no-photo"]
+SkipKind = Literal["damaged", "too-large", "unreadable", "link", "no-photo", "needs-heif", "needs-raw", "needs-video"]
 
 
 class VsrnError(ValueError):
@@ -45,7 +45,8 @@ class PhotoError(DataError):
           "unreadable": permissions, errors of the disk, a folder that cannot be listed, a file that is gone or
           keeps changing, what is not a regular file;
           "link": a link that leads out of the folder, or nowhere;
-          "no-photo": not an image in a format that vsrn reads
+          "no-photo": not an image in a format that vsrn reads;
+          "needs-heif", "needs-raw", "needs-video": read with the extra of that name, which is not installed
     """
 
     def __init__(self, message: str, kind: SkipKind = "damaged") -> None:

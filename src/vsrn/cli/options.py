@@ -41,6 +41,12 @@ _HEADINGS = {
     "link": "not followed",
     "": "skipped",
 }
+# Of files that an extra would read, what a person calls them, and the extra.
+_NEEDS = {
+    "needs-heif": ("HEIC photos", "heif"),
+    "needs-raw": ("raw files of cameras", "raw"),
+    "needs-video": ("videos", "video"),
+}
 # The other commands neither build nor load a model or an extractor of the user's.
 WITHOUT_PLUGINS = ("configs", "demo", "import", "vocab", "convert", "metrics")
 
@@ -272,7 +278,7 @@ def skipped_json(skipped: Skipped) -> list[dict[str, str]]:
 
 def skipped_lines(skipped: Skipped) -> list[str]:
     """Indented lines for a person about skipped files: damaged photos first, each with its reason, then what is no
-    photo, as one line. Of one kind, the first `SKIPPED_SHOWN` are listed and the others counted.
+    photo, and what needs an extra, as one line each. Of one kind, the first `SKIPPED_SHOWN` are listed and the others counted.
     """
     lines: list[str] = []
     for kind, heading in _HEADINGS.items():
@@ -285,6 +291,10 @@ def skipped_lines(skipped: Skipped) -> list[str]:
     if no_photos:
         files = "other file was" if len(no_photos) == 1 else "other files were"
         lines.append(f"  {len(no_photos):,} {files} passed over ({_by_ending(no_photos)})")
+    for kind, (what, extra) in _NEEDS.items():
+        count = sum(file.kind == kind for file in skipped)
+        if count:
+            lines.append(f"  {count:,} {what}: run `pip install '.[{extra}]'` in the checkout to have them found")
     return lines
 
 
@@ -293,7 +303,8 @@ def left_out_lines(num_folders: int, num_files: int) -> list[str]:
     counts = [(num_folders, "folder"), (num_files, "file")]
     said = [f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count]
     was = "was" if num_folders + num_files == 1 else "were"
-    return [f"  {' and '.join(said)} {was} left out (hidden, of the system, or excluded)"] if said else []
+    why = "hidden, of the system, excluded, or the video or raw file of a photo"
+    return [f"  {' and '.join(said)} {was} left out ({why})"] if said else []
 
 
 def _by_ending(names: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from vsrn.data.image_ids import PHOTO_ENDINGS, ImageNames, as_image_id
+from vsrn.data.kinds import parts_of_photos
 from vsrn.errors import ConfigError, DataError, PhotoError
 from vsrn.files import normal_name, printable
 
@@ -125,8 +126,8 @@ def find_photos(
     follow_links  whether links may lead out of `folder`; else such a link is listed with a refusal
     exclusion     what else is left out; None for what always is
 
-    Passed over are hidden files and folders, those of systems, and folders below `folder` that hold an index. What is
-    not a photo is listed all the same, so that the decoder can say so. Each folder is searched once and each file
+    Passed over are hidden files and folders, those of systems, and folders below `folder` that hold an index, and
+    files that are part of a photo (`parts_of_photos`). What is not a photo is listed all the same, so that the decoder can say so. Each folder is searched once and each file
     listed once, whatever links lead to it: real folders and files go first, of hard links the first by id. A folder
     that cannot be listed and a link that leads nowhere are listed with a refusal.
 
@@ -146,7 +147,9 @@ def find_photos(
         )
     if not found:
         raise DataError(f"{folder} holds no files; name the folder that holds the photos.")
-    return _with_own_ids(found)
+    parts = parts_of_photos(photo.id for photo in found)
+    exclusion.num_files += len(parts)
+    return _with_own_ids([photo for photo in found if photo.id not in parts])
 
 
 def photo_id(relative: Path) -> str:

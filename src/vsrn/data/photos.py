@@ -8,7 +8,6 @@ read_file("beach.jpg")       the bytes of a file and its status, as they were at
 from __future__ import annotations
 
 import errno
-import importlib.util
 import io
 import os
 import re
@@ -23,21 +22,15 @@ from pathlib import Path, PurePath
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vsrn.data.boxed import boxed_format, register_heif
+from vsrn.data.kinds import FIRST_BYTES, Kind, extra_module, installed, kind_of, ought_to_be_photo
+from vsrn.data.stills import END_BYTES, still_of
 from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
 from vsrn.errors import PhotoError, SkipKind
 from vsrn.files import printable
 
-# Formats that Pillow decodes by itself: EPS and the like start other programs, so they stay out.
-# HEIC needs a package of its own, of the extra `heif`.
+# Formats that Pillow decodes by itself: EPS and the like start other programs, so they stay out. Then those of extras.
 _PLAIN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-FORMATS = (*_PLAIN, "AVIF", *(("HEIF",) if importlib.util.find_spec("pillow_heif") else ()))
-# A file of such a name, or that begins like this, ought to be a photo; where it cannot be read it is damaged.
-_ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".avif", ".heic", ".heif", ".hif"),
-)
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
+FORMATS = (*_PLAIN, "AVIF", *installed())
 
 MAX_PIXELS = 100_000_000
 # Side to side. Such a strip shows nothing that a network could see, and its thin side cannot be shrunk.
@@ -73,6 +66,8 @@ _FIRST_YEAR, _LAST_YEAR = 1800, 2200
 class FileContent:
     """A file as it was at one moment: its bytes, and the status that was the same before and after reading them.
 
+    content      its bytes; of a video of more than twice `END_BYTES`, its first and its last `END_BYTES`
+    size         of the file, in bytes
     modified_ns, changed_ns  times of the last change of its bytes, and of its bytes or status, in ns since 1970
     inode                    its number on its disk
     """
@@ -82,6 +77,7 @@ class FileContent:
     modified_ns: int
     changed_ns: int
     inode: int
+    ending: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,9 @@ class DecodedPhoto:
     taken: datetime | None
 
 
-def decode_photo(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None) -> Image.Image:
+def decode_photo(
+    source: Path | bytes | FileContent, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None
+) -> Image.Image:
     """One photo as an upright RGB picture: `read_photo` without what the file says of it; raises what that raises."""
     return read_photo(source, max_pixels=max_pixels, target_size=target_size).pixels
 
@@ -124,16 +122,21 @@ def read_file(path: Path) -> FileContent:
 
 
 def read_photo(
-    source: Path | bytes, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None, name: str | None = None
+    source: Path | bytes | FileContent,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    target_size: int | None = None,
+    name: str | None = None,
 ) -> DecodedPhoto:
     """Decode one photo into an RGB picture of 8 bits a channel, turned upright as its EXIF says.
 
-    source       a path, or the bytes of the file
+    source       a path, the bytes of the file, or what `read_file` gave of it
     max_pixels   photos of which more would be decoded are refused before any pixel is
     target_size  the side, in pixels, that the caller is going to shrink to: the photo is then decoded at, or brought
                  to, a fraction of its size, though never below twice this side
     name         what messages call it; None for the path, or "this photo"
 
+    Of a raw file of a camera the picture is its largest preview, of a video its first frame.
     Transparency is laid on white, 16-bit and floating-point greys are scaled to 8 bits, an animation gives its
     first frame. What the header claims is checked before decoding: sides of more than 1 to `MAX_RATIO`, pixels, and
     the memory that decoding will take, at most `BYTES_PER_PIXEL` times `max_pixels` or `LEAST_MEMORY`. A JPEG may have
@@ -143,29 +146,28 @@ def read_photo(
 
     Pillow's own warnings about odd files are switched off for the whole process: they name no file.
     """
-    ending = "" if isinstance(source, bytes) else source.suffix
-    if name is not None:
-        name = printable(name)
-        ending = ending or PurePath(name).suffix
-    else:
-        name = "this photo" if isinstance(source, bytes) else printable(source)
-    content = source if isinstance(source, bytes) else read_file(source).content
-    expected: SkipKind = (
-        "damaged"
-        if ending.lower() in _ENDINGS or content.startswith(_BEGINNINGS) or boxed_format(content)
-        else "no-photo"
-    )
+    if isinstance(source, Path):
+        name = name or str(source)
+        source = read_file(source)
+    if isinstance(source, bytes):
+        source = FileContent(source, len(source), 0, 0, 0, PurePath(name or "").suffix)
+    name, content, ending = printable(name or "this photo"), source.content, source.ending
+    kind = kind_of(content, ending)
+    expected: SkipKind = "damaged" if ought_to_be_photo(content, ending) else "no-photo"
     if not content:
         raise PhotoError(f"{name} is empty (0 bytes); replace the file.", expected)
     if len(content) > MAX_BYTES:
         raise PhotoError(f"{name} has {len(content):,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large")
     _silence_pillow()
     try:
-        return _decode(content, name, max_pixels, target_size)
+        still = still_of(kind, content, source.size, name, max_pixels) if kind in ("RAW", "VIDEO") else content
+        if still is None:
+            kind = None
+        return _decode(still or content, kind, name, max_pixels, target_size)
     except PhotoError:
         raise
     except UnidentifiedImageError as error:
-        if boxed_format(content):
+        if kind is not None:
             raise PhotoError(f"{name} is damaged or cut short; replace the file.") from error
         known = ", ".join(FORMATS)
         raise PhotoError(f"{name} is not an image in a format vsrn reads ({known}); convert it.", expected) from error
@@ -175,10 +177,10 @@ def read_photo(
         raise PhotoError(f"{name} does not fit into this machine's memory; shrink it first.", "too-large") from error
     except Exception as error:
         # Decoders of damaged files raise whatever their parsing stumbles over. Raw formats of cameras begin like a
-        # TIFF, and are no damaged one.
-        is_tiff = content[:4] in (b"II*\0", b"MM\0*")
-        kind: SkipKind = expected if is_tiff else "damaged"
-        raise PhotoError(f"{name} is damaged or cut short ({_one_line(error)}); replace the file.", kind) from error
+        # TIFF, and those that LibRaw does not know are no damaged one.
+        is_tiff = kind is None and content[:4] in (b"II*\0", b"MM\0*")
+        said = f"{name} is damaged or cut short ({_one_line(error)}); replace the file."
+        raise PhotoError(said, expected if is_tiff else "damaged") from error
 
 
 def _read_once(path: Path, name: str) -> FileContent | None:
@@ -188,16 +190,24 @@ def _read_once(path: Path, name: str) -> FileContent | None:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise PhotoError(f"{name} is not a regular file; name an image file.", "unreadable")
-        if before.st_size > MAX_BYTES:
-            raise PhotoError(f"{name} has {before.st_size:,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large")
+        size = before.st_size
         with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(before.st_size + 1)
+            content = file.read(min(FIRST_BYTES, size + 1))
+            if size > 2 * END_BYTES and kind_of(content) == "VIDEO":
+                content += file.read(END_BYTES - len(content))
+                file.seek(size - END_BYTES)
+                expected = 2 * END_BYTES
+            elif size > MAX_BYTES:
+                raise PhotoError(f"{name} has {size:,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large")
+            else:
+                expected = size
+            content += file.read(expected + 1 - len(content))
         after = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    if _moment(before) != _moment(after) or len(content) != before.st_size:
+    if _moment(before) != _moment(after) or len(content) != expected:
         return None
-    return FileContent(content, before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino)
+    return FileContent(content, size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino, path.suffix)
 
 
 def _moment(status: os.stat_result) -> tuple[int, int, int]:
@@ -223,14 +233,14 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _decode(content: bytes, name: str, max_pixels: int, target_size: int | None) -> DecodedPhoto:
+def _decode(content: bytes, kind: Kind | None, name: str, max_pixels: int, target_size: int | None) -> DecodedPhoto:
     stream = io.BytesIO(content)
     # Image.open refuses 179 megapixels and more; the class itself leaves that to us.
     is_jpeg = content.startswith(b"\xff\xd8\xff")
-    boxed = boxed_format(content)
-    if boxed == "HEIF":
-        register_heif(name)
-    with JpegImageFile(stream) if is_jpeg else Image.open(stream, formats=[boxed] if boxed else _PLAIN) as image:
+    if kind == "HEIF":
+        extra_module(kind, name).register_heif_opener()
+    formats = [kind] if kind in ("HEIF", "AVIF") else _PLAIN
+    with JpegImageFile(stream) if is_jpeg else Image.open(stream, formats=formats) as image:
         size = image.size
         _check_size(size, name, max_pixels * (JPEG_EXCESS if is_jpeg else 1), max_pixels)
         coefficients = _coefficient_bytes(image, content, stream.tell())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vsrn.data.kinds import parts_of_photos
 from vsrn.data.listing import Exclusion, PhotoFile, find_photos
 from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
@@ -42,7 +43,7 @@ class IndexReport:
     missing      ids of photos whose files are not there and that stay in the index; `prune` removes them
     num_mended   of those read again, photos whose vector, regions or thumbnail in the index were damaged
     num_folders_left_out  folders that were not searched: hidden, of the system, or excluded
-    num_files_left_out    files that were excluded, beside those in such folders
+    num_files_left_out    files that were excluded or are part of a photo, beside those in such folders
     """
 
     num_photos: int = 0
@@ -155,7 +156,8 @@ class _Update:
                 done += len(batch)
                 progress(done, len(found))
         missing = [name for name in plan.missing if name not in claimed]
-        unseen = [name for name in missing if not self.exclusion.has_photo(name)]
+        parts = parts_of_photos([*missing, *(photo.id for photo in found)])
+        unseen = [name for name in missing if name not in parts and not self.exclusion.has_photo(name)]
         report.missing = [] if prune else doubtful(unseen, num_known, self.root, damaged)
         gone = set(missing) - set(report.missing)
         if gone:

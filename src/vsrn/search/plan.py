@@ -115,7 +115,8 @@ def doubtful(missing: Collection[str], num_known: int, root: Path, damaged: Coll
 
 def skipped_for(photo: PhotoFile, error: PhotoError, content: FileContent | None = None) -> SkippedRecord:
     """The record of a file that has no photo; what its content decides is remembered with the file's stamp."""
-    stamp = stamp_of(content) if content is not None and error.kind == "no-photo" else None
+    lasts = error.kind == "no-photo" or error.kind.startswith("needs-")
+    stamp = stamp_of(content) if content is not None and lasts else None
     return SkippedRecord(photo.id, str(error), error.kind, stamp, READER)
 
 

@@ -160,7 +160,7 @@ def _look(extractor: RegionExtractor, missing: Missing, root: Path, file: File) 
             with contextlib.suppress(LookupError):  # another thread may take the last one
                 return MovedPhoto(missing[content.size, sha256].pop(), file.photo.id, below, stamp)
         name = printable(file.photo.path)
-        decoded = read_photo(content.content, target_size=extractor.photo_size, name=name)
+        decoded = read_photo(content, target_size=extractor.photo_size, name=name)
         prepared = prepare_pixels(extractor, decoded.pixels, name)
         taken = decoded.taken or local_time(content.modified_ns)
         record = PhotoRecord(
@@ -179,7 +179,8 @@ def _look(extractor: RegionExtractor, missing: Missing, root: Path, file: File) 
         # Whatever one file makes its readers stumble over, MemoryError included, is no reason to stop.
         said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
         skipped = skipped_for(file.photo, PhotoError(f"{printable(file.photo.path)} cannot be read ({said})."))
-    stays = file.known is not None and not file.damaged and skipped.kind == "unreadable"
+    away = skipped.kind == "unreadable" or skipped.kind.startswith("needs-")
+    stays = file.known is not None and not file.damaged and away
     return _Told(skipped) if stays else skipped
 
 

@@ -14,6 +14,7 @@ import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
@@ -21,6 +22,9 @@ from starlette.requests import ClientDisconnect
 from vsrn.errors import PhotoError
 from vsrn.search.records import PhotoRecord
 from vsrn.server.security import Limits
+
+if TYPE_CHECKING:
+    from vsrn.data.photos import FileContent
 
 
 @dataclass(eq=False)
@@ -132,17 +136,17 @@ def draw_photo(path: Path, record: PhotoRecord, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def read_unchanged(path: Path, record: PhotoRecord) -> bytes:
-    """The bytes of a file, if they are those that were indexed. Raises `PhotoError`, without its path, if not."""
+def read_unchanged(path: Path, record: PhotoRecord) -> FileContent:
+    """What a file holds, if it is what was indexed. Raises `PhotoError`, without its path, if not."""
     from vsrn.data.photos import read_file  # noqa: PLC0415 - as above
 
-    content = b""
+    content = None
     try:
         # Of a file that has grown nothing needs to be read.
         if path.stat().st_size == record.size:
-            content = read_file(path).content
+            content = read_file(path)
     except (OSError, PhotoError) as error:
         raise PhotoError("this photo is gone since it was indexed; run `vsrn index` again.") from error
-    if hashlib.sha256(content).hexdigest() != record.sha256:
+    if content is None or hashlib.sha256(content.content).hexdigest() != record.sha256:
         raise PhotoError("this photo has changed since it was indexed; run `vsrn index` again.")
     return content
