@@ -269,7 +269,7 @@ def test_photos_that_are_excluded_leave_the_index_and_return(
     assert run_command("index", [str(photos), "-o", str(idx), "--exclude", "nas/2024/0*", "top.*"]) == 0
     shown = capsys.readouterr().out
     assert "1 photos (0 new, 0 read again, 10 gone)" in shown
-    assert "  1 folder and 10 files were left out (hidden, of the system, or excluded)\n" in shown
+    assert "  1 folder and 10 files were left out (hidden, of the system, excluded, or part of a photo)\n" in shown
     assert set(rows(idx)) == {"nas/2024/10.png"}
 
 

@@ -278,7 +278,8 @@ def skipped_json(skipped: Skipped) -> list[dict[str, str]]:
 
 def skipped_lines(skipped: Skipped) -> list[str]:
     """Indented lines for a person about skipped files: damaged photos first, each with its reason, then what is no
-    photo, and what needs an extra, as one line each. Of one kind, the first `SKIPPED_SHOWN` are listed and the others counted.
+    photo, and what needs an extra, as one line each. Of one kind, the first `SKIPPED_SHOWN` are listed and the others
+    counted.
     """
     lines: list[str] = []
     for kind, heading in _HEADINGS.items():
@@ -303,8 +304,9 @@ def left_out_lines(num_folders: int, num_files: int) -> list[str]:
     counts = [(num_folders, "folder"), (num_files, "file")]
     said = [f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count]
     was = "was" if num_folders + num_files == 1 else "were"
-    why = "hidden, of the system, excluded, or the video or raw file of a photo"
-    return [f"  {' and '.join(said)} {was} left out ({why})"] if said else []
+    return (
+        [f"  {' and '.join(said)} {was} left out (hidden, of the system, excluded, or part of a photo)"] if said else []
+    )
 
 
 def _by_ending(names: Sequence[str]) -> str:

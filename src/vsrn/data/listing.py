@@ -126,10 +126,11 @@ def find_photos(
     follow_links  whether links may lead out of `folder`; else such a link is listed with a refusal
     exclusion     what else is left out; None for what always is
 
-    Passed over are hidden files and folders, those of systems, and folders below `folder` that hold an index, and
-    files that are part of a photo (`parts_of_photos`). What is not a photo is listed all the same, so that the decoder can say so. Each folder is searched once and each file
-    listed once, whatever links lead to it: real folders and files go first, of hard links the first by id. A folder
-    that cannot be listed and a link that leads nowhere are listed with a refusal.
+    Passed over are hidden files and folders, those of systems, folders below `folder` that hold an index, and files
+    that are part of a photo (`parts_of_photos`). What is not a photo is listed all the same, so that the decoder can
+    say so. Each folder is searched once and each file listed once, whatever links lead to it: real folders and files
+    go first, of hard links the first by id. A folder that cannot be listed and a link that leads nowhere are listed
+    with a refusal.
 
     Raises `DataError` where `folder` is missing, cannot be listed, or holds nothing.
     """

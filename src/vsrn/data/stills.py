@@ -1,0 +1,149 @@
+"""One JPEG of a file that is no picture itself: the preview in a camera's raw file, the first frame of a video.
+
+Its EXIF has the orientation and the date of the file, so that it is read like any other photo, within the same limits.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from PIL import Image
+
+from vsrn.data.kinds import extra_module
+from vsrn.errors import PhotoError
+
+# Of a video, so many bytes are read at the beginning and at the end, where its tables lie.
+END_BYTES = 32_000_000
+# 8K, 7680 x 4320. A frame takes 1.5 to 3 bytes a pixel as decoded and 3 as RGB.
+MOST_FRAME_PIXELS = 36_000_000
+MOST_PACKETS = 300
+SECONDS = 20.0
+
+_JPEG_QUALITY = 95
+_ORIENTATION, _EXIF_IFD, _DATE_TAKEN = 0x0112, 0x8769, 0x9003
+# LibRaw's numbers of turned sensors, and EXIF's; FFmpeg's degrees, counter-clockwise, and EXIF's.
+_FLIPS = {3: 3, 5: 8, 6: 6}
+_ROTATIONS = {90: 8, 180: 3, 270: 6}
+_APPLE_DATE, _UTC_DATE = "com.apple.quicktime.creationdate", "creation_time"
+# What phones and cameras write. FFmpeg has 500 more decoders, and each is a parser of hostile bytes.
+_DECODERS = "h264,hevc,vp8,vp9,libdav1d,av1,mpeg4,msmpeg4,msmpeg4v2,h263,mjpeg,mpeg1video,mpeg2video,prores,dvvideo"
+
+
+class _Ends(io.RawIOBase):
+    """A file of which only the first and the last bytes were read: what lies between cannot be had."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        """
+        content  first half of it from the beginning of the file, the other half from its end
+        size     of the file
+        """
+        self._half, self._size, self._place = len(content) // 2, size, 0
+        self._content = content
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._place = max(0, offset + (0, self._place, self._size)[whence])
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, count: int = -1) -> bytes:
+        start, end = self._place, self._size if count < 0 else self._place + count
+        if start < self._half:
+            found = self._content[start : min(end, self._half)]
+        else:
+            skipped = self._size - len(self._content)
+            found = self._content[start - skipped : end - skipped] if start - skipped >= self._half else b""
+        self._place += len(found)
+        return found
+
+
+def still_of(kind: Literal["RAW", "VIDEO"], content: bytes, size: int, name: str, max_pixels: int) -> bytes | None:
+    """A JPEG of a raw file or a video; None of a TIFF that is no raw file after all.
+
+    content     the file; of a longer video its first and last bytes, as many of each
+    size        of the file, in bytes
+    name        what messages call it
+    max_pixels  of a frame
+
+    Raises `PhotoError` where the extra is missing or there is no picture, and what decoders raise.
+    """
+    return _preview(content, name) if kind == "RAW" else _first_frame(content, size, name, max_pixels)
+
+
+def _preview(content: bytes, name: str) -> bytes | None:
+    """The largest preview of a raw file. LibRaw writes EXIF into one that has none."""
+    rawpy: Any = extra_module("RAW", name)
+    try:
+        with rawpy.imread(io.BytesIO(content)) as raw:
+            found, flip = raw.extract_thumb(), raw.sizes.flip
+    except rawpy.LibRawFileUnsupportedError:
+        return None
+    except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError) as error:
+        raise PhotoError(f"{name} is a raw file without a preview; convert it to JPEG.", "no-photo") from error
+    if found.format == rawpy.ThumbFormat.JPEG:
+        return bytes(found.data)
+    return _as_jpeg(Image.fromarray(found.data), _FLIPS.get(flip, 1), None)
+
+
+def _first_frame(content: bytes, size: int, name: str, max_pixels: int) -> bytes:
+    """The first frame of a video that is complete in itself."""
+    av: Any = extra_module("VIDEO", name)
+    most = str(min(max_pixels, MOST_FRAME_PIXELS))
+    container = av.open(
+        io.BytesIO(content) if len(content) == size else _Ends(content, size),
+        format="matroska" if content[:1] == b"\x1a" else "avi" if content[:4] == b"RIFF" else "mov",
+        # No file that it names is opened.
+        options={"protocol_whitelist": "none", "codec_whitelist": _DECODERS, "ignore_editlist": "1"},
+        stream_options=[{"max_pixels": most}] * 8,
+        metadata_errors="ignore",
+        timeout=SECONDS,
+    )
+    with container:
+        stream = next(iter(container.streams.video), None)
+        if stream is None:
+            raise PhotoError(f"{name} is a video without a picture; leave it out.", "no-photo")
+        context = stream.codec_context
+        if context.width * context.height > int(most):
+            raise PhotoError(
+                f"{name} has frames of {context.width} x {context.height} pixels, more than the {int(most):,} allowed.",
+                "too-large",
+            )
+        context.options, context.thread_count = {"max_pixels": most}, 1
+        for number, packet in enumerate(container.demux(stream)):
+            # One frame is decoded by itself, so that a decoder does not keep a dozen.
+            found = (packet.decode() or context.decode(None)) if packet.is_keyframe and packet.size else []
+            if found:
+                taken = _date_of({**stream.metadata, **container.metadata})
+                return _as_jpeg(found[0].to_image(), _ROTATIONS.get(found[0].rotation % 360, 1), taken)
+            if number == MOST_PACKETS:
+                break
+        raise PhotoError(f"{name} has no frame that can be decoded; replace the file.")
+
+
+def _date_of(metadata: Mapping[str, str]) -> datetime | None:
+    """When a video was taken: by the clock of the phone, or else by this machine's of the moment that it names."""
+    try:
+        if _APPLE_DATE in metadata:
+            return datetime.fromisoformat(metadata[_APPLE_DATE])
+        return datetime.fromisoformat(metadata[_UTC_DATE]).astimezone()
+    except (KeyError, ValueError, OverflowError, OSError):
+        return None
+
+
+def _as_jpeg(picture: Image.Image, orientation: int, taken: datetime | None) -> bytes:
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[_ORIENTATION] = orientation
+    if taken is not None:
+        exif.get_ifd(_EXIF_IFD)[_DATE_TAKEN] = taken.strftime("%Y:%m:%d %H:%M:%S")
+    picture.convert("RGB").save(stream, "JPEG", quality=_JPEG_QUALITY, exif=exif)
+    return stream.getvalue()
