@@ -284,7 +284,9 @@ def test_extract_leaves_out_what_it_is_told_to_and_says_so(tmp_path: Path, capsy
         Image.new("RGB", (50, 50), "red").save(photos / name)
     command = [str(photos), "-o", str(store), "--exclude", "raw"]
     assert run_command("extract", command) == 0
-    assert "  2 folders were left out (hidden, of the system, excluded, or part of a photo)\n" in capsys.readouterr().out
+    assert (
+        "  2 folders were left out (hidden, of the system, excluded, or part of a photo)\n" in capsys.readouterr().out
+    )
     assert (store / "photos_ids.txt").read_text() == "a.png\n"
     assert run_command("extract", [*command, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

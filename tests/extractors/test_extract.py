@@ -23,8 +23,9 @@ import pytest
 from PIL import Image
 
 from vsrn.cli import main
+from vsrn.cli.options import skipped_lines
 from vsrn.data.listing import PhotoFile, find_photos
-from vsrn.data.region_store import open_region_store
+from vsrn.data.region_store import SkippedPhoto, open_region_store
 from vsrn.data.splits import open_split
 from vsrn.errors import ConfigError, DataError
 from vsrn.extractors.base import Prepared, make_extractor, prepare_photo
@@ -382,20 +383,33 @@ def test_a_long_list_of_skipped_photos_is_cut_and_names_the_whole_one(
     assert f"all that was skipped: {tmp_path / 'store' / 'mine_skipped.json'}" in said
 
 
+def test_what_needs_an_extra_is_counted_by_its_name() -> None:
+    kinds = ["needs-heif"] * 1_200 + ["needs-raw", "needs-video", "no-photo", "damaged"]
+    lines = skipped_lines([SkippedPhoto(f"{number}.x", f"why {kind}", kind) for number, kind in enumerate(kinds)])
+    assert lines == [
+        "  1 damaged:",
+        "    why damaged",
+        "  1 other file was passed over (1 .x)",
+        "  1,200 HEIC photos need the extra heif: run `pip install '.[heif]'` in the checkout",
+        "  1 raw file needs the extra raw: run `pip install '.[raw]'` in the checkout",
+        "  1 video needs the extra video: run `pip install '.[video]'` in the checkout",
+    ]
+
+
 def test_what_is_no_photo_is_counted_and_hides_no_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     scene(0).save(folder / "good.jpg")
     for number in range(58):
         (folder / f"IMG_{number}.jpg.json").write_text("{}")
-    (folder / "film.MP4").write_bytes(b"\0\0\0\x18ftypmp42")
+    (folder / "film.MPG").write_bytes(b"\0\0\1\xba")
     (folder / "LICENCE").write_text("words")
     (folder / "zoo.jpg").write_bytes((folder / "good.jpg").read_bytes()[:300])
     assert vsrn(folder, "-o", tmp_path / "store") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "  1 damaged:"
     assert str(folder / "zoo.jpg") in lines[2]
-    assert lines[3] == "  60 other files were passed over (58 .json, 1 without an ending, 1 .mp4)"
+    assert lines[3] == "  60 other files were passed over (58 .json, 1 without an ending, 1 .mpg)"
 
 
 def test_names_reach_the_terminal_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import date
@@ -280,6 +281,24 @@ def test_what_is_too_much_or_nothing_is_refused_in_one_sentence(
     assert answer.json()["detail"].startswith(sentence)
     assert str(place.photos.parent) not in answer.text
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("module", "content", "sentence"),
+    [
+        ("pillow_heif", b"\0\0\0\x14ftypheic\0\0\0\0mif1", "this photo is HEIC, which needs the package pillow-heif"),
+        ("rawpy", b"FUJIFILMCCD-RAW", "this photo is a camera's raw file, which needs the package rawpy"),
+        ("av", b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "this photo is a video, which needs the package av"),
+    ],
+)
+def test_a_photo_that_needs_an_extra_is_refused_by_its_name(
+    client: TestClient, module: str, content: bytes, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    answer = client.post("/api/search/photo", content=content)
+    extra = {"pillow_heif": "heif", "rawpy": "raw", "av": "video"}[module]
+    said = f"{sentence}; run `pip install '.[{extra}]'` in the checkout."
+    assert (answer.status_code, answer.json()) == (400, {"detail": said})
 
 
 def test_uploads_touch_no_disk(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

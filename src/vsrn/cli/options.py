@@ -43,9 +43,9 @@ _HEADINGS = {
 }
 # Of files that an extra would read, what a person calls them, and the extra.
 _NEEDS = {
-    "needs-heif": ("HEIC photos", "heif"),
-    "needs-raw": ("raw files of cameras", "raw"),
-    "needs-video": ("videos", "video"),
+    "needs-heif": ("HEIC photo", "heif"),
+    "needs-raw": ("raw file", "raw"),
+    "needs-video": ("video", "video"),
 }
 # The other commands neither build nor load a model or an extractor of the user's.
 WITHOUT_PLUGINS = ("configs", "demo", "import", "vocab", "convert", "metrics")
@@ -295,7 +295,8 @@ def skipped_lines(skipped: Skipped) -> list[str]:
     for kind, (what, extra) in _NEEDS.items():
         count = sum(file.kind == kind for file in skipped)
         if count:
-            lines.append(f"  {count:,} {what}: run `pip install '.[{extra}]'` in the checkout to have them found")
+            files = f"{what} needs" if count == 1 else f"{what}s need"
+            lines.append(f"  {count:,} {files} the extra {extra}: run `pip install '.[{extra}]'` in the checkout")
     return lines
 
 

@@ -72,7 +72,7 @@ class PhotoRecord:
     id              its path below the root as one line of text
     path            the same as the file system's own bytes
     size, modified_ns, changed_ns, inode  as in `Stamp`
-    sha256          of the file, hex
+    sha256          of the file, hex; of a video of more than 64 MB, of its first and last 32 MB (`read_file`)
     width, height   in pixels, upright
     taken           when, as `2024-05-17 14:03:00`: by the camera's clock, or else when the file last changed
     row             its place among the vectors

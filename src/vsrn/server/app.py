@@ -113,7 +113,10 @@ async def search(
     responses=problems(400, 408, 413),
 )
 async def search_photo(service: Served, request: Request, where: Filters, k: Count = 24) -> SearchResult:
-    """Photos like the one in the body: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC (an extra). It is not kept."""
+    """Photos like the one in the body: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; with extras HEIC, raw files, videos.
+
+    It is not kept.
+    """
     uploads: Uploads = request.app.state.uploads
     async with uploads.receive(request) as content:
         return SearchResult(hits=hits_of(await service.search_photo(content, k, where)))
