@@ -64,6 +64,14 @@ def test_a_moving_avif_gives_its_first_frame() -> None:
     assert np.abs(np.asarray(decode_photo(stream.getvalue()), int) - (255, 0, 0)).max() < 16
 
 
+def test_of_several_photos_in_one_heic_the_primary_one_is_taken() -> None:
+    several, stream = pillow_heif.HeifFile(), io.BytesIO()
+    for colour in ("red", "lime", "blue"):
+        several.add_from_pillow(Image.new("RGB", (64, 64), colour))
+    several.save(stream, primary_index=1, quality=95)
+    assert np.abs(np.asarray(decode_photo(stream.getvalue()), int) - (0, 255, 0)).max() < 16
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_photo_cut_short_is_damaged(kind: str) -> None:
     content = photo(kind)
@@ -113,4 +121,4 @@ except ValueError as error:
 """
     ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True)
     needs = "needs the package pillow-heif; run `pip install '.[heif]'` in the checkout."
-    assert ran.stdout.splitlines() == ["(160, 80)", f"unreadable IMG_1.HEIC is HEIC, which {needs}"]
+    assert ran.stdout.splitlines() == ["(160, 80)", f"needs-heif IMG_1.HEIC is HEIC, which {needs}"]

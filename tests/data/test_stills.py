@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from made_files import dng, drawing, jpeg, turned, video
+from made_files import dng, drawing, turned, video
 from PIL import Image
 
 from vsrn.data.kinds import parts_of_photos
@@ -53,13 +53,13 @@ def test_a_raw_file_has_the_limits_of_other_photos() -> None:
     assert error.value.kind == "too-large"
     with pytest.raises(PhotoError, match="200 to 1"):
         decode_photo(dng([Image.new("RGB", (4000, 10))]))
-    with pytest.raises(PhotoError, match="this photo is a raw file without a preview") as error:
+    with pytest.raises(PhotoError, match="this photo is a raw file without a preview that can be read") as error:
         decode_photo(dng([]))
     assert error.value.kind == "no-photo"
-    content, preview = dng([drawing((320, 240))]), jpeg(drawing((320, 240)))
-    for kept in (2, 30, len(preview) // 2):
+    content = dng([drawing((320, 240))])
+    for kept in (-20, -1_000):
         with pytest.raises(PhotoError, match="^this photo is damaged or cut short") as error:
-            decode_photo(content.replace(preview[kept:], bytes(len(preview) - kept)))
+            decode_photo(content[:kept])
         assert error.value.kind == "damaged"
 
 
@@ -112,7 +112,7 @@ def test_a_video_s_date_is_the_phone_s_or_that_of_its_moment_here() -> None:
 
 
 def test_a_video_has_limits_and_one_bad_one_is_one_error() -> None:
-    with pytest.raises(PhotoError, match="frames of 160 x 120 pixels, more than the 19,199 allowed") as error:
+    with pytest.raises(PhotoError, match="frames of no size, or of more than the 19,199 pixels allowed") as error:
         decode_photo(video(), max_pixels=19_199)
     assert error.value.kind == "too-large"
     for container in ("mp4", "matroska", "avi"):

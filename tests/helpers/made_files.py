@@ -30,24 +30,30 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 class _Tiff:
-    """A little-endian TIFF that grows."""
+    """A little-endian TIFF that grows: its tables in the first two kilobytes, behind them its pixels."""
 
     def __init__(self) -> None:
-        self.content = bytearray(b"II*\0\0\0\0\0")
+        self.content = bytearray(b"II*\0".ljust(2048, b"\0"))
+        self.tables_end = 8
 
-    def put(self, piece: bytes) -> int:
-        self.content += bytes(len(self.content) % 2)
-        self.content += piece
-        return len(self.content) - len(piece)
+    def put(self, pixels: bytes) -> int:
+        self.content += pixels
+        return len(self.content) - len(pixels)
+
+    def note(self, table: bytes) -> int:
+        start = self.tables_end
+        self.tables_end += len(table) + len(table) % 2
+        self.content[start : start + len(table)] = table
+        return start
 
     def directory(self, tags: list[Tag]) -> int:
         rows = []
         for tag, kind, values in sorted(tags):
             packed = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{_CODES[kind]}", *values)
             count = len(packed) // _SIZES[kind]
-            place = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", self.put(packed))
+            place = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", self.note(packed))
             rows.append(struct.pack("<HHI", tag, kind, count) + place)
-        return self.put(struct.pack("<H", len(rows)) + b"".join(rows) + bytes(4))
+        return self.note(struct.pack("<H", len(rows)) + b"".join(rows) + bytes(4))
 
     def picture(self, size: tuple[int, int], content: bytes, compression: int, colours: int, bits: int) -> list[Tag]:
         """Tags of a picture of this size in one strip."""
@@ -86,7 +92,8 @@ def dng(previews: Sequence[Image.Image], orientation: int = 1, *, packed: bool =
 def video(container: str = "mp4", codec: str = "mpeg4", size: tuple[int, int] = (160, 120), **metadata: str) -> bytes:
     """Eight frames; the first is a `drawing`, the others are green."""
     stream = io.BytesIO()
-    with av.open(stream, "w", format=container, options={"movflags": "use_metadata_tags"}) as output:
+    options = {"movflags": "use_metadata_tags"} if container in ("mp4", "mov") else {}
+    with av.open(stream, "w", format=container, options=options) as output:
         output.metadata.update(metadata)
         track = output.add_stream(codec, rate=10)
         assert isinstance(track, av.VideoStream)

@@ -89,7 +89,8 @@ def _preview(content: bytes, name: str) -> bytes | None:
     except rawpy.LibRawFileUnsupportedError:
         return None
     except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError) as error:
-        raise PhotoError(f"{name} is a raw file without a preview; convert it to JPEG.", "no-photo") from error
+        said = f"{name} is a raw file without a preview that can be read; convert it to JPEG."
+        raise PhotoError(said, "no-photo") from error
     if found.format == rawpy.ThumbFormat.JPEG:
         return bytes(found.data)
     return _as_jpeg(Image.fromarray(found.data), _FLIPS.get(flip, 1), None)
@@ -113,11 +114,10 @@ def _first_frame(content: bytes, size: int, name: str, max_pixels: int) -> bytes
         if stream is None:
             raise PhotoError(f"{name} is a video without a picture; leave it out.", "no-photo")
         context = stream.codec_context
-        if context.width * context.height > int(most):
-            raise PhotoError(
-                f"{name} has frames of {context.width} x {context.height} pixels, more than the {int(most):,} allowed.",
-                "too-large",
-            )
+        # FFmpeg forgets the size of frames that are larger than it may decode.
+        if not 0 < context.width * context.height <= int(most):
+            said = f"{name} has frames of no size, or of more than the {int(most):,} pixels allowed; leave it out."
+            raise PhotoError(said, "too-large")
         context.options, context.thread_count = {"max_pixels": most}, 1
         for number, packet in enumerate(container.demux(stream)):
             # One frame is decoded by itself, so that a decoder does not keep a dozen.
