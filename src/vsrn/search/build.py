@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vsrn.data.listing import Exclusion, PhotoFile, find_photos
+from vsrn.data.exclusion import Exclusion
+from vsrn.data.listing import PhotoFile, find_photos
 from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.extractors.batches import BatchMaker, cut, local_batches
