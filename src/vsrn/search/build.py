@@ -242,7 +242,7 @@ class _Update:
         settings = msgspec.structs.replace(self.settings, labelled=labelled)
         if empty or self.choice.removed:
             self.writer.settle(_first(roots), settings)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(UTC).replace(microsecond=0)
         self.writer.finish(msgspec.structs.replace(settings, last_run=now))
 
     def _write(self, changes: Changes) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 
@@ -25,13 +26,13 @@ class Settings(msgspec.Struct, frozen=True):
     labelled      folders whose ids begin with a label, by that label, in the file system's own bytes
     exclude       globs of what is left out (`lasting_glob`)
     follow_links  whether links may lead out of the folders
-    last_run      when the last run came to its end, as `2026-05-17T14:03:00+00:00`; empty where none is known
+    last_run      when the last run came to its end, in UTC; None where none is known
     """
 
     labelled: dict[Label, bytes] = {}
     exclude: list[str] = []
     follow_links: bool = False
-    last_run: Annotated[str, msgspec.Meta(max_length=40)] = ""
+    last_run: datetime | None = None
 
 
 class Root(NamedTuple):
