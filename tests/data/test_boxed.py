@@ -65,10 +65,10 @@ def test_a_moving_avif_gives_its_first_frame() -> None:
 
 
 def test_of_several_photos_in_one_heic_the_primary_one_is_taken() -> None:
-    several, stream = pillow_heif.HeifFile(), io.BytesIO()
-    for colour in ("red", "lime", "blue"):
-        several.add_from_pillow(Image.new("RGB", (64, 64), colour))
-    several.save(stream, primary_index=1, quality=95)
+    pillow_heif.register_heif_opener()
+    stream = io.BytesIO()
+    first, *others = (Image.new("RGB", (64, 64), colour) for colour in ("red", "lime", "blue"))
+    first.save(stream, "HEIF", quality=95, save_all=True, append_images=others, primary_index=1)
     assert np.abs(np.asarray(decode_photo(stream.getvalue()), int) - (0, 255, 0)).max() < 16
 
 

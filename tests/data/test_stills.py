@@ -105,9 +105,11 @@ def test_a_video_is_turned_as_players_do(matrix: tuple[int, ...], corner: str) -
 
 def test_a_video_s_date_is_the_phone_s_or_that_of_its_moment_here() -> None:
     moment = datetime(2024, 5, 17, 14, 3, tzinfo=UTC)
-    assert read_photo(video(creation_time=moment.isoformat())).taken == moment.astimezone().replace(tzinfo=None)
-    phone = {"com.apple.quicktime.creationdate": "2024-05-17T16:03:00+0200"}
-    assert read_photo(video("mov", creation_time=moment.isoformat(), **phone)).taken == datetime(2024, 5, 17, 16, 3)
+    assert read_photo(video(metadata={"creation_time": moment.isoformat()})).taken == moment.astimezone().replace(
+        tzinfo=None
+    )
+    phone = {"com.apple.quicktime.creationdate": "2024-05-17T16:03:00+0200", "creation_time": moment.isoformat()}
+    assert read_photo(video("mov", metadata=phone)).taken == datetime(2024, 5, 17, 16, 3)
     assert read_photo(video()).taken is None
 
 

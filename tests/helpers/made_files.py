@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import av
 import numpy as np
@@ -89,17 +89,22 @@ def dng(previews: Sequence[Image.Image], orientation: int = 1, *, packed: bool =
     return bytes(tiff.content)
 
 
-def video(container: str = "mp4", codec: str = "mpeg4", size: tuple[int, int] = (160, 120), **metadata: str) -> bytes:
+def video(
+    container: str = "mp4",
+    codec: str = "mpeg4",
+    size: tuple[int, int] = (160, 120),
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
     """Eight frames; the first is a `drawing`, the others are green."""
     stream = io.BytesIO()
     options = {"movflags": "use_metadata_tags"} if container in ("mp4", "mov") else {}
     with av.open(stream, "w", format=container, options=options) as output:
-        output.metadata.update(metadata)
+        output.metadata.update(metadata or {})
         track = output.add_stream(codec, rate=10)
         assert isinstance(track, av.VideoStream)
         track.width, track.height, track.pix_fmt, track.bit_rate = *size, "yuv420p", 4_000_000
         for image in [drawing(size), *[Image.new("RGB", size, "lime")] * 7]:
-            output.mux(track.encode(av.VideoFrame.from_image(image)))
+            output.mux(track.encode(av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")))
         output.mux(track.encode())
     return stream.getvalue()
 

@@ -239,7 +239,7 @@ def _decode(content: bytes, kind: Kind | None, name: str, max_pixels: int, targe
     is_jpeg = content.startswith(b"\xff\xd8\xff")
     if kind == "HEIF":
         extra_module(kind, name).register_heif_opener()
-    formats = [kind] if kind in ("HEIF", "AVIF") else _PLAIN
+    formats: tuple[str, ...] = (kind,) if kind in ("HEIF", "AVIF") else _PLAIN
     with JpegImageFile(stream) if is_jpeg else Image.open(stream, formats=formats) as image:
         size = image.size
         _check_size(size, name, max_pixels * (JPEG_EXCESS if is_jpeg else 1), max_pixels)
