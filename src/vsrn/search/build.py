@@ -223,10 +223,11 @@ class _Update:
         stays: set[str] = set()
         for root in self.choice.roots:
             excluded = self.listing.exclusions[root.label]
-            inside = (name for name in missing if self.all.of(name) == root)
+            # Of a damaged photo nothing can be kept.
+            inside = (name for name in missing if self.all.of(name) == root and name not in self.writer.damaged)
             unseen = [name for name in inside if not excluded.has_photo(root.below(name))]
             if root not in self.listing.away:
-                unseen = doubtful(unseen, num_known[root.label], root, self.writer.damaged)
+                unseen = doubtful(unseen, num_known[root.label], root)
                 self.report.missing += unseen
             stays.update(unseen)
         return sorted(set(missing) - stays)
