@@ -71,11 +71,9 @@ def main(
         no_explain: Do not keep the regions of each photo (about 92 KB), which explanations need.
         engine: What searches the vectors: faiss in this process, or milvus [default: the index's own; else faiss].
         uri: With --engine milvus, a server or a Milvus Lite file, to be given each time [default: a file in the index].
-        follow_links: Read photos also where links lead out of the folders, at the next runs too.
-        no_follow_links: Do so no more.
+        no_follow_links: Follow links out of the folders no more.
         remove: Folders that the index is to be of no more.
-        prune: Remove photos whose files are gone, though they are more than a fifth of a folder, or all of one that is
-            empty or not there.
+        prune: Remove photos whose files are gone even where that is more than a fifth of a folder, or all of it.
         check: Only compare everything in the index with its checksums; exit code 1 where something is damaged.
     """
     output = _index_of(photos, output)
