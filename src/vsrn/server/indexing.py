@@ -1,0 +1,222 @@
+"""Indexing that is started from the page: one process at a time, which goes on when the page is closed.
+
+It writes, so it has rules of its own beside those of `security.py`: who is let in from other machines starts it only
+with a token, and chooses a folder only where the service was started to let them (`Access`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import HTTPException
+from pydantic import BaseModel, Field
+
+from vsrn.files import printable
+from vsrn.search.child import Child, Line
+from vsrn.search.index import Index
+from vsrn.search.layout import INFO_FILE, RECORDS_FILE
+from vsrn.search.places import usual_folders
+from vsrn.server.security import Access
+
+# The rate is that of the last half minute: photos of different folders differ.
+SECONDS_OF_RATE = 30.0
+LONGEST_FOLDER = 4096
+
+log = logging.getLogger("vsrn.server.indexing")
+
+
+class Choice(BaseModel):
+    """What the first screen of a service without an index offers."""
+
+    index: str = Field(description="Where the index will be kept, on the service's machine.")
+    folders: list[str] = Field(description="Folders that are there and usually hold photos.")
+
+
+class Indexing(BaseModel):
+    """How old the index is, and what is being done about it."""
+
+    num_photos: int | None = Field(description="In the index; null where there is none yet.")
+    changed: datetime | None = Field(description="When something was last written in the index.")
+    skipped: dict[str, int] = Field(description="How many files could not be indexed, by kind of reason.")
+    running: bool
+    done: int = Field(description="Files of the folder that are finished, in this run or the last.")
+    total: int | None = Field(description="All of them; null where that is not known yet.")
+    per_second: float | None = Field(description="Files finished a second.")
+    seconds_left: float | None = Field(description="At that rate.")
+    ended: Literal["", "well", "stopped", "badly"] = Field(description="How the last run of this service ended.")
+    said: str = Field(description="A sentence about how it ended.")
+    refusal: str = Field(description="Why this service cannot index; empty where it can.")
+    choice: Choice | None = Field(description="Where there is no index, and a folder may be chosen.")
+
+
+@dataclass
+class _Run:
+    """One run of `vsrn index`, and how far it is; times in seconds of any clock."""
+
+    child: Child
+    done: int = 0
+    total: int | None = None
+    ended: Literal["", "well", "stopped", "badly"] = ""
+    said: str = ""
+
+    def __post_init__(self) -> None:
+        self._steps: deque[tuple[float, int]] = deque()
+
+    def note(self, line: Line) -> None:
+        """Take what the child wrote."""
+        if "done" in line:
+            self.done, self.total = line["done"], line["total"]
+            now = time.monotonic()
+            self._steps.append((now, self.done))
+            while len(self._steps) > 2 and now - self._steps[0][0] > SECONDS_OF_RATE:
+                self._steps.popleft()
+
+    def per_second(self) -> float | None:
+        """Files a second; None before the first batch. The first step is of files that were as they are."""
+        if len(self._steps) < 2:
+            return None
+        (begun, before), (now, done) = self._steps[0], self._steps[-1]
+        return (done - before) / max(now - begun, 1e-3)
+
+
+class Indexer:
+    """Starts, watches and stops the one run."""
+
+    def __init__(self, folder: Path, access: Access, options: dict[str, Any] | None = None) -> None:
+        """
+        folder   of the index, which need not be there
+        options  of `Child`, for instance `uri` and `plugins`
+        """
+        self.folder, self.access, self._options = folder, access, options or {}
+        self._lock = threading.Lock()
+        self._run: _Run | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def has_index(self) -> bool:
+        """Whether there is an index by now."""
+        return (self.folder / INFO_FILE).is_file()
+
+    def refusal(self) -> str:
+        """Why nothing can be indexed from here; empty where it can."""
+        access = self.access
+        if not (access.local or access.token):
+            return "other machines reach this service without a token, so it indexes nothing; set VSRN_TOKEN."
+        if not self.has_index:
+            if access.may_choose:
+                return ""
+            return (
+                "other machines reach this service, so nobody chooses a folder here: start it with --choose-folder, or"
+                " run `vsrn index PHOTOS` on its machine."
+            )
+        if not (os.access(self.folder, os.W_OK) and os.access(self.folder / RECORDS_FILE, os.W_OK)):
+            return "this service may only read the index; `vsrn index`, by an account that may write it, updates it."
+        return ""
+
+    def start(self, photos: str | None) -> None:
+        """Begin a run: over `photos` where there is no index yet, else over the folders of the index.
+
+        Raises `HTTPException` 403 where that is not allowed, 409 where one runs, 422 for a folder that is none.
+        """
+        if refusal := self.refusal():
+            raise HTTPException(403, refusal)
+        if self.has_index and photos is not None:
+            raise HTTPException(409, "there is an index already; it knows its folders.")
+        folder = None if self.has_index else _folder_of(photos or "", self.folder)
+        with self._lock:
+            if self._run is not None and not self._run.ended:
+                raise HTTPException(409, "indexing runs already.")
+            asked = {} if folder is None else {"photos": folder}
+            self._run = _Run(Child(self.folder, **self._options, **asked))
+            self._thread = threading.Thread(target=self._follow, args=(self._run,), name="indexing")
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the run, if there is one; what it has finished stays."""
+        with self._lock:
+            if self._run is not None and not self._run.ended:
+                self._run.ended = "stopped"
+                self._run.said = "Stopped. What was finished stays, and the next run goes on from there."
+                self._run.child.stop()
+
+    def close(self) -> None:
+        """Stop, and wait."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join()
+
+    def state(self, index: Index | None) -> Indexing:
+        """What there is, and what is being done. Raises `SearchError` where the index cannot be read."""
+        with self._lock:
+            run, rate = self._run, None if self._run is None else self._run.per_second()
+        running = run is not None and not run.ended
+        left = None if run is None or run.total is None or not rate else (run.total - run.done) / rate
+        skipped = [] if index is None else index.skipped()
+        may_choose = index is None and not self.refusal()
+        return Indexing(
+            num_photos=None if index is None else len(index),
+            changed=None if index is None else _changed(self.folder),
+            skipped=Counter(file.kind or "unreadable" for file in skipped),
+            running=running,
+            done=0 if run is None else run.done,
+            total=None if run is None else run.total,
+            per_second=rate if running else None,
+            seconds_left=left if running else None,
+            ended="" if run is None else run.ended,
+            said="" if run is None else run.said,
+            refusal=self.refusal(),
+            choice=Choice(index=printable(self.folder), folders=[str(folder) for folder in usual_folders()])
+            if may_choose
+            else None,
+        )
+
+    def _follow(self, run: _Run) -> None:
+        """Read what the child writes, to its end."""
+        last = Line()
+        for last in run.child.lines():
+            with self._lock:
+                run.note(last)
+        with self._lock:
+            if run.ended:
+                return
+            if "error" in last:
+                log.error("%s", printable(last["error"]))
+                # Its sentences name files of this machine, which is for those who may choose among them.
+                named = last["error"] if self.access.may_choose else "indexing failed; the log of the service says why."
+                run.ended, run.said = "badly", printable(named)
+            else:
+                run.ended = "well"
+
+
+def _folder_of(written: str, index: Path) -> Path:
+    """The folder that somebody typed. Raises `HTTPException` 422 where it is none that can be indexed."""
+    shown = printable(written[:LONGEST_FOLDER])
+    if not written.strip():
+        raise HTTPException(422, "no folder is named; type the path of the folder that holds the photos.")
+    try:
+        folder = Path(written.strip()).expanduser()
+        there = folder.is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name too long, an account that is not there, a zero byte
+        there = False
+    if not there or not folder.is_absolute():
+        raise HTTPException(422, f"there is no folder {shown}; type its whole path, such as /home/ada/Pictures.")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise HTTPException(422, f"the service may not read {shown}; give its account the right, or name another.")
+    if index.absolute().is_relative_to(folder.absolute()) and folder.absolute() == index.absolute():
+        raise HTTPException(422, f"{shown} is where the index will be; name the folder that holds the photos.")
+    return folder
+
+
+def _changed(folder: Path) -> datetime | None:
+    """When the index was last written to."""
+    times = [path.stat().st_mtime for path in folder.glob(f"{RECORDS_FILE}*") if path.suffix != ".sqlite-shm"]
+    return datetime.fromtimestamp(max(times), UTC) if times else None
