@@ -127,8 +127,14 @@ def main() -> None:
         try:
             for module in asked.pop("plugins"):
                 importlib.import_module(module)
-            from vsrn.search.build import update_index  # noqa: PLC0415 - registers nothing that a plugin may need
+            from vsrn.search.build import update_index  # noqa: PLC0415 - takes a second and Pillow, which a parent lacks
 
+            if asked.get("photos") is None:
+                from vsrn.search.layout import RECORDS_FILE
+                from vsrn.search.database import Records
+
+                with Records(Path(asked["folder"]) / RECORDS_FILE) as records, records.read() as view:
+                    asked["photos"] = os.fsdecode(view.state().root)
             report = update_index(**asked, progress=lambda done, total: tell({"done": done, "total": total}))
             tell({"report": msgspec.to_builtins(report)})
         except VsrnError as error:

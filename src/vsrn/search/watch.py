@@ -6,7 +6,6 @@ for _ in changes(["photos/"], Path("idx")):
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -83,7 +82,13 @@ def changes(
 
 
 def _quiet_changes(
-    folders: Sequence[Path], places: dict[Path, _Place], index: Path, quiet: float, poll: bool, due: bool, stop: threading.Event
+    folders: Sequence[Path],
+    places: dict[Path, _Place],
+    index: Path,
+    quiet: float,
+    poll: bool,
+    due: bool,
+    stop: threading.Event,
 ) -> Iterator[None]:
     """The same, until one of the folders is another than in `places`; with `due`, once as soon as they are watched.
 
@@ -92,7 +97,9 @@ def _quiet_changes(
     try:
         from watchfiles import Change, watch  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise ConfigError("watching needs the package watchfiles; run `pip install '.[watch]'` in the checkout.") from error
+        raise ConfigError(
+            "watching needs the package watchfiles; run `pip install '.[watch]'` in the checkout."
+        ) from error
 
     def counts(_change: Change, path: str) -> bool:
         below = next((Path(path).relative_to(folder) for folder in folders if Path(path).is_relative_to(folder)), None)
@@ -142,13 +149,15 @@ def _places(folders: Sequence[Path]) -> dict[Path, _Place]:
     found = {}
     for folder in folders:
         try:
-            status = os.stat(folder)
+            status = folder.stat()
         except OSError:
             found[folder] = _Place(None, (), network=False)
             continue
         real = folder.resolve()
         below = tuple(sorted(str(place) for place in kinds if place != real and place.is_relative_to(real)))
-        own = max((place for place in kinds if real.is_relative_to(place)), key=lambda place: len(place.parts), default=None)
+        own = max(
+            (place for place in kinds if real.is_relative_to(place)), key=lambda place: len(place.parts), default=None
+        )
         systems = [kinds[place] for place in (own, *map(Path, below)) if place is not None]
         network = any(_NETWORK.fullmatch(system) for system in systems)
         found[folder] = _Place((status.st_dev, status.st_ino), below, network)
