@@ -48,12 +48,13 @@ class Line(TypedDict, total=False):
 class Child:
     """A process that brings an index in step with its photos, once."""
 
-    def __init__(self, folder: Path | str, plugins: Sequence[str] = (), **asked: Any) -> None:
+    def __init__(self, folder: Path | str, plugins: Sequence[str] = (), niceness: int = NICENESS, **asked: Any) -> None:
         """Start it.
 
-        folder   of the index
-        plugins  modules that it imports first (`vsrn --plugin`)
-        asked    arguments of `update_index` beside `folder`; what JSON cannot say, such as `batches`, is no option
+        folder    of the index
+        plugins   modules that it imports first (`vsrn --plugin`)
+        niceness  by how much others go before it, 0 to 19
+        asked     arguments of `update_index` beside `folder`; what JSON cannot say, such as `batches`, is no option
         """
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
         self._stopped = False
@@ -68,7 +69,8 @@ class Child:
         )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"folder": str(folder), "plugins": list(plugins), **asked}) + "\n")
+            asked |= {"folder": str(folder), "plugins": list(plugins), "niceness": niceness}
+            self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
 
     def lines(self) -> Iterator[Line]:
@@ -118,8 +120,9 @@ def main() -> None:
         os.dup2(2, 1)
         asked = json.loads(sys.stdin.readline())
         threading.Thread(target=_end_with_the_parent, daemon=True).start()
-        if hasattr(os, "nice"):
-            os.nice(NICENESS)
+        niceness = asked.pop("niceness")
+        if hasattr(os, "nice"):  # not on Windows
+            os.nice(niceness)
 
         def tell(line: Line) -> None:
             print(json.dumps(line), file=told, flush=True)

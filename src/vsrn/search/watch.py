@@ -81,6 +81,12 @@ def changes(
             stop.wait(LOOK_SECONDS)
 
 
+def on_network(folder: Path) -> bool:
+    """Whether a folder, or a part of it, is on another machine, as far as the system tells (Linux alone does)."""
+    folder = folder.absolute()
+    return _places([folder])[folder].network
+
+
 def _quiet_changes(
     folders: Sequence[Path],
     places: dict[Path, _Place],

@@ -23,7 +23,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from pydantic import BaseModel, Field
 
 from vsrn.files import printable
-from vsrn.search.child import Child, Line
+from vsrn.search.child import NICENESS, Child, Line
 from vsrn.search.index import Index, open_index
 from vsrn.search.layout import INFO_FILE, RECORDS_FILE
 from vsrn.search.places import usual_folders
@@ -96,15 +96,22 @@ class Indexer:
     """Starts, watches and stops the one run."""
 
     def __init__(
-        self, folder: Path, access: Access, uri: str = "", device: str = "auto", plugins: Sequence[str] = ()
+        self,
+        folder: Path,
+        access: Access,
+        uri: str = "",
+        device: str = "auto",
+        plugins: Sequence[str] = (),
+        niceness: int = NICENESS,
     ) -> None:
         """
-        folder   of the index, which need not be there
-        uri      as in `open_index`, and so is `device`
-        plugins  modules that indexing imports first
+        folder    of the index, which need not be there
+        uri       as in `open_index`, and so is `device`
+        plugins   modules that indexing imports first
+        niceness  by how much everything else goes before it, 0 to 19
         """
         self.folder, self.access = folder, access
-        self._uri, self._device, self._plugins = uri, device, plugins
+        self._uri, self._device, self._plugins, self._niceness = uri, device, plugins, niceness
         self._lock = threading.Lock()
         self._run: _Run | None = None
         self._thread: threading.Thread | None = None
@@ -146,7 +153,7 @@ class Indexer:
             if self._run is not None and not self._run.ended:
                 raise HTTPException(409, "indexing runs already.")
             asked = {"photos": folder, "uri": self._uri, "device": self._device}
-            self._run = _Run(Child(self.folder, self._plugins, **asked))
+            self._run = _Run(Child(self.folder, self._plugins, self._niceness, **asked))
             self._thread = threading.Thread(target=self._follow, args=(self._run,), name="indexing")
             self._thread.start()
 
