@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from vsrn.cli import run_command
-from vsrn.data.listing import Exclusion, PhotoFile, PhotoNames, find_photos
+from vsrn.data.exclusion import Exclusion, lasting_glob
+from vsrn.data.listing import PhotoFile, PhotoNames, find_photos
 from vsrn.errors import ConfigError, DataError, PhotoError
 
 
@@ -266,6 +267,38 @@ def test_a_glob_leaves_out_names_at_any_depth_or_paths_below_the_folder(
         exclusion = Exclusion(folder, [glob.format(photos=photos)])
         assert [photo.id for photo in find_photos(folder, exclusion=exclusion)] == sorted(set(everything) - set(left))
         assert [name for name in everything if exclusion.has_photo(name)] == left
+
+
+@pytest.mark.parametrize("named", [".nomedia", ".noindex", "train_ims.npy", "photos_ims.npy.partial"])
+def test_a_folder_that_says_so_or_is_a_region_store_is_left_out(tmp_path: Path, named: str) -> None:
+    touched(tmp_path, "a.jpg", "x/cover.txt", f"x/{named}", "x/below/b.jpg", "y/c.jpg")
+    exclusion = Exclusion(tmp_path)
+    assert [photo.id for photo in find_photos(tmp_path, exclusion=exclusion)] == ["a.jpg", "y/c.jpg"]
+    # What an index has of such a folder is known to be left out, not to be away.
+    assert exclusion.num_folders == 1
+    assert exclusion.has_photo("x/below/b.jpg")
+    # A person who names the folder means it; photos that lie beside a store are photos.
+    assert "below/b.jpg" in [photo.id for photo in find_photos(tmp_path / "x")]
+    touched(tmp_path, "x/d.JPG")
+    found = [photo.id for photo in find_photos(tmp_path)]
+    assert ("x/d.JPG" in found) == (not named.startswith("."))
+
+
+def test_a_lasting_glob_means_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ones, others = touched(tmp_path / "ones", "raw/a.jpg", "b.jpg"), touched(tmp_path / "others", "raw/a.jpg", "b.jpg")
+    monkeypatch.chdir(tmp_path)
+    kept = {glob: lasting_glob([Path("ones"), others], glob) for glob in ("raw/", "ones/raw", "./raw", "/b.jpg")}
+    monkeypatch.chdir(ones / "raw")
+
+    def left(folder: Path, glob: str) -> list[str]:
+        return [photo.id for photo in find_photos(folder, exclusion=Exclusion(folder, [kept[glob]]))]
+
+    assert [left(ones, "raw/"), left(others, "raw/")] == [["b.jpg"], ["b.jpg"]]
+    assert [left(ones, "ones/raw"), left(others, "ones/raw")] == [["b.jpg"], ["b.jpg", "raw/a.jpg"]]
+    assert [left(ones, "./raw"), left(others, "./raw")] == [["b.jpg"], ["b.jpg"]]
+    assert [left(ones, "/b.jpg"), left(others, "/b.jpg")] == [["raw/a.jpg"], ["raw/a.jpg"]]
+    with pytest.raises(ConfigError, match="names a folder of photos"):
+        lasting_glob([ones], "..")
 
 
 def test_a_glob_that_leaves_out_everything_is_refused(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_an_index_of_before_checksums_opens_is_searched_and_kept(photos: Path, m
     update_index(photos, idx, model)
     before = contents(idx)
     with contextlib.closing(sqlite3.connect(idx / "records.sqlite", isolation_level=None)) as records:
-        for table in ("files", "info"):
+        for table in ("files", "info", "settings"):
             records.execute(f"DROP TABLE {table}")
         for column in ("inode", "changed_ns", "vector_crc", "regions_crc", "thumbnail_crc"):
             records.execute(f"ALTER TABLE photos DROP COLUMN {column}")

@@ -46,9 +46,9 @@ def other_model(at: Place) -> None:
     update_index(at.photos, at.idx, export_colours(at.folder / "other", seed=1))
 
 
-def other_photos(at: Place) -> None:
-    save_photo(at.folder / "others" / "a.png", 1)
-    update_index(at.folder / "others", at.idx)
+def photos_within(at: Place) -> None:
+    save_photo(at.photos / "album" / "a.png", 5)
+    update_index(at.photos / "album", at.idx)
 
 
 def swapped_model(at: Place) -> None:
@@ -144,7 +144,7 @@ def closed(at: Place) -> None:
 Refusal = Callable[[Place], object]
 REFUSALS: list[tuple[Refusal, str]] = [
     (other_model, "was made by another model"),
-    (other_photos, "is the index of .*photos, not of .*others"),
+    (photos_within, "photos/album lies in .*photos, which is searched with all its folders"),
     (swapped_model, "export.json is not the file that the index was made with"),
     (foreign_folder, "holds other files .thesis.tex."),
     (order_model, "compares by order similarity"),

@@ -35,7 +35,7 @@ from vsrn.errors import ConfigError
 from vsrn.files import printable
 
 if TYPE_CHECKING:
-    from vsrn.data.listing import Exclusion
+    from vsrn.data.exclusion import Exclusion
     from vsrn.extractors.base import RegionExtractor
     from vsrn.extractors.extract import ExtractionReport
 
@@ -101,13 +101,13 @@ def main(
     return show(reports, store, (exclusion.num_folders, exclusion.num_files), json=json)
 
 
-def _exclusion(photos: Path, exclude: Sequence[str], captions: Path | None) -> Exclusion:
+def _exclusion(photos: Path, exclude: Sequence[Sequence[str]], captions: Path | None) -> Exclusion:
     """What is left out of the folder. Raises `ConfigError` where captions name the photos, so that nothing can be."""
-    from vsrn.data.listing import Exclusion
+    from vsrn.data.exclusion import Exclusion
 
     if exclude and captions is not None:
         raise ConfigError("--captions names the photos to read; leave out --exclude.")
-    return Exclusion(photos, exclude)
+    return Exclusion(photos, [glob for globs in exclude for glob in globs])
 
 
 def _extractor(name: str, files: Mapping[str, Path | None], device: str) -> RegionExtractor:

@@ -42,7 +42,7 @@ _HEADINGS = {
     "": "skipped",
 }
 # The other commands neither build nor load a model or an extractor of the user's.
-WITHOUT_PLUGINS = ("configs", "demo", "import", "vocab", "convert", "metrics")
+WITHOUT_PLUGINS = ("configs", "demo", "import", "vocab", "convert", "metrics", "info")
 
 _arg = tyro.conf.arg
 Photos = Annotated[
@@ -63,11 +63,12 @@ Splits = Annotated[
 Restval = Annotated[bool, _arg(help="With --captions, count COCO's `restval` images as `train`.")]
 FollowLinks = Annotated[bool, _arg(help="Read photos also where links lead out of the folder.")]
 Exclude = Annotated[
-    tuple[str, ...],
+    tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
     _arg(
         metavar="GLOB...",
-        help="Leave out such folders and files: names as '*.png', or paths below PHOTOS. To be given at every run: what"
-        " is left out leaves an index.",
+        help="Leave out such folders and files, besides hidden ones, those of systems and those with a file .nomedia:"
+        " names as '*.png', or paths below PHOTOS. An index keeps them for its next runs, shows them (`vsrn info`), and"
+        " drops photos that are left out; given anew, they replace those before, and alone --exclude clears them.",
     ),
 ]
 Float32 = Annotated[bool, _arg(name="float32", help="Keep features as float32, not as float16; twice the size.")]
@@ -293,12 +294,16 @@ def skipped_lines(skipped: Skipped) -> list[str]:
     return lines
 
 
-def left_out_lines(num_folders: int, num_files: int) -> list[str]:
-    """One indented line for a person about folders and files that were left out, where there are any."""
+def left_out_lines(num_folders: int, num_files: int, globs: Sequence[str] = ()) -> list[str]:
+    """Indented lines for a person about folders and files that were left out, where there are any.
+
+    globs  that an index keeps
+    """
     counts = [(num_folders, "folder"), (num_files, "file")]
     said = [f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count]
     was = "was" if num_folders + num_files == 1 else "were"
-    return [f"  {' and '.join(said)} {was} left out (hidden, of the system, or excluded)"] if said else []
+    lines = [f"  {' and '.join(said)} {was} left out (hidden, of the system, or excluded)"] if said else []
+    return lines + ([f"  kept for the next runs: --exclude {' '.join(map(printable, globs))}"] if globs else [])
 
 
 def _by_ending(names: Sequence[str]) -> str:

@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import itertools
 import os
-import posixpath
 import re
 import stat
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
+from vsrn.data.exclusion import Exclusion
 from vsrn.data.image_ids import PHOTO_ENDINGS, ImageNames, as_image_id
-from vsrn.errors import ConfigError, DataError, PhotoError
+from vsrn.errors import DataError, PhotoError
 from vsrn.files import normal_name, printable
 
 _NOT_ONE_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$")
 # A folder that holds both is an index of ours: its files are no photos of anybody's.
 _INDEX_FILES = {"index.json", "records.sqlite"}
-# What systems keep beside photos: thumbnails, deleted files, snapshots. In lower case; hidden ones are left out anyway.
-_SYNOLOGY, _QNAP = ("@eadir", "#recycle", "#snapshot"), ("@recycle", "@recently-snapshot", "@transcode")
-_WINDOWS, _LINUX = ("$recycle.bin", "recycler", "system volume information"), ("lost+found",)
-_MACOS = ("__macosx", "network trash folder", "temporary items")
-_SYSTEM_FOLDERS = frozenset([*_SYNOLOGY, *_QNAP, *_WINDOWS, *_LINUX, *_MACOS])
+# A file of such a name, beside no photo, is part of a region store: gigabytes that need not be opened.
+_STORE_ENDINGS = ("_ims.npy", "_ims.npy.partial")
+# An empty file of such a name is how phones and indexers are told to leave a folder alone.
+_NO_MEDIA = {".nomedia", ".noindex"}
 
 
 @dataclass(frozen=True)
@@ -47,71 +45,6 @@ class PhotoFile:
     refusal: PhotoError | None = None
 
 
-class Exclusion:
-    """Which files and folders below a folder are left out: hidden ones, folders of the system such as Synology's
-    `@eaDir` or the recycle bin, and what globs say.
-
-    num_folders  that `find_photos` came across and left out
-    num_files    that globs left out, beside those in such folders
-    """
-
-    def __init__(self, folder: Path | str, globs: Sequence[str] = ()) -> None:
-        """
-        folder  that is searched
-        globs   names such as `Screenshots` and `*.png`, at any depth, or paths below the folder such as `2019/raw*`,
-                also written as paths to there; `*` stands for slashes too, and a slash at the end for folders alone
-
-        Raises `ConfigError` for a glob that is empty or names the folder itself.
-        """
-        self.num_folders = self.num_files = 0
-        self._globs = [_glob(folder, written) for written in globs]
-
-    def has_folder(self, name: str) -> bool:
-        """Whether a folder is left out, by its path below the folder that is searched."""
-        last = posixpath.basename(name)
-        return last.startswith(".") or last.casefold() in _SYSTEM_FOLDERS or self._is_named(f"{name}/")
-
-    def has_file(self, name: str) -> bool:
-        """The same of a file, whose own folder is not."""
-        return posixpath.basename(name).startswith(".") or self._is_named(name)
-
-    def has_photo(self, photo_id: str) -> bool:
-        """Whether a photo is left out, or a folder that it lies in."""
-        above = PurePosixPath(photo_id).parents
-        return self.has_file(photo_id) or any(self.has_folder(str(path)) for path in above if path.name)
-
-    def passes_over(self, name: str, kind: Literal["link", "folder", "file"]) -> bool:
-        """Whether what was found is left out, which is then counted; a link may be to either."""
-        folder = kind != "file" and self.has_folder(name)
-        file = kind != "folder" and self.has_file(name)
-        self.num_folders += folder and kind == "folder"
-        self.num_files += file and not posixpath.basename(name).startswith(".")
-        return folder or file
-
-    def _is_named(self, name: str) -> bool:
-        """Whether a glob means a file, or a folder, whose name ends with a slash."""
-        plain = name.rstrip("/")
-        for glob in self._globs:
-            asked = plain if "/" in glob.rstrip("/") else posixpath.basename(plain)
-            if fnmatchcase(asked, glob.strip("/")) and (name != plain or not glob.endswith("/")):
-                return True
-        return False
-
-
-def _glob(folder: Path | str, written: str) -> str:
-    """A glob as it fits ids: a name, or a slash and a path below the folder; either with a slash at its end or not."""
-    text, end = normal_name(written.replace(os.sep, "/")), "/" * written.endswith(("/", os.sep))
-    root = normal_name(os.path.abspath(folder))  # noqa: PTH100
-    if "/" in text.rstrip("/"):
-        below = os.path.relpath(os.path.abspath(text), root).replace(os.sep, "/")  # noqa: PTH100
-        text = posixpath.normpath(text).lstrip("/") if below.startswith("..") else below
-        text = text.removeprefix("**/") if text.count("/") == 1 and text.startswith("**/") else f"/{text}"
-    text = text.rstrip("/")
-    if text.strip("/") in ("", ".", ".."):
-        raise ConfigError(f"--exclude {printable(written) or '(empty)'} names no file or folder below {folder}.")
-    return text + end
-
-
 def find_photos(
     folder: Path | str,
     *,
@@ -125,10 +58,11 @@ def find_photos(
     follow_links  whether links may lead out of `folder`; else such a link is listed with a refusal
     exclusion     what else is left out; None for what always is
 
-    Passed over are hidden files and folders, those of systems, and folders below `folder` that hold an index. What is
-    not a photo is listed all the same, so that the decoder can say so. Each folder is searched once and each file
-    listed once, whatever links lead to it: real folders and files go first, of hard links the first by id. A folder
-    that cannot be listed and a link that leads nowhere are listed with a refusal.
+    Passed over are hidden files and folders, those of systems, and folders below `folder` that hold `.nomedia` or
+    `.noindex`, an index or a region store. What is not a photo is listed all the same, so that the decoder can say so.
+    Each folder is searched once and each file listed once, whatever links lead to it: real folders and files go first,
+    of hard links the first by id. A folder that cannot be listed and a link that leads nowhere are listed with a
+    refusal.
 
     Raises `DataError` where `folder` is missing, cannot be listed, or holds nothing.
     """
@@ -259,7 +193,8 @@ class _Walk:
             except OSError as error:
                 self._skip_folder(current, error)
                 continue
-            if current != self.root and {entry.name for entry in entries} >= _INDEX_FILES:
+            if current != self.root and _holds_no_photos({entry.name for entry in entries}):
+                self.exclusion.leave_out(photo_id(current.relative_to(self.root)))
                 continue
             for entry in entries:
                 path, kind = current / entry.name, _kind(entry)
@@ -317,6 +252,14 @@ class _Walk:
             raise DataError(reason) from error
         refusal = PhotoError(reason, "unreadable")
         self.found.append(PhotoFile(f"{photo_id(folder.relative_to(self.root))}/", folder, refusal))
+
+
+def _holds_no_photos(names: set[str]) -> bool:
+    """Whether a folder of such files is an index or a region store, or is not meant to be searched."""
+    if names >= _INDEX_FILES or names & _NO_MEDIA:
+        return True
+    store = any(name.endswith(_STORE_ENDINGS) for name in names)
+    return store and not any(os.path.splitext(name)[1].lower() in PHOTO_ENDINGS for name in names)  # noqa: PTH122
 
 
 def _identity(status: os.stat_result, path: Path) -> Hashable:

@@ -1,6 +1,7 @@
-"""A folder of photos -> an index: new photos added, changed ones read again, moved ones known, deleted ones dropped.
+"""Folders of photos -> an index: new photos added, changed ones read again, moved ones known, deleted ones dropped.
 
 update_index("photos/", "idx/", "flickr8k-small")
+update_index(None, "idx/")      later, over the same folders
 
 Killed at any moment and called again, it goes on after the last batch that it had changes.
 """
@@ -8,21 +9,27 @@ Killed at any moment and called again, it goes on after the last batch that it h
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from vsrn.data.listing import Exclusion, PhotoFile, find_photos
+import msgspec
+
+from vsrn.data.exclusion import lasting_glob
 from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.extractors.batches import BatchMaker, cut, local_batches
 from vsrn.extractors.extract import check_settings
 from vsrn.search.create import Model, create_index
-from vsrn.search.layout import EngineName
-from vsrn.search.mend import mend_index
+from vsrn.search.database import Records
+from vsrn.search.folders import Choice, Listing, choose_folders, list_folders
+from vsrn.search.layout import RECORDS_FILE, EngineName
+from vsrn.search.mend import is_index, mend_index
 from vsrn.search.plan import File, doubtful, make_plan
 from vsrn.search.reading import Read, Reading
-from vsrn.search.records import SkippedRecord
+from vsrn.search.records import SkippedRecord, Where
+from vsrn.search.roots import Roots, Settings
 from vsrn.search.writer import Changes, IndexWriter
 
 # Called as progress(done, total): once before the first batch, and after each batch that has reached the disk.
@@ -31,7 +38,7 @@ ProgressCallback = Callable[[int, int], None]
 
 @dataclass
 class IndexReport:
-    """What became of a folder of photos.
+    """What became of the folders of an index.
 
     num_photos   that can be found now
     num_added    new since last time
@@ -43,6 +50,10 @@ class IndexReport:
     num_mended   of those read again, photos whose vector, regions or thumbnail in the index were damaged
     num_folders_left_out  folders that were not searched: hidden, of the system, or excluded
     num_files_left_out    files that were excluded, beside those in such folders
+    folders      that the index is of
+    away         those of them that are not there, cannot be listed or hold no files; their photos stay, and are not
+                 among the missing
+    exclude      globs of what is left out, now and at the next run
     """
 
     num_photos: int = 0
@@ -55,18 +66,22 @@ class IndexReport:
     num_mended: int = 0
     num_folders_left_out: int = 0
     num_files_left_out: int = 0
+    folders: list[str] = field(default_factory=list)
+    away: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
 
 
 def update_index(
-    photos: Path | str,
+    photos: Path | str | Sequence[Path | str] | None,
     folder: Path | str,
     model: Model | None = None,
     *,
     explain: bool | None = None,
     engine: EngineName | None = None,
     uri: str = "",
-    follow_links: bool = False,
-    exclude: Sequence[str] = (),
+    follow_links: bool | None = None,
+    exclude: Sequence[str] | None = None,
+    remove: Sequence[Path | str] = (),
     prune: bool = False,
     batch_size: int = 32,
     workers: int | None = None,
@@ -74,79 +89,113 @@ def update_index(
     batches: BatchMaker = local_batches,
     progress: ProgressCallback = lambda _done, _total: None,
 ) -> IndexReport:
-    """Bring the index in `folder` in step with the photos below `photos`, making it where there is none.
+    """Bring the index in `folder` in step with the folders of its photos, making it where there is none.
 
     Photos whose files have another name and the same content keep what the index has of them. What is damaged in the
     index is read again from the photos concerned.
 
+    photos      folders of photos to add to those that the index is of, or None; all of them are gone over
     model       what encodes them; left out, the index's own or, for a new index, the packaged one
     explain     whether to keep each photo's regions, which explanations need; for a new index True
     engine      what searches the vectors; for a new index "faiss"
     uri         for Milvus: a server, or a Lite file; empty for a file in the index. Where an index has one outside of
                 its folder it must be given each time: nothing is contacted because a folder says so
-    follow_links  whether to read files and folders outside of `photos` that links in it lead to
-    exclude     globs of files and folders to leave out (`Exclusion`), to be given at every update; photos of the index
-                that are left out are removed from it
-    prune       whether to remove photos whose files are gone even where more than a fifth are, or all of a folder that
-                is still there, empty; without it they stay and are reported as missing
+    follow_links  whether to read files and folders outside of `photos` that links in it lead to; kept in the index
+    exclude     globs of files and folders to leave out (`Exclusion`), kept in the index; None for those that it has.
+                Photos of the index that are left out are removed from it
+    remove      folders that the index is to be of no more; photos that lie in another one by now are kept
+    prune       whether to remove photos whose files are gone even where more than a fifth of a folder are, or all that
+                lie in one that is empty or not there; without it they stay and are reported
     batch_size  photos changes at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor; None for one for each processor
     device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; left out, where the model that is given
                 computes, or `auto`
     batches     who reads the photos: this process, or a Ray cluster (`vsrn.extractors.ray`)
+    progress    called before the first batch and after each; what it raises stops the run, and what was done is kept
 
     Photos that cannot be read are skipped and reported. Raises `SearchError` where the index was made by another
-    model, of another folder, with other settings, or is being written; `DataError` where there are no photos, or the
-    extractor here is not the model's.
+    model or with other settings, or is being written, or a folder of photos lies in another one; `DataError` where
+    there are no photos, or the extractor here is not the model's.
     """
     check_settings(batch_size, workers)
-    photos, folder = Path(photos), Path(folder)
-    exclusion = Exclusion(photos, exclude)
-    found = find_photos(photos, leave_out=folder, follow_links=follow_links, exclusion=exclusion)
+    folder, given = Path(folder), _paths(photos)
     if device is None:
         device = model.device if isinstance(model, Encoder) else "auto"
-    mend_index(folder, photos, model)
-    create_index(folder, photos, model, explain=explain, engine=engine, uri=uri, device=device)
+    mend_index(folder, model)
+    before, choice = _choose(folder, given, _paths(remove))
+    settings = _settings(before[1], choice, exclude, follow_links)
+    listing = list_folders(choice, settings, folder)
+    create_index(folder, model, explain=explain, engine=engine, uri=uri, device=device)
     with IndexWriter(folder, uri, device) as writer:
-        update = _Update(writer, photos, exclusion)
-        return update.run(found, batch_size, workers, batches, prune=prune, progress=progress)
+        with writer.records.read() as view:
+            if (view.state().root, view.settings()) != before:
+                raise SearchError(f"{folder} was just changed by another vsrn index; run the same command again.")
+        update = _Update(writer, choice, settings, listing, prune=prune)
+        return update.run(batch_size, workers, batches, progress)
+
+
+def _paths(named: Path | str | Sequence[Path | str] | None) -> list[Path]:
+    if named is None:
+        return []
+    return [Path(named)] if isinstance(named, Path | str) else list(map(Path, named))
+
+
+def _choose(folder: Path, given: list[Path], remove: list[Path]) -> tuple[tuple[bytes, Settings], Choice]:
+    """`State.root` and settings of an index, where there is one, and the folders that it is to be of."""
+    if not is_index(folder):
+        if not given:
+            raise SearchError(f"{folder} is no index yet; name the photos too: `vsrn index PHOTOS -o {folder}`.")
+        return (b"", Settings()), choose_folders(None, given, remove)
+    with Records(folder / RECORDS_FILE) as records, records.read() as view:
+        return (view.state().root, view.settings()), choose_folders(view, given, remove)
+
+
+def _settings(kept: Settings, choice: Choice, exclude: Sequence[str] | None, follow_links: bool | None) -> Settings:
+    """What an index keeps from now on; a folder that is to be removed stays until its photos are gone."""
+    globs = kept.exclude
+    if exclude is not None:
+        globs = list(dict.fromkeys(lasting_glob([root.path for root in choice.roots], glob) for glob in exclude))
+    for old, new in choice.moved:
+        globs = [f"{new}{glob.removeprefix(str(old))}" if glob.startswith(f"{old}/") else glob for glob in globs]
+    labelled = {root.label: os.fsencode(root.path) for root in [*choice.removed, *choice.roots] if root.label}
+    follow_links = kept.follow_links if follow_links is None else follow_links
+    return msgspec.structs.replace(kept, labelled=labelled, exclude=globs, follow_links=follow_links)
 
 
 class _Update:
-    """One pass over a folder of photos."""
+    """One pass over the folders of an index."""
 
-    def __init__(self, writer: IndexWriter, root: Path, exclusion: Exclusion) -> None:
-        self.writer, self.root, self.exclusion = writer, root, exclusion
+    def __init__(
+        self, writer: IndexWriter, choice: Choice, settings: Settings, listing: Listing, *, prune: bool
+    ) -> None:
+        self.writer, self.choice, self.settings, self.listing, self.prune = writer, choice, settings, listing, prune
+        # Until its photos are gone, a folder that is to be removed is one of the index.
+        self.all = Roots([*choice.removed, *choice.roots])
         self.report = IndexReport(
             num_mended=len(writer.damaged),
-            num_folders_left_out=exclusion.num_folders,
-            num_files_left_out=exclusion.num_files,
+            num_folders_left_out=sum(one.num_folders for one in listing.exclusions.values()),
+            num_files_left_out=sum(one.num_files for one in listing.exclusions.values()),
+            folders=[str(root.path) for root in choice.roots],
+            away=[str(root.path) for root in listing.away],
+            exclude=settings.exclude,
         )
 
-    def run(
-        self,
-        found: Sequence[PhotoFile],
-        batch_size: int,
-        workers: int | None,
-        batches: BatchMaker,
-        *,
-        prune: bool,
-        progress: ProgressCallback,
-    ) -> IndexReport:
+    def run(self, batch_size: int, workers: int | None, batches: BatchMaker, progress: ProgressCallback) -> IndexReport:
         """Read what changed and commit it batch by batch; then remove photos whose files are gone."""
+        damaged, report, found = self.writer.damaged, self.report, self.listing.found
         with self.writer.records.read() as view:
-            num_known, root = view.num_photos(), Path(os.fsdecode(view.state().root))
-        self._follow(root)
-        damaged, report = self.writer.damaged, self.report
-        plan = make_plan(found, self.writer.records, damaged)
+            kept = view.state().root, view.settings()
+        if kept != (_first(self.all), self.settings):
+            self.writer.settle(_first(self.all), self.settings)
+        plan = make_plan(found, self.all, self.writer.records, damaged)
         report.skipped += plan.told
         done = plan.num_same + len(plan.refused) + len(plan.told)
         progress(done, len(found))
         if plan.refused or plan.gone:
-            self._write(Changes(skipped=plan.refused, gone=plan.gone))
+            self._write(Changes(skipped=plan.refused, gone=[name for name in plan.gone if not self._is_away(name)]))
         claimed: set[str] = set()
         if plan.files:
-            work = Reading(self.writer.encoder, plan.moved, self.root, explain=self.writer.info.explain)
+            work = Reading(self.writer.encoder, plan.moved, explain=self.writer.info.explain)
             results = batches(work, plan.files, batch_size, workers)
             for batch, result in zip(cut(plan.files, batch_size), results, strict=True):
                 read = _settled(batch, result, claimed, work)
@@ -154,28 +203,47 @@ class _Update:
                 self._write(read.changes)
                 done += len(batch)
                 progress(done, len(found))
-        missing = [name for name in plan.missing if name not in claimed]
-        unseen = [name for name in missing if not self.exclusion.has_photo(name)]
-        report.missing = [] if prune else doubtful(unseen, num_known, self.root, damaged)
-        gone = set(missing) - set(report.missing)
+        gone = self._gone([name for name in plan.missing if name not in claimed], plan.num_known)
         if gone:
-            self._write(Changes(gone=sorted(gone)))
-        self.writer.finish()
+            self._write(Changes(gone=gone))
+        self._finish()
         with self.writer.records.read() as view:
             report.num_photos, report.skipped = view.num_photos(), [*view.skipped(), *report.skipped]
         return report
 
-    def _follow(self, before: Path) -> None:
-        """Photos may move as a whole from the folder `before`; an index of other photos is refused."""
-        now = self.root.absolute()
-        if now == before:
-            return
-        if before.is_dir() and not before.samefile(now):
-            raise SearchError(
-                f"{self.writer.folder} is the index of {before}, not of {self.root}; choose another -o, or index the"
-                " folder that holds both."
-            )
-        self.writer.move_root(os.fsencode(now))
+    def _is_away(self, name: str) -> bool:
+        """Whether a photo or a skipped file lies in a folder that is not there, so that it stays."""
+        return not self.prune and self.all.of(name) in self.listing.away
+
+    def _gone(self, missing: Sequence[str], num_known: Mapping[str, int]) -> list[str]:
+        """Of photos whose files are neither there nor elsewhere, those to remove; notes the others in the report.
+
+        num_known  how many photos the index had of a folder, by its label
+        """
+        if self.prune:
+            return list(missing)
+        stays: set[str] = set()
+        for root in self.choice.roots:
+            excluded = self.listing.exclusions[root.label]
+            inside = (name for name in missing if self.all.of(name) == root)
+            unseen = [name for name in inside if not excluded.has_photo(root.below(name))]
+            if root not in self.listing.away:
+                unseen = doubtful(unseen, num_known[root.label], root, self.writer.damaged)
+                self.report.missing += unseen
+            stays.update(unseen)
+        return sorted(set(missing) - stays)
+
+    def _finish(self) -> None:
+        """Forget folders that were removed, and those that are not there and have no photos in the index."""
+        with self.writer.records.read() as view:
+            empty = [root for root in self.listing.away if not len(view.rows(Where(root.label)))]
+        roots = Roots(root for root in self.choice.roots if root not in empty)
+        labelled = {root.label: os.fsencode(root.path) for root in roots if root.label}
+        settings = msgspec.structs.replace(self.settings, labelled=labelled)
+        if empty or self.choice.removed:
+            self.writer.settle(_first(roots), settings)
+        now = datetime.now(UTC).replace(microsecond=0)
+        self.writer.finish(msgspec.structs.replace(settings, last_run=now))
 
     def _write(self, changes: Changes) -> None:
         changed, removed = self.writer.write(changes)
@@ -201,9 +269,14 @@ def _settled(batch: Sequence[File], read: Read, claimed: set[str], work: Reading
     if not late:
         return read
     files = [file for file in batch if file.photo.id in late]
-    alone = Reading(work.encoder, {}, work.root, explain=work.explain)
+    alone = Reading(work.encoder, {}, explain=work.explain)
     again = alone.finish(files, [alone.prepare(file) for file in files])
     changes = Changes(
         [*read.changes.added, *again.changes.added], [*read.changes.skipped, *again.changes.skipped], moved
     )
     return Read(changes, [*read.told, *again.told])
+
+
+def _first(roots: Roots) -> bytes:
+    """`State.root` of an index of these folders."""
+    return next((os.fsencode(root.path) for root in roots if not root.label), b"")

@@ -6,7 +6,6 @@ The files of a model are copied by a fixed list of names: what else lies in some
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -70,7 +69,6 @@ _WEIGHT_FILES = (".json", ".safetensors", ".txt")
 
 def create_index(
     folder: Path,
-    photos: Path,
     model: Model | None = None,
     *,
     explain: bool | None = None,
@@ -78,7 +76,7 @@ def create_index(
     uri: str = "",
     device: str = "cpu",
 ) -> None:
-    """Make an empty index of `photos` in `folder`, or see that the one that is there was made in this way.
+    """Make an empty index of no folder of photos in `folder`, or see that the one there was made in this way.
 
     Arguments as in `update_index`; None is whatever an existing index has. Raises `SearchError` where the index, or
     the folder's other use, contradicts them, and `CheckpointError` where the model cannot be used.
@@ -102,7 +100,7 @@ def create_index(
         write_model(source, folder / MODEL_FOLDER)
         encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={})
         info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
-        state = State(0, 1, 0, 0, 0, os.fsencode(photos.absolute()))
+        state = State(0, 1, 0, 0, 0, b"")
         create_records(folder / RECORDS_FILE, state, info=info_as_json(info))
         write_info(folder, info)
         sync_folder(folder)

@@ -21,6 +21,7 @@ from pathlib import Path
 from vsrn.errors import SearchError
 from vsrn.files import Closing
 from vsrn.search.records import REMEDY, Change, DamagedRecordsError, PhotoRecord, State, View
+from vsrn.search.roots import Settings
 
 SECONDS_TO_WAIT = 30.0
 # Listing a million photos takes about 5e7 steps; a statement that never ends is stopped after a minute or so.
@@ -65,7 +66,12 @@ CREATE TABLE files (
 );
 CREATE TABLE info (json BLOB NOT NULL);
 """
+# What indexes of one folder did not have.
+_LATEST = """
+CREATE TABLE settings (json BLOB NOT NULL);
+"""
 # The same for whoever only reads one of them: these views stand before its tables.
+_LATEST_TO_READ = "CREATE TEMP VIEW settings AS SELECT x'' AS json WHERE 0;"
 _LATER_TO_READ = """
 CREATE TEMP VIEW photos AS SELECT *, NULL AS inode, NULL AS changed_ns, NULL AS vector_crc, NULL AS regions_crc,
     NULL AS thumbnail_crc FROM main.photos;
@@ -97,11 +103,13 @@ class Records(Closing):
     def bring_up_to_date(self) -> None:
         """Add what the tables of an older index lack."""
         with self._connection() as connection:
-            if _schema_of(connection) == _SCHEMA:
+            before = _schema_of(connection)
+            if before == _SCHEMA:
                 return
-            _run(connection, "".join(f"DROP VIEW temp.{name};" for name in ("photos", "skipped", "files", "info")))
+            for (name,) in connection.execute("SELECT name FROM temp.sqlite_master").fetchall():
+                connection.execute(f"DROP VIEW temp.{name}")
             with _committing(connection):
-                _run(connection, _LATER)
+                _run(connection, (_LATER if before == _OLDEST_SCHEMA else "") + _LATEST)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[View]:
@@ -129,24 +137,26 @@ class Records(Closing):
             with self._connection() as connection:
                 found = [str(line) for (line,) in connection.execute("PRAGMA integrity_check(5)")]
             with self.read() as view:
-                view.state()
+                view.roots()
                 deque(view.photos(), maxlen=0)
         except DamagedRecordsError as error:
             return [str(error)]
         return [] if found == ["ok"] else found
 
-    def salvage(self, num_rows: int) -> tuple[State | None, list[PhotoRecord]]:
-        """What can still be read of a damaged file: the state, and records of the first `num_rows` rows."""
-        state: State | None = None
+    def salvage(self, num_rows: int) -> tuple[State | None, Settings, list[PhotoRecord]]:
+        """What can still be read of a damaged file: state, settings, and records of the first `num_rows` rows."""
+        state, settings = None, Settings()
         found: list[PhotoRecord] = []
         with contextlib.suppress(SearchError), self._connection() as connection:
             view = View(connection)
             with contextlib.suppress(sqlite3.DatabaseError, DamagedRecordsError):
                 state = view.state()
+            with contextlib.suppress(sqlite3.DatabaseError, DamagedRecordsError):
+                settings = view.settings()
             for row in range(num_rows):
                 with contextlib.suppress(sqlite3.DatabaseError, DamagedRecordsError):
                     found += view.photos_at([row]).values()
-        return state, found
+        return state, settings, found
 
     def close(self) -> None:
         """Close the database; connections in use are closed when they are given back."""
@@ -186,7 +196,13 @@ class Records(Closing):
             self._idle.pop().close()
 
 
-def create_records(path: Path, state: State, photos: Sequence[PhotoRecord] = (), info: bytes | None = None) -> None:
+def create_records(
+    path: Path,
+    state: State,
+    photos: Sequence[PhotoRecord] = (),
+    info: bytes | None = None,
+    settings: Settings = Settings(),  # noqa: B008 - it is frozen
+) -> None:
     """Make the records of an index that stands so; those that are there are replaced.
 
     photos  of rows below the state's; rows without one are dead
@@ -198,10 +214,11 @@ def create_records(path: Path, state: State, photos: Sequence[PhotoRecord] = (),
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         with _committing(connection):
-            _run(connection, _TABLES + _LATER)
+            _run(connection, _TABLES + _LATER + _LATEST)
             connection.execute("INSERT INTO state VALUES (0, 1, 0, 0, 0, x'')")
             change = Change(connection)
             change.reach(state)
+            change.keep_settings(settings)
             change.add(photos)
             dead = sorted(set(range(state.num_rows)) - {photo.row for photo in photos})
             connection.executemany("INSERT INTO dead VALUES (?)", [(row,) for row in dead])
@@ -278,10 +295,12 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
         schema = _schema_of(connection)
         if not schema:
             raise DamagedRecordsError(f"{path} is empty; {REMEDY}")
-        if schema not in (_OLD_SCHEMA, _SCHEMA):
+        if schema not in (_OLDEST_SCHEMA, _OLDER_SCHEMA, _SCHEMA):
             raise SearchError(f"{path} is not what `vsrn index` makes: its tables are others; do not use this index.")
-        if schema == _OLD_SCHEMA:
+        if schema == _OLDEST_SCHEMA:
             _run(connection, _LATER_TO_READ)
+        if schema != _SCHEMA:
+            _run(connection, _LATEST_TO_READ)
     except BaseException:
         connection.close()
         raise
@@ -316,7 +335,7 @@ def _committing(connection: sqlite3.Connection) -> Iterator[None]:
             connection.execute("ROLLBACK")
 
 
-_OLD_SCHEMA, _SCHEMA = _made_by(_TABLES), _made_by(_TABLES + _LATER)
+_OLDEST_SCHEMA, _OLDER_SCHEMA, _SCHEMA = map(_made_by, (_TABLES, _TABLES + _LATER, _TABLES + _LATER + _LATEST))
 
 
 def _beside(path: Path) -> list[Path]:

@@ -10,7 +10,6 @@ index as one commit left it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import zlib
@@ -21,17 +20,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from vsrn.data.listing import photo_id
 from vsrn.data.regions import Regions, pad_regions
 from vsrn.data.stand_ins import ReadWords
 from vsrn.encoders import load_encoder
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
-from vsrn.errors import CheckpointError, SearchError, UnknownFolderError, UnknownPhotoError, did_you_mean
+from vsrn.errors import CheckpointError, SearchError, UnknownPhotoError
 from vsrn.files import Closing, printable
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.database import Records
 from vsrn.search.engine import Engine, engine_of
+from vsrn.search.folders import folder_named
 from vsrn.search.layout import (
     RECORDS_FILE,
     GrowingFile,
@@ -44,6 +43,7 @@ from vsrn.search.layout import (
     unpack_regions,
 )
 from vsrn.search.records import REMEDY, PhotoRecord, SkippedRecord, State, View, Where
+from vsrn.search.roots import Root
 
 # A compaction may replace the files between reading the records and opening them, hardly ever twice in a row.
 TRIES = 5
@@ -159,13 +159,11 @@ class Index(Closing):
             photo = view.photo_named(str(name))
             if photo is not None:
                 return photo.id
-            root = _root(view)
-            # A path below the root as it is written, or as it is once links are followed.
-            for path, above in ((Path(name), root), (Path(name).resolve(), root.resolve())):
-                if path.absolute().is_relative_to(above):
-                    found = view.ids_at_path(os.fsencode(path.absolute().relative_to(above)))
-                    if found:
-                        return found[0]
+            roots = view.roots()
+            for root, path in roots.places(name):
+                found = next((one for one in view.ids_at_path(os.fsencode(path)) if roots.of(one) == root), None)
+                if found is not None:
+                    return found
             raise self._unknown(view, str(name))
 
         return self._ask(find)
@@ -181,9 +179,9 @@ class Index(Closing):
             raise SearchError(f"a vector of shape {vector.shape} does not fit this index of {self.info.joint_dim}.")
 
         def search(view: View) -> list[Hit]:
-            root, allowed = _root(view), _allowed(view, where)
+            roots, allowed = view.roots(), _allowed(view, where)
             found = _nearest_photos(view, self._snapshot(view), vector, k, allowed)
-            return [Hit(photo.id, score, root / os.fsdecode(photo.path), photo) for photo, score in found]
+            return [Hit(photo.id, score, roots.place(photo.id, photo.path), photo) for photo, score in found]
 
         return self._ask(search)
 
@@ -197,7 +195,12 @@ class Index(Closing):
 
     def path(self, photo_id: str) -> Path:
         """Where a photo was when it was indexed. Raises `UnknownPhotoError` for an unknown id."""
-        return self._ask(lambda view: _root(view) / os.fsdecode(self._known(view, photo_id).path))
+
+        def place(view: View) -> Path:
+            photo = self._known(view, photo_id)
+            return view.roots().place(photo.id, photo.path)
+
+        return self._ask(place)
 
     def vector(self, photo_id: str) -> FloatArray:
         """(D,) float32 embedding of a photo. Raises `SearchError` for an unknown id."""
@@ -308,9 +311,8 @@ class Index(Closing):
         return photo
 
     def _unknown(self, view: View, name: str) -> UnknownPhotoError:
-        return UnknownPhotoError(
-            f"{self.folder} holds no photo '{printable(name)}'; ids are paths below {printable(_root(view))}."
-        )
+        below = " and ".join(_ids_in(root) for root in view.roots())
+        return UnknownPhotoError(f"{self.folder} holds no photo '{printable(name)}'; ids are paths {below}.")
 
 
 class Reranker:
@@ -374,38 +376,12 @@ def _nearest_photos(
 
 def _allowed(view: View, where: Where) -> IntArray | None:
     """(n,) rows of the photos that pass a filter; None where all do. Raises `UnknownFolderError`."""
-    folder = None if where.folder is None else _folder_named(view, where.folder, paths=where.paths)
-    where = replace(where, folder=folder or None)
+    folder = None if where.folder is None else folder_named(view, where.folder, paths=where.paths)
+    where = replace(where, folder=folder)
     return view.rows(where) if where else None
 
 
-def _folder_named(view: View, name: Path | str, *, paths: bool) -> str:
-    """A folder as ids begin, "" for the whole index, of the folder that a person means.
-
-    paths  whether it may be named by a path, from here or from the top
-
-    Raises `UnknownFolderError` where no photo and no skipped file of the index lies in it.
-    """
-    typed, root = str(name).replace(os.sep, "/"), _root(view)
-    asked = ""
-    with contextlib.suppress(ValueError):  # characters that no path has
-        places = [(os.path.normpath(typed.strip("/")), Path())]
-        if paths:
-            # As it is written, and as it is once links are followed.
-            places += [(os.path.abspath(typed), root), (os.path.realpath(typed), root.resolve())]  # noqa: PTH100
-        for path, above in places:
-            if Path(path).is_relative_to(above):
-                asked = photo_id(Path(path).relative_to(above))
-                if asked == ".":
-                    return ""
-                if view.has_folder(asked):
-                    return asked
-    known = view.folders()
-    # What people forget is the case of its letters, or the folders above it.
-    near = [folder for folder in known if asked and f"/{folder}".casefold().endswith(f"/{asked}".casefold())]
-    hint = f" Did you mean '{near[0]}'?" if near else did_you_mean(asked, known)
-    raise UnknownFolderError(f"the index has no folder '{printable(typed)}'.{printable(hint)}")
-
-
-def _root(view: View) -> Path:
-    return Path(os.fsdecode(view.state().root))
+def _ids_in(root: Root) -> str:
+    """Where the paths that ids of a folder are lead."""
+    after = f" after '{printable(root.label)}/'" if root.label else ""
+    return f"below {printable(root.path)}{after}"

@@ -43,6 +43,7 @@ from vsrn.search.layout import (
     write_info,
 )
 from vsrn.search.records import DamagedRecordsError, PhotoRecord, Stamp, State, View
+from vsrn.search.roots import Settings
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,10 @@ def damaged_pieces(
     return found
 
 
-def mend_index(folder: Path, photos: Path, model: Model | None) -> None:
+def mend_index(folder: Path, model: Model | None) -> None:
     """Mend what is damaged of an index besides its vectors, regions and thumbnails; of a folder without one, nothing.
 
-    photos  the folder of its photos
-    model   the model that it was made by, where a person named it
+    model  the model that it was made by, where a person named it
 
     Raises `SearchError` or `CheckpointError` where that cannot be done.
     """
@@ -129,7 +129,7 @@ def mend_index(folder: Path, photos: Path, model: Model | None) -> None:
         return
     info = _info_of(folder)
     _mend_model(folder, info, model)
-    _mend_records(folder, info, photos)
+    _mend_records(folder, info)
 
 
 def is_index(folder: Path) -> bool:
@@ -191,32 +191,34 @@ def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
             write_info(folder, msgspec.structs.replace(info, files=checksums(place)))
 
 
-def _mend_records(folder: Path, info: IndexInfo, photos: Path) -> None:
+def _mend_records(folder: Path, info: IndexInfo) -> None:
     """Replace damaged records by new ones with what can still be read of them; other photos are read again."""
     path = folder / RECORDS_FILE
     with contextlib.suppress(DamagedRecordsError), Records(path) as records:
         if not records.faults():
             return
     with index_lock(folder):
-        state, found = _salvaged(folder, info, photos)
+        state, settings, found = _salvaged(folder, info)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        create_records(temporary, state, found)
+        create_records(temporary, state, found, settings=settings)
         for beside in (Path(f"{path}-wal"), Path(f"{path}-shm")):
             beside.unlink(missing_ok=True)
         temporary.replace(path)
         sync_folder(folder)
 
 
-def _salvaged(folder: Path, info: IndexInfo, photos: Path) -> tuple[State, list[PhotoRecord]]:
-    """How far an index with damaged records has come, as far as can be told, and the records that can be read."""
+def _salvaged(folder: Path, info: IndexInfo) -> tuple[State, Settings, list[PhotoRecord]]:
+    """How far an index with damaged records has come, as far as can be told, its settings, and records that can be
+    read.
+    """
     generations = [path.stem.rpartition("-")[2] for path in folder.glob("vectors-*.f16")]
     generation = max((int(number) for number in generations if number.isdecimal()), default=1)
     vectors = growing_path(folder, "vectors", generation)
     num_rows = vectors.stat().st_size // (2 * info.joint_dim) if vectors.is_file() else 0
     state: State | None = None
-    found: list[PhotoRecord] = []
+    settings, found = Settings(), list[PhotoRecord]()
     with contextlib.suppress(SearchError), Records(folder / RECORDS_FILE) as records:
-        state, found = records.salvage(num_rows)
+        state, settings, found = records.salvage(num_rows)
     if state is not None and state.generation != generation:
         found = []
     return (
@@ -230,7 +232,8 @@ def _salvaged(folder: Path, info: IndexInfo, photos: Path) -> tuple[State, list[
                 default=0,
             ),
             thumbnails_end=max((photo.thumbnail_at + photo.thumbnail_size for photo in found), default=0),
-            root=os.fsencode(photos.absolute()) if state is None else state.root,
+            root=b"" if state is None else state.root,
         ),
+        settings,
         found,
     )

@@ -1,6 +1,6 @@
-"""What there is to do: the files below a folder compared with what an index knows of them.
+"""What there is to do: the files in the folders of an index compared with what it knows of them.
 
-plan = make_plan(find_photos("photos/"), writer)
+plan = make_plan(listing.found, roots, writer.records, writer.damaged)
 plan.files      to look at
 plan.missing    photos of the index whose files are not there
 """
@@ -8,8 +8,8 @@ plan.missing    photos of the index whose files are not there
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from vsrn.data.photos import FORMATS, FileContent
 from vsrn.errors import PhotoError
 from vsrn.search.database import Records
 from vsrn.search.records import Known, SkippedRecord, Stamp
+from vsrn.search.roots import Root, Roots
 
 # Files that were refused are opened again by a version that reads other formats.
 READER = f"vsrn {vsrn.__version__}: {', '.join(FORMATS)}"
@@ -31,11 +32,13 @@ class File:
     """A file to look at.
 
     photo    where it is
+    root     the folder of the index that it lies in
     known    what the index knows of it; None for a new one
     damaged  whether its vector, regions or thumbnail are damaged, so that it must be read again
     """
 
     photo: PhotoFile
+    root: Path
     known: Known | None
     damaged: bool
 
@@ -52,6 +55,7 @@ class Plan:
               same content take them from here
     missing   ids of photos whose files are not there
     gone      ids of skipped files that are there no more
+    num_known  photos that the index has of each folder, by its label
     """
 
     files: list[File]
@@ -61,10 +65,11 @@ class Plan:
     moved: dict[tuple[int, str], list[str]]
     missing: list[str]
     gone: list[str]
+    num_known: Mapping[str, int]
 
 
-def make_plan(found: Sequence[PhotoFile], records: Records, damaged: Collection[str]) -> Plan:
-    """Compare what is in the folder with what is known of it.
+def make_plan(found: Sequence[PhotoFile], roots: Roots, records: Records, damaged: Collection[str]) -> Plan:
+    """Compare what is in the folders with what is known of it.
 
     damaged  ids of photos to read again whatever their files look like
     """
@@ -81,7 +86,7 @@ def make_plan(found: Sequence[PhotoFile], records: Records, damaged: Collection[
             (told if photo.id in known or photo.id in seen else refused).append(skipped_for(photo, photo.refusal))
             continue
         seen.add(photo.id)
-        file = File(photo, known.get(photo.id), photo.id in damaged)
+        file = File(photo, roots.of(photo.id).path, known.get(photo.id), photo.id in damaged)
         if not file.damaged and _is_same(file.known, skipped.get(photo.id), _stamp(photo.path)):
             num_same += 1
         else:
@@ -94,23 +99,23 @@ def make_plan(found: Sequence[PhotoFile], records: Records, damaged: Collection[
         if name not in damaged:
             moved[known[name].stamp.size, known[name].sha256].append(name)
     there = seen | {file.id for file in refused}
-    return Plan(files, num_same, refused, told, moved, missing, [name for name in skipped if name not in there])
+    gone = [name for name in skipped if name not in there]
+    num_known = Counter(roots.of(name).label for name in known)
+    return Plan(files, num_same, refused, told, moved, missing, gone, num_known)
 
 
-def doubtful(missing: Collection[str], num_known: int, root: Path, damaged: Collection[str]) -> list[str]:
-    """Those missing photos that are more likely away than deleted: of an empty folder, or too many at once.
+def doubtful(missing: Collection[str], num_known: int, root: Root, damaged: Collection[str]) -> list[str]:
+    """Those missing photos of a folder that are more likely away than deleted: of an empty one below, or too many.
 
     missing    ids of photos whose files are neither there nor elsewhere
-    num_known  photos of the index before
+    num_known  photos that the index had of the folder
     damaged    ids of photos of which nothing can be kept anyway
     """
-    kept = [name for name in missing if name not in damaged]
+    kept = {name: (root.path / root.below(name)).parent for name in missing if name not in damaged}
     if len(kept) > MOST_MISSING * num_known:
-        return kept
-    empty: dict[Path, bool] = {}
-    for parent in {(root / name).parent for name in kept}:
-        empty[parent] = _is_suddenly_empty(parent, root)
-    return [name for name in kept if empty[(root / name).parent]]
+        return list(kept)
+    empty = {parent: _is_suddenly_empty(parent, root.path) for parent in set(kept.values())}
+    return [name for name, parent in kept.items() if empty[parent]]
 
 
 def skipped_for(photo: PhotoFile, error: PhotoError, content: FileContent | None = None) -> SkippedRecord:

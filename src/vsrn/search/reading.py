@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,11 +31,13 @@ from vsrn.files import printable, read_plain
 from vsrn.metrics import FloatArray
 from vsrn.search.create import model_files
 from vsrn.search.plan import File, skipped_for, stamp_of
-from vsrn.search.records import MovedPhoto, PhotoRecord, SkippedRecord, local_time
+from vsrn.search.records import MovedPhoto, PhotoRecord, SkippedRecord
 from vsrn.search.writer import Changes, NewPhoto
 
 THUMBNAIL_SIDE = 256
 JPEG_QUALITY = 82
+# The days that `datetime` can tell on every system, in seconds since 1970: years 2 to 9998.
+_EARLIEST, _LATEST = -62_100_000_000, 253_300_000_000
 # Ids of photos whose files are missing, by the size and the SHA-256 of their content (`Plan.moved`).
 Missing = dict[tuple[int, str], list[str]]
 
@@ -74,14 +77,13 @@ class Read(NamedTuple):
 class Reading:
     """The `Work` that turns files into changes of an index."""
 
-    def __init__(self, encoder: OnnxEncoder, missing: Missing, root: Path, *, explain: bool) -> None:
+    def __init__(self, encoder: OnnxEncoder, missing: Missing, *, explain: bool) -> None:
         """
         encoder  the model of the index
         missing  photos that a file of the same content takes the place of; those taken are removed from it
-        root     the folder of the photos
         explain  whether the index keeps regions
         """
-        self.encoder, self.missing, self.root, self.explain = encoder, missing, root, explain
+        self.encoder, self.missing, self.explain = encoder, missing, explain
 
     @property
     def device(self) -> str:
@@ -96,11 +98,11 @@ class Reading:
         """What makes the same work on another machine, which gets a copy of the model."""
         encoder = self.encoder
         files = {file.relative_to(encoder.folder).as_posix(): read_plain(file) for file in model_files(encoder.folder)}
-        return partial(_same_reading, files, encoder.checksums, self.missing, self.root, self.explain)
+        return partial(_same_reading, files, encoder.checksums, self.missing, self.explain)
 
     def prepare(self, file: File) -> _Looked:
         """The cheap half: what the extractor reads, or what else the file is, or why it is skipped."""
-        return _look(self.encoder.extractor, self.missing, self.root, file)
+        return _look(self.encoder.extractor, self.missing, file)
 
     def finish(self, _files: Sequence[File], looked: Sequence[_Looked]) -> Read:
         """The expensive half: regions and vectors of those photos of a batch that could be read."""
@@ -126,7 +128,6 @@ def _same_reading(
     files: Mapping[str, bytes],
     checksums: Mapping[str, str] | None,
     missing: Missing,
-    root: Path,
     explain: bool,
     device: str,
     finishes: bool,
@@ -144,16 +145,16 @@ def _same_reading(
         _ = encoder.extractor
         if finishes:
             encoder.encode_regions(np.ones((1, 1, encoder.info.feature_dim), np.float32))
-    return Reading(encoder, missing, root, explain=explain)
+    return Reading(encoder, missing, explain=explain)
 
 
-def _look(extractor: RegionExtractor, missing: Missing, root: Path, file: File) -> _Looked:
+def _look(extractor: RegionExtractor, missing: Missing, file: File) -> _Looked:
     content: FileContent | None = None
     try:
         content = read_file(file.photo.path)
         sha256 = hashlib.sha256(content.content).hexdigest()
         # In the file system's own bytes.
-        below, stamp = os.fsencode(file.photo.path.relative_to(root)), stamp_of(content)
+        below, stamp = os.fsencode(file.photo.path.relative_to(file.root)), stamp_of(content)
         if file.known is not None and not file.damaged and file.known.sha256 == sha256:
             return MovedPhoto(file.photo.id, file.photo.id, below, stamp)
         if file.known is None:
@@ -162,7 +163,7 @@ def _look(extractor: RegionExtractor, missing: Missing, root: Path, file: File) 
         name = printable(file.photo.path)
         decoded = read_photo(content.content, target_size=extractor.photo_size, name=name)
         prepared = prepare_pixels(extractor, decoded.pixels, name)
-        taken = decoded.taken or local_time(content.modified_ns)
+        taken = decoded.taken or _local_time(content.modified_ns)
         record = PhotoRecord(
             id=file.photo.id,
             path=below,
@@ -198,3 +199,8 @@ def _vectors(encoder: Encoder, regions: Sequence[Regions]) -> FloatArray:
     if finite:
         vectors[finite] = encoder.encode_regions(*pad_regions([regions[place] for place in finite]))
     return vectors
+
+
+def _local_time(modified_ns: int) -> datetime:
+    """A file's time by this machine's clock, for photos whose camera says nothing; years 2 to 9998."""
+    return datetime.fromtimestamp(min(max(modified_ns / 1e9, _EARLIEST), _LATEST))

@@ -10,7 +10,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -20,13 +20,12 @@ import numpy as np
 from vsrn.errors import SearchError, SkipKind
 from vsrn.files import normal_name
 from vsrn.metrics import IntArray
+from vsrn.search.roots import Roots, Settings
 
 # SQLite takes at most so many values in one statement, whatever it was built with.
 VALUES_AT_ONCE = 500
 # SQLite's integers have 64 bits with a sign; file systems know larger inodes and times.
 _LARGEST = 2**63 - 1
-# The days that `datetime` can tell on every system, in seconds since 1970: years 2 to 9998.
-_EARLIEST, _LATEST = -62_100_000_000, 253_300_000_000
 # A thumbnail of 256 pixels a side takes 12 KB; a damaged record may claim anything.
 _MOST_THUMBNAIL_BYTES = 4_000_000
 
@@ -69,8 +68,8 @@ class Stamp(NamedTuple):
 class PhotoRecord:
     """A photo of the index.
 
-    id              its path below the root as one line of text
-    path            the same as the file system's own bytes
+    id              its path below its folder as one line of text, after the folder's label where it has one
+    path            its path below its folder as the file system's own bytes
     size, modified_ns, changed_ns, inode  as in `Stamp`
     sha256          of the file, hex
     width, height   in pixels, upright
@@ -152,7 +151,8 @@ class State(msgspec.Struct, frozen=True):
     num_rows        rows of vectors acknowledged, dead ones included
     regions_end     bytes of regions acknowledged
     thumbnails_end  bytes of thumbnails acknowledged
-    root            the folder of the photos, in the file system's own bytes
+    root            the folder of the photos whose ids begin with no label, in the file system's own bytes; empty where
+                    there is none
     """
 
     version: Count
@@ -167,7 +167,8 @@ class State(msgspec.Struct, frozen=True):
 class Where:
     """Which photos a search looks at.
 
-    folder        below the root, such as `2024/Trip`, or a path to it; its subfolders count too
+    folder        as ids begin, such as `2024/Trip`, or a path to it; its subfolders count too. Empty for the folder
+                  whose ids begin with no label
     since, until  the days, both included, that photos were taken between
     paths         whether the folder may be a path of this machine; a service must not tell others what lies where
     """
@@ -208,6 +209,18 @@ class View:
         except (msgspec.ValidationError, ValueError) as error:
             raise DamagedRecordsError("the records do not say how far the index has come") from error
 
+    def settings(self) -> Settings:
+        """What is kept for the next run. Raises `DamagedRecordsError` where that cannot be read."""
+        row = self._connection.execute("SELECT json FROM settings").fetchone()
+        try:
+            return Settings() if row is None else msgspec.json.decode(row[0], type=Settings)
+        except (msgspec.DecodeError, TypeError, UnicodeDecodeError, RecursionError) as error:
+            raise DamagedRecordsError(f"the settings in the records are damaged ({error})") from error
+
+    def roots(self) -> Roots:
+        """The folders of the photos."""
+        return Roots.kept(self.state().root, self.settings())
+
     def num_photos(self) -> int:
         """Photos that can be found."""
         return int(self._connection.execute("SELECT count(*) FROM photos").fetchone()[0])
@@ -243,13 +256,13 @@ class View:
         return {name: Known(Stamp(*stamp), sha256) for name, *stamp, sha256 in found}
 
     def ids_at_path(self, path: bytes) -> list[str]:
-        """Ids of the photos at a path below the root."""
+        """Ids of the photos at a path below their folders."""
         found = self._connection.execute("SELECT id FROM photos WHERE path = ?", (path,))
         return [name for (name,) in found]
 
     def rows(self, where: Where) -> IntArray:
         """(n,) rows of the photos that pass a filter, rising."""
-        terms, values = _condition(where)
+        terms, values = _condition(where, [root.label for root in self.roots() if root.label])
         return self._rows(f"photos WHERE {terms} ORDER BY row", values)
 
     def has_folder(self, folder: str) -> bool:
@@ -340,6 +353,11 @@ class Change(View):
         settings = ", ".join(f"{name} = ?" for name in State.__struct_fields__)
         self._connection.execute(f"UPDATE state SET {settings}", msgspec.structs.astuple(state))  # noqa: S608
 
+    def keep_settings(self, settings: Settings) -> None:
+        """What the next run needs."""
+        self._connection.execute("DELETE FROM settings")
+        self._connection.execute("INSERT INTO settings VALUES (?)", (msgspec.json.encode(settings),))
+
     def stamp_files(self, stamps: dict[str, Stamp]) -> None:
         """The files of vectors, regions and thumbnails as this commit leaves them."""
         self._connection.execute("DELETE FROM files")
@@ -371,12 +389,13 @@ def _between(folder: str) -> list[str]:
     return [f"{folder}/", f"{folder}0"]
 
 
-def _condition(where: Where) -> tuple[str, list[str]]:
-    """A filter as SQL, with the values of its marks; its folder is named as ids begin."""
+def _condition(where: Where, labels: Sequence[str]) -> tuple[str, list[str]]:
+    """A filter as SQL, with the values of its marks; its folder is named as ids begin, and is "" for no label."""
     terms, values = ["1"], []
     if where.folder is not None:
-        terms.append("id >= ? AND id < ?")
-        values += _between(str(where.folder))
+        inside = "id >= ? AND id < ?"
+        terms += [inside] if where.folder else [f"NOT ({inside})"] * len(labels)
+        values += [edge for folder in ([str(where.folder)] if where.folder else labels) for edge in _between(folder)]
     if where.since is not None:
         terms.append("taken >= ?")
         values.append(where.since.isoformat()[:10])
@@ -385,8 +404,3 @@ def _condition(where: Where) -> tuple[str, list[str]]:
         terms.append("taken < ?")
         values.append(where.until.isoformat()[:10] + "~")
     return " AND ".join(terms), values
-
-
-def local_time(modified_ns: int) -> datetime:
-    """A file's time by this machine's clock, for photos whose camera says nothing; years 2 to 9998."""
-    return datetime.fromtimestamp(min(max(modified_ns / 1e9, _EARLIEST), _LATEST))

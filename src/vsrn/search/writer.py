@@ -39,6 +39,7 @@ from vsrn.search.layout import (
 )
 from vsrn.search.mend import damaged_pieces
 from vsrn.search.records import MovedPhoto, PhotoRecord, SkippedRecord, Stamp, State
+from vsrn.search.roots import Settings
 
 # Compaction starts where more than this share of the rows belongs to removed photos.
 MOST_DEAD = 0.25
@@ -135,21 +136,23 @@ class IndexWriter(Closing):
         num_changed = sum(record.id in died for record in records)
         return num_changed, len(died) - num_changed
 
-    def move_root(self, root: bytes) -> None:
-        """The folder of the photos is another from now on."""
+    def settle(self, root: bytes, settings: Settings) -> None:
+        """Keep the folder whose ids begin with no label (`State.root`), and what else the next run needs."""
         with self.records.write() as change:
             state = msgspec.structs.replace(self._state, version=self._state.version + 1, root=root)
             change.reach(state)
+            change.keep_settings(settings)
         self._state = state
 
-    def finish(self) -> None:
-        """Compact where too much is dead, and let the engine do what it does at the end."""
+    def finish(self, settings: Settings) -> None:
+        """Compact where too much is dead, let the engine do what it does at the end, and keep settings."""
         with self.records.read() as view:
             num_dead, stamps, info = len(view.dead_rows()), view.file_stamps(), view.info()
         if num_dead > MOST_DEAD * self._state.num_rows:
             self._compact()
-        if stamps != _stamps_of(self._files) or info != info_as_json(self.info):
-            with self.records.write() as change:
+        with self.records.write() as change:
+            change.keep_settings(settings)
+            if stamps != _stamps_of(self._files) or info != info_as_json(self.info):
                 change.stamp_files(_stamps_of(self._files))
                 change.keep_info(info_as_json(self.info))
         self._keeper.finish(self._state.generation, open_vectors(self.folder, self.info, self._state))

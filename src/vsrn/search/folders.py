@@ -1,0 +1,211 @@
+"""Which folders an index is of after a run, and what is found in them.
+
+choice = choose_folders(view, [Path("photos/")], remove=[])
+listing = list_folders(choice, settings, index=Path("idx/"))
+folder_named(view, "./photos/2024", paths=True)     "2024"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vsrn.data.exclusion import Exclusion
+from vsrn.data.listing import PhotoFile, find_photos, photo_id
+from vsrn.errors import DataError, PhotoError, SearchError, UnknownFolderError, did_you_mean
+from vsrn.files import printable
+from vsrn.search.records import View
+from vsrn.search.roots import Root, Roots, Settings, is_inside, is_same_folder
+
+# A folder that was moved as a whole is known by so many of its photos, of which so many must be in it.
+ASKED, SAME = 200, 0.5
+# What the ids of a folder without a name, "/", begin with.
+NAMELESS = "photos"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The folders of an index.
+
+    roots    that it is of after this run
+    added    those of them that it was not of before
+    removed  that it was of before
+    moved    where a folder was, and where it is
+    """
+
+    roots: Roots
+    added: list[Root] = field(default_factory=list)
+    removed: list[Root] = field(default_factory=list)
+    moved: list[tuple[Path, Path]] = field(default_factory=list)
+
+
+def choose_folders(view: View | None, given: Sequence[Path], remove: Sequence[Path]) -> Choice:
+    """The folders of an index once those `given` are added and others removed; `view` is None of a new one.
+
+    A folder that is there already by whatever name is not added again. One that holds the photos of a folder that is
+    not there any more takes its place.
+
+    Raises `DataError` where a folder to add is not there, and `SearchError` where one lies in another, one to remove
+    is none of the index's, or none is left.
+    """
+    known = Roots([]) if view is None else view.roots()
+    removed = [_known(known, path) for path in remove]
+    kept = {root.label: root for root in known if root not in removed}
+    moved: list[tuple[Path, Path]] = []
+    new: list[Path] = []
+    for path in given:
+        if any(is_same_folder(path, other) for other in [*(root.path for root in kept.values()), *new]):
+            continue
+        if not path.is_dir():
+            raise DataError(f"there is no folder {path}; name the folder that holds the photos.")
+        before = next((root for root in kept.values() if view is not None and _has_moved(view, root, path)), None)
+        if before is None:
+            new.append(path.absolute())
+        else:
+            kept[before.label] = Root(before.label, path.absolute())
+            moved.append((before.path, path.absolute()))
+    _check_apart(list(kept.values()), [*new, *(path for _, path in moved)])
+    added: list[Root] = []
+    for path in new:
+        label = "" if len(known) + len(new) == 1 else _free_label(path, view, [*known, *added])
+        added.append(Root(label, path))
+    if not kept and not added:
+        raise SearchError("the index would be of no folder; name a folder of photos to add, or delete the index.")
+    return Choice(Roots([*kept.values(), *added]), added, removed, moved)
+
+
+def _known(known: Roots, path: Path) -> Root:
+    root = next((root for root in known if is_same_folder(root.path, path)), None)
+    if root is None:
+        named = ", ".join(printable(root.path) for root in known)
+        raise SearchError(f"{printable(path)} is no folder of the index, which is of {named or 'none'}.")
+    return root
+
+
+def _has_moved(view: View, root: Root, path: Path) -> bool:
+    """Whether a folder is not there, and another holds its photos, by their names and sizes."""
+    if root.path.is_dir():
+        return False
+    roots = view.roots()
+    asked = list(itertools.islice((photo for photo in view.photos() if roots.of(photo.id) == root), ASKED))
+    there = 0
+    for photo in asked:
+        try:
+            there += (path / os.fsdecode(photo.path)).stat().st_size == photo.size
+        except OSError:
+            continue
+    return there > SAME * len(asked)
+
+
+def _check_apart(kept: Sequence[Root], new: Sequence[Path]) -> None:
+    """Raise `SearchError` where a new folder lies in another one, or another one in it."""
+    for path in new:
+        for other in [*(root.path for root in kept), *new]:
+            if is_same_folder(path, other):
+                continue
+            if is_inside(path, other):
+                raise SearchError(
+                    f"{printable(path)} lies in {printable(other)}, which is searched with all its folders."
+                )
+            if is_inside(other, path) and other not in new:
+                raise SearchError(
+                    f"{printable(path)} holds {printable(other)}, a folder of the index; add --remove"
+                    f" {printable(other)}, and what is known of its photos is kept."
+                )
+
+
+def _free_label(path: Path, view: View | None, roots: Iterable[Root]) -> str:
+    """What no id begins with: a folder's name, with a number where that is taken."""
+    name = photo_id(Path(os.path.basename(os.path.abspath(path)) or NAMELESS))  # noqa: PTH100, PTH119
+    for number in itertools.count(1):
+        label = name if number == 1 else f"{name} {number}"
+        taken = any(root.label == label or (not root.label and os.path.lexists(root.path / label)) for root in roots)
+        if not taken and not (view is not None and view.has_folder(label)):
+            return label
+    raise AssertionError("numbers have no end")
+
+
+@dataclass
+class Listing:
+    """What was found in the folders of an index.
+
+    found       files and refusals, each with an id of its own
+    away        folders that are not there, cannot be listed or hold no files
+    exclusions  what is left out of each folder, by its label
+    """
+
+    found: list[PhotoFile] = field(default_factory=list)
+    away: list[Root] = field(default_factory=list)
+    exclusions: dict[str, Exclusion] = field(default_factory=dict)
+
+
+def list_folders(choice: Choice, settings: Settings, index: Path) -> Listing:
+    """Every file in the folders of an index, which lies in the folder `index` and is left out.
+
+    Raises `DataError` where a folder that is added cannot be listed or holds no files, and where no folder does.
+    """
+    listing = Listing()
+    labels = {root.label: root for root in choice.roots if root.label}
+    failed: DataError | None = None
+    for root in choice.roots:
+        listing.exclusions[root.label] = exclusion = Exclusion(root.path, settings.exclude)
+        try:
+            found = find_photos(root.path, leave_out=index, follow_links=settings.follow_links, exclusion=exclusion)
+        except DataError as error:
+            if root in choice.added:
+                raise
+            failed = error
+            listing.away.append(root)
+            continue
+        listing.found += _with_labels(root, found, labels)
+    if failed is not None and not listing.found and not choice.removed:
+        raise failed
+    return listing
+
+
+def _with_labels(root: Root, found: Iterable[PhotoFile], labels: dict[str, Root]) -> Iterator[PhotoFile]:
+    """Files with the ids that they have in an index. A folder whose name is the label of another one is refused."""
+    refused: set[str] = set()
+    for photo in found:
+        first, slash, _ = photo.id.partition("/")
+        if root.label or not slash or first not in labels:
+            yield replace(photo, id=root.id_of(photo.id))
+        elif first not in refused:
+            refused.add(first)
+            reason = f"{printable(root.path / first)} has the name that photos of {printable(labels[first].path)} go by"
+            refusal = PhotoError(f"{reason}; rename it.", "unreadable")
+            yield PhotoFile(f"{first} (2)/", root.path / first, refusal)
+
+
+def folder_named(view: View, name: Path | str, *, paths: bool) -> str | None:
+    """A folder as ids begin, of the folder that a person means; None for the whole index, and "" for what has no label.
+
+    paths  whether it may be named by a path, from here or from the top
+
+    Raises `UnknownFolderError` where no photo and no skipped file of the index lies in it.
+    """
+    typed, roots = str(name).replace(os.sep, "/"), view.roots()
+    asked = ""
+    with contextlib.suppress(ValueError):  # characters that no path has
+        asked = ""
+    with contextlib.suppress(ValueError):  # characters that no path has
+        asked = photo_id(Path(os.path.normpath(typed.strip("/"))))
+    if asked == ".":
+        return None
+    if view.has_folder(asked):
+        return asked
+    for root, below in roots.places(typed) if paths else ():
+        asked = root.id_of("" if below == Path() else photo_id(below))
+        if not asked:
+            return "" if len(roots) > 1 else None
+        if view.has_folder(asked):
+            return asked
+    known = view.folders()
+    # What people forget is the case of its letters, or the folders above it.
+    near = [folder for folder in known if asked and f"/{folder}".casefold().endswith(f"/{asked}".casefold())]
+    hint = f" Did you mean '{near[0]}'?" if near else did_you_mean(asked, known)
+    raise UnknownFolderError(f"the index has no folder '{printable(typed)}'.{printable(hint)}")

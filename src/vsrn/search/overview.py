@@ -1,0 +1,136 @@
+"""What an index holds and what it was made of, for whoever looks after it.
+
+    read_overview("idx/").num_photos
+
+Nothing here writes, and nothing is compared but what takes no time; `vsrn.search.mend.check_index` compares everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from vsrn.encoders.onnx_backend import OnnxEncoder
+from vsrn.errors import SearchError, VsrnError
+from vsrn.pretrained import MODELS, PACKAGED_MODELS
+from vsrn.search.database import Records
+from vsrn.search.layout import GROWING, MODEL_FOLDER, RECORDS_FILE, GrowingFile, IndexInfo, open_model, read_info
+from vsrn.search.records import SkippedRecord, View, Where
+from vsrn.search.roots import Root
+
+# What takes room: files by the beginning of their names, and the folder of the model.
+PARTS = (*GROWING, "records", "graph", "milvus", MODEL_FOLDER)
+
+
+@dataclass(frozen=True)
+class FolderOverview:
+    """A folder of photos.
+
+    path        where it is
+    label       what ids of its photos begin with; empty where they are paths below it
+    there       whether it is there, may be listed and holds anything
+    num_photos  that the index has of it
+    """
+
+    path: Path
+    label: str
+    there: bool
+    num_photos: int
+
+
+@dataclass
+class IndexOverview:
+    """What is known of an index without looking at each photo.
+
+    info          its index.json
+    size          bytes on disk by part: vectors, regions, thumbnails, records, model, and what else there is
+    model_name    of a packaged model; empty for any other
+    extractor     what makes regions of its photos; empty where nobody recorded it, or the model cannot be opened
+    num_photos    that can be found
+    folders       of its photos
+    exclude       globs of what is left out
+    follow_links  whether links may lead out of the folders
+    last_run      when the last run came to its end, in UTC; None where none is known
+    skipped       files that could not be read, and why
+    damage        a sentence for each thing that is not as it was written, as sizes and the model's checksums tell
+    """
+
+    info: IndexInfo
+    size: dict[str, int]
+    model_name: str = ""
+    extractor: str = ""
+    num_photos: int = 0
+    folders: list[FolderOverview] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    follow_links: bool = False
+    last_run: datetime | None = None
+    skipped: list[SkippedRecord] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+
+
+def read_overview(folder: Path | str) -> IndexOverview:
+    """Look at an index that may be another account's. Raises `SearchError` where the folder is no index."""
+    folder = Path(folder)
+    seen = IndexOverview(read_info(folder), _sizes(folder))
+    try:
+        encoder = open_model(folder, seen.info, "cpu", whole=True)
+        seen.extractor = encoder.learned_from.extractor
+    except VsrnError as error:
+        seen.damage.append(str(error))
+    for name in PACKAGED_MODELS:
+        with contextlib.suppress(VsrnError):  # an installation may be without it
+            seen.model_name = name if OnnxEncoder(MODELS / name).info.model == seen.info.model else seen.model_name
+    try:
+        with Records(folder / RECORDS_FILE) as records, records.read() as view:
+            _read_records(seen, view)
+            seen.damage += _cut_short(folder, seen.info, view)
+    except VsrnError as error:
+        seen.damage.append(str(error))
+    return seen
+
+
+def _read_records(seen: IndexOverview, view: View) -> None:
+    settings = view.settings()
+    seen.num_photos, seen.skipped = view.num_photos(), view.skipped()
+    for root in view.roots():
+        num_photos = len(view.rows(Where(root.label)))
+        seen.folders.append(FolderOverview(root.path, root.label, _is_there(root), num_photos))
+    seen.exclude, seen.follow_links, seen.last_run = settings.exclude, settings.follow_links, settings.last_run
+
+
+def _is_there(root: Root) -> bool:
+    try:
+        with os.scandir(root.path) as entries:
+            return any(not entry.name.startswith(".") for entry in entries)
+    except OSError:
+        return False
+
+
+def _cut_short(folder: Path, info: IndexInfo, view: View) -> list[str]:
+    """What is wrong with the sizes of the files that grow."""
+    state, found = view.state(), list[str]()
+    for kind in GROWING if state.num_rows else ():
+        try:
+            with GrowingFile(folder, kind, info, state) as file:
+                if file.status().st_size < file.end:
+                    found.append(f"{file.path} is shorter than the records say.")
+        except FileNotFoundError as error:
+            found.append(f"{error.filename} is missing.")
+        except SearchError as error:
+            found.append(str(error))
+    return found
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the files of an index by part, the largest first."""
+    sizes: Counter[str] = Counter()
+    for top, _, names in os.walk(folder):
+        for name in names:
+            part = MODEL_FOLDER if Path(top) != folder else name.partition(".")[0].partition("-")[0]
+            with contextlib.suppress(OSError):  # a compaction has just replaced it
+                sizes[part if part in PARTS else "other"] += os.lstat(Path(top, name)).st_size
+    return dict(sizes.most_common())
