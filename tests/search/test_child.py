@@ -19,8 +19,6 @@ SLEEPER = """import os, pathlib, time
 pathlib.Path(os.environ["SLEEPER"]).write_text(str(os.getpid()))
 time.sleep(600)
 """
-    "import pathlib, os, time\npathlib.Path(os.environ['SLEEPER']).write_text(str(os.getpid()))\ntime.sleep(600)\n"
-)
 
 
 @pytest.fixture(autouse=True)

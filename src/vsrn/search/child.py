@@ -56,7 +56,6 @@ class Child:
         niceness  by how much others go before it, 0 to 19
         asked     arguments of `update_index` beside `folder`; what JSON cannot say, such as `batches`, is no option
         """
-        asked = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
         self._stopped = False
         self._process = subprocess.Popen(
             # -P: the folder that somebody works in may hold a file of any name, and is not to be imported from.
@@ -70,7 +69,7 @@ class Child:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             asked |= {"folder": str(folder), "plugins": list(plugins), "niceness": niceness}
-            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.write(json.dumps(asked, default=str) + "\n")  # paths as text
             self._process.stdin.flush()
 
     def lines(self) -> Iterator[Line]:
@@ -132,12 +131,6 @@ def main() -> None:
                 importlib.import_module(module)
             from vsrn.search.build import update_index  # noqa: PLC0415 - takes a second and Pillow, which a parent lacks
 
-            if asked.get("photos") is None:
-                from vsrn.search.layout import RECORDS_FILE
-                from vsrn.search.database import Records
-
-                with Records(Path(asked["folder"]) / RECORDS_FILE) as records, records.read() as view:
-                    asked["photos"] = os.fsdecode(view.state().root)
             report = update_index(**asked, progress=lambda done, total: tell({"done": done, "total": total}))
             tell({"report": msgspec.to_builtins(report)})
         except VsrnError as error:

@@ -1,7 +1,7 @@
 """When to index again: something below the folders of an index has changed, and has been quiet for a while.
 
-for _ in changes(["photos/"], Path("idx")):
-    update_index("photos/", "idx")
+for _ in changes([Path("photos")], Path("idx")):
+    update_index(None, "idx")
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vsrn.data.exclusion import Exclusion
+from vsrn.data.listing import photo_id
 from vsrn.errors import ConfigError
 
 QUIET_SECONDS = 5.0
@@ -42,6 +44,7 @@ class _Place:
 def changes(
     folders: Sequence[Path],
     index: Path,
+    exclude: Sequence[str] = (),
     *,
     quiet: float = QUIET_SECONDS,
     poll: bool | None = None,
@@ -52,16 +55,25 @@ def changes(
     Yields too at the beginning, when the folders are watched, and where a folder, or a disk that is mounted in one,
     has come back. One that goes away is no change.
 
-    index  folder of the index, whose own files do not count, and neither do hidden ones
-    quiet  seconds; where files keep changing, it yields after a minute
-    poll   whether to look at every file each half minute instead of being told by the system, which knows nothing of
-           what other machines do on a network drive; None for a look at what kind of drive it is
-    stop   set to end it
+    index    folder of the index, whose own files do not count
+    exclude  globs of what does not count either (`Exclusion`), beside what is hidden
+    quiet    seconds; where files keep changing, it yields after a minute
+    poll     whether to look at every file each half minute instead of being told by the system, which knows nothing of
+             what other machines do on a network drive; None for a look at what kind of drive it is
+    stop     set to end it
 
     Raises `ConfigError` where the package watchfiles is not installed.
     """
     stop = stop or threading.Event()
     folders = [folder.absolute() for folder in folders]
+    left_out = {folder: Exclusion(folder, exclude) for folder in folders}
+    own = index.absolute()
+
+    def counts(_change: object, path: str) -> bool:
+        changed = Path(path)
+        ids = ((folder, photo_id(changed.relative_to(folder))) for folder in folders if changed.is_relative_to(folder))
+        return not changed.is_relative_to(own) and not any(left_out[folder].has_photo(name) for folder, name in ids)
+
     before: dict[Path, _Place] = {}
     while not stop.is_set():
         places = _places(folders)
@@ -72,7 +84,7 @@ def changes(
             stop.wait(LOOK_SECONDS)
             continue
         try:
-            yield from _quiet_changes(there, places, index.absolute(), quiet, polls, due, stop)
+            yield from _quiet_changes(there, places, counts, quiet, polls, due, stop)
         except FileNotFoundError:
             stop.wait(LOOK_SECONDS)
         except OSError:
@@ -90,7 +102,7 @@ def on_network(folder: Path) -> bool:
 def _quiet_changes(
     folders: Sequence[Path],
     places: dict[Path, _Place],
-    index: Path,
+    counts: Callable[[object, str], bool],
     quiet: float,
     poll: bool,
     due: bool,
@@ -101,16 +113,11 @@ def _quiet_changes(
     Raises `OSError` where they cannot be watched.
     """
     try:
-        from watchfiles import Change, watch  # noqa: PLC0415 - an extra
+        from watchfiles import watch  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         raise ConfigError(
             "watching needs the package watchfiles; run `pip install '.[watch]'` in the checkout."
         ) from error
-
-    def counts(_change: Change, path: str) -> bool:
-        below = next((Path(path).relative_to(folder) for folder in folders if Path(path).is_relative_to(folder)), None)
-        hidden = below is not None and any(part.startswith(".") for part in below.parts)
-        return not hidden and not Path(path).is_relative_to(index)
 
     first: float | None = None  # when the changes began that nothing was yielded for, and when the last of them came
     last = 0.0

@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,7 +49,7 @@ class Indexing(BaseModel):
     """How old the index is, and what is being done about it."""
 
     num_photos: int | None = Field(description="In the index; null where there is none yet.")
-    last_run: datetime | None = Field(description="When it was last in step with the photos.")
+    last_run: datetime | None = Field(description="When the last run came to its end; null where none did.")
     skipped: dict[str, int] = Field(description="How many files could not be indexed, by kind of reason.")
     running: bool
     done: int = Field(description="Files of the folder that are finished, in this run or the last.")
@@ -184,7 +184,7 @@ class Indexer:
             choice = Choice(index=printable(self.folder), folders=[str(folder) for folder in usual_folders()])
         return Indexing(
             num_photos=None if index is None else len(index),
-            last_run=None if index is None else _changed(self.folder),
+            last_run=None if index is None else index.last_run(),
             skipped=Counter(file.kind or "unreadable" for file in skipped),
             running=running,
             done=0 if run is None else run.done,
@@ -304,9 +304,3 @@ def _folder_of(written: str, index: Path) -> Path:
     if folder.resolve() == index.resolve():
         raise HTTPException(422, f"{shown} is where the index will be; name the folder that holds the photos.")
     return folder
-
-
-def _changed(folder: Path) -> datetime | None:
-    """When the index was last written to."""
-    times = [path.stat().st_mtime for path in folder.glob(f"{RECORDS_FILE}*") if path.suffix != ".sqlite-shm"]
-    return datetime.fromtimestamp(max(times), UTC) if times else None
