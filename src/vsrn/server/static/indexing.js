@@ -5,7 +5,7 @@ import answers from "./api.js";
 const part = (id) => document.getElementById(id);
 const WAIT = 1000; // milliseconds between two looks at a run
 const KINDS = {
-  damaged: ["damaged photo", "damaged photos"], "too-large": ["too large", "too large"],
+  damaged: ["damaged photo", "damaged photos"], "too-large": ["photo too large", "photos too large"],
   unreadable: ["unreadable file", "unreadable files"], link: ["link that leads elsewhere", "links that lead elsewhere"],
   "no-photo": ["file that is no photo", "files that are no photos"],
 };
@@ -70,7 +70,7 @@ export class Indexing {
     this.state = state;
     clearTimeout(this.timer);
     if (state.running) this.timer = setTimeout(() => this.look(), WAIT);
-    if (before?.running && !state.running) this.said = state.ended === "well" ? "Every photo is searchable." : state.said;
+    if (before?.running && !state.running) this.said = state.ended === "well" ? "Every photo is searchable." : sentence(state.said);
     if (state.running) this.said = null;
     const none = !state.num_photos && (state.running || state.num_photos === null);
     document.body.classList.toggle("first", none);
@@ -94,7 +94,6 @@ export class Indexing {
     part("first-refusal").textContent = sentence(refusal);
     part("first-index").textContent = choice?.index ?? "";
     suggest(part("folders"), choice, part("folder"));
-    part("first-wrong").hidden ||= !this.said;
     if (this.said) { part("first-wrong").textContent = this.said; part("first-wrong").hidden = false; }
     if (!before && choice && matchMedia("(hover: hover)").matches) part("folder").focus();
   }
@@ -104,6 +103,7 @@ export class Indexing {
     part("strip").hidden = !running && (!this.said || num_photos === null);
     part("index-bar").hidden = part("index-stop").hidden = !running;
     part("index-said").hidden = running;
+    part("index-words").ariaLive = running ? "off" : "polite"; // heard at the end, not every second
     part("index-words").textContent = running ? this.pace() : this.said ?? "";
     if (this.state.total) part("index-bar").value = this.state.done / this.state.total;
     else part("index-bar").removeAttribute("value");
@@ -126,7 +126,7 @@ export class Indexing {
     part("index-photos").textContent = count(num_photos ?? 0);
     part("index-age").textContent = last_run === null ? "not finished yet" : `${ago(last_run)}, ${new Date(last_run).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })}`;
     const kinds = Object.entries(skipped).map(([kind, many]) => `${count(many)} ${KINDS[kind]?.[Number(many !== 1)] ?? kind}`);
-    part("index-skipped").replaceChildren(...(kinds.length ? kinds : ["none"]).map((textContent) => Object.assign(document.createElement("li"), { textContent })));
+    part("index-skipped").replaceChildren(...(kinds.length ? kinds : ["nothing"]).map((textContent) => Object.assign(document.createElement("li"), { textContent })));
     part("index-now").hidden = Boolean(refusal) || running;
     part("index-running").hidden = !running;
     part("index-refusal").hidden = !refusal;
