@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from colour_extractor import FEATURE_DIM, Colours
+from colour_extractor import FEATURE_DIM, Colours, make
 from PIL import Image
 from torch import nn
 
@@ -16,6 +16,8 @@ from vsrn.data.vocabulary import SPECIAL_WORDS, Vocabulary
 from vsrn.encoders.export import export_onnx
 from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel
+
+__all__ = ["FEATURE_DIM", "Colours", "make"]  # for those who import them from here
 
 WORDS = ["red", "green", "blue", "dark", "light"]
 JOINT_DIM = 8

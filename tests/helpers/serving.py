@@ -82,7 +82,7 @@ def serving(
     limits, access = limits or Limits(), access or Access()
     indexer = Indexer(place.idx, access, plugins=plugins, niceness=0)
     index = indexer.open() if indexer.has_index else None
-    app = create_app(index, index and index.encoder, access, limits, indexer)
+    app = create_app(index, None, access, limits, indexer)
     listening = listen("127.0.0.1", 0)
     server = server_of(app, listening, limits)
     server.config.timeout_graceful_shutdown = 1

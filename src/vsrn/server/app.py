@@ -228,7 +228,7 @@ def create_app(
     """The service over an open index, which it closes when it ends.
 
     index    None where there is none yet; it is opened as soon as it is there
-    encoder  of the index
+    encoder  another than the index's own, or None
     indexer  what brings the index in step with its photos; needed where there is no index
     """
     if indexer is None:
@@ -236,7 +236,7 @@ def create_app(
         indexer = Indexer(index.folder, access)
 
     def begin(opened: Index) -> Service:
-        return Service(opened, encoder or opened.encoder, metrics, limits)
+        return Service(opened, opened.encoder if encoder is None else encoder, metrics, limits)
 
     served = ServedIndex(indexer, begin)
     metrics = Metrics(served.num_photos)

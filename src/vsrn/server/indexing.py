@@ -231,10 +231,9 @@ class ServedIndex:
 
     async def service(self) -> Service | None:
         """The service over the index; None while there is none. Raises `VsrnError` where it cannot be opened."""
-        if self._service is None:
-            async with self._opening:
-                if self._service is None and self.indexer.has_index:
-                    self.begin(await anyio.to_thread.run_sync(self.indexer.open))
+        async with self._opening:
+            if self._service is None and self.indexer.has_index:
+                self.begin(await anyio.to_thread.run_sync(self.indexer.open))
         return self._service
 
     def num_photos(self) -> int:
