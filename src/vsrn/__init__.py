@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,8 +89,12 @@ def load(folder: Path | str, device: str = "auto", precision: Precision = "fp32"
     return load_encoder(fetch(folder), device, precision)
 
 
-def build_index(model: Encoder | Path | str, photos: Path | str, folder: Path | str) -> Index:
-    """Index a folder of photos, or bring its index in step with it; resumable. The CLI's `vsrn index` has options.
+def build_index(
+    model: Encoder | Path | str, photos: Path | str | Sequence[Path | str] | None, folder: Path | str
+) -> Index:
+    """Index folders of photos, or bring their index in step with them; resumable. The CLI's `vsrn index` has options.
+
+    photos  folders to add to those that the index is of; None for no other
 
     Raises what `vsrn.search.build.update_index` and `open_index` raise.
     """

@@ -186,7 +186,7 @@ def test_a_renamed_folder_is_found_again(idx: Path, tmp_path: Path) -> None:
     for number, photo in enumerate(sorted((tmp_path / "box").rglob("*.png"))):
         photo.rename(tmp_path / f"box/{number}.png")
     report = update_index(tmp_path / "box", idx)
-    assert (report.num_added, report.num_moved, report.num_removed) == (0, 3, 0)
+    assert (report.num_added, report.num_moved, report.num_removed, report.away) == (0, 3, 0, [])
     assert set(places(idx)) == {"a.png", "trip/b.png", "box/0.png", "box/1.png", "box/2.png"}
     assert update_index(None, idx).folders == [str(tmp_path / "house"), str(tmp_path / "box")]
 

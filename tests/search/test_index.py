@@ -76,7 +76,7 @@ def assert_as_slow(index: vsrn.Index, embeddings: dict[str, FloatArray]) -> None
 @pytest.mark.parametrize("engine", ["faiss", "milvus"])
 def test_a_search_finds_what_a_slow_one_finds(engine: str, photos: Path, model: Path, tmp_path: Path) -> None:
     report = update_index(photos, tmp_path / "idx", model, engine=engine, batch_size=5)  # type: ignore[arg-type]
-    assert report == IndexReport(num_photos=12, num_added=12, num_changed=0, num_removed=0)
+    assert report == IndexReport(num_photos=12, num_added=12, folders=[str(photos)])
     embeddings = embeddings_without_an_index(photos, tmp_path / "store")
     with vsrn.open_index(tmp_path / "idx") as index:
         assert_as_slow(index, embeddings)

@@ -81,6 +81,9 @@ def test_indexing_again_says_what_changed(world: Path, capsys: pytest.CaptureFix
         "missing": [],
         "num_folders_left_out": 0,
         "num_files_left_out": 0,
+        "folders": [arguments[0]],
+        "away": [],
+        "exclude": [],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -77,11 +78,9 @@ def main(
         no_explain: Do not keep the regions of each photo (about 92 KB), which explanations need.
         engine: What searches the vectors: faiss in this process, or milvus [default: the index's own; else faiss].
         uri: With --engine milvus, a server or a Milvus Lite file, to be given each time [default: a file in the index].
-        follow_links: Read photos also where links lead out of the folders, at the next runs too.
-        no_follow_links: Do so no more.
+        no_follow_links: Follow links out of the folders no more.
         remove: Folders that the index is to be of no more.
-        prune: Remove photos whose files are gone, though they are more than a fifth of a folder, or all of one that is
-            empty or not there.
+        prune: Remove photos whose files are gone even where that is more than a fifth of a folder, or all of it.
         watch: Then go on, and index again whenever something in the folders has changed, until Ctrl-C.
         check: Only compare everything in the index with its checksums; exit code 1 where something is damaged.
     """
@@ -120,11 +119,13 @@ def _watch(photos: Sequence[Path], index: Path, asked: dict[str, Any], *, json: 
     """Index, and again after every change, until Ctrl-C: each time in another process, so that this one stays small."""
     from vsrn.search.child import Child
     from vsrn.search.overview import read_overview
-    from vsrn.search.watch import changes, on_network
+    from vsrn.search.watch import changes, check_installed, on_network
 
+    check_installed()
     with ProgressBar("indexing") as bar:
         report = Child(index, imported_plugins, niceness=0, photos=photos, **asked).report(bar.at)
     _show(report, index, json=json)
+    sys.stdout.flush()  # which a journal reads now, not when this ends
     seen = read_overview(index)
     folders = [folder.path for folder in seen.folders]
     how = "every half minute: a network drive" if any(map(on_network, folders)) else "Ctrl-C ends it"

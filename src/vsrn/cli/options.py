@@ -61,7 +61,7 @@ Splits = Annotated[
     ),
 ]
 Restval = Annotated[bool, _arg(help="With --captions, count COCO's `restval` images as `train`.")]
-FollowLinks = Annotated[bool, _arg(help="Read photos also where links lead out of the folder.")]
+FollowLinks = Annotated[bool, _arg(help="Read photos also where links lead out of the folder; an index keeps this.")]
 Exclude = Annotated[
     tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]],
     _arg(

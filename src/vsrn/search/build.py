@@ -175,8 +175,6 @@ class _Update:
             num_mended=len(writer.damaged),
             num_folders_left_out=sum(one.num_folders for one in listing.exclusions.values()),
             num_files_left_out=sum(one.num_files for one in listing.exclusions.values()),
-            folders=[str(root.path) for root in choice.roots],
-            away=[str(root.path) for root in listing.away],
             exclude=settings.exclude,
         )
 
@@ -206,7 +204,7 @@ class _Update:
         gone = self._gone([name for name in plan.missing if name not in claimed], plan.num_known)
         if gone:
             self._write(Changes(gone=gone))
-        self._finish()
+        self._finish(plan.num_known)
         with self.writer.records.read() as view:
             report.num_photos, report.skipped = view.num_photos(), [*view.skipped(), *report.skipped]
         return report
@@ -225,19 +223,23 @@ class _Update:
         stays: set[str] = set()
         for root in self.choice.roots:
             excluded = self.listing.exclusions[root.label]
-            inside = (name for name in missing if self.all.of(name) == root)
+            # Of a damaged photo nothing can be kept.
+            inside = (name for name in missing if self.all.of(name) == root and name not in self.writer.damaged)
             unseen = [name for name in inside if not excluded.has_photo(root.below(name))]
             if root not in self.listing.away:
-                unseen = doubtful(unseen, num_known[root.label], root, self.writer.damaged)
+                unseen = doubtful(unseen, num_known[root.label], root)
                 self.report.missing += unseen
             stays.update(unseen)
         return sorted(set(missing) - stays)
 
-    def _finish(self) -> None:
-        """Forget folders that were removed, and those that are not there and have no photos in the index."""
+    def _finish(self, num_known: Mapping[str, int]) -> None:
+        """Forget folders that were removed, and those that are not there and whose last photos left in this run."""
         with self.writer.records.read() as view:
-            empty = [root for root in self.listing.away if not len(view.rows(Where(root.label)))]
+            away = [root for root in self.listing.away if self.prune or num_known[root.label]]
+            empty = [root for root in away if not len(view.rows(Where(root.label)))]
         roots = Roots(root for root in self.choice.roots if root not in empty)
+        self.report.folders = [str(root.path) for root in roots]
+        self.report.away = [str(root.path) for root in self.listing.away if root not in empty]
         labelled = {root.label: os.fsencode(root.path) for root in roots if root.label}
         settings = msgspec.structs.replace(self.settings, labelled=labelled)
         if empty or self.choice.removed:

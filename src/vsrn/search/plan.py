@@ -104,18 +104,17 @@ def make_plan(found: Sequence[PhotoFile], roots: Roots, records: Records, damage
     return Plan(files, num_same, refused, told, moved, missing, gone, num_known)
 
 
-def doubtful(missing: Collection[str], num_known: int, root: Root, damaged: Collection[str]) -> list[str]:
+def doubtful(missing: Collection[str], num_known: int, root: Root) -> list[str]:
     """Those missing photos of a folder that are more likely away than deleted: of an empty one below, or too many.
 
     missing    ids of photos whose files are neither there nor elsewhere
     num_known  photos that the index had of the folder
-    damaged    ids of photos of which nothing can be kept anyway
     """
-    kept = {name: (root.path / root.below(name)).parent for name in missing if name not in damaged}
-    if len(kept) > MOST_MISSING * num_known:
-        return list(kept)
-    empty = {parent: _is_suddenly_empty(parent, root.path) for parent in set(kept.values())}
-    return [name for name, parent in kept.items() if empty[parent]]
+    if len(missing) > MOST_MISSING * num_known:
+        return list(missing)
+    parents = {name: (root.path / root.below(name)).parent for name in missing}
+    empty = {parent: _is_suddenly_empty(parent, root.path) for parent in set(parents.values())}
+    return [name for name, parent in parents.items() if empty[parent]]
 
 
 def skipped_for(photo: PhotoFile, error: PhotoError, content: FileContent | None = None) -> SkippedRecord:

@@ -6,6 +6,7 @@ for _ in changes([Path("photos")], Path("idx")):
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import threading
 import time
@@ -62,7 +63,7 @@ def changes(
              what other machines do on a network drive; None for a look at what kind of drive it is
     stop     set to end it
 
-    Raises `ConfigError` where the package watchfiles is not installed.
+    It needs the package watchfiles (`check_installed`).
     """
     stop = stop or threading.Event()
     folders = [folder.absolute() for folder in folders]
@@ -93,6 +94,12 @@ def changes(
             stop.wait(LOOK_SECONDS)
 
 
+def check_installed() -> None:
+    """Raise `ConfigError` where the package that watches is not installed."""
+    if importlib.util.find_spec("watchfiles") is None:
+        raise ConfigError("watching needs the package watchfiles; run `pip install '.[watch]'` in the checkout.")
+
+
 def on_network(folder: Path) -> bool:
     """Whether a folder, or a part of it, is on another machine, as far as the system tells (Linux alone does)."""
     folder = folder.absolute()
@@ -112,12 +119,7 @@ def _quiet_changes(
 
     Raises `OSError` where they cannot be watched.
     """
-    try:
-        from watchfiles import watch  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "watching needs the package watchfiles; run `pip install '.[watch]'` in the checkout."
-        ) from error
+    from watchfiles import watch  # noqa: PLC0415 - an extra
 
     first: float | None = None  # when the changes began that nothing was yielded for, and when the last of them came
     last = 0.0
