@@ -183,6 +183,52 @@ def test_bad_requests_write_a_line_a_second_at_most(place: Place, tmp_path: Path
     assert "websockets" not in "".join(written)
 
 
+def test_without_an_index_it_offers_to_make_one_and_finds_it_the_next_time(place: Place, tmp_path: Path) -> None:
+    home = {"XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    index = tmp_path / "vsrn/index"
+    with waiting_for_an_index(**home) as (address, token, said):
+        assert f"will be kept in {index}" in said
+        assert get(f"{address}api/indexing")[0] == 401
+        status, content = get(f"{address}api/indexing", {"Authorization": f"Bearer {token}"})
+        assert (status, json.loads(content)["choice"]["index"]) == (200, str(index))
+        # Somebody else makes it meanwhile.
+        shutil.copytree(place.idx, index)
+        status, content = get(f"{address}api/about", {"Authorization": f"Bearer {token}"})
+        assert (status, json.loads(content)["num_photos"]) == (200, 12)
+    with running(**home) as (_, address):
+        status, content = get(f"{address}api/indexing")
+        assert (status, json.loads(content)["choice"]) == (200, None)
+
+
+@pytest.mark.parametrize("flags", [[], ["--choose-folder"]])
+def test_beyond_this_machine_a_folder_is_chosen_only_where_it_was_started_to_let_them(
+    flags: list[str], tmp_path: Path
+) -> None:
+    others = {"XDG_DATA_HOME": str(tmp_path), "VSRN_TOKEN": TOKEN}
+    with waiting_for_an_index("--host", "0.0.0.0", *flags, **others) as (address, token, said):
+        assert TOKEN not in said
+        assert token == ("..." if flags else "")
+        state = json.loads(get(f"{address}api/indexing", {"Authorization": f"Bearer {TOKEN}"})[1])
+        assert (state["choice"] is not None) is bool(flags)
+        assert ("--choose-folder" in state["refusal"]) is not bool(flags)
+
+
+@contextlib.contextmanager
+def waiting_for_an_index(*arguments: str, **more: str) -> Iterator[tuple[str, str, str]]:
+    """A service without an index, on a free port: its address, the token in what it says, and what it says."""
+    served = command(*arguments, "--port", "0")
+    with subprocess.Popen(served, stderr=subprocess.PIPE, text=True, env=environment(**more)) as process:
+        assert process.stderr is not None
+        try:
+            said = process.stderr.readline()
+            found = re.search(r"There is no index yet.*(http://[\d.:]+/)(?:#token=(\S+))?", said)
+            assert found is not None, said
+            yield found[1], found[2] or "", said + (process.stderr.readline() if found[2] else "")
+        finally:
+            process.kill()
+            process.communicate()
+
+
 def test_beyond_this_machine_it_asks_for_the_token(place: Place) -> None:
     with running(str(place.idx), "--host", "0.0.0.0", VSRN_TOKEN=TOKEN) as (process, address):
         assert process.stderr is not None

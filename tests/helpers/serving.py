@@ -22,6 +22,7 @@ from PIL import Image
 from vsrn.search.build import update_index
 from vsrn.search.index import Index, open_index
 from vsrn.server.app import create_app
+from vsrn.server.indexing import Indexer
 from vsrn.server.running import listen, server_of
 from vsrn.server.security import Access, Limits
 
@@ -74,11 +75,14 @@ def client_of(place: Place, limits: Limits = SMALL) -> Iterator[TestClient]:
 
 
 @contextlib.contextmanager
-def serving(place: Place, access: Access | None = None, limits: Limits | None = None) -> Iterator[str]:
-    """The address of a service that runs for the block."""
-    index = place.open()
-    limits = limits or Limits()
-    app = create_app(index, index.encoder, access or Access(), limits)
+def serving(
+    place: Place, access: Access | None = None, limits: Limits | None = None, plugins: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """The address of a service that runs for the block, over an index or where there is none yet."""
+    limits, access = limits or Limits(), access or Access()
+    indexer = Indexer(place.idx, access, plugins=plugins, niceness=0)
+    index = indexer.open() if indexer.has_index else None
+    app = create_app(index, None, access, limits, indexer)
     listening = listen("127.0.0.1", 0)
     server = server_of(app, listening, limits)
     server.config.timeout_graceful_shutdown = 1

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -20,19 +23,22 @@ from vsrn.cli.options import (
     Model,
     Ray,
     batches_of,
+    imported_plugins,
     left_out_lines,
     print_json,
     skipped_json,
     skipped_lines,
 )
 from vsrn.cli.progress import ProgressBar, say
-from vsrn.errors import ConfigError
+from vsrn.errors import ConfigError, VsrnError
 from vsrn.files import printable
 
 if TYPE_CHECKING:
     from vsrn.search.build import IndexReport
 
 DAMAGED = 1
+# After a run of --watch that failed, for instance because another process wrote to the index.
+SECONDS_TO_WAIT = 60.0
 
 
 def main(
@@ -49,6 +55,7 @@ def main(
     remove: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER...")] = (),
     prune: bool = False,
     check: bool = False,
+    watch: bool = False,
     batch_size: BatchSize = 32,
     workers: Decoders = None,
     ray: Ray = None,
@@ -74,6 +81,7 @@ def main(
         no_follow_links: Follow links out of the folders no more.
         remove: Folders that the index is to be of no more.
         prune: Remove photos whose files are gone even where that is more than a fifth of a folder, or all of it.
+        watch: Then go on, and index again whenever something in the folders has changed, until Ctrl-C.
         check: Only compare everything in the index with its checksums; exit code 1 where something is damaged.
     """
     output = _index_of(photos, output)
@@ -81,29 +89,67 @@ def main(
         return _check(output, json=json)
     if follow_links and no_follow_links:
         raise ConfigError("--follow-links and --no-follow-links contradict each other; give one of them.")
+    asked: dict[str, Any] = {
+        "model": model,
+        "explain": False if no_explain else None,
+        "engine": engine,
+        "uri": uri,
+        "follow_links": follow_links if follow_links or no_follow_links else None,
+        "exclude": [glob for globs in exclude for glob in globs] if exclude else None,
+        "remove": remove,
+        "prune": prune,
+        "batch_size": batch_size,
+        "workers": workers,
+        "device": device,
+    }
     say(f"Opening {printable(output)}...")
+    if watch:
+        if ray is not None:
+            raise ConfigError("--watch and --ray contradict each other; leave one of them out.")
+        return _watch(photos, output, asked, json=json)
     from vsrn.search.build import update_index
 
     with ProgressBar("indexing") as bar, contextlib.ExitStack() as cluster:
-        report = update_index(
-            photos,
-            output,
-            model,
-            explain=False if no_explain else None,
-            engine=engine,
-            uri=uri,
-            follow_links=follow_links if follow_links or no_follow_links else None,
-            exclude=[glob for globs in exclude for glob in globs] if exclude else None,
-            remove=remove,
-            prune=prune,
-            batch_size=batch_size,
-            workers=workers,
-            device=device,
-            progress=bar.at,
-            **batches_of(ray, cluster),
-        )
+        report = update_index(photos, output, progress=bar.at, **asked, **batches_of(ray, cluster))
     _show(report, output, json=json)
     return 0
+
+
+def _watch(photos: Sequence[Path], index: Path, asked: dict[str, Any], *, json: bool) -> NoReturn:
+    """Index, and again after every change, until Ctrl-C: each time in another process, so that this one stays small."""
+    from vsrn.search.child import Child
+    from vsrn.search.overview import read_overview
+    from vsrn.search.watch import changes, check_installed, on_network
+
+    check_installed()
+    with ProgressBar("indexing") as bar:
+        report = Child(index, imported_plugins, niceness=0, photos=photos, **asked).report(bar.at)
+    _show(report, index, json=json)
+    sys.stdout.flush()  # which a journal reads now, not when this ends
+    seen = read_overview(index)
+    folders = [folder.path for folder in seen.folders]
+    how = "every half minute: a network drive" if any(map(on_network, folders)) else "Ctrl-C ends it"
+    say(f"Watching {', '.join(map(str, folders))} ({how})")
+    again = {name: asked[name] for name in ("uri", "batch_size", "workers", "device")}
+    for _ in changes(folders, index, seen.exclude):
+        while (said := _update(index, again)) is None:
+            time.sleep(SECONDS_TO_WAIT)
+        if said:
+            print(said, flush=True)
+    raise AssertionError("it is watched until it is interrupted")
+
+
+def _update(index: Path, asked: dict[str, Any]) -> str | None:
+    """Bring a watched index up to date; a line about what changed, if anything. None where it failed, which is said."""
+    from vsrn.search.child import Child
+
+    try:
+        report = Child(index, imported_plugins, niceness=0, photos=None, **asked).report(lambda _done, _total: None)
+    except VsrnError as error:
+        say(f"{datetime.now():%Y-%m-%d %H:%M:%S} {error}")
+        return None
+    changed = report.num_added + report.num_changed + report.num_moved + report.num_removed
+    return f"{datetime.now():%Y-%m-%d %H:%M:%S} {_summary(report, index)}" if changed else ""
 
 
 def _index_of(photos: Sequence[Path], index: Path | None) -> Path:
@@ -145,9 +191,7 @@ def _show(report: IndexReport, index: Path, *, json: bool) -> None:
     if json:
         print_json({"index": str(index), **vars(report), "skipped": skipped_json(report.skipped)})
         return
-    moved = f"{report.num_moved:,} moved, " if report.num_moved else ""
-    changes = f"{report.num_added:,} new, {report.num_changed:,} read again, {moved}{report.num_removed:,} gone"
-    print(f"{printable(index)}: {report.num_photos:,} photos ({changes})")
+    print(_summary(report, index))
     if report.num_mended:
         print(f"  of {report.num_mended:,} photos the index was damaged; they were read again")
     if len(report.folders) > 1:
@@ -166,3 +210,10 @@ def _show(report: IndexReport, index: Path, *, json: bool) -> None:
             " in the index: their disk may be away. If they are deleted, run the same command with --prune."
         )
     say(f'Next: vsrn search {printable(index)} "two dogs play on a beach"')
+
+
+def _summary(report: IndexReport, index: Path) -> str:
+    """One line: how many photos there are, and what changed."""
+    moved = f"{report.num_moved:,} moved, " if report.num_moved else ""
+    changes = f"{report.num_added:,} new, {report.num_changed:,} read again, {moved}{report.num_removed:,} gone"
+    return f"{printable(index)}: {report.num_photos:,} photos ({changes})"

@@ -208,11 +208,16 @@ def _metavar_without_none(hint: Any) -> str:
     return {Path: "PATH", str: "STR", int: "INT"}.get(kinds[0], "") if len(kinds) == 1 else ""
 
 
+# Those that were named, which processes that this one starts need too.
+imported_plugins: list[str] = []
+
+
 def import_plugins(modules: Sequence[str]) -> None:
     """Import modules by their dotted names. Raises `ConfigError` where one cannot be imported."""
     for module in modules:
         try:
             importlib.import_module(module)
+            imported_plugins.append(module)
         except ConfigError:
             raise
         except Exception as error:

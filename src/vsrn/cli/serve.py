@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
+from pathlib import Path
+from typing import Annotated
 
-from vsrn.cli.options import Device, Index, Uri
+import tyro
+
+from vsrn.cli.options import Device, Uri, imported_plugins
 from vsrn.cli.progress import say
 from vsrn.errors import ConfigError
 
@@ -12,18 +17,19 @@ TOKEN = "VSRN_TOKEN"  # noqa: S105 - the name of a variable
 
 
 def main(
-    index: Index,
+    index: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[INDEX]")] = None,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
     allow_host: tuple[str, ...] = (),
     open: bool = False,
+    choose_folder: bool = False,
     uri: Uri = "",
     device: Device = "auto",
 ) -> int:
     """Search an index in the browser, and let other programs ask it over HTTP.
 
-    $ vsrn serve idx --open
+    $ vsrn serve --open
 
     The page loads nothing from elsewhere; /docs lists the routes, /metrics has counters for Prometheus. Ctrl-C stops
     the service. An address that other machines can reach needs a token; the page takes it after a #:
@@ -31,10 +37,12 @@ def main(
     $ VSRN_TOKEN=$(openssl rand -hex 16) vsrn serve idx --host 0.0.0.0
 
     Args:
+        index: Folder made by `vsrn index` [default: the one of this account; where there is none, the page makes it].
         host: Address to listen at. Any but this machine's own needs a token, as VSRN_TOKEN in the environment.
         port: Port to listen at; 0 takes a free one.
         allow_host: Further host names that requests may carry, for instance those of a proxy.
         open: Open the page in the browser.
+        choose_folder: Let whoever has the token choose folders of this machine on the page, to be indexed and shown.
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port is {port}; it must be 0 to 65535.")
@@ -44,20 +52,37 @@ def main(
         raise ConfigError(
             f"vsrn serve needs the package {error.name}; run `pip install '.[serve]'` in the checkout."
         ) from error
-    from vsrn.server.security import Access, names_of
+    from vsrn.search.layout import INFO_FILE
+    from vsrn.search.places import default_index
+    from vsrn.server.security import Access, is_loopback, names_of
 
-    access = Access(_token(host), names_of(host, allow_host))
+    folder = index or default_index()
+    lacks = index is None and not (folder / INFO_FILE).is_file()
+    local = is_loopback(host) and not allow_host
+    may_choose = choose_folder or (lacks and local)
+    given = _token(host)
+    token = given or (secrets.token_urlsafe(16) if may_choose else None)
+    access = Access(token, names_of(host, allow_host), local=local, may_choose=may_choose)
 
-    def started(address: str, num_photos: int) -> None:
-        say(f"{index}: {num_photos:,} photos at {address} (Ctrl-C stops it)")
-        if access.token is not None:
-            say(f"In a browser: {address}#token=... with the token of {TOKEN}")
+    def started(address: str, num_photos: int | None) -> None:
+        # One that was given is a secret of the environment, and not for the log.
+        page = f"{address}#token={token}" if token else address
+        shown = f"{address}#token=... with the token of {TOKEN}" if given else page
+        if num_photos is not None:
+            say(f"{folder}: {num_photos:,} photos at {address} (Ctrl-C stops it)")
+            if token:
+                say(f"In a browser: {shown}")
+        elif may_choose:
+            say(f"There is no index yet. Choose the folder of your photos in a browser: {shown}")
+            say(f"The index will be kept in {folder}. (Ctrl-C stops the service)")
+        else:
+            say(f"There is no index yet at {address}: run `vsrn index PHOTOS -o {folder}`, or add --choose-folder.")
         if open:
             import webbrowser
 
-            webbrowser.open(f"{address}#token={access.token}" if access.token else address)
+            webbrowser.open(page)
 
-    serve(index, host, port, access, started, uri, device)
+    serve(folder, host, port, access, started, uri, device, plugins=imported_plugins, may_lack=index is None)
     return 0
 
 

@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -251,6 +252,10 @@ class Index(Closing):
     def skipped(self) -> list[SkippedRecord]:
         """Files of the folder that could not be read, and why."""
         return self._ask(lambda view: view.skipped())
+
+    def last_run(self) -> datetime | None:
+        """When the last run of `vsrn index` came to its end, in UTC; None where none is known."""
+        return self._ask(lambda view: view.settings().last_run)
 
     def close(self) -> None:
         """Close the files."""

@@ -169,6 +169,7 @@ def version_of(record: PhotoRecord) -> str:
 REASONS = {
     400: "The body is no photo that can be read.",
     401: "The token is missing or wrong.",
+    403: "A page of another site asks, or this may not be done here; `refusal` of `/api/indexing` says why.",
     404: "The index holds no such photo.",
     408: "The body took too long to arrive.",
     409: "The index was made without what this needs; `/api/about` says what it can do.",
@@ -176,7 +177,7 @@ REASONS = {
     413: "The body is larger than allowed.",
     422: "A parameter is missing, or outside of what is allowed.",
     429: "Too many requests at once.",
-    503: "The index is damaged, or cannot be read at the moment.",
+    503: "There is no index yet, or it is damaged, or cannot be read at the moment.",
 }
 
 log = logging.getLogger("vsrn.server")

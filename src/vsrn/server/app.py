@@ -31,6 +31,8 @@ from vsrn.server.answers import (
     result_of,
     version_of,
 )
+from vsrn.server.indexing import Indexer, ServedIndex
+from vsrn.server.indexing import routes as indexing_routes
 from vsrn.server.photos import Uploads
 from vsrn.server.security import Access, Guard, Limits
 from vsrn.server.service import Service
@@ -88,8 +90,12 @@ async def only_known_parameters(request: Request) -> None:
             raise HTTPException(422, f"{path} has no parameter {name[:MOST_NAME_LETTERS]!r}.{hint}")
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
+async def _service(request: Request) -> Service:
+    """Raises `HTTPException` 503 where there is no index yet."""
+    served: ServedIndex = request.app.state.served
+    service = await served.service()
+    if service is None:
+        raise HTTPException(503, "there is no index yet; make one on the page, or with `vsrn index`.")
     return service
 
 
@@ -215,17 +221,36 @@ def _picture(content: bytes, record: PhotoRecord, version: str) -> Response:
     return Response(content, media_type="image/jpeg", headers={"Cache-Control": kept})
 
 
-def create_app(index: Index, encoder: Encoder, access: Access, limits: Limits = LIMITS) -> FastAPI:
-    """The service over an open index, which it closes when it ends."""
-    metrics = Metrics(lambda: len(index))
+def create_app(
+    index: Index | None,
+    encoder: Encoder | None,
+    access: Access,
+    limits: Limits = LIMITS,
+    indexer: Indexer | None = None,
+) -> FastAPI:
+    """The service over an open index, which it closes when it ends.
+
+    index    None where there is none yet; it is opened as soon as it is there
+    encoder  another than the index's own, or None
+    indexer  what brings the index in step with its photos; needed where there is no index
+    """
+    if indexer is None:
+        assert index is not None
+        indexer = Indexer(index.folder, access)
+
+    def begin(opened: Index) -> Service:
+        return Service(opened, opened.encoder if encoder is None else encoder, metrics, limits)
+
+    served = ServedIndex(indexer, begin)
+    metrics = Metrics(served.num_photos)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = app.state.service = Service(index, encoder, metrics, limits)
-        # Load what the first search needs.
-        await service.search("", 1, Where())
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if index is not None:
+            # Load what the first search needs.
+            await served.begin(index).search("", 1, Where())
         yield
-        service.close()
+        served.close()
 
     app = FastAPI(
         title="vsrn",
@@ -235,12 +260,13 @@ def create_app(index: Index, encoder: Encoder, access: Access, limits: Limits = 
         redoc_url=None,
         lifespan=lifespan,
         dependencies=[Depends(only_known_parameters)],
-        responses=problems(422, 429),
+        responses=problems(422, 429, 503),
     )
-    app.state.uploads, app.state.metrics = Uploads(limits), metrics
+    app.state.uploads, app.state.metrics, app.state.served = Uploads(limits), metrics, served
     app.add_middleware(Traffic, metrics=metrics, most=limits.requests_at_once)
     app.add_middleware(Guard, access=access)
     add_refusals(app)
     app.include_router(routes)
+    app.include_router(indexing_routes)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

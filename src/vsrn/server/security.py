@@ -66,12 +66,20 @@ class Limits:
 class Access:
     """Who may ask.
 
-    token  what a request must bring, or None where everybody on this machine may ask
-    names  host names by which the service may be called besides plain addresses, in lower case
+    token       what a request must bring, or None where everybody on this machine may ask
+    names       host names by which the service may be called besides plain addresses, in lower case
+    local       whether only this machine reaches it, not even through a proxy
+    may_choose  whether whoever is let in may name folders of this machine to index, which then needs a token: other
+                accounts of this machine would read with the rights of this one
     """
 
     token: str | None = None
     names: frozenset[str] = field(default_factory=lambda: frozenset({"localhost"}))
+    local: bool = True
+    may_choose: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.token or not self.may_choose, "whoever may choose a folder must bring a token"
 
 
 def names_of(host: str, more: tuple[str, ...] = ()) -> frozenset[str]:

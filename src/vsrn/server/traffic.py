@@ -76,7 +76,7 @@ class Traffic:
             self._count(-1)
             # A route's own path, since strangers may invent any number of others.
             route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
+            method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "DELETE") else "other"
             self.metrics.requests.labels(method, route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
 

@@ -17,6 +17,9 @@ const answers = {
   }),
   explain: (id, sentence, signal) => get("api/explain", { id, sentence }, signal),
   caption: (id, signal) => get("api/caption", { id }, signal),
+  indexing: () => get("api/indexing"),
+  indexNow: (folder) => ask(`api/indexing${folder === undefined ? "" : `?${new URLSearchParams({ folder })}`}`, { method: "POST" }),
+  stopIndexing: () => ask("api/indexing", { method: "DELETE" }),
 };
 export default answers;
 

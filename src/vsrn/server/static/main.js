@@ -3,6 +3,7 @@
 import answers, { bringToken } from "./api.js";
 import { Details } from "./details.js";
 import { Grid } from "./grid.js";
+import { Indexing } from "./indexing.js";
 
 const part = (id) => document.getElementById(id);
 const PAGE = 24, WAIT = 160; // photos at a time; milliseconds after the last key
@@ -17,6 +18,7 @@ let typing = 0;
 const reasons = new Map(); // photo and sentence -> promise of an explanation
 
 const grid = new Grid(part("photos"), explain, (place) => details.open(grid.photos, place, query.sentence ?? ""));
+const indexing = new Indexing(() => { about = null; run(query, { more: true }); });
 const details = new Details({ explain, like: searchLike, closed: (place) => grid.focus(place) });
 
 // Asking
@@ -37,9 +39,9 @@ async function run(next, { more = false, remember = "replace" } = {}) {
     about ??= await answers.about();
     details.captions = about.captions;
     const answer = await answerTo(query, Math.min(count, about.most_hits), signal);
-    if (!signal.aborted) showAnswer(answer);
+    if (!signal.aborted) { showAnswer(answer); indexing.begin(); }
   } catch (error) {
-    if (error.name !== "AbortError" && !signal.aborted) showProblem(error);
+    if (error.name !== "AbortError" && !signal.aborted && !(await indexing.offers(error))) showProblem(error);
   }
   if (!signal.aborted) {
     part("progress").hidden = true;

@@ -1,0 +1,42 @@
+"""Where an index is kept when none is named, and where photos usually are."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+
+def default_index() -> Path:
+    """The folder of the index that `vsrn index` and `vsrn serve` use when none is named, for instance
+    `~/.local/share/vsrn/index`; it need not exist."""
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData/Local")
+    elif sys.platform == "darwin":
+        base = home / "Library/Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME", ""))
+        if not base.is_absolute():  # as the XDG specification asks
+            base = home / ".local/share"
+    return base / "vsrn/index"
+
+
+def usual_folders() -> list[Path]:
+    """Folders of this account that are likely to hold photos and are there: Pictures, Photos, the desktop's own."""
+    home = Path.home()
+    named = [home / "Pictures", home / "Photos", *_desktop_folder(home)]
+    return [folder for folder in dict.fromkeys(named) if folder.is_dir()]
+
+
+def _desktop_folder(home: Path) -> list[Path]:
+    """The folder of pictures that a Linux desktop has noted, in the language of its user."""
+    configs = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+    try:
+        text = (configs / "user-dirs.dirs").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return []
+    found = re.search(r'^XDG_PICTURES_DIR="(?:\$HOME/)?([^"]+)"', text, re.MULTILINE)
+    folder = home / found[1] if found else home
+    return [] if folder == home else [folder]

@@ -1,0 +1,193 @@
+"""When to index again: something below the folders of an index has changed, and has been quiet for a while.
+
+for _ in changes([Path("photos")], Path("idx")):
+    update_index(None, "idx")
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vsrn.data.exclusion import Exclusion
+from vsrn.data.listing import photo_id
+from vsrn.errors import ConfigError
+
+QUIET_SECONDS = 5.0
+# Files that change all the time, such as a camera's live folder, are indexed all the same.
+LONGEST_SECONDS = 60.0
+# On a network drive the system tells nothing of what other machines write, so that each file is looked at.
+POLL_SECONDS = 30.0
+LOOK_SECONDS = 2.0
+_NETWORK = re.compile(r"nfs|nfs4|cifs|smb.*|9p|afs|ceph|davfs|fuse\..*|glusterfs|lustre|ncpfs|virtiofs|vboxsf")
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What is at a path now: which folder it is, and the file systems that are mounted in it.
+
+    identity  device and number of the folder; None where it is not there
+    mounts    where file systems are mounted below it
+    network   whether it, or one of them, is on another machine
+    """
+
+    identity: tuple[int, int] | None
+    mounts: tuple[str, ...]
+    network: bool
+
+
+def changes(
+    folders: Sequence[Path],
+    index: Path,
+    exclude: Sequence[str] = (),
+    *,
+    quiet: float = QUIET_SECONDS,
+    poll: bool | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[None]:
+    """Yield whenever files below the folders were added, changed or deleted and none was for `quiet` seconds.
+
+    Yields too at the beginning, when the folders are watched, and where a folder, or a disk that is mounted in one,
+    has come back. One that goes away is no change.
+
+    index    folder of the index, whose own files do not count
+    exclude  globs of what does not count either (`Exclusion`), beside what is hidden
+    quiet    seconds; where files keep changing, it yields after a minute
+    poll     whether to look at every file each half minute instead of being told by the system, which knows nothing of
+             what other machines do on a network drive; None for a look at what kind of drive it is
+    stop     set to end it
+
+    It needs the package watchfiles (`check_installed`).
+    """
+    stop = stop or threading.Event()
+    folders = [folder.absolute() for folder in folders]
+    left_out = {folder: Exclusion(folder, exclude) for folder in folders}
+    own = index.absolute()
+
+    def counts(_change: object, path: str) -> bool:
+        changed = Path(path)
+        ids = ((folder, photo_id(changed.relative_to(folder))) for folder in folders if changed.is_relative_to(folder))
+        return not changed.is_relative_to(own) and not any(left_out[folder].has_photo(name) for folder, name in ids)
+
+    before: dict[Path, _Place] = {}
+    while not stop.is_set():
+        places = _places(folders)
+        there = [folder for folder in folders if places[folder].identity is not None]
+        polls = any(places[folder].network for folder in there) if poll is None else poll
+        due, before = _has_more(places, before), places
+        if not there:
+            stop.wait(LOOK_SECONDS)
+            continue
+        try:
+            yield from _quiet_changes(there, places, counts, quiet, polls, due, stop)
+        except FileNotFoundError:
+            stop.wait(LOOK_SECONDS)
+        except OSError:
+            # Linux watches so many folders and no more (fs.inotify.max_user_watches).
+            poll = True
+            stop.wait(LOOK_SECONDS)
+
+
+def check_installed() -> None:
+    """Raise `ConfigError` where the package that watches is not installed."""
+    if importlib.util.find_spec("watchfiles") is None:
+        raise ConfigError("watching needs the package watchfiles; run `pip install '.[watch]'` in the checkout.")
+
+
+def on_network(folder: Path) -> bool:
+    """Whether a folder, or a part of it, is on another machine, as far as the system tells (Linux alone does)."""
+    folder = folder.absolute()
+    return _places([folder])[folder].network
+
+
+def _quiet_changes(
+    folders: Sequence[Path],
+    places: dict[Path, _Place],
+    counts: Callable[[object, str], bool],
+    quiet: float,
+    poll: bool,
+    due: bool,
+    stop: threading.Event,
+) -> Iterator[None]:
+    """The same, until one of the folders is another than in `places`; with `due`, once as soon as they are watched.
+
+    Raises `OSError` where they cannot be watched.
+    """
+    from watchfiles import watch  # noqa: PLC0415 - an extra
+
+    first: float | None = None  # when the changes began that nothing was yielded for, and when the last of them came
+    last = 0.0
+    watching = watch(
+        *folders,
+        watch_filter=counts,
+        step=100,
+        rust_timeout=int(1000 * min(LOOK_SECONDS, max(quiet, 0.1))),
+        yield_on_timeout=True,
+        stop_event=stop,
+        force_polling=poll,
+        poll_delay_ms=int(1000 * POLL_SECONDS),
+        ignore_permission_denied=True,
+    )
+    for changed in watching:
+        now = time.monotonic()
+        if changed:
+            first, last = first or now, now
+        if due or (first is not None and (now - last >= quiet or now - first >= LONGEST_SECONDS)):
+            first, due = None, False
+            yield
+        if _places(list(places)) != places:
+            return
+
+
+def _has_more(now: dict[Path, _Place], before: dict[Path, _Place]) -> bool:
+    """Whether a folder, or a disk in one, is there that was not, or that is another one."""
+    return any(
+        place.identity is not None
+        and (
+            (was := before.get(folder)) is None
+            or place.identity != was.identity
+            or not set(place.mounts) <= set(was.mounts)
+        )
+        for folder, place in now.items()
+    )
+
+
+def _places(folders: Sequence[Path]) -> dict[Path, _Place]:
+    """What is at each path."""
+    kinds = _mounted()
+    found = {}
+    for folder in folders:
+        try:
+            status = folder.stat()
+        except OSError:
+            found[folder] = _Place(None, (), network=False)
+            continue
+        real = folder.resolve()
+        below = tuple(sorted(str(place) for place in kinds if place != real and place.is_relative_to(real)))
+        own = max(
+            (place for place in kinds if real.is_relative_to(place)), key=lambda place: len(place.parts), default=None
+        )
+        systems = [kinds[place] for place in (own, *map(Path, below)) if place is not None]
+        network = any(_NETWORK.fullmatch(system) for system in systems)
+        found[folder] = _Place((status.st_dev, status.st_ino), below, network)
+    return found
+
+
+def _mounted() -> dict[Path, str]:
+    """Where file systems are mounted -> of which kind they are; nothing where the system does not say."""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return {}
+    mounts = {}
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        path = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), before.split()[4])
+        mounts[Path(path)] = after.split()[0]
+    return mounts
