@@ -19,13 +19,12 @@ from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.base import RegionExtractor, extractor_names, make_extractor, prepare_photo
 from vsrn.extractors.grid import (
     GridExtractor,
-    GridKind,
     fine_tuned_network,
     load_network,
     weights_path,
-    window_boxes,
     write_fine_tuned,
 )
+from vsrn.extractors.grid_onnx import GridKind, window_boxes
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ ExtractorFactory = Callable[[str, ExtractorFiles], RegionExtractor]
 # Of each name what makes it, or where that is: listing the extractors does not load torch.
 _EXTRACTORS: dict[str, ExtractorFactory | str] = {
     "bottom-up": "vsrn.extractors.bottom_up.extractor:make",
-    "grid": "vsrn.extractors.grid:make",
+    "grid": "vsrn.extractors.grid_onnx:make",
     "hf": "vsrn.extractors.hubs:make_hugging_face",
     "hf-detector": "vsrn.extractors.hf_detector:make",
     "onnx": "vsrn.extractors.onnx_detector:make",

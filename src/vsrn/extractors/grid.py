@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 import timm
 import torch
@@ -30,11 +29,12 @@ from torch.nn import functional
 
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import moved, pace_of, pick_device, tensor_for
-from vsrn.errors import CheckpointError, ConfigError
+from vsrn.errors import CheckpointError
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
+from vsrn.extractors.grid_onnx import NAME, SETTINGS, GridKind, kind_in, pooled_size, window_boxes
+from vsrn.extractors.grid_onnx import POOLED_SIDE as POOLED_SIDE  # noqa: PLC0414 - experiments take it from here
+from vsrn.onnx_files import read_content
 from vsrn.tensors import fingerprint_of, load_weights, read_tensor_file, write_tensors
-
-POOLED_SIDE = 6
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class WholePhotoExtractor:
         with torch.inference_mode():
             grid = grid_of(self.pixels([np.zeros((rules.height, rules.width, 3), np.uint8)]))
         self.feature_dim, height, width = grid.features.shape[1:]
-        rows, columns = (height, width) if grid.patches else _pooled_size(height, width)
+        rows, columns = (height, width) if grid.patches else pooled_size(height, width)
         self.boxes = window_boxes((height, rows), (width, columns))
         self.num_regions = rows * columns
 
@@ -144,7 +144,7 @@ class WholePhotoExtractor:
         # MPS does not pool 7 cells to 6, so its maps are pooled on the CPU.
         places = grid.features.cpu() if self.device.type == "mps" else grid.features
         if not grid.patches:
-            places = functional.adaptive_avg_pool2d(places, _pooled_size(*places.shape[2:]))
+            places = functional.adaptive_avg_pool2d(places, pooled_size(*places.shape[2:]))
         return _in_rows(places)
 
 
@@ -153,70 +153,10 @@ def _in_rows(places: torch.Tensor) -> torch.Tensor:
     return places.flatten(2).mT.float().contiguous().cpu()
 
 
-def window_boxes(rows: tuple[int, int], columns: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """(N, 4) xyxy fractions of the photo, in raster order: windows that average pooling makes of a map.
-
-    rows, columns  (cells, windows) along each axis; where they are as many, a window is a cell
-    """
-    starts, ends = zip(*(_edges(*axis) for axis in (rows, columns)), strict=True)
-    top, left = (grid.ravel() for grid in np.meshgrid(*starts, indexing="ij"))
-    bottom, right = (grid.ravel() for grid in np.meshgrid(*ends, indexing="ij"))
-    return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
-
-
 def patch_grid(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(B, P + height * width, F) tokens -> (B, F, height, width), without the P in front."""
     patches = tokens[:, tokens.shape[1] - height * width :]
     return patches.mT.reshape(len(tokens), -1, height, width)
-
-
-def _pooled_size(height: int, width: int) -> tuple[int, int]:
-    """Windows along each axis: 6, or as many as there are cells."""
-    return min(POOLED_SIDE, height), min(POOLED_SIDE, width)
-
-
-def _edges(cells: int, windows: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Where windows begin and end along an axis, as fractions: as `adaptive_avg_pool2d` cuts them."""
-    place = np.arange(windows)
-    return place * cells // windows / cells, -(-(place + 1) * cells // windows) / cells
-
-
-NAME = "grid"
-NETWORKS = tuple(f"tf_efficientnet_lite{number}" for number in range(5))
-# What the networks halve five times.
-SIDES = range(96, 641, 32)
-# The least side, in pixels, at which cells for explanations are read: finer than 224, and still what Lite0 can read.
-CELLS_SIDE = 320
-SETTINGS = "tf_efficientnet_lite0, 224 x 224 bicubic, (x - 127) / 128, map 7 x 7, windows 2 x 2 to 6 x 6, v1"
-
-
-@dataclass(frozen=True)
-class GridKind:
-    """Which network a file of fine-tuned weights is of, and the side in pixels of the squares that it reads.
-
-    A file says so in its safetensors metadata, {"network": "tf_efficientnet_lite2", "side": "320"}; what it does not
-    say is as here.
-    """
-
-    network: str = NETWORKS[0]
-    side: int = 224
-
-    @property
-    def rules(self) -> PixelRules:
-        """How a photo becomes the network's pixels."""
-        return PixelRules(self.side, self.side, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-
-    @property
-    def settings(self) -> str:
-        """What decides regions beside the weights, for fingerprints; of the first kind as it always was."""
-        if self == GridKind():
-            return SETTINGS
-        return f"{self.network}, {self.side} x {self.side} bicubic, (x - 127) / 128, map pooled to 6 x 6, v1"
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What a file of its weights says; a file of the first kind says nothing, as it always did."""
-        return {} if self == GridKind() else {"network": self.network, "side": str(self.side)}
 
 
 class GridExtractor(WholePhotoExtractor):
@@ -239,12 +179,13 @@ class GridExtractor(WholePhotoExtractor):
         else:
             network, kind = fine_tuned_network(weights)
             fingerprint = fingerprint_of(f"{kind.settings}, fine-tuned", network.state_dict())
-        self.cells_side = max(CELLS_SIDE, kind.side)
+        self.kind = kind
 
         def grid_of(pixels: torch.Tensor) -> Grid:
             return Grid(network.forward_features(pixels), patches=False)  # type: ignore[operator]
 
-        super().__init__(NAME, ExtractorFiles(weights, device=device), network, grid_of, kind.rules, fingerprint)
+        rules = PixelRules(kind.side, kind.side, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        super().__init__(NAME, ExtractorFiles(weights, device=device), network, grid_of, rules, fingerprint)
 
     def pixels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
         """(side, side, 3) of 0 to 255 -> (B, 3, side, side) float32, scaled as the network learned."""
@@ -257,7 +198,7 @@ class GridExtractor(WholePhotoExtractor):
         They say where something is more finely than the windows do, for explanations. The map is read at 320 pixels, or
         at the network's own side where that is larger.
         """
-        size = (self.cells_side, self.cells_side)
+        size = (self.kind.cells_side, self.kind.cells_side)
         resized = np.asarray(photo.resize(size, Image.Resampling(self.rules.resample)))
         with torch.inference_mode():
             return _cells_of(self.grid_of(self.pixels([resized])))
@@ -267,7 +208,7 @@ class GridExtractor(WholePhotoExtractor):
 
         prepared  what `prepare` gave for the photo
         """
-        if self.cells_side != self.photo_size:
+        if self.kind.cells_side != self.photo_size:
             return self([prepared])[0], self.cells(photo)
         with torch.inference_mode():
             grid = self.grid_of(self.pixels([prepared]))
@@ -278,14 +219,6 @@ def _cells_of(grid: Grid) -> Regions:
     """The places of one photo's map as regions."""
     rows, columns = grid.features.shape[2:]
     return Regions(_in_rows(grid.features)[0].numpy(), window_boxes((rows, rows), (columns, columns)))
-
-
-def make(argument: str, files: ExtractorFiles) -> GridExtractor:
-    """What `--extractor grid [--weights FILE]` asks for."""
-    if argument:
-        raise ConfigError(f"the extractor '{NAME}' has no settings; write '{NAME}', without ':{argument}'.")
-    check_no_names(NAME, files)
-    return GridExtractor(files.weights, files.device)
 
 
 def weights_path() -> Path:
@@ -316,19 +249,13 @@ def load_network(path: Path) -> nn.Module:
 
 
 def kind_of(path: Path) -> GridKind:
-    """Which network the metadata of a file of fine-tuned weights names. Raises `CheckpointError` for an unknown one."""
+    """Which network a file of fine-tuned weights names. Raises `CheckpointError` where that is none of the family."""
+    if path.suffix == ".onnx":
+        return kind_in(read_content(path)[1].metadata, path)
     if path.suffix != ".safetensors":
         return GridKind()
     with safetensors.safe_open(path, framework="numpy") as opened:
-        said = opened.metadata() or {}
-    network, side = said.get("network", NETWORKS[0]), said.get("side", "224")
-    # As text: digits of other scripts and signs are numbers to Python.
-    if network not in NETWORKS or side not in map(str, SIDES):
-        raise CheckpointError(
-            f"{path} is of the network {network[:100]!r} at {side[:100]!r} pixels; vsrn's grid reads {NETWORKS[0]} to"
-            f" {NETWORKS[-1]} at {SIDES[0]} to {SIDES[-1]} pixels, a multiple of {SIDES.step}."
-        )
-    return GridKind(network, int(side))
+        return kind_in(opened.metadata() or {}, path)
 
 
 def fine_tuned_network(path: Path) -> tuple[Any, GridKind]:
@@ -358,5 +285,5 @@ def write_fine_tuned(path: Path, network: nn.Module, kind: GridKind) -> None:
     }
     for name, tensor in halves.items():
         if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"'{name}' of the extractor is beyond float16; export without --half.")
+            raise CheckpointError(f"'{name}' of the network is beyond float16; train it again.")
     write_tensors(path, halves, kind.metadata)
