@@ -64,6 +64,8 @@ def open_session(content: bytes | Path, path: Path, threads: int) -> onnxruntime
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # An arena keeps the most that any call took; what is freed after each call costs no time that can be measured.
+    options.enable_cpu_mem_arena = False
     # Errors are raised as exceptions, which we turn into one sentence; nothing is to be logged.
     options.log_severity_level = 4
     # An idle worker sleeps instead of spinning: the query path shares its cores with everything else.

@@ -164,7 +164,7 @@ def _finish(model: Any, padded: Mapping[str, int], features: int, metadata: dict
 
 def _check_same(before: GridExtractor, after: OnnxGridExtractor, weights: Path) -> None:
     """Raise `CheckpointError` unless an export gives the features that its weights gave, at any side."""
-    for side in (before.photo_size, before.photo_size + 32):
+    for side in (before.kind.side, before.kind.side + 32):
         colours = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         noise = functional.interpolate(255 * colours, size=(side, side), mode="bilinear", align_corners=False)
         photo = noise[0].byte().permute(1, 2, 0).numpy()

@@ -82,7 +82,7 @@ class RegionExtractor(Protocol):
 
     @property
     def photo_size(self) -> int | None:
-        """The side, in pixels, that `prepare` brings photos to; decoders may shrink towards it, unless it is None."""
+        """The largest side, in pixels, that photos are read at; decoders may shrink towards it, unless it is None."""
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> the array the network reads.

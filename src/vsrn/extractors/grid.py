@@ -187,6 +187,11 @@ class GridExtractor(WholePhotoExtractor):
         rules = PixelRules(kind.side, kind.side, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
         super().__init__(NAME, ExtractorFiles(weights, device=device), network, grid_of, rules, fingerprint)
 
+    @property
+    def photo_size(self) -> int:
+        """The largest side that a photo is read at, in pixels."""
+        return self.kind.cells_side
+
     def pixels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
         """(side, side, 3) of 0 to 255 -> (B, 3, side, side) float32, scaled as the network learned."""
         # Not as shares of full brightness, whose last bits would differ.
@@ -208,7 +213,7 @@ class GridExtractor(WholePhotoExtractor):
 
         prepared  what `prepare` gave for the photo
         """
-        if self.kind.cells_side != self.photo_size:
+        if self.kind.cells_side != self.kind.side:
             return self([prepared])[0], self.cells(photo)
         with torch.inference_mode():
             grid = self.grid_of(self.pixels([prepared]))

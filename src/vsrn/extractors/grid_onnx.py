@@ -135,8 +135,8 @@ class OnnxGridExtractor:
 
     @property
     def photo_size(self) -> int:
-        """The side of what the network reads, in pixels."""
-        return self.kind.side
+        """The largest side that a photo is read at, in pixels."""
+        return self.kind.cells_side
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (side, side, 3) uint8, squashed."""
