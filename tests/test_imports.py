@@ -23,6 +23,7 @@ ORDER = [
     "vsrn.other_names",
     "vsrn.config",
     "vsrn.metrics",
+    "vsrn.onnx_files",
     "vsrn.tensors",
     "vsrn.devices",
     "vsrn.pretrained",
@@ -40,7 +41,15 @@ ORDER = [
     "vsrn.__main__",
 ]
 # What lies on disk and what a search by a sentence needs are there at once.
-WITHOUT_TORCH = ["vsrn.errors", "vsrn.files", "vsrn.config", "vsrn.metrics", "vsrn.pretrained", "vsrn.data"]
+WITHOUT_TORCH = [
+    "vsrn.errors",
+    "vsrn.files",
+    "vsrn.config",
+    "vsrn.metrics",
+    "vsrn.onnx_files",
+    "vsrn.pretrained",
+    "vsrn.data",
+]
 WITHOUT_PILLOW_TOO = [
     "vsrn.data.splits",
     "vsrn.encoders.onnx_backend",

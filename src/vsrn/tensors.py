@@ -25,6 +25,7 @@ from torch import nn
 
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.files import replacing
+from vsrn.onnx_files import read_content
 
 NAMES_LISTED = 3
 # What a training checkpoint calls the part that holds the weights.
@@ -83,12 +84,15 @@ NUMPY_NUMBERS: list[Any] = [
 def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
     """Read anybody's file of weights onto the CPU: tensors by name.
 
-    path  `.safetensors`, or what `torch.save` wrote in its zip or its legacy format; of that, only tensors and plain
-          values are unpickled. Of a training checkpoint the weights are taken from under `model` or `state_dict`, and
-          `module.` before a name is dropped.
+    path  `.safetensors`, `.onnx` with its floats, or what `torch.save` wrote in its zip or its legacy format; of that,
+          only tensors and plain values are unpickled. Of a training checkpoint the weights are taken from under `model`
+          or `state_dict`, and `module.` before a name is dropped.
 
     Raises `CheckpointError` where the file cannot be read or its weights are anything but names and tensors.
     """
+    if path.suffix == ".onnx":
+        # The bytes of a file cannot be written to, as tensors can.
+        return {name: torch.from_numpy(array.copy()) for name, array in read_content(path)[1].weights.items()}
     try:
         content = _read(path)
     except OSError as error:

@@ -243,6 +243,15 @@ def test_a_large_jpeg_is_decoded_at_no_less_than_twice_the_target() -> None:
     assert np.abs(difference).max() <= 3
 
 
+@pytest.mark.parametrize(("size", "reduced"), [((2560, 1920), (320, 240)), ((2304, 1700), (1152, 850))])
+def test_an_eighth_of_a_jpeg_is_enough_where_it_is_about_as_large_as_the_target(
+    size: tuple[int, int], reduced: tuple[int, int]
+) -> None:
+    content = encoded(Image.new("RGB", size, RED), "JPEG")
+    assert decode_photo(content, target_size=240).size == reduced
+    assert read_photo(content, target_size=240).width == size[0]
+
+
 @pytest.mark.parametrize("size", [(30_000, 30_000), (10_000, 10_001), (2**31 - 1, 2**31 - 1)])
 def test_a_bomb_is_refused_by_its_header_and_without_a_warning(size: tuple[int, int]) -> None:
     with warnings.catch_warnings(record=True) as heard:

@@ -17,7 +17,8 @@ from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.convert.checkpoint import read_checkpoint
 from vsrn.data.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from vsrn.encoders.captioning import CaptionWriter
-from vsrn.encoders.torch_backend import TorchEncoder
+from vsrn.encoders.plain_captioner import PlainCaptioner, shapes_of
+from vsrn.encoders.torch_backend import TorchCaptioner, TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.model.captioner import Captioner
 from vsrn.model.registry import build_model
@@ -35,7 +36,24 @@ def make_writer(seed: int, words: int, *, spread: float = 3.0, **config: Any) ->
     with torch.no_grad():
         for parameter in captioner.parameters():
             parameter.mul_(spread)
-    return CaptionWriter(captioner.eval(), Vocabulary([*SPECIAL_WORDS, *(f"word{number}" for number in range(words))]))
+    return CaptionWriter(
+        TorchCaptioner(captioner.eval()), Vocabulary([*SPECIAL_WORDS, *(f"word{number}" for number in range(words))])
+    )
+
+
+def module_of(writer: CaptionWriter) -> Captioner:
+    assert isinstance(writer.captioner, TorchCaptioner)
+    return writer.captioner.module
+
+
+def without_torch(writer: CaptionWriter) -> CaptionWriter:
+    """The same captioner as exported models run it."""
+    module = module_of(writer)
+    weights = {name: weight.numpy() for name, weight in module.state_dict().items()}
+    assert {name: weight.shape for name, weight in weights.items()} == shapes_of(
+        module.config, DIM, len(writer.vocabulary)
+    )
+    return CaptionWriter(PlainCaptioner(weights, module.config), writer.vocabulary)
 
 
 def make_regions(seed: int, images: int, regions: int = 4) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -45,10 +63,10 @@ def make_regions(seed: int, images: int, regions: int = 4) -> np.ndarray[Any, np
 @torch.no_grad()
 def next_word(writer: CaptionWriter, image: torch.Tensor, prefix: tuple[int, ...]) -> torch.Tensor:
     """(V,) log-probabilities of the word after a prefix, read from <start> on, of what may come there."""
-    regions, state = writer.captioner.read(image[None], None)
+    regions, state = module_of(writer).read(image[None], None)
     for word in (START, *prefix):
-        state = writer.captioner.step(writer.captioner.embedding(torch.tensor([word])), state, regions)
-    scores = writer.captioner.output(state[0])[0].log_softmax(dim=0)
+        state = module_of(writer).step(module_of(writer).embedding(torch.tensor([word])), state, regions)
+    scores = module_of(writer).output(state[0])[0].log_softmax(dim=0)
     scores[[PAD, START, UNK]] = -torch.inf
     if not prefix:
         scores[END] = -torch.inf
@@ -59,8 +77,8 @@ def slow_beam(writer: CaptionWriter, image: torch.Tensor, beam: int) -> tuple[tu
     """Beam search over one image with lists and sorting."""
     live: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     ended: list[tuple[float, tuple[int, ...]]] = []
-    for length in range(1, writer.captioner.config.max_tokens):
-        last = length == writer.captioner.config.max_tokens - 1
+    for length in range(1, module_of(writer).config.max_tokens):
+        last = length == module_of(writer).config.max_tokens - 1
         candidates = []
         for total, prefix in live:
             scores = next_word(writer, image, prefix)
@@ -75,12 +93,13 @@ def slow_beam(writer: CaptionWriter, image: torch.Tensor, beam: int) -> tuple[tu
 
 
 def assert_written(writer: CaptionWriter, regions: Any, counts: list[int] | None, beam: int) -> None:
-    written = writer.write(regions, None if counts is None else np.array(counts), beam)
-    for image, caption in enumerate(written):
-        real = regions[image] if counts is None else regions[image, : counts[image]]
-        words, score = slow_beam(writer, torch.from_numpy(real), beam)
-        assert caption.text == writer.vocabulary.decode(words)
-        assert caption.score == pytest.approx(score, abs=1e-5)
+    real = regions if counts is None else [image[:count] for image, count in zip(regions, counts, strict=True)]
+    slowly = [slow_beam(writer, torch.from_numpy(image), beam) for image in real]
+    for one in (writer, without_torch(writer)):
+        written = one.write(regions, None if counts is None else np.array(counts), beam)
+        for caption, (words, score) in zip(written, slowly, strict=True):
+            assert caption.text == writer.vocabulary.decode(words)
+            assert caption.score == pytest.approx(score, abs=1e-5)
 
 
 @pytest.mark.parametrize("beam", [1, 2, 5, 17])
@@ -125,7 +144,7 @@ def test_a_beam_of_one_is_greedy(golden: Any) -> None:
     likeliest, _ = greedy(model.captioner.eval(), regions, longest)
     allowed = [row for row in range(len(likeliest)) if not set(likeliest[row].tolist()) & {PAD, START, UNK, END}]
     assert allowed, "some image's greedy words are such as may be written"
-    written = CaptionWriter(model.captioner, words).write(regions.numpy(), beam=1)
+    written = CaptionWriter(TorchCaptioner(model.captioner), words).write(regions.numpy(), beam=1)
     for row in allowed:
         assert written[row].text == words.decode(likeliest[row, : longest - 1].tolist())
 
@@ -133,15 +152,15 @@ def test_a_beam_of_one_is_greedy(golden: Any) -> None:
 def test_what_is_written_ends_in_time_and_is_made_of_words() -> None:
     writer = make_writer(3, words=2, max_tokens=8)
     with torch.no_grad():
-        writer.captioner.output.weight.zero_()
+        module_of(writer).output.weight.zero_()
         # What must not be written is far more probable than anything else, and <end> less.
-        writer.captioner.output.bias.copy_(torch.tensor([9.0, 9, -9, 9, 0, 0]))
+        module_of(writer).output.bias.copy_(torch.tensor([9.0, 9, -9, 9, 0, 0]))
     for beam in (1, 4):
         for caption in writer.write(make_regions(0, images=3), beam=beam):
             assert len(caption.text.split()) == 6
             assert set(caption.text.split()) <= {"word0", "word1"}
     with torch.no_grad():
-        writer.captioner.output.bias[END] = 20
+        module_of(writer).output.bias[END] = 20
     assert [len(caption.text.split()) for caption in writer.write(make_regions(0, images=2))] == [1, 1]
 
 
@@ -162,7 +181,7 @@ def test_a_beam_of_no_width_or_too_wide_is_refused(beam: int) -> None:
 def test_a_captioner_of_no_numbers_is_refused() -> None:
     writer = make_writer(0, words=3)
     with torch.no_grad():
-        writer.captioner.output.bias[5] = torch.nan
+        module_of(writer).output.bias[5] = torch.nan
     with pytest.raises(CheckpointError, match="no probabilities"):
         writer.write(make_regions(0, images=2))
 
@@ -181,7 +200,7 @@ def test_an_encoder_writes_from_its_reasoned_regions() -> None:
     with torch.no_grad():
         reasoned = encoder.model.image_encoder(torch.from_numpy(features), torch.from_numpy(counts)).reasoned_regions
     assert encoder.model.captioner is not None
-    writer = CaptionWriter(encoder.model.captioner, encoder.stored.vocabulary)
+    writer = CaptionWriter(TorchCaptioner(encoder.model.captioner), encoder.stored.vocabulary)
     wanted = writer.write(reasoned.numpy(), counts, beam=3)
     assert encoder.caption_regions(features, counts, beam=3) == [caption.text for caption in wanted]
 

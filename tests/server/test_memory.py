@@ -10,12 +10,12 @@ import pytest
 
 THREADS_THAT_ALLOCATE = """
 import ctypes, sys, threading
-from vsrn.server.running import share_one_heap
+from vsrn.server.running import keep_memory_small
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
 if "shared" in sys.argv:
-    share_one_heap()
+    keep_memory_small()
 together = threading.Barrier(8)
 
 def allocate():
@@ -33,7 +33,7 @@ libc.fflush(None)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no heaps of threads")
-def test_threads_share_one_heap() -> None:
+def test_threads_keep_memory_small() -> None:
     heaps = {}
     for setting in ("shared", "apart"):
         run = subprocess.run(

@@ -96,10 +96,14 @@ class DecodedPhoto:
 
 
 def decode_photo(
-    source: Path | bytes | FileContent, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None
+    source: Path | bytes | FileContent,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    target_size: int | None = None,
+    always_twice: bool = False,
 ) -> Image.Image:
     """One photo as an upright RGB picture: `read_photo` without what the file says of it; raises what that raises."""
-    return read_photo(source, max_pixels=max_pixels, target_size=target_size).pixels
+    return read_photo(source, max_pixels=max_pixels, target_size=target_size, always_twice=always_twice).pixels
 
 
 def read_file(path: Path) -> FileContent:
@@ -126,6 +130,7 @@ def read_photo(
     *,
     max_pixels: int = MAX_PIXELS,
     target_size: int | None = None,
+    always_twice: bool = False,
     name: str | None = None,
 ) -> DecodedPhoto:
     """Decode one photo into an RGB picture of 8 bits a channel, turned upright as its EXIF says.
@@ -133,7 +138,9 @@ def read_photo(
     source       a path, the bytes of the file, or what `read_file` gave of it
     max_pixels   photos of which more would be decoded are refused before any pixel is
     target_size  the side, in pixels, that the caller is going to shrink to: the photo is then decoded at, or brought
-                 to, a fraction of its size, though never below twice this side
+                 to, a fraction of its size, though never below twice this side, or where that is an eighth of a
+                 JPEG, the least that its decoder gives, below 15/16 of it
+    always_twice  whether an eighth, too, must have twice that side
     name         what messages call it; None for the path, or "this photo"
 
     Of a raw file of a camera the picture is its largest preview, of a video its first frame.
@@ -163,7 +170,7 @@ def read_photo(
         still = still_of(kind, content, source.size, name, max_pixels) if kind in ("RAW", "VIDEO") else content
         if still is None:
             kind = None
-        return _decode(still or content, kind, name, max_pixels, target_size)
+        return _decode(still or content, kind, name, max_pixels, target_size, always_twice=always_twice)
     except PhotoError:
         raise
     except UnidentifiedImageError as error:
@@ -233,7 +240,15 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _decode(content: bytes, kind: Kind | None, name: str, max_pixels: int, target_size: int | None) -> DecodedPhoto:
+def _decode(
+    content: bytes,
+    kind: Kind | None,
+    name: str,
+    max_pixels: int,
+    target_size: int | None,
+    *,
+    always_twice: bool,
+) -> DecodedPhoto:
     stream = io.BytesIO(content)
     # Image.open refuses 179 megapixels and more; the class itself leaves that to us.
     is_jpeg = content.startswith(b"\xff\xd8\xff")
@@ -245,7 +260,7 @@ def _decode(content: bytes, kind: Kind | None, name: str, max_pixels: int, targe
         _check_size(size, name, max_pixels * (JPEG_EXCESS if is_jpeg else 1), max_pixels)
         coefficients = _coefficient_bytes(image, content, stream.tell())
         if is_jpeg:  # of a HEIC it would be the thumbnail within, which may show anything
-            image.draft(None, _draft_size(size, max_pixels, target_size))
+            image.draft(None, _draft_size(size, max_pixels, target_size, always_twice=always_twice))
         _check_size(image.size, name, max_pixels, max_pixels)
         _check_memory(image, name, coefficients, max_pixels, target_size)
         image.load()
@@ -260,13 +275,20 @@ def _decode(content: bytes, kind: Kind | None, name: str, max_pixels: int, targe
         return DecodedPhoto(picture, *(size[::-1] if 5 <= orientation <= 8 else size), _date_of(image))
 
 
-def _draft_size(size: tuple[int, int], max_pixels: int, target_size: int | None) -> tuple[int, int]:
+def _draft_size(
+    size: tuple[int, int], max_pixels: int, target_size: int | None, *, always_twice: bool
+) -> tuple[int, int]:
     """The least size to ask a JPEG's decoder for: it gives 1, 1/2, 1/4 or 1/8 of the sides, and at least this."""
     scale = 1
     while size[0] * size[1] > max_pixels * scale * scale:
         scale *= 2
-    width, height = size[0] // scale, size[1] // scale
-    return (width, height) if target_size is None else (min(width, 2 * target_size), min(height, 2 * target_size))
+    if target_size is None:
+        return size[0] // scale, size[1] // scale
+    # An eighth has one number of each block of 8 x 8 unpacked, which is a fifth less work in all than a quarter. Of 16
+    # photos of 12 megapixels the embeddings from both have a cosine of 0.9985 at the least.
+    if not always_twice and min(size) // 8 >= target_size - target_size // 16:
+        return size[0] // 8, size[1] // 8
+    return min(size[0] // scale, 2 * target_size), min(size[1] // scale, 2 * target_size)
 
 
 def _check_size(size: tuple[int, int], name: str, most: int, max_pixels: int) -> None:

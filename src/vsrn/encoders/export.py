@@ -1,18 +1,14 @@
 """A model -> a folder that answers queries without torch: `vsrn.encoders.onnx_backend` reads it.
 
-The encoders become ONNX graphs: traced, and stored as floats or halves. torch's newer exporter (`dynamo=True`) freezes
-the time axis of the caption encoder's GRU at the length of the example, without a warning; the older one, which traces,
-keeps it free. This file asks for the older one.
+The encoders become ONNX graphs, and so does the network of the extractor `grid` where the model has its own.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -38,6 +34,7 @@ from vsrn.encoders.onnx_backend import (
     OnnxEncoder,
     StoredPrecision,
 )
+from vsrn.encoders.onnx_writing import LEAST_COSINE, Example, halve, trace, write_extractor
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, carry_names, carry_weights
 from vsrn.files import new_folder, write_atomically
@@ -48,17 +45,10 @@ from vsrn.model.saved import StoredModel, model_fingerprint, write_model
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
 from vsrn.tensors import write_tensors
 
-OPSET = 17
 # Largest difference from the model that a fp32 export may have, as a share of the largest number compared.
 TOLERANCE = 1e-4
-# Least cosine of what halves give with what the floats gave: of embeddings, and of the extractor's features.
-LEAST_COSINE = 0.9999
-# Smaller tensors, such as biases, save next to nothing as halves.
-FEWEST_HALVED = 1024
 # An ONNX file is one protocol buffer, which cannot be larger; a little is left for the graph.
 MOST_BYTES = 2**31 - 2**24
-
-Example = dict[str, torch.Tensor]
 
 
 def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = "fp32") -> ExportInfo:
@@ -99,16 +89,21 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
             _check_finite(weights, "captioner", held)
             write_tensors(temporary / CAPTIONER_FILE, weights, {MODEL_KEY: info.model})
         if stored.extractor_weights is not None:
-            if precision == "fp16" and info.extractor == "grid":
-                # As halves they are the weights of another extractor.
-                made_of = halve_extractor(stored.extractor_weights, temporary)
-                info = msgspec.structs.replace(info, extractor_fingerprint=made_of)
-            else:
-                carry_weights(stored.extractor_weights, temporary)
+            info = _with_extractor(stored.extractor_weights, info, temporary)
         carry_names(stored.region_names, temporary)
         write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
         _check_same(OnnxEncoder(temporary, threads=1), images, captions)
     return info
+
+
+def _with_extractor(weights: Path, info: ExportInfo, folder: Path) -> ExportInfo:
+    """Give an export its extractor's weights: those of the grid as ONNX, others as they are."""
+    if info.extractor != "grid" or weights.suffix == ".onnx":
+        carry_weights(weights, folder)
+        return info
+    made_of = write_extractor(weights, folder / f"{NAME}.onnx", halves=info.precision == "fp16")
+    # As halves they may be the weights of another extractor.
+    return msgspec.structs.replace(info, extractor_fingerprint=made_of)
 
 
 def export_model(stored: StoredModel[BaseModel], folder: Path) -> None:
@@ -252,84 +247,11 @@ def write_graph(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequen
 
     axes = {name: {axis: f"{name}_{axis}" for axis in range(min(2, tensor.dim()))} for name, tensor in inputs.items()}
     axes |= {EMBEDDINGS: {0: "rows"}, REGIONS: {0: "rows", 1: "regions"}}
-    with warnings.catch_warnings():
-        # The exporter warns of itself and of torch's own GRU; warnings of our code stay.
-        warnings.filterwarnings("ignore", "You are using the legacy TorchScript", DeprecationWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
-        # The GRU compares sizes in Python; they are the model's, the same for every input.
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
-        # CLIP compares the captions' length with its positions, beyond which none is read.
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"transformers\.")
-        # The first state is made of zeros for as many rows as there are; tests run other numbers of rows.
-        warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
-        try:
-            torch.onnx.export(
-                encoder,
-                tuple(inputs.values()),
-                path,
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_axes={name: axes[name] for name in (*inputs, *outputs)},
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise CheckpointError(
-                f"the model cannot be exported by torch {torch.__version__}: {error}; use it through torch."
-            ) from error
-    graph = onnx.load(path)
+    graph = trace(path, encoder, inputs, outputs, axes)
     onnx.helper.set_model_props(graph, {MODEL_KEY: info.model})
     # Tracing leaves the embedding's size open.
     for output in graph.graph.output:
         output.type.tensor_type.shape.dim[-1].dim_value = info.joint_dim
     if info.precision == "fp16":
-        _halve(graph.graph)
+        halve(graph.graph)
     write_atomically(path, graph.SerializeToString())
-
-
-def _halve(graph: Any) -> None:
-    """Replace large weights by float16 and a cast back to float32; what is beyond float16 becomes infinite."""
-    import onnx  # noqa: PLC0415 - an optional package
-
-    for tensor in list(graph.initializer):
-        if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= FEWEST_HALVED:
-            graph.initializer.remove(tensor)
-            with np.errstate(over="ignore"):
-                halves = onnx.numpy_helper.to_array(tensor).astype(np.float16)
-            graph.initializer.append(onnx.numpy_helper.from_array(halves, f"{tensor.name}_half"))
-            cast = onnx.helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=onnx.TensorProto.FLOAT)
-            # An ONNX graph lists an operation before those that read its output.
-            graph.node.insert(0, cast)
-
-
-def halve_extractor(weights: Path, folder: Path) -> str:
-    """Write the grid's fine-tuned weights, without the classifier, to a folder as float16.
-
-    Gives the fingerprint of the extractor with these weights; it is the same where they were halves before. Raises
-    `CheckpointError` where the features change by it.
-    """
-    from vsrn.extractors.grid import GridExtractor, read_fine_tuned  # noqa: PLC0415 - its packages take long to import
-
-    place = folder / f"{NAME}.safetensors"
-    halves = {name: tensor.half() for name, tensor in read_fine_tuned(weights).items()}
-    for name, tensor in halves.items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{weights}: '{name}' is beyond float16; export without --half.")
-    write_tensors(place, halves, {})
-    whole, half = GridExtractor(weights, "cpu"), GridExtractor(place, "cpu")
-    photos = _soft_noise(2, whole.photo_size)
-    with torch.inference_mode():
-        before, after = whole.features(photos).flatten(1), half.features(photos).flatten(1)
-    least = float(functional.cosine_similarity(before, after).min())
-    if not least >= LEAST_COSINE:
-        raise CheckpointError(
-            f"the extractor's weights {weights} cannot be stored as float16: features change to a cosine of"
-            f" {least:.4f}; export without --half."
-        )
-    return half.fingerprint
-
-
-def _soft_noise(photos: int, side: int) -> torch.Tensor:
-    """(photos, 3, side, side) scaled pixels of smooth random colours, as in a photo out of focus."""
-    colours = torch.rand(photos, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return 2 * functional.interpolate(colours, size=(side, side), mode="bilinear", align_corners=False) - 1

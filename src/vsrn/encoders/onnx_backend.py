@@ -1,11 +1,11 @@
-"""An exported model at work: onnxruntime runs its encoders; torch is loaded only for a photo or a captioner.
+"""An exported model at work, on the CPU and without torch, but for extractors other than a fine-tuned `grid`.
 
 The folder comes from `vsrn export RUN --onnx FOLDER`:
 
     image_encoder.onnx     features (B, N, F) float32, counts (B,) int64 real regions  -> embeddings (B, D),
                            and regions (B, N, D), what entered the aggregator, where they are asked for
     caption_encoder.onnx   tokens (B, T) int64, lengths (B,) int64 real tokens          -> embeddings (B, D)
-    captioner.safetensors  weights of the captioner, where the model has one; torch runs it
+    captioner.safetensors  weights of the captioner, where the model has one; numpy runs it
     config.toml, vocabulary.json
     fit.json               optional, how likely a photo fits by its similarity (`vsrn.encoders.fit`)
     extractor.*            optional, weights of the extractor of regions (`vsrn.extractors.provenance`)
@@ -39,6 +39,7 @@ from vsrn.errors import CheckpointError, ConfigError, VocabularyError
 from vsrn.extractors.provenance import NAME, NAMES_FILE, carry_weights, kept_names, kept_weights
 from vsrn.files import read_plain, write_atomically
 from vsrn.metrics import Advance, FloatArray, IntArray
+from vsrn.onnx_files import first_line, open_session
 
 if TYPE_CHECKING:
     from vsrn.encoders.captioning import CaptionWriter
@@ -87,7 +88,8 @@ class ExportInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class OnnxEncoder(Encoder):
     """An `Encoder` that runs an exported folder with onnxruntime, on the CPU.
 
-    Its extractor and its captioner run in torch, on `device`; neither is loaded before it is needed.
+    Its captioner runs in numpy. Its extractor runs in onnxruntime, where it is a fine-tuned `grid` on the CPU, or else
+    in torch, on `device`. Neither is loaded before it is needed.
 
     >>> encoder = OnnxEncoder("exported/flickr8k")  # doctest: +SKIP
     >>> encoder.encode_captions(["two dogs play on a beach"]).shape  # doctest: +SKIP
@@ -109,7 +111,7 @@ class OnnxEncoder(Encoder):
         checksums  of a folder inside an index: SHA-256 (hex) by file name, each compared before its file is used;
                    every file must then be a regular one. Where the mapping is empty no checksum is known. None for
                    any other folder.
-        device     where the extractor and the captioner compute: `cpu`, `cuda`, `mps` or `auto`
+        device     where the extractor computes: `cpu`, `cuda`, `mps` or `auto`
 
         Raises `CheckpointError` where the folder is no export, is broken, or mixes parts of several models; for
         an encoder that is broken itself, at its first use.
@@ -183,12 +185,12 @@ class OnnxEncoder(Encoder):
     @cached_property
     @override
     def caption_writer(self) -> CaptionWriter:
-        from vsrn.encoders.captioning import read_captioner  # noqa: PLC0415 - sentences do without torch
+        from vsrn.encoders.plain_captioner import read_captioner  # noqa: PLC0415 - sentences do without
 
         if self.checksums is not None and self.config.model.captioner.enabled:
             self.file(CAPTIONER_FILE)
         label = {MODEL_KEY: self.info.model}
-        return read_captioner(self.folder / CAPTIONER_FILE, self.config, self.vocabulary, label, self.device)
+        return read_captioner(self.folder / CAPTIONER_FILE, self.config, self.vocabulary, label)
 
     def _kept_names(self) -> RegionNames:
         if (self.folder / NAMES_FILE).is_symlink() or (self.folder / NAMES_FILE).exists():
@@ -251,12 +253,7 @@ class OnnxEncoder(Encoder):
     def _open(self, name: str, inputs: dict[str, int | None]) -> onnxruntime.InferenceSession:
         """A session; `inputs` gives the last axis of each input, None where it is free."""
         path = self.file(name)
-        try:
-            session = onnxruntime.InferenceSession(path, _options(self._threads), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no base of their own
-            raise CheckpointError(
-                f"{path} cannot be read by onnxruntime ({_first_line(error)}); export it again."
-            ) from error
+        session = open_session(path, path, self._threads)
         if session.get_modelmeta().custom_metadata_map.get(MODEL_KEY) != self.info.model:
             raise CheckpointError(f"{path} is not from the model that {INFO_FILE} names; export it again.")
         sizes = {entry.name: _last_size(entry) for entry in session.get_inputs()}
@@ -278,7 +275,7 @@ class OnnxEncoder(Encoder):
             found = session.run(list(outputs), inputs)
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise CheckpointError(
-                f"{self.folder / name} cannot be run by onnxruntime ({_first_line(error)}); export it again."
+                f"{self.folder / name} cannot be run by onnxruntime ({first_line(error)}); export it again."
             ) from error
         for output, values in zip(outputs, found, strict=True):
             if values.shape != wanted[output] or values.dtype != np.float32:
@@ -319,25 +316,10 @@ def _read_info(path: Path) -> ExportInfo:
         raise CheckpointError(f"{path} is not what `vsrn export` writes ({error}); export the model again.") from error
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Errors are raised as exceptions, which we turn into one sentence; nothing is to be logged.
-    options.log_severity_level = 4
-    # An idle worker sleeps instead of spinning: the query path shares its cores with everything else.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
-
-
 def _last_size(entry: onnxruntime.NodeArg) -> int | None:
     """The last axis of an input or output, None where it is free."""
     size = entry.shape[-1] if entry.shape else None
     return size if isinstance(size, int) else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _region_inputs(features: Features, counts: IntArray | None) -> Inputs:

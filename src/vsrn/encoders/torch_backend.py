@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,14 +20,14 @@ from vsrn.data.splits import CaptionedImages
 from vsrn.devices import brought_back, moved, pace_of, pick_device, tensor_for
 from vsrn.encoders.backend import IMAGES_AT_ONCE, Features, ReadBatch
 from vsrn.encoders.base import NO_CAPTIONER, Encoder
-from vsrn.encoders.captioning import CaptionWriter
+from vsrn.encoders.captioning import CaptionWriter, Mask
 from vsrn.encoders.folding import evaluating, fold, last_states, state_of
 from vsrn.encoders.inputs import ProgressOf, size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, NAMES_FILE
 from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
 from vsrn.model.base import EncodedImages
-from vsrn.model.captioner import Captioner
+from vsrn.model.captioner import Captioner, rows_of
 from vsrn.model.gru import is_plain, pad_tokens
 from vsrn.model.saved import (
     CONFIG_FILE,
@@ -39,9 +39,6 @@ from vsrn.model.saved import (
     write_model,
 )
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
-
-if TYPE_CHECKING:
-    pass
 
 Precision = Literal["fp32", "bf16"]
 
@@ -125,7 +122,7 @@ class StoredEncoder(Encoder):
         captioner: Captioner | None = getattr(self.stored.model, "captioner", None)
         if captioner is None:
             raise CheckpointError(NO_CAPTIONER)
-        return CaptionWriter(captioner, self.vocabulary)
+        return CaptionWriter(TorchCaptioner(captioner), self.vocabulary)
 
     def _kept_names(self) -> RegionNames:
         return self.stored.region_names
@@ -296,6 +293,51 @@ def encode_tokens(
         embeddings[order[part]] = encoded
         advance(len(encoded))
     return embeddings
+
+
+class TorchCaptioner:
+    """A captioner of torch, whose weights may change between two calls; as `vsrn.encoders.captioning.ReadsOn`."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        self.module = captioner
+        # <start> is one of the tokens that it was trained for.
+        self.longest = captioner.config.max_tokens - 1
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V, <pad> and the like among them."""
+        return self.module.embedding.num_embeddings
+
+    def begin(self, regions: FloatArray, counts: IntArray | None) -> _TorchCaptions:
+        """(B, N, D) reasoned regions, (B,) real ones of each or None for all -> their captions, not begun."""
+        return _TorchCaptions(self.module, regions, counts)
+
+
+class _TorchCaptions:
+    """The captions of a batch, being written where the captioner is; as `vsrn.encoders.captioning.Continuations`."""
+
+    @torch.inference_mode()
+    def __init__(self, captioner: Captioner, regions: FloatArray, counts: IntArray | None) -> None:
+        weight = next(captioner.parameters())
+        self.captioner, self.device = captioner, weight.device
+        real = None if counts is None else torch.from_numpy(counts).to(self.device)
+        with evaluating(captioner):
+            self.regions, self.state = captioner.read(torch.from_numpy(np.ascontiguousarray(regions)).to(weight), real)
+
+    @torch.inference_mode()
+    def step(
+        self, words: IntArray, rows: IntArray, images: IntArray | None, allowed: Mask, most: int
+    ) -> tuple[FloatArray, IntArray]:
+        """Write one word more of each row; as the protocol says."""
+        if images is not None:
+            self.regions = self.regions.of(torch.from_numpy(images).to(self.device))
+        state = rows_of(self.state, torch.from_numpy(rows).to(self.device))
+        with evaluating(self.captioner):
+            embedded = self.captioner.embedding(torch.from_numpy(words).to(self.device))
+            self.state = self.captioner.step(embedded, state, self.regions)
+            scores = self.captioner.output(self.state[0]).float().log_softmax(dim=-1)
+        best, places = scores.masked_fill(~torch.from_numpy(allowed).to(self.device), -torch.inf).topk(most)
+        return best.cpu().numpy(), places.cpu().numpy()
 
 
 def device_of(module: nn.Module) -> torch.device:

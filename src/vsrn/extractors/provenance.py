@@ -6,6 +6,8 @@ extractor_names.json    beside a model: what its classes and attributes are call
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,10 +97,9 @@ def learned_extractor(learned_from: StoreInfo, weights: Path | None, device: str
     Raises `DataError` where the extractor is unknown, lacks its weights or is another, and `ConfigError` where the
     device is not there.
     """
-    import torch  # noqa: PLC0415 - the list of a folder's files needs none of these
-
-    from vsrn.devices import pick_device  # noqa: PLC0415
-    from vsrn.extractors.base import NAME_THEM, make_extractor  # noqa: PLC0415 - torch and Pillow come with it
+    # The list of a folder's files needs none of these.
+    from vsrn.extractors.base import NAME_THEM, make_extractor  # noqa: PLC0415
+    from vsrn.extractors.grid_onnx import runs_without_torch  # noqa: PLC0415
 
     name = learned_from.extractor
     if not name:
@@ -106,20 +107,22 @@ def learned_extractor(learned_from: StoreInfo, weights: Path | None, device: str
             "this model does not say which extractor made its regions, so it cannot read photos;"
             " give it region features instead."
         )
-    pick_device(device)
     remedy = (
         "put the weights that its photos were extracted with, or a link to them, into its folder and call them"
         " 'extractor' with their own suffix, as in extractor.safetensors"
     )
-    try:
-        # A network is made with random weights before it gets its own; the user's random numbers are left alone.
-        with torch.random.fork_rng(devices=[]):
+    with contextlib.ExitStack() as stack:
+        if not runs_without_torch(name, weights, device):
+            stack.enter_context(_torch_on(device))
+        try:
             extractor = make_extractor(name, weights, device=device)
-    except ConfigError as error:
-        if weights is not None:
-            raise
-        reason = str(error).removesuffix(NAME_THEM).removesuffix(".")
-        raise DataError(f"this model learned from '{name}', which cannot be made here ({reason}); {remedy}.") from error
+        except ConfigError as error:
+            if weights is not None:
+                raise
+            reason = str(error).removesuffix(NAME_THEM).removesuffix(".")
+            raise DataError(
+                f"this model learned from '{name}', which cannot be made here ({reason}); {remedy}."
+            ) from error
     if extractor.fingerprint != learned_from.fingerprint:
         raise DataError(
             f"the extractor '{name}' here has other weights or settings ({extractor.fingerprint[:12]}) than the one"
@@ -127,6 +130,21 @@ def learned_extractor(learned_from: StoreInfo, weights: Path | None, device: str
             " it was trained with."
         )
     return extractor
+
+
+@contextlib.contextmanager
+def _torch_on(device: str) -> Iterator[None]:
+    """Leave the user's random numbers alone: a network is made with random weights before it gets its own.
+
+    Raises `ConfigError` where the device is not there.
+    """
+    import torch  # noqa: PLC0415
+
+    from vsrn.devices import pick_device  # noqa: PLC0415
+
+    pick_device(device)
+    with torch.random.fork_rng(devices=[]):
+        yield
 
 
 def weights_of(store: RegionStore) -> Path | None:

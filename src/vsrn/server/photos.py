@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +130,9 @@ def draw_photo(path: Path, record: PhotoRecord, side: int) -> bytes:
     # Pillow takes a tenth of a second to load, and searches do without it.
     from vsrn.data.photos import decode_photo  # noqa: PLC0415
 
-    photo = decode_photo(read_unchanged(path, record), target_size=side)
+    # Twice of this is what its shorter side becomes.
+    target = math.ceil(side * min(record.width, record.height) / max(record.width, record.height) / 2)
+    photo = decode_photo(read_unchanged(path, record), target_size=target, always_twice=True)
     photo.thumbnail((side, side))
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG", quality=JPEG_QUALITY)
