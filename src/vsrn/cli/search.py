@@ -69,7 +69,7 @@ def main(
     query = {name: value for name, value in given.items() if value is not None}
     if not query or (image is not None and like is not None):
         raise ConfigError(
-            'ask one thing: vsrn search INDEX "a sentence", --image PHOTO or --like ID, or one with words.'
+            'ask one thing: vsrn search INDEX "a sentence", --image PHOTO, --like ID, or a photo with words.'
         )
     if sentence is not None and not sentence.strip():
         raise ConfigError("the sentence is empty; say what the photos should show.")
