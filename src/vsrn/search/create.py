@@ -95,8 +95,8 @@ def create_index(
         _check_agreement(folder, info, model, explain=explain, engine=engine, uri=uri)
         if thumbnail_side not in (None, info.thumbnail_side):
             raise SearchError(
-                f"{folder} was made with --thumbnail-side {info.thumbnail_side}, which cannot be changed; choose another"
-                " -o, or leave it out."
+                f"{folder} was made with --thumbnail-side {info.thumbnail_side}, which cannot be changed; choose"
+                " another -o, or leave it out."
             )
         return
     _check_no_other_use(folder)
