@@ -257,7 +257,7 @@ def png(width: int, height: int) -> bytes:
         ("GET", "/api/search?sentence=red&=x", None, 422, "/api/search has no parameter ''. It has sentence, k,"),
         ("GET", "/api/about?zzz=1", None, 422, "/api/about has no parameter 'zzz'."),
         ("GET", "/api/photo?id=00.png&" + "z" * 9_000, None, 422, "/api/photo has no parameter '" + "z" * 40 + "'"),
-        ("POST", "/api/search/photo?K=3", png(9, 9), 422, "/api/search/photo has no parameter 'K'. It has k, "),
+        ("POST", "/api/search/photo?K=3", png(9, 9), 422, "/api/search/photo has no parameter 'K'. It has sentence, k, "),
         ("GET", "/api/nowhere", None, 404, "not found; /docs lists what there is."),
         ("GET", "/static/../app.py", None, 404, "not found"),
         ("GET", "/static/%2e%2e/app.py", None, 404, "not found"),

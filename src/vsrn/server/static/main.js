@@ -10,6 +10,7 @@ const part = (id) => document.getElementById(id);
 const PAGE = 24, PIECE = 72, WAIT = 160; // photos at first, photos that scrolling adds; milliseconds after the last key
 const PATIENCE = 400; // milliseconds for which the old photos stay, dimmed, while new ones are on their way
 const FITS = 0.1; // chance from which a photo is shown at once; docs/flickr8k-small.md has what it means
+const PHOTO_REFUSED = [400, 404, 413];
 const TRY_AGAIN = [0, 408, 429, 500, 502, 503, 504]; // statuses after which the same may work
 
 let about = null;
@@ -210,6 +211,10 @@ function showProblem(problem) {
   const [words, remedy] = asksForToken ? ["Enter the token", () => run(query)]
     : TRY_AGAIN.includes(problem.status) ? ["Try again", () => run(query)]
     : isFiltered() ? ["Clear the filters", () => run({ ...query, filters: {} }, "push")] : ["Start again", startAgain];
+  if (PHOTO_REFUSED.includes(problem.status) && byPhoto()) {
+    query = { sentence: query.sentence, filters: query.filters }; // words that follow are not for it
+    showQuery();
+  }
   // Behind the login, for those who close it.
   part("problem-words").textContent = asksForToken ? "This service asks for its token." : problem.message;
   part("again").textContent = words;
