@@ -200,6 +200,7 @@ def test_what_goes_wrong_is_said_and_can_be_tried_again(page: Page, tmp_path: Pa
     page.unroute("**/api/search?*")
     page.locator("#again").click()
     expect(page.locator("#problem")).to_be_hidden()
+    expect(page.locator("#status")).to_contain_text(SENTENCE)
     assert shown(page) == expected(index, SENTENCE)
     type_sentence(page, "red zorp")
     expect(page.locator("#unknown")).to_contain_text("never read 'zorp'")

@@ -175,7 +175,8 @@ function showWords(shown, cut) {
   const lead = photo ? [photo, words].filter(Boolean).join(", ") : words ? `Best first for ${words}` : "The latest photos";
   const count = numPhotos(shown);
   const fitting = `${count || "No"} ${count === 1 ? "photo fits" : "photos fit"} ${words}`;
-  const of = ` · ${count.toLocaleString("en")} of ${(isBrowsing() ? answer.total : about.num_photos).toLocaleString("en")}`;
+  const total = isBrowsing() ? answer.total : isFiltered() ? 0 : about.num_photos; // how many pass a search's filters is not known
+  const of = ` · ${count.toLocaleString("en")}${total ? ` of ${total.toLocaleString("en")}` : ""}`;
   part("heading").textContent = isBrowsing() ? "Photos" : `Photos: ${[photo, words].filter(Boolean).join(", ")}`;
   const empty = !shown.length && !cut; // the grid says so
   part("status").textContent = empty ? emptyWords() : cut ? fitting : lead + of;
