@@ -92,7 +92,7 @@ def test_a_sentence_finds_its_photo_and_shows_why(browser: Browser, address: str
         page = context.new_page()
         ask(page)
         page.locator(".tile").first.hover()
-        picture(page, ".tile .overlay", pictures, "serve-search.jpg")
+        picture(page, ".tile:hover", pictures, "serve-search.jpg")
 
 
 def test_a_closer_look_has_the_models_own_words(browser: Browser, address: str, pictures: Path | None) -> None:
@@ -111,4 +111,4 @@ def test_a_phone_shows_the_same(browser: Browser, address: str, pictures: Path |
         page = context.new_page()
         ask(page)
         page.locator(".tile").first.tap()
-        picture(page, ".tile .overlay", pictures, "serve-phone.jpg")
+        picture(page, "#figure .overlay", pictures, "serve-phone.jpg")

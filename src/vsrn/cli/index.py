@@ -54,6 +54,7 @@ def main(
     exclude: Exclude = (),
     remove: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER...")] = (),
     prune: bool = False,
+    thumbnail_side: int | None = None,
     check: bool = False,
     watch: bool = False,
     batch_size: BatchSize = 32,
@@ -81,6 +82,7 @@ def main(
         no_follow_links: Follow links out of the folders no more.
         remove: Folders that the index is to be of no more.
         prune: Remove photos whose files are gone even where that is more than a fifth of a folder, or all of it.
+        thumbnail_side: Pixels of the longer side of the thumbnails that the page shows, for a new index [default: 512].
         watch: Then go on, and index again whenever something in the folders has changed, until Ctrl-C.
         check: Only compare everything in the index with its checksums; exit code 1 where something is damaged.
     """
@@ -98,6 +100,7 @@ def main(
         "exclude": [glob for globs in exclude for glob in globs] if exclude else None,
         "remove": remove,
         "prune": prune,
+        "thumbnail_side": thumbnail_side,
         "batch_size": batch_size,
         "workers": workers,
         "device": device,

@@ -22,15 +22,16 @@ from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.extractors.batches import BatchMaker, cut, local_batches
 from vsrn.extractors.extract import check_settings
-from vsrn.search.create import Model, create_index
+from vsrn.search.create import Model, check_thumbnail_side, create_index
 from vsrn.search.database import Records
 from vsrn.search.folders import Choice, Listing, choose_folders, list_folders
 from vsrn.search.layout import RECORDS_FILE, EngineName
 from vsrn.search.mend import is_index, mend_index
 from vsrn.search.plan import File, doubtful, make_plan
 from vsrn.search.reading import Read, Reading
-from vsrn.search.records import SkippedRecord, Where
+from vsrn.search.records import SkippedRecord
 from vsrn.search.roots import Roots, Settings
+from vsrn.search.where import Where
 from vsrn.search.writer import Changes, IndexWriter
 
 # Called as progress(done, total): once before the first batch, and after each batch that has reached the disk.
@@ -87,6 +88,7 @@ def update_index(
     batch_size: int = 32,
     workers: int | None = None,
     device: str | None = None,
+    thumbnail_side: int | None = None,
     batches: BatchMaker = local_batches,
     progress: ProgressCallback = lambda _done, _total: None,
 ) -> IndexReport:
@@ -111,6 +113,7 @@ def update_index(
     workers     threads that decode ahead of the extractor; None for one for each processor
     device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; left out, where the model that is given
                 computes, or `auto`
+    thumbnail_side  pixels of the longer side of thumbnails, 64 to 1,024; for a new index 512
     batches     who reads the photos: this process, or a Ray cluster (`vsrn.extractors.ray`)
     progress    called before the first batch and after each; what it raises stops the run, and what was done is kept
 
@@ -119,6 +122,7 @@ def update_index(
     there are no photos, or the extractor here is not the model's.
     """
     check_settings(batch_size, workers)
+    check_thumbnail_side(thumbnail_side)
     folder, given = Path(folder), _paths(photos)
     if device is None:
         device = model.device if isinstance(model, Encoder) else "auto"
@@ -126,7 +130,7 @@ def update_index(
     before, choice = _choose(folder, given, _paths(remove))
     settings = _settings(before[1], choice, exclude, follow_links)
     listing = list_folders(choice, settings, folder)
-    create_index(folder, model, explain=explain, engine=engine, uri=uri, device=device)
+    create_index(folder, model, explain=explain, engine=engine, uri=uri, device=device, thumbnail_side=thumbnail_side)
     with IndexWriter(folder, uri, device) as writer:
         with writer.records.read() as view:
             if (view.state().root, view.settings()) != before:
@@ -194,7 +198,8 @@ class _Update:
             self._write(Changes(skipped=plan.refused, gone=[name for name in plan.gone if not self._is_away(name)]))
         claimed: set[str] = set()
         if plan.files:
-            work = Reading(self.writer.encoder, plan.moved, explain=self.writer.info.explain)
+            info = self.writer.info
+            work = Reading(self.writer.encoder, plan.moved, explain=info.explain, thumbnail_side=info.thumbnail_side)
             results = batches(work, plan.files, batch_size, workers)
             for batch, result in zip(cut(plan.files, batch_size), results, strict=True):
                 read = _settled(batch, result, claimed, work)
@@ -276,7 +281,7 @@ def _settled(batch: Sequence[File], read: Read, claimed: set[str], work: Reading
     if not late:
         return read
     files = [file for file in batch if file.photo.id in late]
-    alone = Reading(work.encoder, {}, explain=work.explain)
+    alone = Reading(work.encoder, {}, explain=work.explain, thumbnail_side=work.thumbnail_side)
     again = alone.finish(files, [alone.prepare(file) for file in files])
     changes = Changes(
         [*read.changes.added, *again.changes.added], [*read.changes.skipped, *again.changes.skipped], moved

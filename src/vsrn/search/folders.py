@@ -18,8 +18,10 @@ from vsrn.data.exclusion import Exclusion
 from vsrn.data.listing import PhotoFile, find_photos, photo_id
 from vsrn.errors import DataError, PhotoError, SearchError, UnknownFolderError, did_you_mean
 from vsrn.files import printable
+from vsrn.metrics import IntArray
 from vsrn.search.records import View
 from vsrn.search.roots import Root, Roots, Settings, is_inside, is_same_folder
+from vsrn.search.where import Where
 
 # A folder that was moved as a whole is known by so many of its photos, of which so many must be in it.
 ASKED, SAME = 200, 0.5
@@ -209,3 +211,17 @@ def folder_named(view: View, name: Path | str, *, paths: bool) -> str | None:
     near = [folder for folder in known if asked and f"/{folder}".casefold().endswith(f"/{asked}".casefold())]
     hint = f" Did you mean '{near[0]}'?" if near else did_you_mean(asked, known)
     raise UnknownFolderError(f"the index has no folder '{printable(typed)}'.{printable(hint)}")
+
+
+def resolved(view: View, where: Where) -> Where:
+    """The filter with its folder named as ids begin, or without it where it is the whole index.
+
+    Raises `UnknownFolderError`.
+    """
+    return replace(where, folder=None if where.folder is None else folder_named(view, where.folder, paths=where.paths))
+
+
+def rows_of(view: View, where: Where) -> IntArray | None:
+    """(n,) rows of the photos that pass a filter; None where all do. Raises `UnknownFolderError`."""
+    where = resolved(view, where)
+    return view.rows(where) if where else None

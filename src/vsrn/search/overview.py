@@ -19,8 +19,9 @@ from vsrn.errors import SearchError, VsrnError
 from vsrn.pretrained import MODELS, PACKAGED_MODELS
 from vsrn.search.database import Records
 from vsrn.search.layout import GROWING, MODEL_FOLDER, RECORDS_FILE, GrowingFile, IndexInfo, open_model, read_info
-from vsrn.search.records import SkippedRecord, View, Where
+from vsrn.search.records import SkippedRecord, View
 from vsrn.search.roots import Root
+from vsrn.search.where import Where
 
 # What takes room: files by the beginning of their names, and the folder of the model.
 PARTS = (*GROWING, "records", "graph", "milvus", MODEL_FOLDER)
