@@ -184,9 +184,8 @@ def test_bad_requests_write_a_line_a_second_at_most(place: Place, tmp_path: Path
 
 
 def test_without_an_index_it_offers_to_make_one_and_finds_it_the_next_time(place: Place, tmp_path: Path) -> None:
-    home = {"XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)}
     index = tmp_path / "vsrn/index"
-    with waiting_for_an_index(**home) as (address, token, said):
+    with waiting_for_an_index(XDG_DATA_HOME=str(tmp_path)) as (address, token, said):
         assert f"will be kept in {index}" in said
         assert get(f"{address}api/indexing")[0] == 401
         status, content = get(f"{address}api/indexing", {"Authorization": f"Bearer {token}"})
@@ -195,7 +194,7 @@ def test_without_an_index_it_offers_to_make_one_and_finds_it_the_next_time(place
         shutil.copytree(place.idx, index)
         status, content = get(f"{address}api/about", {"Authorization": f"Bearer {token}"})
         assert (status, json.loads(content)["num_photos"]) == (200, 12)
-    with running(**home) as (_, address):
+    with running(XDG_DATA_HOME=str(tmp_path)) as (_, address):
         status, content = get(f"{address}api/indexing")
         assert (status, json.loads(content)["choice"]) == (200, None)
 

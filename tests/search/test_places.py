@@ -43,3 +43,6 @@ def test_folders_that_are_there_are_offered_once(home: Path) -> None:
     ):
         noted.write_text(f'XDG_MUSIC_DIR="$HOME/Musik"\n{line}\n')
         assert usual_folders() == [home / name for name in offered]
+    (home / "Bilder").rename(home / "Bil\nder")
+    noted.write_text('XDG_PICTURES_DIR="$HOME/Bil\nder"')
+    assert usual_folders() == [home / "Pictures"]

@@ -24,10 +24,13 @@ def default_index() -> Path:
 
 
 def usual_folders() -> list[Path]:
-    """Folders of this account that are likely to hold photos and are there: Pictures, Photos, the desktop's own."""
+    """Folders of this account that are likely to hold photos and are there: Pictures, Photos, the desktop's own.
+
+    Only those whose names are text, which a page can show and send back.
+    """
     home = Path.home()
     named = [home / "Pictures", home / "Photos", *_desktop_folder(home)]
-    return [folder for folder in dict.fromkeys(named) if folder.is_dir()]
+    return [folder for folder in dict.fromkeys(named) if str(folder).isprintable() and folder.is_dir()]
 
 
 def _desktop_folder(home: Path) -> list[Path]:

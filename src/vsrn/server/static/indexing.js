@@ -48,6 +48,7 @@ export class Indexing {
     wrong.hidden = true;
     try {
       this.show(await asked);
+      part("index-panel").close(); // the strip below it says how far it is
     } catch (problem) {
       wrong.textContent = problem.message;
       wrong.hidden = false;
@@ -70,7 +71,7 @@ export class Indexing {
     this.state = state;
     clearTimeout(this.timer);
     if (state.running) this.timer = setTimeout(() => this.look(), WAIT);
-    if (before?.running && !state.running) this.said = state.ended === "well" ? "Every photo is searchable." : sentence(state.said);
+    if (before?.running && !state.running) this.said = state.ended === "well" ? `Every photo is searchable.${unread(state)}` : sentence(state.said);
     if (state.running) this.said = null;
     const none = !state.num_photos && (state.running || state.num_photos === null);
     document.body.classList.toggle("first", none);
@@ -141,6 +142,11 @@ function suggest(list, choice, field) {
     button.onclick = () => { field.value = folder; field.focus(); };
     return button;
   }));
+}
+
+function unread({ skipped }) {
+  const many = Object.entries(skipped).reduce((sum, [kind, files]) => sum + (kind === "no-photo" ? 0 : files), 0);
+  return many ? ` ${count(many)} ${many === 1 ? "file" : "files"} could not be read.` : "";
 }
 
 const count = (number) => number.toLocaleString("en");
