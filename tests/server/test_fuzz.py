@@ -20,6 +20,8 @@ OPERATIONS = [
     ("GET", "/api/photos"),
     ("GET", "/api/thumbnail"),
     ("GET", "/api/photo"),
+    ("GET", "/api/original"),
+    ("GET", "/api/path"),
     ("GET", "/api/explain"),
     ("GET", "/api/caption"),
     ("GET", "/api/about"),

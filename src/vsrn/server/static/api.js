@@ -17,6 +17,9 @@ const answers = {
   }),
   explain: (id, sentence, signal) => get("api/explain", { id, sentence }, signal),
   caption: (id, signal) => get("api/caption", { id }, signal),
+  path: (id) => get("api/path", { id }),
+  // Whether a picture or a file can be had: a Problem says why not, which the browser keeps to itself.
+  check: async (url) => { await (await fetched(url)).body?.cancel(); },
 };
 export default answers;
 
@@ -32,6 +35,10 @@ function get(path, parameters = {}, signal = undefined) {
 }
 
 async function ask(url, options) {
+  return (await fetched(url, options)).json();
+}
+
+async function fetched(url, options) {
   let answer;
   try {
     answer = await fetch(url, options);
@@ -39,9 +46,9 @@ async function ask(url, options) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, "The service does not answer. Is it still running?");
   }
+  if (answer.ok) return answer;
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Problem(answer.status, sentenceOf(body.detail ?? `this failed (${answer.status}).`));
-  return body;
+  throw new Problem(answer.status, sentenceOf(body.detail ?? `this failed (${answer.status}).`));
 }
 
 function sentenceOf(detail) {

@@ -1,20 +1,16 @@
 // A justified grid: rows of equal width, photos in order, none cut.
 
-import { drawOverlay } from "./overlay.js";
-
-const LOOK_AFTER = 120; // milliseconds that a pointer rests before we ask why
 const NARROWEST = 0.45, WIDEST = 3.2; // width to height; beyond, photos are cut
 
 export class Grid {
-  // list: a <ul>; explain(photo) -> a promise of regions, or null; open(place) when a photo is chosen
-  constructor(list, explain, open) {
-    Object.assign(this, { list, explain, open, photos: [], tiles: [], shown: null, timer: 0 });
+  // list: a <ul>; open(place) when a photo is chosen
+  constructor(list, open) {
+    Object.assign(this, { list, open, photos: [], tiles: [] });
     new ResizeObserver(() => this.arrange()).observe(list);
     list.addEventListener("keydown", (event) => this.walk(event));
   }
 
   show(photos, emptyWords) {
-    this.hideWhy();
     const kept = new Map(this.tiles.map((tile) => [tile.dataset.key, tile]));
     this.photos = photos;
     this.tiles = photos.map((photo, place) => this.tile(photo, place, kept.get(photo.thumbnail)));
@@ -44,44 +40,8 @@ export class Grid {
     const picture = Object.assign(document.createElement("img"), { src: photo.thumbnail, alt: "", decoding: "async" });
     tile.append(picture, text("span", "", "score"));
     document.createElement("li").append(tile);
-    tile.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && this.showWhy(tile, LOOK_AFTER));
-    tile.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.hideWhy());
-    tile.addEventListener("focus", () => tile.matches(":focus-visible") && this.showWhy(tile, LOOK_AFTER));
-    tile.addEventListener("blur", () => this.hideWhy());
-    let touched = false;
-    tile.addEventListener("pointerdown", (event) => { touched = event.pointerType === "touch"; });
-    tile.addEventListener("click", () => {
-      // A finger cannot hover: its first tap shows why, its second looks closer.
-      if (touched && this.explain(this.photoOf(tile)) && this.shown !== tile) this.showWhy(tile, 0);
-      else this.open(this.tiles.indexOf(tile));
-      touched = false;
-    });
+    tile.addEventListener("click", () => this.open(this.tiles.indexOf(tile)));
     return tile;
-  }
-
-  photoOf(tile) {
-    return this.photos[this.tiles.indexOf(tile)];
-  }
-
-  showWhy(tile, wait) {
-    if (this.shown === tile) return;
-    this.hideWhy();
-    this.shown = tile;
-    tile.classList.add("shown");
-    this.timer = setTimeout(async () => {
-      const photo = this.photoOf(tile);
-      const explained = await Promise.resolve(this.explain(photo)).catch(() => null);
-      if (!explained || this.shown !== tile) return;
-      tile.querySelector(".overlay")?.remove();
-      tile.append(drawOverlay(explained.regions, photo.width, photo.height, "what earned the match"));
-    }, wait);
-  }
-
-  hideWhy() {
-    clearTimeout(this.timer);
-    this.shown?.classList.remove("shown");
-    this.shown?.querySelector(".overlay")?.remove();
-    this.shown = null;
   }
 
   arrange() {

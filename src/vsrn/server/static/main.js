@@ -14,10 +14,9 @@ let asked = new AbortController();
 let count = PAGE;
 let all = false; // whether photos that hardly fit are shown too
 let typing = 0;
-const reasons = new Map(); // photo and sentence -> promise of an explanation
 
-const grid = new Grid(part("photos"), explain, (place) => details.open(grid.photos, place, query.sentence ?? ""));
-const details = new Details({ explain, like: searchLike, closed: (place) => grid.focus(place) });
+const grid = new Grid(part("photos"), (place) => details.open(grid.photos, place, query.sentence ?? ""));
+const details = new Details({ like: searchLike, closed: (place) => grid.focus(place) });
 
 // Asking
 
@@ -35,7 +34,7 @@ async function run(next, { more = false, remember = "replace" } = {}) {
   const { signal } = asked;
   try {
     about ??= await answers.about();
-    details.captions = about.captions;
+    details.about = about;
     const answer = await answerTo(query, Math.min(count, about.most_hits), signal);
     if (!signal.aborted) showAnswer(answer);
   } catch (error) {
@@ -54,18 +53,6 @@ async function answerTo({ sentence, like, photo }, k, signal) {
   const { photos, num_photos } = await answers.latest(k, signal);
   about.num_photos = num_photos;
   return { hits: photos };
-}
-
-function explain(photo) {
-  if (!query.sentence || !about?.explains) return null;
-  const key = JSON.stringify([photo.thumbnail, query.sentence]);
-  if (!reasons.has(key)) {
-    const reason = answers.explain(photo.id, query.sentence);
-    reason.catch(() => reasons.delete(key));
-    reasons.set(key, reason);
-    if (reasons.size > 500) reasons.delete(reasons.keys().next().value);
-  }
-  return reasons.get(key);
 }
 
 function searchLike(photo) {
