@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vsrn.extractors.base import register_extractor
     from vsrn.model.registry import register_aggregator, register_loss, register_model, register_text_encoder
     from vsrn.search.index import Hit, Index
-    from vsrn.search.records import Where
+    from vsrn.search.where import Where
     from vsrn.training.loggers import register_logger
     from vsrn.training.train import train
 
@@ -117,7 +117,7 @@ _PLACES = {
     "Hit": "vsrn.search.index",
     "Index": "vsrn.search.index",
     "VsrnError": "vsrn.errors",
-    "Where": "vsrn.search.records",
+    "Where": "vsrn.search.where",
     "evaluate": "vsrn.evaluation.measure",
     "recall": "vsrn.evaluation.measure",
     "register_aggregator": "vsrn.model.registry",

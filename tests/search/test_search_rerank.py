@@ -22,7 +22,7 @@ from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, write_model
 from vsrn.model.scan import SCAN, similarities
 from vsrn.search.build import update_index
-from vsrn.search.index import Reranker
+from vsrn.search.rerank import Reranker
 
 SENTENCE = "dark red"
 PHOTOS = 12

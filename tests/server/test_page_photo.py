@@ -67,13 +67,13 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 
 def search(page: Page, sentence: str = SENTENCE) -> list[str]:
-    """Search, show also what hardly fits, and give the names of the photos in their order."""
+    """Search, show also what hardly fits, and give the ids of the photos in their order."""
     page.goto(f"/?q={sentence.replace(' ', '+')}")
     expect(page.locator("#status")).to_contain_text(re.compile("fit|Best"))
     if page.locator("#unsure").is_visible():
         page.locator("#unsure").click()
-    labels = page.locator(".tile").evaluate_all("tiles => tiles.map(tile => tile.ariaLabel)")
-    return [label.partition(",")[0] for label in labels]
+    ids: list[str] = page.locator(".tile").evaluate_all("tiles => tiles.map(tile => tile.dataset.id)")
+    return ids
 
 
 def open_photo(page: Page, name: str, sentence: str = SENTENCE) -> None:

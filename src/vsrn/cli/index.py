@@ -45,6 +45,7 @@ def main(
     follow_links: FollowLinks = False,
     exclude: Exclude = (),
     prune: bool = False,
+    thumbnail_side: int | None = None,
     check: bool = False,
     batch_size: BatchSize = 32,
     workers: Decoders = None,
@@ -67,6 +68,7 @@ def main(
         engine: What searches the vectors: faiss in this process, or milvus [default: the index's own; else faiss].
         uri: With --engine milvus, a server or a Milvus Lite file, to be given each time [default: a file in the index].
         prune: Remove photos whose files are gone, though they are more than a fifth, or all of a folder that is empty.
+        thumbnail_side: Pixels of the longer side of the thumbnails that the page shows, for a new index [default: 512].
         check: Only compare everything in the index with its checksums; exit code 1 where something is damaged.
     """
     if check:
@@ -87,6 +89,7 @@ def main(
             follow_links=follow_links,
             exclude=exclude,
             prune=prune,
+            thumbnail_side=thumbnail_side,
             batch_size=batch_size,
             workers=workers,
             device=device,

@@ -20,7 +20,7 @@ from vsrn.files import printable
 if TYPE_CHECKING:
     from vsrn.search.index import Hit
     from vsrn.search.index import Index as OpenIndex
-    from vsrn.search.records import Where
+    from vsrn.search.where import Where
 
 
 def main(
@@ -33,6 +33,8 @@ def main(
     folder: str | None = None,
     since: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
     until: Annotated[str | None, tyro.conf.arg(metavar="YYYY-MM-DD")] = None,
+    name: str | None = None,
+    fold: bool = False,
     min_score: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None,
     rerank: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None,
     uri: Uri = "",
@@ -44,37 +46,43 @@ def main(
     $ vsrn search idx "two dogs play in the snow" -k 5
     $ vsrn search idx --image query.jpg
     $ vsrn search idx --like holiday/beach.jpg --since 2024-06-01
+    $ vsrn search idx "in snow" --like holiday/dog.jpg
 
     Before each photo stand its similarity and, where the model was measured for it, how likely it is that it fits.
     A terminal that can show pictures (iTerm2, kitty, sixel) shows them.
 
     Args:
-        sentence: What the photos should show.
+        sentence: What the photos should show; with --image or --like, what they should show besides.
         image: A photo, in the index or not, that they should be like.
         like: The same by a photo of the index, named by its id or path; quicker, since nothing is extracted.
         k: How many photos to find.
         folder: Only photos in this folder: below the one that was indexed, or a path to it.
         since: Only photos taken on this day or later.
         until: Only photos taken on this day or earlier.
+        name: Only photos with this in their file names, in letters of any case.
+        fold: Put those of the k photos that look the same, or are copies, on the line of the first of them.
         min_score: Only photos whose chance to fit the sentence, from 0 to 1, is at least this: the number in percent. A
             search by a photo, or a model without such chances, compares it with the similarity, the first number.
         rerank: A SCAN that re-orders the best 50 by comparing every word with every region; it needs torch.
     """
     given = {"sentence": sentence, "image": None if image is None else str(image), "like": like}
     query = {name: value for name, value in given.items() if value is not None}
-    if len(query) != 1:
-        raise ConfigError('ask one thing: vsrn search INDEX "a sentence", or --image PHOTO, or --like ID.')
+    if not query or (image is not None and like is not None):
+        raise ConfigError(
+            'ask one thing: vsrn search INDEX "a sentence", --image PHOTO, --like ID, or a photo with words.'
+        )
     if sentence is not None and not sentence.strip():
         raise ConfigError("the sentence is empty; say what the photos should show.")
-    if rerank is not None and sentence is None:
-        raise ConfigError("--rerank compares the words of a sentence with photos; give a sentence.")
+    if rerank is not None and list(query) != ["sentence"]:
+        raise ConfigError("--rerank compares the words of a sentence with photos; give a sentence alone.")
     from vsrn.search.index import open_index
-    from vsrn.search.records import Where
+    from vsrn.search.where import Where
 
-    where = Where(folder, _day(since, "--since"), _day(until, "--until"))
+    where = Where(folder, _day(since, "--since"), _day(until, "--until"), name=name or None)
     with open_index(index, uri, device) as opened:
         hits = _search(opened, query, k, where, rerank, device)
         kept = [hit for hit in hits if min_score is None or hit.fits(min_score)]
+        kept = opened.fold(kept) if fold else kept
         words = opened.encoder.read_words(sentence or "")
         if sentence is not None:
             say_words(words)
@@ -84,36 +92,45 @@ def main(
         else:
             _show(opened, kept)
             if not kept and (sentence is None or words.asks):
-                why = "reaches --min-score" if hits else "of the index passes the filters"
-                print(f"No photo {why}.", file=sys.stderr)
+                print(_why_none(opened, where, any_found=bool(hits)), file=sys.stderr)
     return 0
 
 
 def _search(
     index: OpenIndex, query: dict[str, str], k: int, where: Where, rerank: Path | None, device: str
 ) -> list[Hit]:
-    ((kind, value),) = query.items()
+    words = query.get("sentence", "")
     if rerank is not None:
-        from vsrn.search.index import Reranker
+        from vsrn.search.rerank import Reranker
 
-        return Reranker(index, rerank, device).search(value, k, where)
-    if kind == "like":
-        return index.search_like(index.id_of(value), k, where)
-    return (index.search if kind == "sentence" else index.search_image)(value, k, where)
+        return Reranker(index, rerank, device).search(words, k, where)
+    if "like" in query:
+        return index.search_like(index.id_of(query["like"]), k, where, words)
+    return index.search_image(query["image"], k, where, words) if "image" in query else index.search(words, k, where)
+
+
+def _why_none(index: OpenIndex, where: Where, *, any_found: bool) -> str:
+    if any_found:
+        return "No photo reaches --min-score."
+    if not len(index):
+        return "The index holds no photos; `vsrn index` adds them."
+    return "No photo of the index passes the filters." if where else "No photo was found."
 
 
 def _show(index: OpenIndex, hits: Sequence[Hit]) -> None:
     draw = picture_protocol() if sys.stdout.isatty() else None
     for hit in hits:
         fit = "" if hit.fit is None else f"{hit.fit:4.0%}  "
-        print(f"{hit.score:.3f}  {fit}{printable(hit.path)}")
+        alike = "".join(f"  = {printable(one.path)}" for one in hit.alike)
+        print(f"{hit.score:.3f}  {fit}{printable(hit.path)}{alike}")
         if draw is not None:
             print(draw(index.thumbnail(hit.id)))
 
 
 def _for_machines(hit: Hit) -> dict[str, object]:
     fit = {} if hit.fit is None else {"fit": round(hit.fit, 4)}
-    return {"id": hit.id, "score": round(hit.score, 6)} | fit | {"path": printable(hit.path)}
+    alike = {"alike": [one.id for one in hit.alike]} if hit.alike else {}
+    return {"id": hit.id, "score": round(hit.score, 6)} | fit | {"path": printable(hit.path)} | alike
 
 
 def _day(text: str | None, option: str) -> date | None:

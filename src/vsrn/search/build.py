@@ -17,7 +17,7 @@ from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.extractors.batches import BatchMaker, cut, local_batches
 from vsrn.extractors.extract import check_settings
-from vsrn.search.create import Model, create_index
+from vsrn.search.create import Model, check_thumbnail_side, create_index
 from vsrn.search.layout import EngineName
 from vsrn.search.mend import mend_index
 from vsrn.search.plan import File, doubtful, make_plan
@@ -71,6 +71,7 @@ def update_index(
     batch_size: int = 32,
     workers: int | None = None,
     device: str | None = None,
+    thumbnail_side: int | None = None,
     batches: BatchMaker = local_batches,
     progress: ProgressCallback = lambda _done, _total: None,
 ) -> IndexReport:
@@ -93,6 +94,7 @@ def update_index(
     workers     threads that decode ahead of the extractor; None for one for each processor
     device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; left out, where the model that is given
                 computes, or `auto`
+    thumbnail_side  pixels of the longer side of thumbnails, 64 to 1,024; for a new index 512
     batches     who reads the photos: this process, or a Ray cluster (`vsrn.extractors.ray`)
 
     Photos that cannot be read are skipped and reported. Raises `SearchError` where the index was made by another
@@ -100,13 +102,16 @@ def update_index(
     extractor here is not the model's.
     """
     check_settings(batch_size, workers)
+    check_thumbnail_side(thumbnail_side)
     photos, folder = Path(photos), Path(folder)
     exclusion = Exclusion(photos, exclude)
     found = find_photos(photos, leave_out=folder, follow_links=follow_links, exclusion=exclusion)
     if device is None:
         device = model.device if isinstance(model, Encoder) else "auto"
     mend_index(folder, photos, model)
-    create_index(folder, photos, model, explain=explain, engine=engine, uri=uri, device=device)
+    create_index(
+        folder, photos, model, explain=explain, engine=engine, uri=uri, device=device, thumbnail_side=thumbnail_side
+    )
     with IndexWriter(folder, uri, device) as writer:
         update = _Update(writer, photos, exclusion)
         return update.run(found, batch_size, workers, batches, prune=prune, progress=progress)
@@ -146,7 +151,13 @@ class _Update:
             self._write(Changes(skipped=plan.refused, gone=plan.gone))
         claimed: set[str] = set()
         if plan.files:
-            work = Reading(self.writer.encoder, plan.moved, self.root, explain=self.writer.info.explain)
+            work = Reading(
+                self.writer.encoder,
+                plan.moved,
+                self.root,
+                explain=self.writer.info.explain,
+                thumbnail_side=self.writer.info.thumbnail_side,
+            )
             results = batches(work, plan.files, batch_size, workers)
             for batch, result in zip(cut(plan.files, batch_size), results, strict=True):
                 read = _settled(batch, result, claimed, work)
@@ -201,7 +212,7 @@ def _settled(batch: Sequence[File], read: Read, claimed: set[str], work: Reading
     if not late:
         return read
     files = [file for file in batch if file.photo.id in late]
-    alone = Reading(work.encoder, {}, work.root, explain=work.explain)
+    alone = Reading(work.encoder, {}, work.root, explain=work.explain, thumbnail_side=work.thumbnail_side)
     again = alone.finish(files, [alone.prepare(file) for file in files])
     changes = Changes(
         [*read.changes.added, *again.changes.added], [*read.changes.skipped, *again.changes.skipped], moved

@@ -11,6 +11,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+import msgspec
 import safetensors
 
 from vsrn.data.regions import RegionNames
@@ -35,10 +36,13 @@ from vsrn.pretrained import DEFAULT_MODEL, find_model
 from vsrn.search.database import create_records
 from vsrn.search.layout import (
     INFO_FILE,
+    LEAST_THUMBNAIL_SIDE,
     LOCK_FILE,
     MILVUS_FILE,
     MODEL_FOLDER,
+    MOST_THUMBNAIL_SIDE,
     RECORDS_FILE,
+    THUMBNAIL_SIDE,
     EngineName,
     IndexInfo,
     index_lock,
@@ -77,6 +81,7 @@ def create_index(
     engine: EngineName | None = None,
     uri: str = "",
     device: str = "cpu",
+    thumbnail_side: int | None = None,
 ) -> None:
     """Make an empty index of `photos` in `folder`, or see that the one that is there was made in this way.
 
@@ -86,7 +91,13 @@ def create_index(
     if uri and engine != "milvus":
         raise SearchError("--uri is for Milvus; add --engine milvus.")
     if (folder / INFO_FILE).is_file():
-        _check_agreement(folder, read_info(folder), model, explain=explain, engine=engine, uri=uri)
+        info = read_info(folder)
+        _check_agreement(folder, info, model, explain=explain, engine=engine, uri=uri)
+        if thumbnail_side not in (None, info.thumbnail_side):
+            raise SearchError(
+                f"{folder} was made with --thumbnail-side {info.thumbnail_side}, which cannot be changed; choose"
+                " another -o, or leave it out."
+            )
         return
     _check_no_other_use(folder)
     source = open_source(DEFAULT_MODEL if model is None else model, device)
@@ -102,6 +113,7 @@ def create_index(
         write_model(source, folder / MODEL_FOLDER)
         encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={})
         info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
+        info = msgspec.structs.replace(info, thumbnail_side=thumbnail_side or THUMBNAIL_SIDE)
         state = State(0, 1, 0, 0, 0, os.fsencode(photos.absolute()))
         create_records(folder / RECORDS_FILE, state, info=info_as_json(info))
         write_info(folder, info)
@@ -121,6 +133,14 @@ def new_info(encoder: OnnxEncoder, names: RegionNames, *, explain: bool, engine:
         names=names if explain else RegionNames(),
         files=checksums(encoder.folder),
     )
+
+
+def check_thumbnail_side(side: int | None) -> None:
+    """Raise `SearchError` where thumbnails of this side are not made."""
+    if side is not None and not LEAST_THUMBNAIL_SIDE <= side <= MOST_THUMBNAIL_SIDE:
+        raise SearchError(
+            f"--thumbnail-side {side}: thumbnails are {LEAST_THUMBNAIL_SIDE} to {MOST_THUMBNAIL_SIDE} pixels a side."
+        )
 
 
 def open_source(model: Model, device: str = "cpu") -> Encoder:

@@ -21,6 +21,7 @@ from pathlib import Path
 from vsrn.errors import SearchError
 from vsrn.files import Closing
 from vsrn.search.records import REMEDY, Change, DamagedRecordsError, PhotoRecord, State, View
+from vsrn.search.where import NAMED, is_named
 
 SECONDS_TO_WAIT = 30.0
 # Listing a million photos takes about 5e7 steps; a statement that never ends is stopped after a minute or so.
@@ -274,6 +275,7 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA synchronous = FULL")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
+        connection.create_function(NAMED, 2, is_named, deterministic=True)
         connection.set_progress_handler(_StepLimit(), STEPS_AT_ONCE)
         schema = _schema_of(connection)
         if not schema:

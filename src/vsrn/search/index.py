@@ -2,7 +2,6 @@
 
     with vsrn.open_index("idx/") as index:
         index.search("two dogs play on a beach", k=5)     # [Hit(id, score, path), ...]
-        Reranker(index, "runs/scan").search("two dogs play on a beach", k=5)     # the same, by a second look
 
 Nothing here writes. Threads may share an index, and another process may add to it meanwhile: every call sees the
 index as one commit left it.
@@ -10,7 +9,6 @@ index as one commit left it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import zlib
@@ -21,17 +19,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from vsrn.data.listing import photo_id
-from vsrn.data.regions import Regions, pad_regions
+from vsrn.data.regions import Regions
 from vsrn.data.stand_ins import ReadWords
-from vsrn.encoders import load_encoder
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
-from vsrn.errors import CheckpointError, SearchError, UnknownFolderError, UnknownPhotoError, did_you_mean
+from vsrn.errors import PhotoError, SearchError, UnknownPhotoError
 from vsrn.files import Closing, printable
 from vsrn.metrics import FloatArray, IntArray
+from vsrn.search.alike import groups_of, small_picture
 from vsrn.search.database import Records
 from vsrn.search.engine import Engine, engine_of
+from vsrn.search.folders import resolved, root_of, rows_of
 from vsrn.search.layout import (
     RECORDS_FILE,
     GrowingFile,
@@ -43,15 +41,18 @@ from vsrn.search.layout import (
     read_info,
     unpack_regions,
 )
-from vsrn.search.records import REMEDY, PhotoRecord, SkippedRecord, State, View, Where
+from vsrn.search.records import REMEDY, PhotoRecord, SkippedRecord, State, View
+from vsrn.search.where import Where
 
 # A compaction may replace the files between reading the records and opening them, hardly ever twice in a row.
 TRIES = 5
 # Vectors that are checked at a time: 100 MB as float32 of 512 numbers.
 ROWS_AT_ONCE = 50_000
 EVERYWHERE = Where()
-# Hits that a SCAN puts in order.
-TOP = 50
+# Of the sum of a photo's and a sentence's vectors, both of length 1.
+WORDS_WEIGHT = 0.6
+# Small pictures that are kept for `Index.fold`, 1 KB each.
+MOST_SMALL = 2_000
 
 _Answer = TypeVar("_Answer")
 
@@ -81,6 +82,7 @@ class Hit:
     photo  what else the index knew of it when it was found
     fit    how likely it is, from 0 to 1, that it fits the sentence; None where the search was by a photo or a vector,
            or where nobody measured it for the index's model
+    alike  hits that `Index.fold` has put behind this one
     """
 
     id: str
@@ -88,6 +90,7 @@ class Hit:
     path: Path
     photo: PhotoRecord = field(repr=False, compare=False)
     fit: float | None = field(default=None, compare=False)
+    alike: tuple[Hit, ...] = field(default=(), compare=False, repr=False)
 
     def fits(self, least: float) -> bool:
         """Whether its `fit`, or its score where it has none, is at least this."""
@@ -112,6 +115,7 @@ class Index(Closing):
         self._records = Records(self.folder / RECORDS_FILE)
         self._lock = threading.Lock()
         self._last: _Snapshot | None = None
+        self._small: dict[str, FloatArray] = {}
 
     def __len__(self) -> int:
         """Photos that can be found."""
@@ -139,15 +143,44 @@ class Index(Closing):
             hits = [replace(hit, fit=float(chance)) for hit, chance in zip(hits, chances, strict=True)]
         return [hit for hit in hits if least is None or hit.fits(least)]
 
-    def search_image(self, photo: Path | str, k: int = 10, where: Where = EVERYWHERE) -> list[Hit]:
-        """The k photos most like one that need not be in the index. Raises `PhotoError` where it cannot be read."""
-        return self.search_vector(self.encoder.encode_images([photo])[0], k, where)
+    def search_image(self, photo: Path | str, k: int = 10, where: Where = EVERYWHERE, sentence: str = "") -> list[Hit]:
+        """The k photos most like one that need not be in the index. Raises `PhotoError` where it cannot be read.
 
-    def search_like(self, photo_id: str, k: int = 10, where: Where = EVERYWHERE) -> list[Hit]:
-        """The k photos most like one of the index, which is left out itself. Raises `SearchError` for an unknown id."""
+        sentence  what they should show besides, such as "in snow"; none are given where it names nothing that is known
+        """
+        if not self.encoder.read_words(sentence).asks:
+            return []
+        return self.search_vector(self._with_words(self.encoder.encode_images([photo])[0], sentence), k, where)
+
+    def search_like(self, photo_id: str, k: int = 10, where: Where = EVERYWHERE, sentence: str = "") -> list[Hit]:
+        """The k photos most like one of the index, which is left out itself; `sentence` as in `search_image`.
+
+        Raises `UnknownPhotoError` for an unknown id.
+        """
         photo_id = self.photo(photo_id).id
-        found = self.search_vector(self.vector(photo_id), k + 1, where)
+        if not self.encoder.read_words(sentence).asks:
+            return []
+        found = self.search_vector(self._with_words(self.vector(photo_id), sentence), k + 1, where)
         return [hit for hit in found if hit.id != photo_id][:k]
+
+    def fold(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Hits in which those that are `alike` an earlier one stand behind it, in its `alike`."""
+        groups = self.alike([hit.photo for hit in hits])
+        return [replace(hits[first], alike=tuple(hits[place] for place in rest)) for first, *rest in groups]
+
+    def alike(self, photos: Sequence[PhotoRecord]) -> list[list[int]]:
+        """Places of photos in groups: copies, and one picture saved again, resized or slightly cropped (`alike.py`)."""
+
+        def read(view: View) -> list[list[int]]:
+            vectors = np.zeros((len(photos), self.info.joint_dim), dtype=np.float32)
+            kept = self._snapshot(view).vectors
+            for place, photo in enumerate(photos):
+                now = view.photo(photo.id)  # a compaction may have given it another row
+                if now is not None:
+                    vectors[place] = kept[now.row]
+            return groups_of(photos, vectors, lambda photo: self._small_picture(view, photo))
+
+        return self._ask(read)
 
     def id_of(self, name: Path | str) -> str:
         """The id of a photo that is named by its id, or by a path such as searches print.
@@ -159,7 +192,7 @@ class Index(Closing):
             photo = view.photo_named(str(name))
             if photo is not None:
                 return photo.id
-            root = _root(view)
+            root = root_of(view)
             # A path below the root as it is written, or as it is once links are followed.
             for path, above in ((Path(name), root), (Path(name).resolve(), root.resolve())):
                 if path.absolute().is_relative_to(above):
@@ -181,7 +214,7 @@ class Index(Closing):
             raise SearchError(f"a vector of shape {vector.shape} does not fit this index of {self.info.joint_dim}.")
 
         def search(view: View) -> list[Hit]:
-            root, allowed = _root(view), _allowed(view, where)
+            root, allowed = root_of(view), rows_of(view, where)
             found = _nearest_photos(view, self._snapshot(view), vector, k, allowed)
             return [Hit(photo.id, score, root / os.fsdecode(photo.path), photo) for photo, score in found]
 
@@ -191,13 +224,26 @@ class Index(Closing):
         """What is known of a photo. Raises `UnknownPhotoError` for an unknown id."""
         return self._ask(lambda view: self._known(view, photo_id))
 
-    def latest(self, k: int = 10) -> list[PhotoRecord]:
-        """The k photos taken last, the latest first."""
-        return self._ask(lambda view: view.latest(k))
+    def latest(self, k: int = 10, where: Where = EVERYWHERE, after: tuple[str, int] | None = None) -> list[PhotoRecord]:
+        """The k photos taken last of those that pass a filter, the latest first.
+
+        after  `taken` and `row` of a photo: those that follow it, so that all can be read in pieces
+
+        Raises `UnknownFolderError`.
+        """
+        return self._ask(lambda view: view.latest(k, resolved(view, where), after))
+
+    def count(self, where: Where = EVERYWHERE) -> int:
+        """How many photos pass a filter. Raises `UnknownFolderError`."""
+        return self._ask(lambda view: view.num_photos(resolved(view, where)))
+
+    def folders(self) -> dict[str, int]:
+        """Every folder below the indexed one, sorted, and how many photos are in it and below."""
+        return self._ask(lambda view: view.folders())
 
     def path(self, photo_id: str) -> Path:
         """Where a photo was when it was indexed. Raises `UnknownPhotoError` for an unknown id."""
-        return self._ask(lambda view: _root(view) / os.fsdecode(self._known(view, photo_id).path))
+        return self._ask(lambda view: root_of(view) / os.fsdecode(self._known(view, photo_id).path))
 
     def vector(self, photo_id: str) -> FloatArray:
         """(D,) float32 embedding of a photo. Raises `SearchError` for an unknown id."""
@@ -242,7 +288,7 @@ class Index(Closing):
         return explain_regions(self.encoder, regions, sentence, view, self.info.names.labels_of(regions))
 
     def thumbnail(self, photo_id: str) -> bytes:
-        """A JPEG of at most 256 pixels a side. Raises `SearchError` for an unknown id."""
+        """A small JPEG, of the size that index.json says. Raises `SearchError` for an unknown id."""
         return self._ask(lambda view: self._piece(view, "thumbnails", photo_id)[1])
 
     def skipped(self) -> list[SkippedRecord]:
@@ -296,6 +342,21 @@ class Index(Closing):
                     f"{path} is damaged: it holds {len(wrong):,} vectors that no model gives{name}; {REMEDY}"
                 )
 
+    def _with_words(self, vector: FloatArray, sentence: str) -> FloatArray:
+        return mixed(vector, self.encoder.encode_captions([sentence])[0]) if sentence.strip() else vector
+
+    def _small_picture(self, view: View, photo: PhotoRecord) -> FloatArray:
+        """The small picture of a photo's thumbnail; zeros, which are like nothing, where that cannot be read."""
+        if photo.sha256 not in self._small:
+            try:
+                small = small_picture(self._piece(view, "thumbnails", photo.id)[1])
+            except (SearchError, PhotoError):
+                return np.zeros(1, dtype=np.float32)
+            if len(self._small) >= MOST_SMALL:
+                self._small.clear()
+            self._small[photo.sha256] = small
+        return self._small[photo.sha256]
+
     def _piece(self, view: View, kind: str, photo_id: str) -> tuple[PhotoRecord, bytes]:
         photo = self._known(view, photo_id)
         with GrowingFile(self.folder, kind, self.info, view.state()) as file:
@@ -309,45 +370,15 @@ class Index(Closing):
 
     def _unknown(self, view: View, name: str) -> UnknownPhotoError:
         return UnknownPhotoError(
-            f"{self.folder} holds no photo '{printable(name)}'; ids are paths below {printable(_root(view))}."
+            f"{self.folder} holds no photo '{printable(name)}'; ids are paths below {printable(root_of(view))}."
         )
 
 
-class Reranker:
-    """A second look at what a search found: a SCAN compares every word with every region of the best few photos.
-
-    It reads the regions that the index keeps, so no photo is opened.
-    """
-
-    def __init__(self, index: Index, model: Path | str, device: str = "auto") -> None:
-        """Raises `SearchError` where the index keeps no regions, `CheckpointError` where the model is no SCAN, and
-        `DataError` where it learned from regions of another extractor than the index's.
-        """
-        if not index.info.explain:
-            raise SearchError(
-                f"{index.folder} was made with --no-explain and keeps no regions for --rerank; make it without."
-            )
-        encoder = load_encoder(model, device)
-        if encoder.config.model.kind != "scan":
-            raise CheckpointError(f'{model} compares vectors, as the index does already; name a run of kind "scan".')
-        encoder.check_regions(f"the index {index.folder}", index.info.feature_dim, index.encoder.learned_from)
-        self.index, self.encoder = index, encoder
-
-    def search(self, caption: str, k: int = 10, where: Where = EVERYWHERE, top: int = TOP) -> list[Hit]:
-        """The k photos that fit a sentence best: the index finds, and the best `top` take the SCAN's order.
-
-        Scores are the SCAN's for those, and the index's for what follows them.
-        """
-        hits = self.index.search(caption, max(k, top), where)
-        return (self.rerank(caption, hits[:top]) + hits[top:])[:k]
-
-    def rerank(self, caption: str, hits: Sequence[Hit]) -> list[Hit]:
-        """The same hits, best first by the SCAN, whose similarities become their scores; equals keep their order."""
-        if not hits:
-            return []
-        features, counts = pad_regions([self.index.regions(hit.id) for hit in hits])
-        scores = self.encoder.compare(features, counts, [caption])[:, 0]
-        return [replace(hits[place], score=float(scores[place])) for place in np.argsort(-scores, kind="stable")]
+def mixed(photo: FloatArray, sentence: FloatArray) -> FloatArray:
+    """A (D,) vector of length 1 for photos that are like one and fit a sentence, of the (D,) vectors of both."""
+    one, other = (vector / np.linalg.norm(vector) for vector in (photo, sentence))
+    both = (1 - WORDS_WEIGHT) * one + WORDS_WEIGHT * other
+    return np.asarray(both / np.linalg.norm(both), dtype=np.float32)
 
 
 def _nearest_photos(
@@ -370,42 +401,3 @@ def _nearest_photos(
                     raise SearchError(f"the vector of '{photo.id}' is not what was written; {REMEDY}")
             return known[:k]
         wanted *= 2
-
-
-def _allowed(view: View, where: Where) -> IntArray | None:
-    """(n,) rows of the photos that pass a filter; None where all do. Raises `UnknownFolderError`."""
-    folder = None if where.folder is None else _folder_named(view, where.folder, paths=where.paths)
-    where = replace(where, folder=folder or None)
-    return view.rows(where) if where else None
-
-
-def _folder_named(view: View, name: Path | str, *, paths: bool) -> str:
-    """A folder as ids begin, "" for the whole index, of the folder that a person means.
-
-    paths  whether it may be named by a path, from here or from the top
-
-    Raises `UnknownFolderError` where no photo and no skipped file of the index lies in it.
-    """
-    typed, root = str(name).replace(os.sep, "/"), _root(view)
-    asked = ""
-    with contextlib.suppress(ValueError):  # characters that no path has
-        places = [(os.path.normpath(typed.strip("/")), Path())]
-        if paths:
-            # As it is written, and as it is once links are followed.
-            places += [(os.path.abspath(typed), root), (os.path.realpath(typed), root.resolve())]  # noqa: PTH100
-        for path, above in places:
-            if Path(path).is_relative_to(above):
-                asked = photo_id(Path(path).relative_to(above))
-                if asked == ".":
-                    return ""
-                if view.has_folder(asked):
-                    return asked
-    known = view.folders()
-    # What people forget is the case of its letters, or the folders above it.
-    near = [folder for folder in known if asked and f"/{folder}".casefold().endswith(f"/{asked}".casefold())]
-    hint = f" Did you mean '{near[0]}'?" if near else did_you_mean(asked, known)
-    raise UnknownFolderError(f"the index has no folder '{printable(typed)}'.{printable(hint)}")
-
-
-def _root(view: View) -> Path:
-    return Path(os.fsdecode(view.state().root))

@@ -51,6 +51,10 @@ LENGTH_TOLERANCE = 0.01
 
 EngineName = Literal["faiss", "milvus"]
 Size = Annotated[int, msgspec.Meta(ge=1)]
+# Sharp on a screen of two pixels to a point, in tiles 200 points high; and what the first indexes have.
+THUMBNAIL_SIDE, OLD_THUMBNAIL_SIDE = 512, 256
+LEAST_THUMBNAIL_SIDE, MOST_THUMBNAIL_SIDE = 64, 1024
+ThumbnailSide = Annotated[int, msgspec.Meta(ge=LEAST_THUMBNAIL_SIDE, le=MOST_THUMBNAIL_SIDE)]
 
 
 class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +68,7 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names        what their classes and attributes are called; those without names are not kept
     engine       what searches the vectors
     uri          of a Milvus server or a Milvus Lite file; empty for a file in the index
+    thumbnail_side  pixels of a thumbnail's longer side (`vsrn.search.reading.thumbnail`); 256 in older indexes
     files        SHA-256 (hex) of each file of the model; empty in older indexes, whose files are not checked
     """
 
@@ -76,6 +81,7 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uri: str = ""
     names: RegionNames = msgspec.field(default_factory=RegionNames)
     files: dict[str, str] = {}
+    thumbnail_side: ThumbnailSide = OLD_THUMBNAIL_SIDE
     format: Literal[1] = 1
 
 

@@ -168,7 +168,7 @@ def _info_of(folder: Path) -> IndexInfo:
     except (DamagedRecordsError, ValueError):
         return info
     # Where Milvus is may change.
-    check_agreement(folder, info, kept, "records", ("joint_dim", "feature_dim", "explain", "names"))
+    check_agreement(folder, info, kept, "records", ("joint_dim", "feature_dim", "explain", "names", "thumbnail_side"))
     return info
 
 

@@ -33,7 +33,8 @@ from vsrn.search.plan import File, skipped_for, stamp_of
 from vsrn.search.records import MovedPhoto, PhotoRecord, SkippedRecord, local_time
 from vsrn.search.writer import Changes, NewPhoto
 
-THUMBNAIL_SIDE = 256
+# A photo's thin side keeps this share of a thumbnail's side, and its long one has at most so many times the side.
+LEAST_THIN, MOST_LONG = 3 / 8, 2
 JPEG_QUALITY = 82
 # Ids of photos whose files are missing, by the size and the SHA-256 of their content (`Plan.moved`).
 Missing = dict[tuple[int, str], list[str]]
@@ -74,14 +75,18 @@ class Read(NamedTuple):
 class Reading:
     """The `Work` that turns files into changes of an index."""
 
-    def __init__(self, encoder: OnnxEncoder, missing: Missing, root: Path, *, explain: bool) -> None:
+    def __init__(
+        self, encoder: OnnxEncoder, missing: Missing, root: Path, *, explain: bool, thumbnail_side: int
+    ) -> None:
         """
         encoder  the model of the index
         missing  photos that a file of the same content takes the place of; those taken are removed from it
         root     the folder of the photos
         explain  whether the index keeps regions
+        thumbnail_side  as in `IndexInfo`
         """
         self.encoder, self.missing, self.root, self.explain = encoder, missing, root, explain
+        self.thumbnail_side = thumbnail_side
 
     @property
     def device(self) -> str:
@@ -96,11 +101,13 @@ class Reading:
         """What makes the same work on another machine, which gets a copy of the model."""
         encoder = self.encoder
         files = {file.relative_to(encoder.folder).as_posix(): read_plain(file) for file in model_files(encoder.folder)}
-        return partial(_same_reading, files, encoder.checksums, self.missing, self.root, self.explain)
+        return partial(
+            _same_reading, files, encoder.checksums, self.missing, self.root, self.explain, self.thumbnail_side
+        )
 
     def prepare(self, file: File) -> _Looked:
         """The cheap half: what the extractor reads, or what else the file is, or why it is skipped."""
-        return _look(self.encoder.extractor, self.missing, self.root, file)
+        return _look(self.encoder.extractor, self.missing, self.root, file, self.thumbnail_side)
 
     def finish(self, _files: Sequence[File], looked: Sequence[_Looked]) -> Read:
         """The expensive half: regions and vectors of those photos of a batch that could be read."""
@@ -128,6 +135,7 @@ def _same_reading(
     missing: Missing,
     root: Path,
     explain: bool,
+    thumbnail_side: int,
     device: str,
     finishes: bool,
 ) -> Reading:
@@ -144,10 +152,10 @@ def _same_reading(
         _ = encoder.extractor
         if finishes:
             encoder.encode_regions(np.ones((1, 1, encoder.info.feature_dim), np.float32))
-    return Reading(encoder, missing, root, explain=explain)
+    return Reading(encoder, missing, root, explain=explain, thumbnail_side=thumbnail_side)
 
 
-def _look(extractor: RegionExtractor, missing: Missing, root: Path, file: File) -> _Looked:
+def _look(extractor: RegionExtractor, missing: Missing, root: Path, file: File, thumbnail_side: int) -> _Looked:
     content: FileContent | None = None
     try:
         content = read_file(file.photo.path)
@@ -172,7 +180,7 @@ def _look(extractor: RegionExtractor, missing: Missing, root: Path, file: File) 
             height=decoded.height,
             taken=taken.replace(tzinfo=None).isoformat(sep=" ", timespec="seconds"),
         )
-        return _Ready(file.photo, record, prepared, _thumbnail(decoded.pixels))
+        return _Ready(file.photo, record, prepared, thumbnail(decoded.pixels, thumbnail_side))
     except PhotoError as error:
         skipped = skipped_for(file.photo, error, content)
     except Exception as error:
@@ -183,9 +191,19 @@ def _look(extractor: RegionExtractor, missing: Missing, root: Path, file: File) 
     return _Told(skipped) if stays else skipped
 
 
-def _thumbnail(photo: Image.Image) -> bytes:
-    small = photo.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+def thumbnail(photo: Image.Image, side: int) -> bytes:
+    """A JPEG of a photo whose longer side is at most `side` pixels.
+
+    A panorama is larger, so that something can be seen: its thin side keeps `LEAST_THIN` of `side`. What makes it
+    longer than `MOST_LONG` times the side is cut off at both ends.
+    """
+    long, thin = max(photo.size), min(photo.size)
+    scale = min(1.0, max(side / long, LEAST_THIN * side / thin))
+    kept = min(long, round(MOST_LONG * side / scale))
+    cut = (long - kept) // 2
+    box = (cut, 0, cut + kept, thin) if photo.width >= photo.height else (0, cut, thin, cut + kept)
+    size = [max(1, round(scale * (box[2 + axis] - box[axis]))) for axis in (0, 1)]
+    small = photo.resize((size[0], size[1]), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()

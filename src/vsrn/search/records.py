@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
-from datetime import date, datetime
-from pathlib import Path, PurePosixPath
+from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Annotated, Any, NamedTuple, Self
 
 import msgspec
@@ -20,6 +21,7 @@ import numpy as np
 from vsrn.errors import SearchError, SkipKind
 from vsrn.files import normal_name
 from vsrn.metrics import IntArray
+from vsrn.search.where import Where, between, condition
 
 # SQLite takes at most so many values in one statement, whatever it was built with.
 VALUES_AT_ONCE = 500
@@ -163,24 +165,6 @@ class State(msgspec.Struct, frozen=True):
     root: bytes
 
 
-@dataclass(frozen=True)
-class Where:
-    """Which photos a search looks at.
-
-    folder        below the root, such as `2024/Trip`, or a path to it; its subfolders count too
-    since, until  the days, both included, that photos were taken between
-    paths         whether the folder may be a path of this machine; a service must not tell others what lies where
-    """
-
-    folder: Path | str | None = None
-    since: date | None = None
-    until: date | None = None
-    paths: bool = True
-
-    def __bool__(self) -> bool:
-        return any(asked is not None for asked in (self.folder, self.since, self.until))
-
-
 REMEDY = "`vsrn index PHOTOS -o INDEX` mends it, reading again only the photos concerned."
 
 
@@ -208,9 +192,11 @@ class View:
         except (msgspec.ValidationError, ValueError) as error:
             raise DamagedRecordsError("the records do not say how far the index has come") from error
 
-    def num_photos(self) -> int:
-        """Photos that can be found."""
-        return int(self._connection.execute("SELECT count(*) FROM photos").fetchone()[0])
+    def num_photos(self, where: Where | None = None) -> int:
+        """Photos that can be found, or those of them that pass a filter."""
+        terms, values = condition(where or Where())
+        found = self._connection.execute(f"SELECT count(*) FROM photos WHERE {terms}", values)  # noqa: S608 - our names
+        return int(found.fetchone()[0])
 
     def photo(self, photo_id: str) -> PhotoRecord | None:
         """The record of one photo."""
@@ -233,9 +219,15 @@ class View:
         """Every record, by row."""
         return self._select("ORDER BY row")
 
-    def latest(self, k: int) -> list[PhotoRecord]:
-        """The k records taken last, the latest first; of equals the one added later."""
-        return list(self._select("ORDER BY taken DESC, row DESC LIMIT ?", (k,)))
+    def latest(self, k: int, where: Where | None = None, after: tuple[str, int] | None = None) -> list[PhotoRecord]:
+        """The k records taken last of those that pass a filter, the latest first; of equals the one added later.
+
+        after  `taken` and `row` of a record: only those that come after it in this order
+        """
+        terms, values = condition(where or Where())
+        if after is not None:
+            terms, values = f"{terms} AND (taken, row) < (?, ?)", [*values, *after]
+        return list(self._select(f"WHERE {terms} ORDER BY taken DESC, row DESC LIMIT ?", (*values, k)))
 
     def known(self) -> dict[str, Known]:
         """By photo id, what tells whether its file has changed."""
@@ -249,20 +241,25 @@ class View:
 
     def rows(self, where: Where) -> IntArray:
         """(n,) rows of the photos that pass a filter, rising."""
-        terms, values = _condition(where)
+        terms, values = condition(where)
         return self._rows(f"photos WHERE {terms} ORDER BY row", values)
 
     def has_folder(self, folder: str) -> bool:
         """Whether a photo, or a file that was skipped, lies in a folder, named as ids begin."""
         inside = "SELECT EXISTS (SELECT 1 FROM {} WHERE id >= ? AND id < ?)"
         asked = (inside.format(table) for table in ("photos", "skipped"))
-        return any(self._connection.execute(one, _between(folder)).fetchone()[0] for one in asked)
+        return any(self._connection.execute(one, between(folder)).fetchone()[0] for one in asked)
 
-    def folders(self) -> list[str]:
-        """Every folder that photos lie in, and those above, as ids begin."""
-        found = self._connection.execute("SELECT id FROM photos")
-        parents = {parent for (name,) in found for parent in PurePosixPath(name).parents}
-        return sorted(map(str, parents - {PurePosixPath()}))
+    def folders(self) -> dict[str, int]:
+        """Every folder that photos lie in, and those above, as ids begin, sorted; of each how many photos are below."""
+        inside = Counter(name.rpartition("/")[0] for (name,) in self._connection.execute("SELECT id FROM photos"))
+        found = Counter[str]()
+        for folder, count in inside.items():
+            parts = folder.split("/")
+            for depth in range(1, len(parts) + 1):
+                found["/".join(parts[:depth])] += count
+        del found[""]
+        return dict(sorted(found.items()))
 
     def dead_rows(self) -> IntArray:
         """(n,) rows whose photos are gone, rising."""
@@ -364,27 +361,6 @@ def _record(row: tuple[Any, ...]) -> PhotoRecord:
     if path.is_absolute() or ".." in path.parts:
         raise DamagedRecordsError(f"the record in row {record.row} names a file outside of the folder of the photos")
     return record
-
-
-def _between(folder: str) -> list[str]:
-    """What ids in a folder are not below, and are below: "folder/", and that with the character after the slash."""
-    return [f"{folder}/", f"{folder}0"]
-
-
-def _condition(where: Where) -> tuple[str, list[str]]:
-    """A filter as SQL, with the values of its marks; its folder is named as ids begin."""
-    terms, values = ["1"], []
-    if where.folder is not None:
-        terms.append("id >= ? AND id < ?")
-        values += _between(str(where.folder))
-    if where.since is not None:
-        terms.append("taken >= ?")
-        values.append(where.since.isoformat()[:10])
-    if where.until is not None:
-        # Any time of that day sorts after the day itself and before the day followed by "~".
-        terms.append("taken < ?")
-        values.append(where.until.isoformat()[:10] + "~")
-    return " AND ".join(terms), values
 
 
 def local_time(modified_ns: int) -> datetime:

@@ -6,7 +6,7 @@ What went wrong inside stays in the log of the server.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -38,10 +38,19 @@ class Photo(BaseModel):
     taken: str = Field(description="When, by the clock of its camera or else of its file: `2024-05-17 14:03:00`.")
     photo: str = Field(description="Where to get a JPEG of at most 1,600 pixels a side, below this service.")
     original: str = Field(description="Where to get its file.")
-    thumbnail: str = Field(description="Where to get a JPEG of at most 256 pixels a side.")
+    thumbnail: str = Field(description="Where to get a small JPEG; a very long photo is cropped to its middle.")
 
 
-class Hit(Photo):
+class Folded(Photo):
+    """A photo, and those that look like it."""
+
+    alike: list[Photo] = Field(
+        default_factory=list,
+        description="With `fold`: others of the answer that are copies or look the same.",
+    )
+
+
+class Hit(Folded):
     """A photo that was found."""
 
     score: float = Field(description="Inner product of its embedding with the query's; a cosine.")
@@ -71,7 +80,22 @@ class Photos(BaseModel):
     """Photos of the index."""
 
     num_photos: int = Field(description="In the whole index.")
-    photos: list[Photo]
+    num_passing: int = Field(description="Of them, those that pass the filters.")
+    photos: list[Folded]
+    next: str | None = Field(description="Where the next piece begins, for `after`; null at the end.")
+
+
+class Folder(BaseModel):
+    """A folder of photos."""
+
+    folder: str = Field(description="Its path below the folder that was indexed.")
+    num_photos: int = Field(description="In it and in its folders.")
+
+
+class Folders(BaseModel):
+    """The folders of the index."""
+
+    folders: list[Folder]
 
 
 class ExplainedRegion(BaseModel):
@@ -142,11 +166,18 @@ def photo_of(record: PhotoRecord) -> Photo:
     return Photo(**_photo_fields(record))
 
 
+def folded_of(group: Sequence[PhotoRecord]) -> Folded:
+    """What is known of a photo, and of those that look like it."""
+    first, *rest = group
+    return Folded(**_photo_fields(first), alike=[photo_of(one) for one in rest])
+
+
 def hits_of(found: Iterable[FoundPhoto]) -> list[Hit]:
     """Photos that were found, with their scores."""
     return [
         Hit(
             **_photo_fields(hit.photo),
+            alike=[photo_of(one.photo) for one in hit.alike],
             score=round(hit.score, 6),
             fit=None if hit.fit is None else round(hit.fit, 4),
         )

@@ -17,18 +17,20 @@ from vsrn.encoders.base import Encoder
 from vsrn.errors import did_you_mean
 from vsrn.files import printable
 from vsrn.search.index import Index
-from vsrn.search.records import PhotoRecord, Where
+from vsrn.search.records import PhotoRecord
+from vsrn.search.where import Where
 from vsrn.server.answers import (
     About,
     Caption,
     Explanation,
+    Folder,
+    Folders,
     Location,
     Photos,
     SearchResult,
     State,
     add_refusals,
-    hits_of,
-    photo_of,
+    folded_of,
     problems,
     result_of,
     version_of,
@@ -56,6 +58,15 @@ Count = Annotated[int, Query(ge=1, le=LIMITS.most_hits, description="How many ph
 Sentence = Annotated[
     str, Query(min_length=1, max_length=LIMITS.sentence_letters, pattern=r"\S", description="What photos should show.")
 ]
+Words = Annotated[
+    str, Query(max_length=LIMITS.sentence_letters, description="What they should show besides, such as `in snow`.")
+]
+# Between the time and the row of the last photo of a piece.
+AFTER = "~"
+After = Annotated[
+    str | None, Query(pattern=rf"^[^{AFTER}]{{0,40}}{AFTER}[0-9]{{1,15}}$", description="`next` of the piece before.")
+]
+Fold = Annotated[bool, Query(description="Put photos that look the same behind the first of them, in its `alike`.")]
 Least = Annotated[
     float | None,
     Query(allow_inf_nan=False, description="Only photos whose `fit`, or else `score`, is at least this."),
@@ -70,9 +81,12 @@ def filters(
     folder: Annotated[str | None, Query(max_length=LIMITS.id_letters, description="Only photos in it.")] = None,
     since: Annotated[date | None, Query(description="Only photos taken on this day or later.")] = None,
     until: Annotated[date | None, Query(description="Only photos taken on this day or earlier.")] = None,
+    name: Annotated[
+        str | None, Query(max_length=LIMITS.name_letters, description="Only photos with this in their file names.")
+    ] = None,
 ) -> Where:
     """Which photos a search looks at."""
-    return Where(folder, since, until, paths=False)
+    return Where(folder, since, until, paths=False, name=name or None)
 
 
 Filters = Annotated[Where, Depends(filters)]
@@ -105,10 +119,10 @@ routes = APIRouter()
 
 @routes.get("/api/search", tags=["search"])
 async def search(
-    service: Served, sentence: Sentence, where: Filters, k: Count = 24, min_score: Least = None
+    service: Served, sentence: Sentence, where: Filters, k: Count = 24, min_score: Least = None, fold: Fold = False
 ) -> SearchResult:
     """Photos that fit a sentence; none where no word of it names anything that the model knows."""
-    found = await service.search(sentence, k, where, min_score)
+    found = await service.fold(await service.search(sentence, k, where, min_score), fold)
     return result_of(found, await service.read_words(sentence))
 
 
@@ -118,24 +132,44 @@ async def search(
     openapi_extra={"requestBody": PHOTO_BODY},
     responses=problems(400, 408, 413),
 )
-async def search_photo(service: Served, request: Request, where: Filters, k: Count = 24) -> SearchResult:
+async def search_photo(
+    service: Served, request: Request, where: Filters, sentence: Words = "", k: Count = 24, fold: Fold = False
+) -> SearchResult:
     """Photos like the one in the body: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC (an extra). It is not kept."""
     uploads: Uploads = request.app.state.uploads
     async with uploads.receive(request) as content:
-        return SearchResult(hits=hits_of(await service.search_photo(content, k, where)))
+        found = await service.fold(await service.search_photo(content, k, where, sentence), fold)
+        return result_of(found, await service.read_words(sentence))
 
 
 @routes.get("/api/search/like", tags=["search"], responses=problems(404))
-async def search_like(service: Served, id: Id, where: Filters, k: Count = 24) -> SearchResult:
+async def search_like(
+    service: Served, id: Id, where: Filters, sentence: Words = "", k: Count = 24, fold: Fold = False
+) -> SearchResult:
     """Photos like one of the index."""
-    return SearchResult(hits=hits_of(await service.read(service.index.search_like, id, k, where)))
+    found = await service.fold(await service.search_like(id, k, where, sentence), fold)
+    return result_of(found, await service.read_words(sentence))
 
 
 @routes.get("/api/photos", tags=["photos"])
-async def photos(service: Served, k: Count = 24) -> Photos:
-    """The photos taken last."""
-    records = await service.read(service.index.latest, k)
-    return Photos(num_photos=await service.read(len, service.index), photos=[photo_of(record) for record in records])
+async def photos(service: Served, where: Filters, after: After = None, k: Count = 24, fold: Fold = False) -> Photos:
+    """The photos taken last, and with `after` those before them, to the end of the index."""
+    taken, _, row = (after or "").rpartition(AFTER)
+    records = await service.read(service.index.latest, k, where, (taken, int(row)) if after else None)
+    groups = await service.read(service.index.alike, records) if fold else [[place] for place in range(len(records))]
+    return Photos(
+        num_photos=await service.read(len, service.index),
+        num_passing=await service.read(service.index.count, where),
+        photos=[folded_of([records[place] for place in group]) for group in groups],
+        next=f"{records[-1].taken}{AFTER}{records[-1].row}" if len(records) == k else None,
+    )
+
+
+@routes.get("/api/folders", tags=["photos"])
+async def folders(service: Served) -> Folders:
+    """The folders below the indexed one."""
+    found = await service.read(service.index.folders)
+    return Folders(folders=[Folder(folder=name, num_photos=count) for name, count in found.items()])
 
 
 @routes.get("/api/thumbnail", tags=["photos"], response_class=Response, responses=JPEG | problems(404))

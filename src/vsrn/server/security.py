@@ -28,6 +28,7 @@ class Limits:
 
     sentence_letters    of a query
     id_letters          of a photo's id, or a folder
+    name_letters        of a part of a file name
     most_hits           k
     upload_bytes        of a photo to search by
     upload_pixels       the same, before it is decoded
@@ -47,6 +48,7 @@ class Limits:
 
     sentence_letters: int = 500
     id_letters: int = 4096
+    name_letters: int = 255
     most_hits: int = 200
     upload_bytes: int = 20_000_000
     upload_pixels: int = 25_000_000

@@ -20,8 +20,9 @@ from vsrn.data.stand_ins import ReadWords
 from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.metrics import FloatArray
-from vsrn.search.index import Hit, Index
-from vsrn.search.records import PhotoRecord, Where
+from vsrn.search.index import Hit, Index, mixed
+from vsrn.search.records import PhotoRecord
+from vsrn.search.where import Where
 from vsrn.server.photos import draw_photo, longer_side, open_unchanged
 from vsrn.server.security import Limits
 from vsrn.server.traffic import Metrics
@@ -145,10 +146,30 @@ class Service:
         """What the model makes of the words of a sentence."""
         return await self.read(self.encoder.read_words, sentence)
 
-    async def search_photo(self, content: bytes, k: int, where: Where) -> list[Hit]:
-        """The photos most like one that is given as bytes. Raises `PhotoError` where they are no photo we can read."""
+    async def search_photo(self, content: bytes, k: int, where: Where, sentence: str = "") -> list[Hit]:
+        """The photos most like one that is given as bytes, by `sentence` too as in `Index.search_image`.
+
+        Raises `PhotoError` where they are no photo we can read.
+        """
         prepared = await anyio.to_thread.run_sync(self._prepare, content, limiter=self._decoders)
-        return await self.read(self.index.search_vector, await self._photos.ask(prepared), k, where)
+        return await self._search_vector(await self._photos.ask(prepared), sentence, k, where)
+
+    async def search_like(self, photo_id: str, k: int, where: Where, sentence: str = "") -> list[Hit]:
+        """As `Index.search_like`."""
+        photo = await self.read(self.index.photo, photo_id)
+        found = await self._search_vector(await self.read(self.index.vector, photo.id), sentence, k + 1, where)
+        return [hit for hit in found if hit.id != photo.id][:k]
+
+    async def _search_vector(self, vector: FloatArray, sentence: str, k: int, where: Where) -> list[Hit]:
+        if sentence.strip():
+            if not (await self.read_words(sentence)).asks:
+                return []
+            vector = mixed(vector, await self._sentences.ask(sentence))
+        return await self.read(self.index.search_vector, vector, k, where)
+
+    async def fold(self, hits: list[Hit], fold: bool) -> list[Hit]:
+        """The hits, with those that look the same as an earlier one behind it where that is asked for."""
+        return await self.read(self.index.fold, hits) if fold else hits
 
     async def photo(self, record: PhotoRecord, large: bool = False) -> bytes:
         """The photo as a JPEG. Raises `PhotoError` where its file is not what was indexed."""

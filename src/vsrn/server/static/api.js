@@ -9,12 +9,20 @@ export class Problem extends Error {
 
 const answers = {
   about: () => get("api/about"),
-  latest: (k, signal) => get("api/photos", { k }, signal),
-  search: (sentence, k, signal) => get("api/search", { sentence, k }, signal),
-  like: (id, k, signal) => get("api/search/like", { id, k }, signal),
-  photo: (file, k, signal) => ask(`api/search/photo?k=${k}`, {
-    method: "POST", body: file, headers: { "Content-Type": file.type || "application/octet-stream" }, signal,
-  }),
+  folders: () => get("api/folders"),
+  // The k photos that answer a query (address.js) best, or the k latest that follow `after`: { hits, said, total, next, k }.
+  // next is null where nothing follows; a search goes on by asking for more.
+  ask: async ({ sentence, like, photo, filters }, k, after, signal) => {
+    const asked = set({ k, fold: true, sentence, folder: filters.folder, since: filters.from, until: filters.to, name: filters.name });
+    if (!sentence && !like && !photo) {
+      const { photos, num_passing, next } = await get("api/photos", set({ ...asked, after }), signal);
+      return { hits: photos, said: [], total: num_passing, next, k };
+    }
+    const { hits, said } = photo ? await send(`api/search/photo?${new URLSearchParams(asked)}`, photo, signal)
+      : await get(like ? "api/search/like" : "api/search", set({ ...asked, id: like }), signal);
+    const num = hits.reduce((sum, { alike }) => sum + 1 + alike.length, 0);
+    return { hits, said, total: num, next: num === k && k > (after ?? 0) ? k : null, k };
+  },
   explain: (id, sentence, signal) => get("api/explain", { id, sentence }, signal),
   caption: (id, signal) => get("api/caption", { id }, signal),
   path: (id) => get("api/path", { id }),
@@ -27,6 +35,15 @@ export default answers;
 export async function bringToken(token) {
   const answer = await fetch("api/session", { method: "POST", headers: { Authorization: `Bearer ${token}` } });
   return answer.ok;
+}
+
+// Without what is not set.
+function set(parameters) {
+  return Object.fromEntries(Object.entries(parameters).filter(([, value]) => value));
+}
+
+function send(url, photo, signal) {
+  return ask(url, { method: "POST", body: photo, headers: { "Content-Type": photo.type || "application/octet-stream" }, signal });
 }
 
 function get(path, parameters = {}, signal = undefined) {

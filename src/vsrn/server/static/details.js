@@ -2,6 +2,7 @@
 
 import answers from "./api.js";
 import { Stage } from "./stage.js";
+import { folderOf, nameOf } from "./tile.js";
 import { Why } from "./why.js";
 
 const part = (id) => document.getElementById(id);
@@ -63,10 +64,9 @@ export class Details {
     const { photo } = this;
     this.asked.abort();
     this.asked = new AbortController();
-    const cut = photo.id.lastIndexOf("/") + 1;
-    part("details-name").textContent = photo.id.slice(cut);
+    part("details-name").textContent = nameOf(photo);
     part("facts").textContent = [
-      photo.id.slice(0, Math.max(0, cut - 1)), photo.taken.slice(0, 16), `${photo.width} × ${photo.height}`,
+      folderOf(photo), photo.taken.slice(0, 16), `${photo.width} × ${photo.height}`,
       `${this.place + 1} of ${this.photos.length}`,
     ].filter(Boolean).join(" · ");
     part("previous").disabled = this.place === 0;

@@ -1,114 +1,192 @@
 // The page: a query, the photos that answer it, and the way between the two.
 
 import answers, { bringToken } from "./api.js";
+import { fromAddress, remember } from "./address.js";
 import { Details } from "./details.js";
+import { Filters } from "./filters.js";
 import { Grid } from "./grid.js";
 
 const part = (id) => document.getElementById(id);
-const PAGE = 24, WAIT = 160; // photos at a time; milliseconds after the last key
+const PAGE = 24, PIECE = 72, WAIT = 160; // photos at first, photos that scrolling adds; milliseconds after the last key
+const PATIENCE = 400; // milliseconds for which the old photos stay, dimmed, while new ones are on their way
 const FITS = 0.1; // chance from which a photo is shown at once; docs/flickr8k-small.md has what it means
+const TRY_AGAIN = [0, 408, 429, 500, 502, 503, 504]; // statuses after which the same may work
 
 let about = null;
-let query = { kind: "start" }; // or {sentence}, {like, picture}, {photo: File, picture}
+let query = { sentence: "", filters: {} }; // address.js has what it may be
+let answer = null; // { hits, said, total, next } of the query
 let asked = new AbortController();
-let count = PAGE;
 let all = false; // whether photos that hardly fit are shown too
 let typing = 0;
+let settled = true; // whether the next key begins another search, which Back undoes
+let notes = []; // what the address said that means nothing
 
-const grid = new Grid(part("photos"), (place) => details.open(grid.photos, place, query.sentence ?? ""));
+const grid = new Grid(part("photos"), (place) => { settled = true; details.open(grid.photos, place, query.sentence); });
 const details = new Details({ like: searchLike, closed: (place) => grid.focus(place) });
+const filters = new Filters((chosen) => run({ ...query, sentence: part("sentence").value.trim(), filters: chosen }, "push"));
+
+const byPhoto = () => Boolean(query.like || query.photo);
+const isFiltered = () => Object.values(query.filters).some(Boolean);
+const isStart = () => !query.sentence && !byPhoto() && !isFiltered();
+const isBrowsing = () => !query.sentence && !byPhoto();
 
 // Asking
 
-async function run(next, { more = false, remember = "replace" } = {}) {
+async function run(next, how = "replace") {
   clearTimeout(typing);
   asked.abort();
   asked = new AbortController();
-  if (!more) { count = PAGE; all = false; }
-  if (query.photo && query.photo !== next.photo) URL.revokeObjectURL(query.picture);
-  query = next;
-  if (!more) remembered(remember);
-  showQuery();
-  part("progress").hidden = false;
-  part("photos").classList.add("busy");
   const { signal } = asked;
+  query = next;
+  answer = null;
+  if (how) notes = [];
+  all = false;
+  remember(query, how);
+  showQuery();
+  showWaiting(signal);
   try {
-    about ??= await answers.about();
+    // Both at once: on a slow network each takes its time.
+    const [known, found] = await Promise.all([about ?? answers.about(), answers.ask(query, PAGE, null, signal)]);
+    if (signal.aborted) return;
+    about = known;
     details.about = about;
-    const answer = await answerTo(query, Math.min(count, about.most_hits), signal);
-    if (!signal.aborted) showAnswer(answer);
+    part("sentence").maxLength = about.sentence_letters;
+    answer = found;
+    showAnswer();
   } catch (error) {
     if (error.name !== "AbortError" && !signal.aborted) showProblem(error);
   }
-  if (!signal.aborted) {
-    part("progress").hidden = true;
-    part("photos").classList.remove("busy");
-  }
+  if (!signal.aborted) stopWaiting();
 }
 
-async function answerTo({ sentence, like, photo }, k, signal) {
-  if (sentence) return answers.search(sentence, k, signal);
-  if (like) return answers.like(like, k, signal);
-  if (photo) return answers.photo(photo, k, signal);
-  const { photos, num_photos } = await answers.latest(k, signal);
-  about.num_photos = num_photos;
-  return { hits: photos };
+// The next photos, behind those that are there.
+async function goOn() {
+  if (!answer?.next || answer.coming) return;
+  const { signal } = asked, before = answer;
+  before.coming = true;
+  part("more").textContent = "More photos";
+  part("progress").hidden = false;
+  try {
+    const found = await answers.ask(query, isBrowsing() ? PIECE : Math.min(before.k + PIECE, about.most_hits), before.next, signal);
+    if (signal.aborted) return;
+    const known = new Set(before.hits.flatMap((hit) => [hit.id, ...hit.alike.map(({ id }) => id)]));
+    answer = isBrowsing() ? { ...found, hits: [...before.hits, ...found.hits.filter(({ id }) => !known.has(id))] } : found;
+    showAnswer(before.hits.length);
+  } catch (error) {
+    if (signal.aborted) return;
+    before.coming = false;
+    part("more").textContent = "That failed; try again";
+  }
+  part("progress").hidden = true;
 }
 
 function searchLike(photo) {
-  run({ kind: "like", like: photo.id, picture: photo.thumbnail }, { remember: "push" });
+  settled = true;
+  run({ sentence: "", like: photo.id, picture: photo.thumbnail, filters: query.filters }, "push");
   scrollTo({ top: 0 });
 }
 
 function searchPhoto(file) {
   if (!file) return;
-  run({ kind: "photo", photo: file, picture: URL.createObjectURL(file) });
+  settled = true;
+  run({ sentence: "", photo: file, picture: URL.createObjectURL(file), filters: query.filters }, "push");
   scrollTo({ top: 0 });
 }
 
-function searchSentence(options) {
+function searchSentence(how = settled ? "push" : "replace") {
   const sentence = part("sentence").value.trim();
-  run(sentence ? { kind: "sentence", sentence } : { kind: "start" }, options);
+  settled = false;
+  if (sentence !== query.sentence || !answer) run({ ...query, sentence }, how);
 }
+
+const startAgain = () => run({ sentence: "", filters: {} }, "push");
 
 // Showing
 
 function showQuery() {
-  const byPhoto = Boolean(query.picture || query.like);
-  part("query-photo").hidden = !byPhoto;
-  if (byPhoto) part("query-photo").querySelector("img").src = query.picture ?? `api/thumbnail?id=${encodeURIComponent(query.like)}`;
-  part("sentence").placeholder = byPhoto ? "or say it" : "Say what you are looking for";
-  if (query.kind !== "sentence") part("sentence").value = "";
-  else if (document.activeElement !== part("sentence")) part("sentence").value = query.sentence;
-  showStart();
+  part("query-photo").hidden = !byPhoto();
+  if (byPhoto()) part("query-photo").querySelector("img").src = query.picture ?? `api/thumbnail?id=${encodeURIComponent(query.like)}`;
+  part("sentence").placeholder = byPhoto() ? "e.g. in snow" : "Describe a photo";
+  if (document.activeElement !== part("sentence") || part("sentence").value.trim() !== query.sentence) part("sentence").value = query.sentence;
+  part("clear").hidden = !part("sentence").value;
+  filters.show(query.filters);
   document.title = query.sentence ? `${query.sentence} · photos` : "Photos by a sentence";
 }
 
-function showAnswer({ hits, said = [] }) {
-  part("problem").hidden = true;
-  part("unknown").replaceChildren(...said.map((textContent) => Object.assign(document.createElement("p"), { textContent })));
+function showWaiting(signal) {
+  part("progress").hidden = false;
+  part("problem").hidden = part("start").hidden = part("unsure").hidden = part("more").hidden = part("end").hidden = part("unfilter").hidden = true;
+  part("heading").hidden = false;
+  part("status").textContent = "Looking…";
+  part("status").classList.remove("unseen");
+  part("unknown").replaceChildren();
+  part("photos").classList.add("busy");
+  part("photos").setAttribute("aria-busy", "true");
+  setTimeout(() => { if (!signal.aborted && !answer && part("problem").hidden) grid.showGhosts(); }, about ? PATIENCE : 0);
+  if (!grid.photos.length) grid.show([]);
+}
+
+function stopWaiting() {
+  part("progress").hidden = true;
+  part("photos").classList.remove("busy");
+  part("photos").removeAttribute("aria-busy");
+}
+
+// added: how many photos are there already, where more of the same have come
+function showAnswer(added = 0) {
+  const { hits, said, total } = answer;
   const rated = hits.some(({ fit }) => fit != null);
   const shown = rated && !all ? hits.filter(({ fit }) => fit >= FITS) : hits;
-  const nothing = hits.length ? "No photo fits well." : about.num_photos ? "No photo fits." : "This index is empty: add photos with vsrn index.";
-  grid.show(shown, nothing);
   const cut = shown.length < hits.length;
-  const words = { start: "The latest photos", sentence: `Best first for “${query.sentence}”`, like: "Like the one you chose", photo: "Like your photo" };
-  const total = about.num_photos.toLocaleString("en");
-  part("status").textContent = cut ? `${shown.length || "No"} ${shown.length === 1 ? "photo fits" : "photos fit"} “${query.sentence}”` : `${words[query.kind]} · ${hits.length} of ${total}`;
+  const sentences = [...notes, ...said].map((textContent) => Object.assign(document.createElement("p"), { textContent }));
+  if (!added) part("unknown").replaceChildren(...sentences);
+  if (added) grid.add(shown.slice(added));
+  else grid.show(shown, { empty: emptyWords(), months: isBrowsing(), ranked: !isBrowsing() });
+  showWords(shown, cut);
+  const left = hits.length - shown.length;
   part("unsure").hidden = !cut;
-  part("unsure").textContent = `Show ${hits.length - shown.length} more that may fit`;
-  part("unsure").onclick = () => { all = true; showAnswer({ hits, said }); grid.focus(shown.length); };
-  part("more").hidden = cut || hits.length < count || count >= Math.min(about.most_hits, about.num_photos);
+  part("unsure").textContent = `Show ${left} more that may fit`;
+  part("unsure").onclick = () => { all = true; const from = shown.length; showAnswer(from || 0); grid.focus(from); };
+  part("more").hidden = cut || !answer.next;
+  part("unfilter").hidden = hits.length > 0 || !isFiltered();
+  part("end").hidden = cut || Boolean(answer.next) || hits.length < PAGE;
+  part("end").textContent = isBrowsing() ? `That is all: ${total.toLocaleString("en")} photos.` : `These are the best ${numPhotos(hits)}. Say more, or filter, to find others.`;
   showStart();
+  seeFarther();
+}
+
+function showWords(shown, cut) {
+  const photo = query.photo ? "Like your photo" : query.like ? "Like the one you chose" : "";
+  const words = query.sentence ? `“${query.sentence}”` : "";
+  const lead = photo ? [photo, words].filter(Boolean).join(", ") : words ? `Best first for ${words}` : "The latest photos";
+  const count = numPhotos(shown);
+  const fitting = `${count || "No"} ${count === 1 ? "photo fits" : "photos fit"} ${words}`;
+  const of = ` · ${count.toLocaleString("en")} of ${(isBrowsing() ? answer.total : about.num_photos).toLocaleString("en")}`;
+  part("heading").textContent = isBrowsing() ? "Photos" : `Photos: ${[photo, words].filter(Boolean).join(", ")}`;
+  const empty = !shown.length && !cut; // the grid says so
+  part("status").textContent = empty ? emptyWords() : cut ? fitting : lead + of;
+  part("status").classList.toggle("unseen", empty);
+}
+
+const numPhotos = (hits) => hits.reduce((sum, { alike }) => sum + 1 + alike.length, 0);
+
+function emptyWords() {
+  if (!about.num_photos) return "";
+  if (answer.hits.length) return "No photo fits well.";
+  return isFiltered() && !answer.said.length ? "No photo passes these filters." : "No photo fits.";
 }
 
 function showStart() {
-  part("start").hidden = !about || query.kind !== "start";
-  if (!about) return; // nothing is known of the photos yet
+  const empty = about.num_photos === 0;
+  part("start").hidden = !(isStart() || empty);
+  part("heading").hidden = !part("start").hidden;
+  part("start-heading").textContent = empty ? "No photos yet." : "Say it, see it.";
+  part("start-full").hidden = empty;
+  part("start-empty").hidden = !empty;
   part("num-photos").textContent = about.num_photos.toLocaleString("en");
-  part("examples").replaceChildren(...about.examples.map((sentence) => {
+  part("examples").replaceChildren(...(empty ? [] : about.examples).map((sentence) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: sentence });
-    button.onclick = () => { part("sentence").value = sentence; run({ kind: "sentence", sentence }, { remember: "push" }); };
+    button.onclick = () => { settled = true; run({ ...query, sentence }, "push"); };
     return button;
   }));
 }
@@ -116,59 +194,65 @@ function showStart() {
 function showProblem(problem) {
   const asksForToken = problem.status === 401;
   if (asksForToken && !part("login").open) part("login").showModal();
+  const [words, remedy] = asksForToken ? ["Enter the token", () => run(query)]
+    : TRY_AGAIN.includes(problem.status) ? ["Try again", () => run(query)]
+    : isFiltered() ? ["Clear the filters", () => run({ ...query, filters: {} }, "push")] : ["Start again", startAgain];
   // Behind the login, for those who close it.
   part("problem-words").textContent = asksForToken ? "This service asks for its token." : problem.message;
-  part("again").textContent = asksForToken ? "Enter the token" : "Try again";
-  part("problem").hidden = false;
+  part("again").textContent = words;
+  part("again").onclick = remedy;
+  part("problem").hidden = part("heading").hidden = false;
+  part("heading").textContent = "Photos";
   part("status").textContent = "";
-  part("unknown").replaceChildren();
-  part("unsure").hidden = part("more").hidden = true;
-  grid.show([], "");
+  grid.show([]);
 }
 
-// The address bar: a sentence can be sent to a friend, and the way back works
-
-function remembered(how) {
-  const address = new URL(location.href);
-  address.search = query.sentence ? `?${new URLSearchParams({ q: query.sentence })}` : query.like ? `?${new URLSearchParams({ like: query.like })}` : "";
-  if (how === "push") history.pushState(null, "", address);
-  if (how === "replace") history.replaceState(null, "", address);
-}
-
-function fromAddress() {
-  const given = new URLSearchParams(location.search);
-  const sentence = given.get("q")?.trim(), like = given.get("like");
-  part("sentence").value = sentence ?? "";
-  run(sentence ? { kind: "sentence", sentence } : like ? { kind: "like", like } : { kind: "start" }, { remember: "" });
+// Going on while somebody scrolls. The observer tells of a change alone, so that it is asked anew after each piece.
+const watching = new IntersectionObserver(([seen]) => { if (seen.isIntersecting && !part("more").hidden) goOn(); }, { rootMargin: "300px" });
+function seeFarther() {
+  watching.disconnect();
+  if (!part("more").hidden) watching.observe(part("more"));
 }
 
 // Hands
 
 part("sentence").addEventListener("input", () => {
+  part("clear").hidden = !part("sentence").value;
   clearTimeout(typing);
   typing = setTimeout(searchSentence, WAIT);
 });
 part("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  searchSentence({ remember: "push" });
+  clearTimeout(typing);
+  searchSentence();
+  settled = true;
 });
+part("sentence").addEventListener("blur", () => { settled = true; });
 part("sentence").addEventListener("keydown", (event) => {
   if (event.key === "ArrowDown") { event.preventDefault(); grid.focus(0); }
-  if (event.key === "Escape") { part("sentence").value = ""; searchSentence(); }
+  if (event.key === "Escape") clear();
 });
 document.addEventListener("keydown", (event) => {
-  const writing = /^(INPUT|TEXTAREA)$/.test(document.activeElement.tagName);
+  const writing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement.tagName);
   if (event.key === "/" && !writing && !document.querySelector("dialog[open]")) {
     event.preventDefault();
     part("sentence").select();
     part("sentence").focus();
   }
 });
+// The words first, then the photo.
+function clear() {
+  settled = true;
+  if (part("sentence").value) { part("sentence").value = ""; searchSentence(); }
+  else if (byPhoto()) run({ sentence: "", filters: query.filters }, "push");
+  part("sentence").focus();
+}
+part("clear").onclick = clear;
 part("choose").onclick = () => part("file").click();
 part("file").onchange = () => { searchPhoto(part("file").files[0]); part("file").value = ""; };
-part("forget-photo").onclick = () => { run({ kind: "start" }); part("sentence").focus(); };
-part("again").onclick = () => run(query);
-part("more").onclick = () => { count += 2 * PAGE; run(query, { more: true }); };
+part("forget-photo").onclick = () => { run({ sentence: query.sentence, filters: query.filters }, "push"); part("sentence").focus(); };
+part("more").onclick = goOn;
+part("unfilter").onclick = () => run({ ...query, filters: {} }, "push");
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
   if (file) { event.preventDefault(); searchPhoto(file); }
@@ -193,7 +277,15 @@ part("login-form").addEventListener("submit", async (event) => {
   part("wrong").hidden = right;
   if (right) { part("login").close(); run(query); }
 });
-addEventListener("popstate", fromAddress);
+
+function readAddress() {
+  const { query: next, said } = fromAddress();
+  settled = true;
+  notes = said;
+  part("sentence").value = next.sentence;
+  run(next, "");
+}
+addEventListener("popstate", readAddress);
 
 // Beginning
 
@@ -202,5 +294,5 @@ if (token) {
   await bringToken(token).catch(() => false);
   history.replaceState(null, "", location.pathname + location.search);
 }
-fromAddress();
+readAddress();
 if (matchMedia("(hover: hover)").matches) part("sentence").focus();

@@ -2,12 +2,11 @@
 
 import answers from "./api.js";
 import { drawBox, drawOverlay } from "./overlay.js";
+import { fitOf } from "./tile.js";
 
 const part = (id) => document.getElementById(id);
 const KEPT = 100; // explanations
 const PLACES = 3; // in the list of numbers
-// The least chance of each: docs/flickr8k-small.md has what a chance means.
-const FIT = [[0.7, "Very likely fits"], [0.4, "Likely fits"], [0.1, "May fit"], [0, "Hardly fits"]];
 
 export class Why {
   constructor() {
@@ -22,8 +21,7 @@ export class Why {
     part("show-why").hidden = !offered;
     part("numbers").hidden = photo.score === undefined;
     const chance = photo.fit == null ? "" : `${Math.round(100 * photo.fit)} %`;
-    const words = FIT.find(([least]) => photo.fit >= least)?.[1];
-    part("fit").textContent = chance ? `${words} “${sentence}”.` : `Found for “${sentence}”.`;
+    part("fit").textContent = chance ? `“${sentence}” fits: ${fitOf(photo)}.` : `Found by “${sentence}”.`;
     this.showNumbers(chance);
     this.turn(this.on && offered && Boolean(sentence));
   }

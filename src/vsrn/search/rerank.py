@@ -1,0 +1,58 @@
+"""A second look at what a search found, by a SCAN.
+
+Reranker(index, "runs/scan").search("two dogs play on a beach", k=5)     # [Hit(id, score, path), ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vsrn.data.regions import pad_regions
+from vsrn.encoders import load_encoder
+from vsrn.errors import CheckpointError, SearchError
+from vsrn.search.index import EVERYWHERE, Hit, Index
+from vsrn.search.where import Where
+
+# Hits that a SCAN puts in order.
+TOP = 50
+
+
+class Reranker:
+    """A second look at what a search found: a SCAN compares every word with every region of the best few photos.
+
+    It reads the regions that the index keeps, so no photo is opened.
+    """
+
+    def __init__(self, index: Index, model: Path | str, device: str = "auto") -> None:
+        """Raises `SearchError` where the index keeps no regions, `CheckpointError` where the model is no SCAN, and
+        `DataError` where it learned from regions of another extractor than the index's.
+        """
+        if not index.info.explain:
+            raise SearchError(
+                f"{index.folder} was made with --no-explain and keeps no regions for --rerank; make it without."
+            )
+        encoder = load_encoder(model, device)
+        if encoder.config.model.kind != "scan":
+            raise CheckpointError(f'{model} compares vectors, as the index does already; name a run of kind "scan".')
+        encoder.check_regions(f"the index {index.folder}", index.info.feature_dim, index.encoder.learned_from)
+        self.index, self.encoder = index, encoder
+
+    def search(self, caption: str, k: int = 10, where: Where = EVERYWHERE, top: int = TOP) -> list[Hit]:
+        """The k photos that fit a sentence best: the index finds, and the best `top` take the SCAN's order.
+
+        Scores are the SCAN's for those, and the index's for what follows them.
+        """
+        hits = self.index.search(caption, max(k, top), where)
+        return (self.rerank(caption, hits[:top]) + hits[top:])[:k]
+
+    def rerank(self, caption: str, hits: Sequence[Hit]) -> list[Hit]:
+        """The same hits, best first by the SCAN, whose similarities become their scores; equals keep their order."""
+        if not hits:
+            return []
+        features, counts = pad_regions([self.index.regions(hit.id) for hit in hits])
+        scores = self.encoder.compare(features, counts, [caption])[:, 0]
+        return [replace(hits[place], score=float(scores[place])) for place in np.argsort(-scores, kind="stable")]
