@@ -190,7 +190,7 @@ async def photo(service: Served, id: Id, v: Version = "", large: Large = False) 
 async def original(service: Served, id: Id, v: Version = "") -> Response:
     """A photo's file, byte for byte as it was indexed, with all that a camera wrote into it."""
     record = await service.read(service.index.photo, id)
-    headers = {"Content-Disposition": attachment(id), "Content-Length": str(record.size)}
+    headers = {"Content-Disposition": attachment(record.id), "Content-Length": str(record.size)}
     content = pieces_of(await service.original(record), record.size)
     return StreamingResponse(content, headers=headers | _kept(record, v), media_type="application/octet-stream")
 

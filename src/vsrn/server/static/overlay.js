@@ -3,7 +3,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const SIDE = 56; // cells along each side of the heat map
 const BLUR = 5; // cells of standard deviation: as wide as that of the library's heat, 10 of 112
-const DARKEST = 190; // of 255
+const DARKEST = 165; // of 255
 
 // An SVG for a photo of width x height, from regions with `box` (xyxy, fractions) and a share of each (of 1).
 export function drawOverlay(regions, shares, width, height, label) {

@@ -196,6 +196,7 @@ export class Stage {
     if (whole === this.isWhole) return;
     part("details").classList.toggle("whole", whole);
     part("whole").setAttribute("aria-pressed", whole);
+    part("whole").focus(); // what had the focus may be hidden now
     if (whole) part("stage").requestFullscreen?.().catch(() => {});
     else if (document.fullscreenElement) document.exitFullscreen();
   }

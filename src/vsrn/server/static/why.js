@@ -21,7 +21,7 @@ export class Why {
     part("show-why").hidden = !offered;
     part("numbers").hidden = photo.score === undefined;
     const chance = photo.fit == null ? "" : `${Math.round(100 * photo.fit)} %`;
-    part("fit").textContent = chance ? `“${sentence}” fits: ${fitOf(photo)}.` : `Found by “${sentence}”.`;
+    part("fit").textContent = chance ? `${capital(fitOf(photo))} fits “${sentence}”.` : `Found by “${sentence}”.`;
     this.showNumbers(chance);
     this.turn(this.on && offered && Boolean(sentence));
   }
@@ -145,6 +145,8 @@ export class Why {
 function number(value) {
   return (Math.round(100 * value) / 100 || 0).toFixed(2);
 }
+
+const capital = (word) => word[0].toUpperCase() + word.slice(1);
 
 function text(name, words) {
   return Object.assign(document.createElement(name), { textContent: words });
