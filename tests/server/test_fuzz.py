@@ -18,6 +18,7 @@ OPERATIONS = [
     ("POST", "/api/search/photo"),
     ("GET", "/api/search/like"),
     ("GET", "/api/photos"),
+    ("GET", "/api/folders"),
     ("GET", "/api/thumbnail"),
     ("GET", "/api/photo"),
     ("GET", "/api/original"),

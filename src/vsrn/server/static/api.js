@@ -13,7 +13,7 @@ const answers = {
   // The k photos that answer a query (address.js) best, or the k latest that follow `after`: { hits, said, total, next, k }.
   // next is null where nothing follows; a search goes on by asking for more.
   ask: async ({ sentence, like, photo, filters }, k, after, signal) => {
-    const asked = set({ k, fold: true, sentence, folder: filters.folder, since: filters.from, until: filters.to, name: filters.name });
+    const asked = set({ sentence, k, fold: true, folder: filters.folder, since: filters.from, until: filters.to, name: filters.name });
     if (!sentence && !like && !photo) {
       const { photos, num_passing, next } = await get("api/photos", set({ ...asked, after }), signal);
       return { hits: photos, said: [], total: num_passing, next, k };
