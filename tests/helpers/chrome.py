@@ -8,12 +8,16 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 NEEDS_CHROMIUM = pytest.mark.skipif(
     CHROMIUM is None, reason="the browser chromium is not here (apt-get install chromium)"
 )
+
+
+# Five seconds, the default, are too few for a machine that does other things beside.
+expect.set_options(timeout=20_000)
 
 
 @contextlib.contextmanager

@@ -168,7 +168,9 @@ def _look(extractor: RegionExtractor, missing: Missing, root: Path, file: File, 
             with contextlib.suppress(LookupError):  # another thread may take the last one
                 return MovedPhoto(missing[content.size, sha256].pop(), file.photo.id, below, stamp)
         name = printable(file.photo.path)
-        decoded = read_photo(content.content, target_size=extractor.photo_size, name=name)
+        # Decoded pixels are at least twice as many a side as asked for: enough for the thumbnail too.
+        size = extractor.photo_size and max(extractor.photo_size, thumbnail_side // 2)
+        decoded = read_photo(content.content, target_size=size, name=name)
         prepared = prepare_pixels(extractor, decoded.pixels, name)
         taken = decoded.taken or local_time(content.modified_ns)
         record = PhotoRecord(

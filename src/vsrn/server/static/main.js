@@ -10,6 +10,7 @@ const part = (id) => document.getElementById(id);
 const PAGE = 24, PIECE = 72, WAIT = 160; // photos at first, photos that scrolling adds; milliseconds after the last key
 const PATIENCE = 400; // milliseconds for which the old photos stay, dimmed, while new ones are on their way
 const FITS = 0.1; // chance from which a photo is shown at once; docs/flickr8k-small.md has what it means
+const PHOTO_REFUSED = [400, 404, 413];
 const TRY_AGAIN = [0, 408, 429, 500, 502, 503, 504]; // statuses after which the same may work
 
 let about = null;
@@ -161,7 +162,8 @@ function showWords(shown, cut) {
   const lead = photo ? [photo, words].filter(Boolean).join(", ") : words ? `Best first for ${words}` : "The latest photos";
   const count = numPhotos(shown);
   const fitting = `${count || "No"} ${count === 1 ? "photo fits" : "photos fit"} ${words}`;
-  const of = ` · ${count.toLocaleString("en")} of ${(isBrowsing() ? answer.total : about.num_photos).toLocaleString("en")}`;
+  const total = isBrowsing() ? answer.total : isFiltered() ? 0 : about.num_photos; // how many pass a search's filters is not known
+  const of = ` · ${count.toLocaleString("en")}${total ? ` of ${total.toLocaleString("en")}` : ""}`;
   part("heading").textContent = isBrowsing() ? "Photos" : `Photos: ${[photo, words].filter(Boolean).join(", ")}`;
   const empty = !shown.length && !cut; // the grid says so
   part("status").textContent = empty ? emptyWords() : cut ? fitting : lead + of;
@@ -197,6 +199,10 @@ function showProblem(problem) {
   const [words, remedy] = asksForToken ? ["Enter the token", () => run(query)]
     : TRY_AGAIN.includes(problem.status) ? ["Try again", () => run(query)]
     : isFiltered() ? ["Clear the filters", () => run({ ...query, filters: {} }, "push")] : ["Start again", startAgain];
+  if (PHOTO_REFUSED.includes(problem.status) && byPhoto()) {
+    query = { sentence: query.sentence, filters: query.filters }; // words that follow are not for it
+    showQuery();
+  }
   // Behind the login, for those who close it.
   part("problem-words").textContent = asksForToken ? "This service asks for its token." : problem.message;
   part("again").textContent = words;

@@ -66,6 +66,7 @@ export class Stage {
     const why = problem?.status === 410 ? "The original is gone, or is another file since it was indexed."
       : `The photo cannot be shown. ${problem?.message ?? "The browser cannot read it."}`;
     part("gone").textContent = `${why} This is the small picture that the index keeps.`;
+    this.figure.style.setProperty("--own", `${(part("large").naturalHeight * photo.width) / photo.height}px`);
     this.figure.classList.add("small");
   }
 
