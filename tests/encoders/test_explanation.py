@@ -389,3 +389,19 @@ def test_regions_without_boxes_have_their_weights(view: ExplainView) -> None:
     assert all("box" not in region for region in found.to_json()["regions"])  # type: ignore[attr-defined]
     with pytest.raises(DataError, match="no boxes, so nothing can be drawn"):
         draw_explanation(Image.new("RGB", (8, 8)), found, SENTENCE)
+
+
+def test_nothing_stands_out_where_the_best_region_hardly_fits() -> None:
+    """Its lead over the empty sentence, its weight, is compared with its lead over the photo's median."""
+
+    def stands_out(weights: list[float], view: ExplainView) -> bool:
+        return Explanation(None, np.array(weights, np.float32), None, 0.0, None, view).stands_out
+
+    assert stands_out([3, 0.5, 0], "relevance")
+    assert stands_out([3, -1, -2], "relevance")  # 3 of 4
+    assert not stands_out([2, -1, -2], "relevance")  # 2 of 3
+    assert not stands_out([-1, -5, -6], "relevance")
+    assert not stands_out([0, 0, 0], "relevance")
+    assert stands_out([0.1, -5, -6], "sentence")
+    assert not stands_out([-0.1, -5, -6], "sentence")
+    assert not stands_out([], "relevance")

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from colours import export_colours, save_photo
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from vsrn.pretrained import find_model
 from vsrn.search.build import update_index
 from vsrn.search.index import Index, open_index
 from vsrn.server.app import create_app
@@ -52,6 +54,34 @@ def make_place(folder: Path, num_photos: int = 11) -> Place:
             photo.resize(SHAPES[number % len(SHAPES)], Image.Resampling.NEAREST).save(path)
     save_photo(photos / ODD_ID, 99)
     update_index(photos, folder / "idx", export_colours(folder / "model"))
+    return Place(photos, folder / "idx")
+
+
+# Photos in scikit-image's wheel that are CC0 or in the public domain, by what its documentation calls them.
+PHOTOS = {
+    "astronaut": "Eileen Collins, NASA, public domain",
+    "brick": "CC0Textures, CC0",
+    "camera": "Lav Varshney, CC0",
+    "chelsea": "Stefan van der Walt, CC0",
+    "coffee": "Rachel Michetti, CC0",
+    "grass": "linolafett, CC0",
+    "gravel": "CC0Textures, CC0",
+    "hubble_deep_field": "NASA, public domain",
+    "retina": "Mikael Häggström, CC0",
+    "rocket": "SpaceX, public domain",
+}
+
+
+def make_real_place(folder: Path) -> Place:
+    """An index of real photos, as `vsrn index` makes it, with the model in the package."""
+    skimage = pytest.importorskip("skimage")
+    photos = folder / "photos"
+    photos.mkdir(parents=True)
+    for name in PHOTOS:
+        (found,) = (Path(skimage.__file__).parent / "data").glob(f"{name}.*")
+        with Image.open(found) as photo:
+            photo.convert("RGB").save(photos / f"{name}.jpg", quality=92)
+    update_index(photos, folder / "idx", find_model())
     return Place(photos, folder / "idx")
 
 

@@ -21,6 +21,8 @@ OPERATIONS = [
     ("GET", "/api/folders"),
     ("GET", "/api/thumbnail"),
     ("GET", "/api/photo"),
+    ("GET", "/api/original"),
+    ("GET", "/api/path"),
     ("GET", "/api/explain"),
     ("GET", "/api/caption"),
     ("GET", "/api/about"),

@@ -43,9 +43,9 @@ def test_a_phone_is_wide_enough_and_the_first_tap_opens(browser: Browser, addres
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         page.locator(".tile").nth(1).tap()
         with place.open() as index:
-            expect(page.locator("#details-name")).to_have_text(index.search(SENTENCE, 2)[1].id)
+            expect(page.locator("#details-name")).to_have_text(index.search(SENTENCE, 2)[1].id.rpartition("/")[2])
         assert page.locator("#details").evaluate("box => box.scrollWidth <= 360")
-        for button in ("#close", "#like", "#next"):
+        for button in ("#close", "#like", "#next", "#zoom-in", "#whole", "#show-why", "#download", "#copy"):
             # As laid out: while the panel opens, it is drawn a little smaller.
             side = page.locator(button).evaluate("button => Math.min(button.offsetWidth, button.offsetHeight)")
             assert side >= 44

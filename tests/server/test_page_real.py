@@ -11,28 +11,11 @@ from pathlib import Path
 
 import pytest
 from chrome import NEEDS_CHROMIUM, chromium
-from PIL import Image
 from playwright.sync_api import Browser, Page, ViewportSize, expect
-from serving import Place, serving
-
-from vsrn.pretrained import find_model
-from vsrn.search.build import update_index
+from serving import PHOTOS, Place, make_real_place, serving
 
 pytestmark = NEEDS_CHROMIUM
 
-# Photos in scikit-image's wheel that are CC0 or in the public domain, by what its documentation calls them.
-PHOTOS = {
-    "astronaut": "Eileen Collins, NASA, public domain",
-    "brick": "CC0Textures, CC0",
-    "camera": "Lav Varshney, CC0",
-    "chelsea": "Stefan van der Walt, CC0",
-    "coffee": "Rachel Michetti, CC0",
-    "grass": "linolafett, CC0",
-    "gravel": "CC0Textures, CC0",
-    "hubble_deep_field": "NASA, public domain",
-    "retina": "Mikael Häggström, CC0",
-    "rocket": "SpaceX, public domain",
-}
 SENTENCE = "a man takes a photograph with a tripod"
 DESK: ViewportSize = {"width": 1200, "height": 660}
 PHONE: ViewportSize = {"width": 390, "height": 780}
@@ -40,16 +23,7 @@ PHONE: ViewportSize = {"width": 390, "height": 780}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """An index of the photos, as `vsrn index` makes it."""
-    skimage = pytest.importorskip("skimage")
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "photos").mkdir()
-    for name in PHOTOS:
-        (found,) = (Path(skimage.__file__).parent / "data").glob(f"{name}.*")
-        with Image.open(found) as photo:
-            photo.convert("RGB").save(folder / "photos" / f"{name}.jpg", quality=92)
-    update_index(folder / "photos", folder / "idx", find_model())
-    return Place(folder / "photos", folder / "idx")
+    return make_real_place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +61,17 @@ def picture(page: Page, shown: str, pictures: Path | None, name: str) -> None:
         page.screenshot(path=pictures / name, type="jpeg", quality=88)
 
 
-def test_a_sentence_finds_its_photo_and_shows_why(browser: Browser, address: str, pictures: Path | None) -> None:
+def show_why(page: Page, word: str) -> None:
+    page.locator("#show-why").click()
+    page.locator("#words button", has_text=word).click()
+
+
+def test_a_sentence_finds_its_photo(browser: Browser, address: str, pictures: Path | None) -> None:
     with browser.new_context(viewport=DESK, base_url=address, color_scheme="light") as context:
         page = context.new_page()
         ask(page)
         page.locator(".tile").first.hover()
-        picture(page, ".tile:hover", pictures, "serve-search.jpg")
+        picture(page, ".tile .score", pictures, "serve-search.jpg")
 
 
 def test_a_closer_look_has_the_models_own_words(browser: Browser, address: str, pictures: Path | None) -> None:
@@ -100,9 +79,11 @@ def test_a_closer_look_has_the_models_own_words(browser: Browser, address: str, 
         page = context.new_page()
         ask(page)
         page.locator(".tile").first.click()
+        page.locator("#describe").click()
         expect(page.locator("#caption-words")).not_to_have_class(re.compile("waiting"), timeout=60_000)
         words = re.findall(r"\w+", page.locator("#caption-words").inner_text())
         assert {"man", "person"} & set(words)
+        show_why(page, "tripod")
         picture(page, "#figure .overlay", pictures, "serve-photo.jpg")
 
 
@@ -111,4 +92,5 @@ def test_a_phone_shows_the_same(browser: Browser, address: str, pictures: Path |
         page = context.new_page()
         ask(page)
         page.locator(".tile").first.tap()
+        show_why(page, "man")
         picture(page, "#figure .overlay", pictures, "serve-phone.jpg")

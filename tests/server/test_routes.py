@@ -18,7 +18,7 @@ from colours import save_photo
 from fastapi.testclient import TestClient
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from serving import ODD_ID, SMALL, Place, client_of, copy_place, make_place
+from serving import HOME, ODD_ID, SMALL, Place, client_of, copy_place, make_place
 from starlette.types import Message, Receive, Scope, Send
 
 import vsrn
@@ -150,6 +150,8 @@ def test_an_explanation_is_the_library_s(client: TestClient, index: Index) -> No
     assert sum(region["share"] for region in answer["regions"]) == pytest.approx(1, abs=1e-5)
     assert [place["word"] for place in answer["words"]] == list(explained.words) == ["red", "light"]
     np.testing.assert_allclose(answer["words"][0]["weights"], explained.words["red"], atol=1e-6)
+    np.testing.assert_allclose(answer["words"][0]["shares"], explained.of_word("red").shares, atol=1e-6)
+    assert answer["stands_out"] is answer["words"][0]["stands_out"] is True
 
 
 @pytest.mark.parametrize("view", ["relevance", "words", "sentence"])
@@ -173,6 +175,49 @@ def test_what_a_camera_wrote_stays_here(own_place: Place) -> None:
         with Image.open(io.BytesIO(content)) as picture:
             assert picture.size == (20, 40)
             assert not picture.getexif()
+
+
+def test_the_original_is_sent_byte_for_byte_to_be_kept(client: TestClient, place: Place, index: Index) -> None:
+    for photo in client.get("/api/photos?k=99").json()["photos"]:
+        answer = client.get(f"/{photo['original']}")
+        assert answer.content == (place.photos / photo["id"]).read_bytes()
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        name = answer.headers["content-disposition"]
+        assert name.startswith("attachment; filename*=UTF-8''")
+        assert name.endswith(".png")
+        assert not set(name) & set('<>"/&?')
+        assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
+        assert client.get("/api/path", params={"id": photo["id"]}).json() == {"path": str(index.path(photo["id"]))}
+
+
+def test_paths_are_told_at_the_machine_of_the_service_alone(place: Place) -> None:
+    index = place.open()
+    bearer = {"Authorization": "Bearer 0123456789abcdef"}
+    with TestClient(create_app(index, index.encoder, Access("0123456789abcdef")), HOME, headers=bearer) as client:
+        assert client.get("/api/about").json()["paths"] is False
+        answer = client.get("/api/path?id=00.png")
+        assert answer.status_code == 403
+        assert str(place.photos) not in answer.text
+
+
+def test_a_photo_to_look_at_closely_is_larger_and_bounded(own_place: Place) -> None:
+    for name, size in (("pano.jpg", (9000, 1500)), ("wide.jpg", (2400, 1000))):
+        Image.new("RGB", size, "red").save(own_place.photos / name)
+    update_index(own_place.photos, own_place.idx)
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for client in client_of(own_place, Limits()):
+        for name in ("pano.jpg", "wide.jpg"):
+            for large in ("false", "true"):
+                content = client.get(f"/api/photo?id={name}&large={large}").content
+                with Image.open(io.BytesIO(content)) as picture:
+                    found[name, large] = picture.size
+    assert found["pano.jpg", "false"] == (1600, 267)
+    assert found["wide.jpg", "false"] == (1600, 667)
+    assert found["wide.jpg", "true"] == (2400, 1000)
+    width, height = found["pano.jpg", "true"]
+    assert width / height == pytest.approx(6, rel=0.01)
+    assert width * height == pytest.approx(12_000_000, rel=0.01)
 
 
 def changed(path: Path) -> None:
@@ -207,13 +252,14 @@ def test_only_what_was_indexed_is_sent(own_place: Place, change: Any) -> None:
     for client in client_of(own_place):
         assert client.get("/api/photo?id=00.png").status_code == 200
         change(own_place.photos / "00.png")
-        answer = client.get("/api/photo?id=00.png")
-        assert answer.status_code == 410
-        assert "since it was indexed" in answer.json()["detail"]
+        for route in ("photo", "original"):
+            answer = client.get(f"/api/{route}?id=00.png")
+            assert answer.status_code == 410
+            assert "since it was indexed" in answer.json()["detail"]
         assert client.get("/api/thumbnail?id=00.png").status_code == 200
 
 
-PHOTO_ROUTES = ["/api/photo", "/api/thumbnail", "/api/search/like", "/api/explain"]
+PHOTO_ROUTES = ["/api/photo", "/api/original", "/api/path", "/api/thumbnail", "/api/search/like", "/api/explain"]
 OUTSIDE = [
     "../idx/index.json",
     "/etc/passwd",

@@ -30,6 +30,10 @@ ExplainView = Literal["relevance", "words", "sentence", "image"]
 LAMBDA = 50
 # Pixels along each side of a heat map. Cells of the grid extractor, a seventh of the photo wide, fill 16 exactly.
 HEAT_SIDE = 112
+# How much of its lead over the photo's median region the best region must have over an empty sentence, too. At 0.7
+# nothing stands out for half of the words that a photo does not show (49 % of 11,475 on Flickr8K val), and for 3 %
+# of those that three of its five captions have.
+LEAST_LEAD = 0.7
 # Standard deviation of the blur of a heat map, in pixels: as far as a cell of a map sees around itself.
 BLUR = 10
 
@@ -80,6 +84,11 @@ class Explanation:
         """(N,) float32 that sum to 1, or all 0 where no region adds anything: how much of the heat is each region's."""
         return region_shares(self.weights, self.view)
 
+    @cached_property
+    def stands_out(self) -> bool:
+        """Whether a region fits clearly; where none does, shares and heat only say which fits least badly."""
+        return _stands_out(self.weights, self.view)
+
     def top(self, k: int) -> list[WeighedRegion]:
         """The k regions with the largest shares, largest first; those without any are left out."""
         order = [place for place in np.argsort(-self.shares, kind="stable")[:k] if self.shares[place] > 0]
@@ -99,10 +108,11 @@ class Explanation:
         return {word: regions[0] for word, regions in best.items() if regions}
 
     def to_json(self) -> dict[str, object]:
-        """Plain numbers for JSON: `view`, `score`, `regions` and `words`, in their order; heat follows from those."""
+        """Plain numbers for JSON: `view`, `score`, `stands_out`, `regions` and `words`; heat follows from shares."""
         return {
             "view": self.view,
             "score": round(self.score, 6),
+            "stands_out": self.stands_out,
             "regions": [
                 ({} if region.box is None else {"box": [round(float(edge), 6) for edge in region.box]})
                 | {
@@ -113,7 +123,12 @@ class Explanation:
                 for region in map(self._region, range(len(self.weights)))
             ],
             "words": [
-                {"word": word, "weights": [round(float(weight), 6) for weight in weights]}
+                {
+                    "word": word,
+                    "stands_out": _stands_out(weights, self.words_by),
+                    "weights": [round(float(weight), 6) for weight in weights],
+                    "shares": [round(float(share), 6) for share in region_shares(weights, self.words_by)],
+                }
                 for word, weights in self.words.items()
             ],
         }
@@ -229,6 +244,12 @@ def region_shares(weights: FloatArray, view: ExplainView) -> FloatArray:
         scores = np.maximum(weights - least, 0).astype(np.float64)
     total = scores.sum()
     return (scores / total if total > 0 else scores).astype(np.float32)
+
+
+def _stands_out(weights: FloatArray, view: ExplainView) -> bool:
+    """Whether the region of the largest weight fits clearly, as `LEAST_LEAD` says; in other views, whether any adds."""
+    best = weights.max(initial=0)
+    return bool(best > 0 and (view != "relevance" or best >= LEAST_LEAD * (best - np.median(weights))))
 
 
 def _heat_of(boxes: FloatArray | None, weights: FloatArray, view: ExplainView) -> FloatArray | None:

@@ -36,7 +36,8 @@ class Photo(BaseModel):
     width: int = Field(description="Pixels, upright.")
     height: int = Field(description="Pixels, upright.")
     taken: str = Field(description="When, by the clock of its camera or else of its file: `2024-05-17 14:03:00`.")
-    photo: str = Field(description="Where to get it, below this service.")
+    photo: str = Field(description="Where to get a JPEG of at most 1,600 pixels a side, below this service.")
+    original: str = Field(description="Where to get its file.")
     thumbnail: str = Field(description="Where to get a small JPEG; a very long photo is cropped to its middle.")
 
 
@@ -110,7 +111,9 @@ class ExplainedWord(BaseModel):
     """Where one word of the sentence is."""
 
     word: str
+    stands_out: bool = Field(description="Whether a region fits the word clearly.")
     weights: list[float] = Field(description="How much each region fits the word, in the order of `regions`.")
+    shares: list[float] = Field(description="The same as parts of all that speaks for the word; they sum to 1, or 0.")
 
 
 class Explanation(BaseModel):
@@ -121,8 +124,15 @@ class Explanation(BaseModel):
         " largest share in a word (`words`), or the similarity minus that without the region (`sentence`)."
     )
     score: float = Field(description="The similarity of the photo and the sentence.")
+    stands_out: bool = Field(description="Whether a region fits the sentence clearly.")
     regions: list[ExplainedRegion]
     words: list[ExplainedWord] = Field(description="Words that name something and that the model knows.")
+
+
+class Location(BaseModel):
+    """Where a photo lies on the machine of the service."""
+
+    path: str
 
 
 class Caption(BaseModel):
@@ -138,6 +148,7 @@ class About(BaseModel):
     num_photos: int
     explains: bool = Field(description="Whether the index keeps what explanations need.")
     captions: bool = Field(description="Whether the model of the index can caption.")
+    paths: bool = Field(description="Whether `/api/path` answers.")
     examples: list[str] = Field(description="Sentences in words that the model knows.")
     most_hits: int = Field(description="The largest k.")
     sentence_letters: int = Field(description="The longest sentence.")
@@ -188,7 +199,7 @@ def result_of(found: Iterable[FoundPhoto], words: ReadWords) -> SearchResult:
 def _photo_fields(record: PhotoRecord) -> dict[str, Any]:
     # A photo that changes gets another address, so that browsers may keep what they have.
     query = f"?id={quote(record.id, safe='')}&v={version_of(record)}"
-    addresses = {"photo": f"api/photo{query}", "thumbnail": f"api/thumbnail{query}"}
+    addresses = {name: f"api/{name}{query}" for name in ("photo", "original", "thumbnail")}
     return {name: getattr(record, name) for name in ("id", "width", "height", "taken")} | addresses
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 
 import vsrn
 from vsrn.encoders.base import Encoder
 from vsrn.errors import did_you_mean
+from vsrn.files import printable
 from vsrn.search.index import Index
 from vsrn.search.records import PhotoRecord
 from vsrn.search.where import Where
@@ -24,6 +25,7 @@ from vsrn.server.answers import (
     Explanation,
     Folder,
     Folders,
+    Location,
     Photos,
     SearchResult,
     State,
@@ -35,7 +37,7 @@ from vsrn.server.answers import (
 )
 from vsrn.server.indexing import Indexer, ServedIndex
 from vsrn.server.indexing import routes as indexing_routes
-from vsrn.server.photos import Uploads
+from vsrn.server.photos import Uploads, attachment, pieces_of
 from vsrn.server.security import Access, Guard, Limits
 from vsrn.server.service import Service
 from vsrn.server.traffic import Metrics, Traffic
@@ -47,9 +49,13 @@ PHOTO_BODY = {"required": True, "content": {"image/*": {"schema": {"type": "stri
 JPEG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
 }
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+}
 
 Id = Annotated[str, Query(min_length=1, max_length=LIMITS.id_letters, description="A photo's id.")]
 Version = Annotated[str, Query(alias="v", max_length=64, description="Its version, so that browsers may keep it.")]
+Large = Annotated[bool, Query(description="Of at most 12 megapixels in place of 1,600 pixels a side.")]
 Count = Annotated[int, Query(ge=1, le=LIMITS.most_hits, description="How many photos.")]
 Sentence = Annotated[
     str, Query(min_length=1, max_length=LIMITS.sentence_letters, pattern=r"\S", description="What photos should show.")
@@ -183,10 +189,27 @@ async def thumbnail(service: Served, id: Id, v: Version = "") -> Response:
 
 
 @routes.get("/api/photo", tags=["photos"], response_class=Response, responses=JPEG | problems(404, 410))
-async def photo(service: Served, id: Id, v: Version = "") -> Response:
+async def photo(service: Served, id: Id, v: Version = "", large: Large = False) -> Response:
     """A JPEG of a photo, upright, as it was when it was indexed."""
     record = await service.read(service.index.photo, id)
-    return _picture(await service.photo(record), record, v)
+    return _picture(await service.photo(record, large), record, v)
+
+
+@routes.get("/api/original", tags=["photos"], response_class=Response, responses=FILE | problems(404, 410))
+async def original(service: Served, id: Id, v: Version = "") -> Response:
+    """A photo's file, byte for byte as it was indexed, with all that a camera wrote into it."""
+    record = await service.read(service.index.photo, id)
+    headers = {"Content-Disposition": attachment(record.id), "Content-Length": str(record.size)}
+    content = pieces_of(await service.original(record), record.size)
+    return StreamingResponse(content, headers=headers | _kept(record, v), media_type="application/octet-stream")
+
+
+@routes.get("/api/path", tags=["photos"], responses=problems(403, 404))
+async def path(service: Served, request: Request, id: Id) -> Location:
+    """Where a photo lies on this machine; only where no token is asked, since then nobody else is answered."""
+    if not request.app.state.paths:
+        raise HTTPException(403, "this service answers other machines too, and tells no paths.")
+    return Location(path=printable(await service.read(service.index.path, id)))
 
 
 @routes.get("/api/explain", tags=["photos"], responses=problems(404, 409))
@@ -215,13 +238,14 @@ async def page(request: Request) -> FileResponse:
 
 
 @routes.get("/api/about", tags=["operation"])
-async def about(service: Served) -> About:
+async def about(service: Served, request: Request) -> About:
     """What is served, and how much one may ask for."""
     return About(
         version=vsrn.__version__,
         num_photos=await service.read(len, service.index),
         explains=service.index.info.explain,
         captions=service.captions,
+        paths=request.app.state.paths,
         examples=service.examples(),
         most_hits=service.limits.most_hits,
         sentence_letters=service.limits.sentence_letters,
@@ -250,9 +274,13 @@ def read_metrics(request: Request) -> Response:
 
 
 def _picture(content: bytes, record: PhotoRecord, version: str) -> Response:
-    """A JPEG that browsers keep where they asked for this very version of it."""
-    kept = "private, max-age=31536000, immutable" if version == version_of(record) else "no-cache"
-    return Response(content, media_type="image/jpeg", headers={"Cache-Control": kept})
+    return Response(content, media_type="image/jpeg", headers=_kept(record, version))
+
+
+def _kept(record: PhotoRecord, version: str) -> dict[str, str]:
+    """Browsers keep what is of the very version of a photo that they asked for."""
+    is_this = version == version_of(record)
+    return {"Cache-Control": "private, max-age=31536000, immutable" if is_this else "no-cache"}
 
 
 def create_app(
@@ -297,6 +325,8 @@ def create_app(
         responses=problems(422, 429, 503),
     )
     app.state.uploads, app.state.metrics, app.state.served = Uploads(limits), metrics, served
+    # Without a token a service listens to its own machine alone.
+    app.state.paths = access.token is None
     app.add_middleware(Traffic, metrics=metrics, most=limits.requests_at_once)
     app.add_middleware(Guard, access=access)
     add_refusals(app)

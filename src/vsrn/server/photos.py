@@ -1,8 +1,8 @@
 """Photos that come and go: received from the body of a request, and sent from the disk.
 
-Of a body, only so much is taken into memory, so fast and so many at once. Of the disk, only what was indexed is sent,
-and only as a picture: files change and links can be turned elsewhere, so the bytes must be those that were indexed,
-by their hash; and they are drawn anew, without what a camera wrote beside the picture.
+Of a body, only so much is taken into memory, so fast and so many at once. Of the disk, only what was indexed is sent:
+files change and links can be turned elsewhere, so the bytes must be those that were indexed, by their hash. To be
+looked at they are drawn anew, without what a camera wrote beside the picture; to be kept they are sent as they are.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ import contextlib
 import hashlib
 import io
 import math
-from collections.abc import AsyncIterator
+import os
+import re
+import stat
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import quote
 
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
@@ -120,6 +124,27 @@ class Uploads:
 
 
 JPEG_QUALITY = 88
+# Of a file that is sent as it is, a piece at a time.
+PIECE_BYTES = 1 << 18
+MOST_NAME_LETTERS = 120
+# Endings by which programs know pictures, and videos. A file is known by its content to us, but by its ending to those
+# who open it: a photo that is called `x.hta` must not start anything.
+ENDING = re.compile(
+    r"\.(jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?|avif|hei[cf]|hif|3fr|arw|cr[23w]|dcr|dng|erf|fff|gpr|iiq|kdc|mef|mos|mrw"
+    r"|nef|nrw|orf|pef|raf|rw2|rwl|sr[2fw]|x3f|mp4|m4v|mov|avi|mkv|webm|3gp|mpe?g|m2?ts|wmv)",
+    re.IGNORECASE,
+)
+
+
+def longer_side(record: PhotoRecord, pixels: int) -> int:
+    """The longer side, in pixels, of a photo that is shrunk to so many pixels in all, or is smaller.
+
+    >>> record = PhotoRecord("a.jpg", b"a.jpg", 1, 0, "0" * 64, 4000, 1000, "")
+    >>> longer_side(record, 1_000_000), longer_side(record, 9_000_000)
+    (2000, 4000)
+    """
+    longer, shorter = max(record.width, record.height), max(1, min(record.width, record.height))
+    return max(1, min(longer, math.isqrt(pixels * longer // shorter)))
 
 
 def draw_photo(path: Path, record: PhotoRecord, side: int) -> bytes:
@@ -153,3 +178,52 @@ def read_unchanged(path: Path, record: PhotoRecord) -> FileContent:
     if content is None or hashlib.sha256(content.content).hexdigest() != record.sha256:
         raise PhotoError("this photo has changed since it was indexed; run `vsrn index` again.")
     return content
+
+
+def open_unchanged(path: Path, record: PhotoRecord) -> BinaryIO:
+    """A file, open at its first byte, if its bytes are those that were indexed. Raises `PhotoError` if not.
+
+    Unlike `read_unchanged` it takes no memory, however large the file is.
+    """
+    try:
+        # A pipe in the file's place would be waited for.
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    except OSError as error:
+        raise PhotoError("this photo is gone since it was indexed; run `vsrn index` again.") from error
+    try:
+        status = os.fstat(file.fileno())
+        is_same = stat.S_ISREG(status.st_mode) and status.st_size == record.size
+        if is_same and hashlib.file_digest(file, "sha256").hexdigest() == record.sha256:
+            file.seek(0)
+            return file
+    except OSError:
+        pass
+    file.close()
+    raise PhotoError("this photo has changed since it was indexed; run `vsrn index` again.")
+
+
+def pieces_of(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The first `size` bytes of an open file, which is closed at the end."""
+    with file:
+        while size > 0 and (piece := file.read(min(PIECE_BYTES, size))):
+            size -= len(piece)
+            yield piece
+
+
+def attachment(photo_id: str) -> str:
+    """What tells a browser to keep a photo, and under which name: the last part of its id, without what harms.
+
+    >>> attachment("holiday/beach.jpg")
+    "attachment; filename*=UTF-8''beach.jpg"
+    >>> attachment('a/.."b\\u202egpj.exe')
+    "attachment; filename*=UTF-8''_._b_gpj.exe.jpg"
+    """
+    name = photo_id.rpartition("/")[2]
+    # Control letters, and those that turn the direction of writing, hide an ending.
+    name = "".join(letter if letter.isprintable() and letter not in '<>:"/\\|?*' else "_" for letter in name)
+    stem, ending = PurePath(name).stem, PurePath(name).suffix
+    if not ENDING.fullmatch(ending):
+        stem, ending = name, ".jpg"
+    stem = stem[:MOST_NAME_LETTERS]
+    stem = f"_{stem[1:]}" if stem.startswith((".", " ")) else stem
+    return f"attachment; filename*=UTF-8''{quote(stem + ending, safe='')}"

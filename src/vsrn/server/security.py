@@ -43,6 +43,7 @@ class Limits:
     head_seconds        for these to arrive, counted from the connection or the answer before
     answer_seconds      in which a client takes nothing of its answer
     photo_side          pixels of the longer side of a photo that is sent
+    large_pixels        of a photo that is sent to look at closely
     """
 
     sentence_letters: int = 500
@@ -62,6 +63,7 @@ class Limits:
     head_seconds: float = 10.0
     answer_seconds: float = 30.0
     photo_side: int = 1600
+    large_pixels: int = 12_000_000
 
 
 @dataclass(frozen=True)

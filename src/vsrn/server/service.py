@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Generic, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, BinaryIO, Generic, TypeVar, TypeVarTuple
 
 import anyio
 import anyio.to_thread
@@ -23,7 +23,7 @@ from vsrn.metrics import FloatArray
 from vsrn.search.index import Hit, Index, mixed
 from vsrn.search.records import PhotoRecord
 from vsrn.search.where import Where
-from vsrn.server.photos import draw_photo
+from vsrn.server.photos import draw_photo, longer_side, open_unchanged
 from vsrn.server.security import Limits
 from vsrn.server.traffic import Metrics
 
@@ -171,10 +171,16 @@ class Service:
         """The hits, with those that look the same as an earlier one behind it where that is asked for."""
         return await self.read(self.index.fold, hits) if fold else hits
 
-    async def photo(self, record: PhotoRecord) -> bytes:
+    async def photo(self, record: PhotoRecord, large: bool = False) -> bytes:
         """The photo as a JPEG. Raises `PhotoError` where its file is not what was indexed."""
         path = await self.read(self.index.path, record.id)
-        return await anyio.to_thread.run_sync(draw_photo, path, record, self.limits.photo_side, limiter=self._decoders)
+        side = longer_side(record, self.limits.large_pixels) if large else self.limits.photo_side
+        return await anyio.to_thread.run_sync(draw_photo, path, record, side, limiter=self._decoders)
+
+    async def original(self, record: PhotoRecord) -> BinaryIO:
+        """The photo's file, to be closed. Raises `PhotoError` where it is not what was indexed."""
+        path = await self.read(self.index.path, record.id)
+        return await anyio.to_thread.run_sync(open_unchanged, path, record, limiter=self._decoders)
 
     async def caption(self, photo_id: str) -> str:
         """A sentence for a photo of the index, by its model. Raises `UnknownPhotoError`."""

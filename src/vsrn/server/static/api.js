@@ -28,6 +28,9 @@ const answers = {
   indexing: () => get("api/indexing"),
   indexNow: (folder) => ask(`api/indexing${folder === undefined ? "" : `?${new URLSearchParams({ folder })}`}`, { method: "POST" }),
   stopIndexing: () => ask("api/indexing", { method: "DELETE" }),
+  path: (id) => get("api/path", { id }),
+  // Whether a picture or a file can be had: a Problem says why not, which the browser keeps to itself.
+  check: async (url) => { await (await fetched(url)).body?.cancel(); },
 };
 export default answers;
 
@@ -52,6 +55,10 @@ function get(path, parameters = {}, signal = undefined) {
 }
 
 async function ask(url, options) {
+  return (await fetched(url, options)).json();
+}
+
+async function fetched(url, options) {
   let answer;
   try {
     answer = await fetch(url, options);
@@ -59,9 +66,9 @@ async function ask(url, options) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, "The service does not answer. Is it still running?");
   }
+  if (answer.ok) return answer;
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Problem(answer.status, sentenceOf(body.detail ?? `this failed (${answer.status}).`));
-  return body;
+  throw new Problem(answer.status, sentenceOf(body.detail ?? `this failed (${answer.status}).`));
 }
 
 function sentenceOf(detail) {

@@ -1,32 +1,45 @@
-// One photo, large: what earned its match, what the model says of it, and the way to more like it.
+// One photo, large, and what can be done with it. Nothing is asked of the model before a person does.
 
 import answers from "./api.js";
-import { drawOverlay, strongest } from "./overlay.js";
+import { Stage } from "./stage.js";
+import { folderOf, nameOf } from "./tile.js";
+import { Why } from "./why.js";
 
 const part = (id) => document.getElementById(id);
 
 export class Details {
-  // explain(photo) -> a promise of {score, regions}, or null; like(photo) is called for more like it
-  constructor({ explain, like, closed }) {
-    Object.assign(this, { explain, photos: [], place: 0, sentence: "", captions: false, asked: new AbortController() });
+  // like(photo) is called for more like it; closed(place) with the place of the photo that was shown last
+  constructor({ like, closed }) {
+    Object.assign(this, { photos: [], place: 0, sentence: "", about: null, captions: new Map(), asked: new AbortController() });
     this.dialog = part("details");
+    this.stage = new Stage((by) => this.step(by));
+    this.why = new Why();
     part("close").onclick = () => this.dialog.close();
     part("previous").onclick = () => this.step(-1);
     part("next").onclick = () => this.step(1);
-    part("like").onclick = () => { this.dialog.close(); like(this.photos[this.place]); };
-    part("show-why").onchange = () => this.drawOverlay();
-    this.dialog.addEventListener("close", () => { this.asked.abort(); closed(this.place); });
-    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
-    this.dialog.addEventListener("keydown", (event) => {
-      if (event.key === "ArrowLeft") this.step(-1);
-      if (event.key === "ArrowRight") this.step(1);
+    part("like").onclick = () => { this.dialog.close(); like(this.photo); };
+    part("describe").onclick = () => this.describe();
+    part("download").onclick = () => this.download();
+    part("copy").onclick = () => this.copy();
+    this.dialog.addEventListener("cancel", (event) => {
+      if (!this.stage.isWhole) return;
+      event.preventDefault(); // Escape leaves the full screen first
+      this.stage.fill(false);
     });
+    this.dialog.addEventListener("close", () => { this.asked.abort(); this.stage.fill(false); closed(this.place); });
+    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    document.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  get photo() {
+    return this.photos[this.place];
   }
 
   open(photos, place, sentence) {
     Object.assign(this, { photos, place, sentence });
-    this.show();
+    this.why.on = false;
     this.dialog.showModal();
+    this.show();
     part("close").focus();
   }
 
@@ -37,92 +50,92 @@ export class Details {
     this.show();
   }
 
+  key(event) {
+    if (!this.dialog.open || event.altKey || event.ctrlKey || event.metaKey) return;
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!this.stage.key(event)) {
+      if (!by) return;
+      this.step(by);
+    }
+    event.preventDefault();
+  }
+
   show() {
-    const photo = this.photos[this.place];
+    const { photo } = this;
     this.asked.abort();
     this.asked = new AbortController();
-    this.regions = null;
-    part("details-name").textContent = photo.id;
-    part("facts").textContent = [photo.taken.slice(0, 16), `${photo.width} × ${photo.height}`].join(" · ");
-    part("figure").style.setProperty("--ratio", photo.width / photo.height);
-    this.showPicture(photo);
-    part("full").href = photo.photo;
+    part("details-name").textContent = nameOf(photo);
+    part("facts").textContent = [
+      folderOf(photo), photo.taken.slice(0, 16), `${photo.width} × ${photo.height}`,
+      `${this.place + 1} of ${this.photos.length}`,
+    ].filter(Boolean).join(" · ");
     part("previous").disabled = this.place === 0;
     part("next").disabled = this.place === this.photos.length - 1;
-    this.drawOverlay();
-    this.showWhy(photo);
-    this.showCaption(photo);
+    if (document.activeElement === document.body || document.activeElement.disabled) part("close").focus();
+    this.stage.show(photo);
+    this.why.show(photo, this.sentence, Boolean(this.about?.explains));
+    this.showCaption(this.captions.get(photo.thumbnail) ?? "");
+    part("copy").textContent = this.about?.paths ? "Copy path" : "Copy name";
+    part("done").textContent = "";
   }
 
-  showPicture(photo) {
-    const large = part("large");
-    large.alt = photo.id;
-    large.src = photo.thumbnail; // there at once; the sharp one takes its place
-    const sharp = new Image();
-    sharp.onload = () => { if (this.photos[this.place] === photo) large.src = sharp.src; };
-    sharp.src = photo.photo;
+  // A sentence for the photo
+
+  showCaption(caption, { waiting = "", failed = "" } = {}) {
+    part("caption").hidden = !this.about?.captions;
+    part("caption-words").textContent = caption || waiting;
+    part("caption-words").classList.toggle("waiting", Boolean(waiting));
+    part("caption-failed").textContent = failed;
+    part("caption-failed").hidden = !failed;
+    part("describe").textContent = failed ? "Try again" : "Describe this photo";
+    part("describe").hidden = Boolean(caption || waiting);
+    if (caption) part("large").alt = caption;
   }
 
-  async showWhy(photo) {
-    part("why").hidden = true;
-    const explained = await Promise.resolve(this.explain(photo)).catch(() => null);
-    if (!explained || this.photos[this.place] !== photo) return;
-    this.regions = explained.regions;
-    part("why-sentence").textContent = this.sentence;
-    const best = strongest(explained.regions);
-    part("why-words").textContent = `Similarity ${explained.score.toFixed(2)}. ${
-      best.length ? `Of what speaks for it in its ${explained.regions.length} regions, the strongest places:` : "No region speaks for it."}`;
-    part("regions").replaceChildren(...best.map((region, number) => this.line(region, number, best[0].share)));
-    part("why").hidden = false;
-    this.drawOverlay();
-  }
-
-  line(region, number, most) {
-    const button = Object.assign(document.createElement("button"), { type: "button" });
-    const share = Object.assign(document.createElement("b"), { textContent: `${Math.round(100 * region.share)} %` });
-    const bar = Object.assign(document.createElement("span"), { className: "bar" });
-    const filled = document.createElement("i");
-    filled.style.width = `${(100 * region.share) / most}%`;
-    bar.append(filled);
-    const where = Object.assign(document.createElement("small"), { textContent: region.label ?? whereOf(region.box) });
-    button.append(share, bar, where);
-    const only = (place) => this.dialog.querySelectorAll(".overlay g").forEach((group, other) => {
-      group.classList.toggle("faint", place !== null && other !== place);
-    });
-    for (const kind of ["pointerenter", "focus"]) button.addEventListener(kind, () => only(number));
-    for (const kind of ["pointerleave", "blur"]) button.addEventListener(kind, () => only(null));
-    const line = document.createElement("li");
-    line.append(button);
-    return line;
-  }
-
-  drawOverlay() {
-    part("figure").querySelector(".overlay")?.remove();
-    const photo = this.photos[this.place];
-    if (!this.regions || !part("show-why").checked) return;
-    part("figure").append(drawOverlay(this.regions, photo.width, photo.height, `what earned the match with ${this.sentence}`));
-  }
-
-  async showCaption(photo) {
-    part("caption").hidden = !this.captions;
-    if (!this.captions) return;
-    const words = part("caption-words");
-    words.textContent = "Looking for words…";
-    words.classList.add("waiting");
+  async describe() {
+    const { photo, asked: { signal } } = this;
+    this.showCaption("", { waiting: "Looking for words…" });
+    part("caption-words").focus();
     try {
-      const { caption } = await answers.caption(photo.id, this.asked.signal);
-      if (this.photos[this.place] !== photo) return;
-      words.textContent = caption;
-      words.classList.remove("waiting");
+      const { caption } = await answers.caption(photo.id, signal);
+      this.captions.set(photo.thumbnail, caption);
+      if (this.photo === photo) this.showCaption(caption);
     } catch (error) {
-      if (error.name !== "AbortError") words.textContent = error.message;
+      if (error.name === "AbortError" || this.photo !== photo) return;
+      this.showCaption("", { failed: `No sentence was found. ${error.message}` });
+      part("describe").focus();
     }
+  }
+
+  // The file, and where it is
+
+  async download() {
+    const { photo } = this;
+    try {
+      await answers.check(photo.original); // what a link cannot say: a browser would save the refusal
+      Object.assign(document.createElement("a"), { href: photo.original, download: "" }).click();
+      this.say(photo, "The original is being downloaded.");
+    } catch (error) {
+      this.say(photo, `The original cannot be downloaded. ${error.message}`);
+    }
+  }
+
+  async copy() {
+    const { photo } = this;
+    try {
+      const path = this.about?.paths ? (await answers.path(photo.id)).path : photo.id;
+      this.say(photo, (await written(path)) ? `Copied: ${path}` : `Copy it from here: ${path}`);
+    } catch (error) {
+      this.say(photo, `The path is not known. ${error.message}`);
+    }
+  }
+
+  say(photo, words) {
+    if (this.photo === photo) part("done").textContent = words;
   }
 }
 
-// Where a box lies, for those who cannot see it.
-function whereOf([left, top, right, bottom]) {
-  const third = (value, names) => names[Math.min(2, Math.floor(1.5 * value))];
-  const row = third(top + bottom, ["top", "middle", "bottom"]), column = third(left + right, ["left", "centre", "right"]);
-  return row === "middle" && column === "centre" ? "in the centre" : `${row} ${column}`;
+// Whether the clipboard took a text: browsers give it to pages of this machine, and to others over TLS alone.
+function written(words) {
+  return navigator.clipboard?.writeText(words).then(() => true, () => false) ?? false;
 }

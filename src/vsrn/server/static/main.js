@@ -22,11 +22,10 @@ let all = false; // whether photos that hardly fit are shown too
 let typing = 0;
 let settled = true; // whether the next key begins another search, which Back undoes
 let notes = []; // what the address said that means nothing
-const reasons = new Map(); // photo and sentence -> promise of an explanation
 
 const grid = new Grid(part("photos"), (place) => { settled = true; details.open(grid.photos, place, query.sentence); });
 const indexing = new Indexing(() => { about = null; run(query, null); });
-const details = new Details({ explain, like: searchLike, closed: (place) => grid.focus(place) });
+const details = new Details({ like: searchLike, closed: (place) => grid.focus(place) });
 const filters = new Filters((chosen) => run({ ...query, sentence: part("sentence").value.trim(), filters: chosen }, "push"));
 
 const byPhoto = () => Boolean(query.like || query.photo);
@@ -53,7 +52,7 @@ async function run(next, how = "replace") {
     const [known, found] = await Promise.all([about ?? answers.about(), answers.ask(query, PAGE, null, signal)]);
     if (signal.aborted) return;
     about = known;
-    details.captions = about.captions;
+    details.about = about;
     part("sentence").maxLength = about.sentence_letters;
     answer = found;
     showAnswer();
@@ -83,18 +82,6 @@ async function goOn() {
     part("more").textContent = "That failed; try again";
   }
   part("progress").hidden = true;
-}
-
-function explain(photo) {
-  if (!query.sentence || !about?.explains) return null;
-  const key = JSON.stringify([photo.thumbnail, query.sentence]);
-  if (!reasons.has(key)) {
-    const reason = answers.explain(photo.id, query.sentence);
-    reason.catch(() => reasons.delete(key));
-    reasons.set(key, reason);
-    if (reasons.size > 500) reasons.delete(reasons.keys().next().value);
-  }
-  return reasons.get(key);
 }
 
 function searchLike(photo) {

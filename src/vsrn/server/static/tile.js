@@ -39,7 +39,7 @@ export const nameOf = ({ id }) => id.slice(id.lastIndexOf("/") + 1);
 export const folderOf = ({ id }) => id.slice(0, Math.max(0, id.lastIndexOf("/")));
 export const dayOf = ({ taken }) => written(taken, { dateStyle: "medium" });
 export const monthOf = ({ taken }) => written(taken, { month: "long", year: "numeric" });
-const fitOf = ({ fit }) => (fit >= LIKELY ? "likely" : fit >= POSSIBLE ? "possibly" : "hardly");
+export const fitOf = ({ fit }) => (fit >= LIKELY ? "likely" : fit >= POSSIBLE ? "possibly" : "hardly");
 
 // A day such as 2024-05-17, with or without a time.
 export function written(day, how) {
