@@ -88,9 +88,7 @@ def lasting_glob(folders: Sequence[Path], written: str) -> str:
     """
     for folder in folders:
         if os.path.abspath(written) == os.path.abspath(folder):  # noqa: PTH100
-            raise ConfigError(
-                f"--exclude {printable(written)} names the folder of the photos; name it before --exclude."
-            )
+            raise ConfigError(f"--exclude {printable(written)} names a folder of photos; name it before --exclude.")
         glob, below = _glob(folder, written), _below(folder, written)
         if below is not None:
             return f"{os.path.abspath(folder)}{glob}" if glob.startswith("/") else glob  # noqa: PTH100

@@ -42,6 +42,7 @@ from vsrn.search.layout import (
     read_info,
     unpack_regions,
 )
+from vsrn.search.mixing import mixed
 from vsrn.search.records import REMEDY, PhotoRecord, SkippedRecord, State, View
 from vsrn.search.roots import Root
 from vsrn.search.where import Where
@@ -51,8 +52,6 @@ TRIES = 5
 # Vectors that are checked at a time: 100 MB as float32 of 512 numbers.
 ROWS_AT_ONCE = 50_000
 EVERYWHERE = Where()
-# Of the sum of a photo's and a sentence's vectors, both of length 1.
-WORDS_WEIGHT = 0.6
 # Small pictures that are kept for `Index.fold`, 1 KB each.
 MOST_SMALL = 2_000
 
@@ -380,13 +379,6 @@ class Index(Closing):
     def _unknown(self, view: View, name: str) -> UnknownPhotoError:
         below = " and ".join(_ids_in(root) for root in view.roots())
         return UnknownPhotoError(f"{self.folder} holds no photo '{printable(name)}'; ids are paths {below}.")
-
-
-def mixed(photo: FloatArray, sentence: FloatArray) -> FloatArray:
-    """A (D,) vector of length 1 for photos that are like one and fit a sentence, of the (D,) vectors of both."""
-    one, other = (vector / np.linalg.norm(vector) for vector in (photo, sentence))
-    both = (1 - WORDS_WEIGHT) * one + WORDS_WEIGHT * other
-    return np.asarray(both / np.linalg.norm(both), dtype=np.float32)
 
 
 def _nearest_photos(
