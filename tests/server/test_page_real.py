@@ -71,7 +71,7 @@ def test_a_sentence_finds_its_photo(browser: Browser, address: str, pictures: Pa
         page = context.new_page()
         ask(page)
         page.locator(".tile").first.hover()
-        picture(page, ".tile .score", pictures, "serve-search.jpg")
+        picture(page, ".tile:hover", pictures, "serve-search.jpg")
 
 
 def test_a_closer_look_has_the_models_own_words(browser: Browser, address: str, pictures: Path | None) -> None:
