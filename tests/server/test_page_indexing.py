@@ -101,6 +101,7 @@ def test_a_service_that_cannot_index_says_why(browser: Browser, place: Place, tm
         expect(panel.get_by_label("Add a folder of photos")).to_be_hidden()
     with serving(Place(place.photos, tmp_path / "none"), behind_a_proxy) as address, browser.new_page() as page:
         page.goto(address)
+        expect(page.get_by_role("heading", level=1)).to_have_text("No photos are searchable yet")
         expect(page.locator("#first-refusal")).to_contain_text("set VSRN_TOKEN")
         expect(page.locator("#first-form")).to_be_hidden()
 
