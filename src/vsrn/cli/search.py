@@ -53,7 +53,7 @@ def main(
         image: A photo, in the index or not, that they should be like.
         like: The same by a photo of the index, named by its id or path; quicker, since nothing is extracted.
         k: How many photos to find.
-        folder: Only photos in this folder: below the one that was indexed, or a path to it.
+        folder: Only photos in this folder, named as `--json` names photos, or by a path to it.
         since: Only photos taken on this day or later.
         until: Only photos taken on this day or earlier.
         min_score: Only photos whose chance to fit the sentence, from 0 to 1, is at least this: the number in percent. A

@@ -76,7 +76,7 @@ def open_index(folder: Path | str, uri: str = "", device: str = "auto") -> Index
 class Hit:
     """A photo that was found.
 
-    id     its path below the folder that was indexed
+    id     its path below its folder, after the folder's label where the index has several
     score  inner product of its embedding with the query's; a cosine for most models
     path   where it was when it was indexed
     photo  what else the index knew of it when it was found
