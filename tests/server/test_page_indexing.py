@@ -78,7 +78,8 @@ def test_an_index_is_brought_up_to_date_from_the_page(browser: Browser, place: P
         expect(panel).to_contain_text("a moment ago")
         panel.get_by_role("button", name="Index now").click()
         said = "Every photo is searchable. 1 file could not be read."
-        page.locator(".tile").first.focus()
+        expect(panel).to_be_hidden()
+        page.locator(".tile").first.focus()  # whoever looks at photos is not disturbed
         expect(page.locator("#strip")).to_contain_text(said, timeout=240_000)
         expect(page.locator(".tile")).to_have_count(6)
         page.get_by_role("button", name=re.compile("^The index: ")).click()
@@ -101,6 +102,7 @@ def test_a_service_that_cannot_index_says_why(browser: Browser, place: Place, tm
         expect(panel.get_by_label("Add a folder of photos")).to_be_hidden()
     with serving(Place(place.photos, tmp_path / "none"), behind_a_proxy) as address, browser.new_page() as page:
         page.goto(address)
+        expect(page.get_by_role("heading", level=1)).to_have_text("No photos are searchable yet")
         expect(page.locator("#first-refusal")).to_contain_text("set VSRN_TOKEN")
         expect(page.locator("#first-form")).to_be_hidden()
 

@@ -91,6 +91,7 @@ export class Indexing {
   showFirst(before) {
     const { refusal, choice } = this.state;
     part("first-form").hidden = part("first-place").hidden = !choice;
+    part("first-title").textContent = choice ? "Which folder of photos shall be searchable?" : "No photos are searchable yet";
     part("first-refusal").hidden = Boolean(choice);
     part("first-refusal").textContent = sentence(refusal);
     part("first-index").textContent = choice?.index ?? "";
