@@ -68,6 +68,7 @@ export class Details {
     part("facts").textContent = [
       folderOf(photo), photo.taken.slice(0, 16), `${photo.width} × ${photo.height}`,
       `${this.place + 1} of ${this.photos.length}`,
+      /\.(mov|mp4|m4v|webm|mkv|avi|3gp)$/i.test(photo.id) && "first frame of a video",
     ].filter(Boolean).join(" · ");
     part("previous").disabled = this.place === 0;
     part("next").disabled = this.place === this.photos.length - 1;

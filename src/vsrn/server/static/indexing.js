@@ -8,6 +8,9 @@ const KINDS = {
   damaged: ["damaged photo", "damaged photos"], "too-large": ["photo too large", "photos too large"],
   unreadable: ["unreadable file", "unreadable files"], link: ["link that leads elsewhere", "links that lead elsewhere"],
   "no-photo": ["file that is no photo", "files that are no photos"],
+  "needs-heif": ["HEIC photo, which needs the extra heif", "HEIC photos, which need the extra heif"],
+  "needs-raw": ["raw file, which needs the extra raw", "raw files, which need the extra raw"],
+  "needs-video": ["video, which needs the extra video", "videos, which need the extra video"],
 };
 
 export class Indexing {
