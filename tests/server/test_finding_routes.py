@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -35,7 +36,8 @@ def index(place: Place) -> Iterator[Index]:
 
 
 def test_pieces_join_to_the_whole_index(client: TestClient, index: Index) -> None:
-    found, after = [], ""
+    found: list[str] = []
+    after: Any = ""
     for size in (5, 5, 3):
         piece = client.get("/api/photos", params={"k": 5} | ({"after": after} if after else {})).json()
         assert (piece["num_photos"], piece["num_passing"], len(piece["photos"])) == (13, 13, size)
