@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import HOME, ODD_ID, SMALL, Place, client_of, copy_place, make_place
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 import vsrn
@@ -26,6 +27,7 @@ from vsrn.encoders.explain import ExplainView
 from vsrn.search.build import update_index
 from vsrn.search.index import Index
 from vsrn.server.app import create_app
+from vsrn.server.photos import FileAnswer
 from vsrn.server.security import Access, Limits
 from vsrn.server.traffic import Metrics, Traffic
 
@@ -189,6 +191,27 @@ def test_the_original_is_sent_byte_for_byte_to_be_kept(client: TestClient, place
         assert not set(name) & set('<>"/&?')
         assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
         assert client.get("/api/path", params={"id": photo["id"]}).json() == {"path": str(index.path(photo["id"]))}
+
+
+def test_the_original_s_file_is_closed_when_its_client_goes(tmp_path: Path) -> None:
+    (tmp_path / "large.jpg").write_bytes(bytes(1_000_000))
+    file = (tmp_path / "large.jpg").open("rb")
+    sent: list[int] = []
+
+    async def send(message: Message) -> None:
+        sent.append(len(message.get("body", b"")))
+        if len(sent) == 3:
+            raise OSError("the client has gone")
+
+    async def wait() -> Message:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "asgi": {"spec_version": "2.4"}}
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(FileAnswer(file, 900_000, {})(scope, wait, send))
+    assert file.closed
+    assert 0 < sum(sent) < 900_000
 
 
 def test_paths_are_told_at_the_machine_of_the_service_alone(place: Place) -> None:

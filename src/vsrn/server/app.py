@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 import vsrn
@@ -37,7 +37,7 @@ from vsrn.server.answers import (
 )
 from vsrn.server.indexing import Indexer, ServedIndex
 from vsrn.server.indexing import routes as indexing_routes
-from vsrn.server.photos import Uploads, attachment, pieces_of
+from vsrn.server.photos import FileAnswer, Uploads, attachment
 from vsrn.server.security import Access, Guard, Limits
 from vsrn.server.service import Service
 from vsrn.server.traffic import Metrics, Traffic
@@ -200,8 +200,7 @@ async def original(service: Served, id: Id, v: Version = "") -> Response:
     """A photo's file, byte for byte as it was indexed, with all that a camera wrote into it."""
     record = await service.read(service.index.photo, id)
     headers = {"Content-Disposition": attachment(record.id), "Content-Length": str(record.size)}
-    content = pieces_of(await service.original(record), record.size)
-    return StreamingResponse(content, headers=headers | _kept(record, v), media_type="application/octet-stream")
+    return FileAnswer(await service.original(record), record.size, headers | _kept(record, v))
 
 
 @routes.get("/api/path", tags=["photos"], responses=problems(403, 404))

@@ -23,6 +23,8 @@ from urllib.parse import quote
 
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from vsrn.errors import PhotoError
 from vsrn.search.records import PhotoRecord
@@ -202,12 +204,24 @@ def open_unchanged(path: Path, record: PhotoRecord) -> BinaryIO:
     raise PhotoError("this photo has changed since it was indexed; run `vsrn index` again.")
 
 
-def pieces_of(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """The first `size` bytes of an open file, which is closed at the end."""
-    with file:
-        while size > 0 and (piece := file.read(min(PIECE_BYTES, size))):
-            size -= len(piece)
-            yield piece
+class FileAnswer(StreamingResponse):
+    """An open file as an answer, in pieces; it is closed when the answer has gone out, or its client has."""
+
+    def __init__(self, file: BinaryIO, size: int, headers: dict[str, str]) -> None:
+        """`size` is how many bytes are sent, however long the file has become."""
+        super().__init__(_pieces_of(file, size), headers=headers, media_type="application/octet-stream")
+        self.file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self.file:
+            await super().__call__(scope, receive, send)
+
+
+def _pieces_of(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size > 0 and (piece := file.read(min(PIECE_BYTES, size))):
+        size -= len(piece)
+        yield piece
 
 
 def attachment(photo_id: str) -> str:
