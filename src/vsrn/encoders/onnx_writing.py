@@ -109,7 +109,8 @@ def write_extractor(weights: Path, path: Path, *, halves: bool) -> str:
     Gives the fingerprint of the extractor with these weights, which is that of `GridExtractor` with the same. Raises
     `CheckpointError` where float16 does not hold them, or where the features change by it or by the export.
     """
-    # What they need takes long to import.
+    # What they need takes long to import, or is optional.
+    import onnx  # noqa: PLC0415
     from timm.layers import Conv2dSame  # noqa: PLC0415
 
     from vsrn.extractors.grid import GridExtractor, fine_tuned_network  # noqa: PLC0415
@@ -132,14 +133,22 @@ def write_extractor(weights: Path, path: Path, *, halves: bool) -> str:
     network.forward = network.forward_features
     axes = {PIXELS: {0: "photos", 2: "height", 3: "width"}, MAP: {0: "photos", 2: "rows", 3: "columns"}}
     model = trace(path, network, {PIXELS: torch.zeros(1, 3, kind.side, kind.side)}, [MAP], axes, whole=True)
-    _finish(model, padded, network.num_features, kind.metadata, halves=held)
+    _finish(model, padded, network.num_features, kind.metadata)
+    there = {tensor.name for tensor in model.graph.initializer}
+    # Of equal weights torch writes one, and an operation that copies it; the file is to have all of them.
+    for node in [node for node in model.graph.node if node.op_type == "Identity" and node.output[0] in tensors]:
+        model.graph.node.remove(node)
+    for name in tensors.keys() - there:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(tensors[name].numpy(), name))
+    if held:
+        halve(model.graph)
     write_atomically(path, model.SerializeToString())
     exported = OnnxGridExtractor(path, "cpu")
     _check_same(GridExtractor(weights, "cpu"), exported, weights)
     return exported.fingerprint
 
 
-def _finish(model: Any, padded: Mapping[str, int], features: int, metadata: dict[str, str], *, halves: bool) -> None:
+def _finish(model: Any, padded: Mapping[str, int], features: int, metadata: dict[str, str]) -> None:
     """Put the rows and columns that stride 2 needs into the convolutions, and what else a traced graph lacks."""
     import onnx  # noqa: PLC0415 - an optional package
 
@@ -156,8 +165,6 @@ def _finish(model: Any, padded: Mapping[str, int], features: int, metadata: dict
     (output,) = model.graph.output
     output.type.tensor_type.shape.dim[1].dim_value = features
     onnx.helper.set_model_props(model, metadata)
-    if halves:
-        halve(model.graph)
 
 
 def _check_same(before: GridExtractor, after: OnnxGridExtractor, weights: Path) -> None:
