@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ def quarters() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def pixels_of(content: bytes | Path, **options: int) -> Pixels:
+def pixels_of(content: bytes | Path, **options: Any) -> Pixels:
     photo = decode_photo(content, **options)
     assert photo.mode == "RGB"
     return np.asarray(photo)

@@ -22,6 +22,7 @@ from pathlib import Path, PurePath
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from vsrn.data.exif import ORIENTATION, date_of, orientation_of
 from vsrn.data.kinds import FIRST_BYTES, Kind, extra_module, installed, kind_of, ought_to_be_photo
 from vsrn.data.stills import END_BYTES, still_of
 from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
@@ -48,18 +49,10 @@ READ_TRIES = 3
 # Windows has no pipes among files, and must be told not to change line ends.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-_ORIENTATION = 0x0112
-_EXIF_IFD, _DATE_TAKEN, _DATE_DIGITIZED, _DATE_CHANGED = 0x8769, 0x9003, 0x9004, 0x0132
 _TIFF_BITS, _TIFF_SAMPLES, _TIFF_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 277, 278, 322, 323
-# As EXIF says it, 2024:05:17 14:03:00, and as programs do; what follows the time is a fraction or a zone.
-_DATE = re.compile(
-    r"\s*(\d{4})[:/.-]\s?(\d{1,2})[:/.-]\s?(\d{1,2})"
-    r"(?:[T\s]\s*(\d{1,2}):\s?(\d{1,2})(?::\s?(\d{1,2})(?:[.,]\d*)?)?\s*(?:Z|[+-]\d{1,2}:?\d{2})?)?\s*"
-)
 # Left, top and steps of the seven passes of an interlaced PNG.
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 _PIECE = 1 << 20
-_FIRST_YEAR, _LAST_YEAR = 1800, 2200
 
 
 @dataclass(frozen=True)
@@ -269,10 +262,10 @@ def _decode(
         if image.format == "PNG" and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
             _check_whole_png(content, name)
         picture = to_rgb(image, shrink_factor(image.size, target_size))
-        picture.getexif()[_ORIENTATION] = orientation = _orientation_of(image)
+        picture.getexif()[ORIENTATION] = orientation = orientation_of(image)
         ImageOps.exif_transpose(picture, in_place=True)
         # From 5 to 8, width and height change places.
-        return DecodedPhoto(picture, *(size[::-1] if 5 <= orientation <= 8 else size), _date_of(image))
+        return DecodedPhoto(picture, *(size[::-1] if 5 <= orientation <= 8 else size), date_of(image))
 
 
 def _draft_size(
@@ -375,39 +368,6 @@ def _check_whole_png(content: bytes, name: str) -> None:
         place += length + 12
     if unpacked < expected:
         raise PhotoError(f"{name} is cut short ({unpacked:,} of {expected:,} bytes of pixels); replace the file.")
-
-
-def _orientation_of(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        # Damaged EXIF is no reason to lose the photo: its pixels have been read.
-        return 1
-
-
-def _date_of(image: Image.Image) -> datetime | None:
-    """When the photo was taken, digitized, or else changed, by its EXIF: the first of them that is a real date."""
-    try:
-        exif = image.getexif()
-        camera = exif.get_ifd(_EXIF_IFD)
-        written = [camera.get(_DATE_TAKEN), camera.get(_DATE_DIGITIZED), exif.get(_DATE_CHANGED)]
-        return next((date for date in map(_as_date, written) if date is not None), None)
-    except Exception:
-        # As above.
-        return None
-
-
-def _as_date(written: object) -> datetime | None:
-    """A date of EXIF, by the clock that it was written by. Cameras whose clock was never set write zeros."""
-    text = written.decode("ascii", "replace") if isinstance(written, bytes) else str(written)
-    found = _DATE.fullmatch(text.partition("\0")[0])
-    if found is None or not _FIRST_YEAR <= int(found[1]) <= _LAST_YEAR:
-        return None
-    try:
-        year, month, day, hour, minute, second = (int(number or 0) for number in found.groups())
-        return datetime(year, month, day, hour, minute, second)
-    except ValueError:
-        return None
 
 
 def _one_line(error: BaseException) -> str:

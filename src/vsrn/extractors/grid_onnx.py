@@ -7,6 +7,7 @@ so regions agree to rounding, and the fingerprint of equal weights is the same.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -195,9 +196,11 @@ def make(argument: str, files: ExtractorFiles) -> RegionExtractor:
     check_no_names(NAME, files)
     if runs_without_torch(NAME, files.weights, files.device) and files.weights is not None:
         return OnnxGridExtractor(files.weights, files.device)
-    from vsrn.extractors.grid import GridExtractor  # noqa: PLC0415 - torch comes with it
-
-    return GridExtractor(files.weights, files.device)
+    # By its name, as other extractors are: it imports this module, and torch comes with it.
+    by_torch: RegionExtractor = importlib.import_module("vsrn.extractors.grid").GridExtractor(
+        files.weights, files.device
+    )
+    return by_torch
 
 
 def runs_without_torch(name: str, weights: Path | None, device: str) -> bool:
