@@ -125,7 +125,7 @@ def write_extractor(weights: Path, path: Path, *, halves: bool) -> str:
     padded = dict[str, int]()
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and type(module) is not nn.Conv2d:
-            # timm's Conv2dSame, which adds rows for stride 2 by the size of its input. That is even, as sides are multiples of 32.
+            # timm's Conv2dSame adds rows for stride 2 by the size of its input: even, as sides are multiples of 32.
             assert module.stride == (2, 2)
             padded[f"{name}.weight"] = module.kernel_size[0] - 2
             module.__class__ = nn.Conv2d
