@@ -136,7 +136,7 @@ def _decode(photo: Path) -> Image:
     from vsrn.data.photos import decode_photo
     from vsrn.encoders.draw import MOST_SIDE
 
-    return decode_photo(photo, target_size=MOST_SIDE)
+    return decode_photo(photo, target_size=MOST_SIDE // 2, always_twice=True)
 
 
 def _photo_of(index: Index, photo_id: str) -> Image:

@@ -54,14 +54,15 @@ class Continuations(Protocol):
 
 
 class ReadsOn(Protocol):
-    """A captioner: regions -> how captions begin and go on.
+    """A captioner: regions -> how captions begin and go on."""
 
-    longest        words of a caption, its end among them, as it was trained for
-    vocabulary_size  V
-    """
+    @property
+    def longest(self) -> int:
+        """Words of a caption, its end among them, as it was trained for."""
 
-    longest: int
-    vocabulary_size: int
+    @property
+    def vocabulary_size(self) -> int:
+        """V, <pad> and the like among them."""
 
     def begin(self, regions: FloatArray, counts: IntArray | None) -> Continuations:
         """(B, N, D) reasoned regions, (B,) real ones of each or None for all -> their captions, not begun."""

@@ -111,7 +111,6 @@ def write_extractor(weights: Path, path: Path, *, halves: bool) -> str:
     """
     # What they need takes long to import, or is optional.
     import onnx  # noqa: PLC0415
-    from timm.layers import Conv2dSame  # noqa: PLC0415
 
     from vsrn.extractors.grid import GridExtractor, fine_tuned_network  # noqa: PLC0415
     from vsrn.extractors.grid_onnx import MAP, PIXELS, OnnxGridExtractor  # noqa: PLC0415
@@ -125,8 +124,8 @@ def write_extractor(weights: Path, path: Path, *, halves: bool) -> str:
     held = all(bool((tensor == tensor.half()).all()) for tensor in tensors.values())
     padded = dict[str, int]()
     for name, module in network.named_modules():
-        if isinstance(module, Conv2dSame):
-            # It adds rows for stride 2 by the size of its input. That is even, as sides are multiples of 32.
+        if isinstance(module, nn.Conv2d) and type(module) is not nn.Conv2d:
+            # timm's Conv2dSame adds rows for stride 2 by the size of its input: even, as sides are multiples of 32.
             assert module.stride == (2, 2)
             padded[f"{name}.weight"] = module.kernel_size[0] - 2
             module.__class__ = nn.Conv2d

@@ -139,7 +139,9 @@ class PlainCaptioner:
             after = self.cell(gates[:, place], state, f"encoder.{{}}_hh_l0{direction}")
             # What is no region leaves the state as it was.
             here = real[:, place, None]
-            memory = None if after.memory is None else np.where(here, after.memory, state.memory)
+            memory = None
+            if after.memory is not None and state.memory is not None:
+                memory = np.where(here, after.memory, state.memory)
             state = State(np.where(here, after.hidden, state.hidden), memory)
             states[:, place] = state.hidden
         return states, state
