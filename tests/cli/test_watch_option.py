@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,14 @@ def test_it_indexes_again_what_changes_until_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vsrn", "index", str(photos), "-o", str(idx), "--watch"]
     command += ["--model", str(export_colours(tmp_path / "model")), "--plugin", "colour_extractor"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+    # Where the tests run in the background, Ctrl-C may be ignored, and children inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with (
+        subprocess.Popen(command, **pipes, text=True, env=environment, preexec_fn=heed) as run,  # noqa: PLW1509
+        contextlib.ExitStack() as at_the_end,
+    ):
+        at_the_end.callback(run.kill)
         assert run.stdout is not None
         assert run.stderr is not None
         assert run.stdout.readline() == f"{idx}: 3 photos (3 new, 0 read again, 0 gone)\n"
@@ -37,8 +46,6 @@ def test_it_indexes_again_what_changes_until_ctrl_c(tmp_path: Path) -> None:
         while (new, moved) != (1, 1) and (line := run.stdout.readline()):
             counts = r"\((\d) new, 0 read again, (?:(\d) moved, )?0 gone\)"
             found = re.fullmatch(rf"\d{{4}}-\d\d-\d\d [\d:]{{8}} .*idx: [34] photos {counts}\n", line)
-            if found is None:
-                run.kill()
             assert found, line
             new, moved = new + int(found[1]), moved + int(found[2] or 0)
         run.send_signal(signal.SIGINT)
