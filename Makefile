@@ -53,7 +53,7 @@ docs: setup
 	$(BIN)/mkdocs build --strict
 
 bench: setup
-	for script in start_up loading extraction encoding caption_gru training_step ranking evaluation memory search serve; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in start_up photos loading extraction encoding caption_gru training_step ranking evaluation memory search serve; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
 
 clean:

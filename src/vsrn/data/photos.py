@@ -277,8 +277,7 @@ def _draft_size(
         scale *= 2
     if target_size is None:
         return size[0] // scale, size[1] // scale
-    # An eighth has one number of each block of 8 x 8 unpacked, which is a fifth less work in all than a quarter. Of 16
-    # photos of 12 megapixels the embeddings from both have a cosine of 0.9985 at the least.
+    # The embeddings of 16 photos of 12 megapixels, from an eighth and a quarter, have a cosine of 0.9985 at least.
     if not always_twice and min(size) // 8 >= target_size - target_size // 16:
         return size[0] // 8, size[1] // 8
     return min(size[0] // scale, 2 * target_size), min(size[1] // scale, 2 * target_size)
