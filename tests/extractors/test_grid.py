@@ -7,15 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import timm
 import torch
+from fine_tuned_grid import save_fine_tuned
 from PIL import Image
 from safetensors.torch import save_file
 
 from vsrn.devices import PACES
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.base import RegionExtractor, extractor_names, make_extractor, prepare_photo
-from vsrn.extractors.grid import GridExtractor, load_network, weights_path, window_boxes
+from vsrn.extractors.grid import (
+    GridExtractor,
+    GridKind,
+    fine_tuned_network,
+    load_network,
+    weights_path,
+    window_boxes,
+    write_fine_tuned,
+)
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +246,84 @@ def test_extractors_are_made_by_name() -> None:
         make_extractor("grid:7x7")
     with pytest.raises(ConfigError, match=r"no extractor 'gird'.*Did you mean 'grid'\?"):
         make_extractor("gird")
+
+
+def other_network(path: Path, network: str = "tf_efficientnet_lite2", side: int = 320) -> Any:
+    """Random weights of another network of the family, saved as a file; gives timm's network with what was saved."""
+    torch.manual_seed(3)
+    made = timm.create_model(network, num_classes=5).eval()
+    write_fine_tuned(path, made, GridKind(network, side))
+    made.load_state_dict(
+        {name: t.half().float() if t.is_floating_point() else t for name, t in made.state_dict().items()}
+    )
+    return made
+
+
+def test_a_file_may_name_a_larger_network_of_the_family_and_a_side(tmp_path: Path) -> None:
+    oracle = other_network(tmp_path / "lite2.safetensors")
+    extractor, photo = make_extractor("grid", tmp_path / "lite2.safetensors", device="cpu"), drawn(4)
+    assert isinstance(extractor, GridExtractor)
+    assert (extractor.photo_size, extractor.num_regions, extractor.feature_dim) == (320, 36, 1280)
+    pixels = np.asarray(photo.resize((320, 320), Image.Resampling.BICUBIC), np.float32)
+    with torch.inference_mode():
+        feature_map = oracle.forward_features(torch.tensor((pixels - 127) / 128).permute(2, 0, 1)[None])[0]
+    assert feature_map.shape == (1280, 10, 10)
+    largest = float(feature_map.abs().max())
+    prepared = extractor.prepare(photo)
+    (regions,) = extractor([prepared])
+    for features, box in zip(regions.features, regions.boxes, strict=True):
+        left, top, right, bottom = (round(float(edge) * 10) for edge in box)
+        window = feature_map[:, top:bottom, left:right].mean(dim=(1, 2))
+        assert np.abs(features - window.numpy()).max() < 1e-4 * largest
+    # Cells are those of the same map, which is read once for both.
+    again, cells = extractor.with_cells(photo, prepared)
+    np.testing.assert_array_equal(again.features, regions.features)
+    np.testing.assert_allclose(cells.features, feature_map.flatten(1).T.numpy(), atol=1e-4 * largest)
+    np.testing.assert_array_equal(extractor.cells(photo).features, cells.features)
+
+
+def test_network_and_side_are_part_of_the_fingerprint_of_files_that_name_others(tmp_path: Path) -> None:
+    tensors = {key: tensor.contiguous() for key, tensor in fine_tuned(1).items()}
+    says: dict[str, dict[str, str] | None] = {
+        "nothing": None,
+        "the-first": {"network": "tf_efficientnet_lite0", "side": "224", "format": "pt"},
+        "larger": {"side": "256"},
+        "largest": {"side": "640"},
+    }
+    prints = {}
+    for name, metadata in says.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors", metadata)
+        prints[name] = GridExtractor(tmp_path / f"{name}.safetensors", "cpu").fingerprint
+    assert prints["nothing"] == prints["the-first"]
+    assert len(set(prints.values())) == 3
+
+
+def test_networks_and_sides_that_are_not_known_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    tensors = {key: tensor.contiguous() for key, tensor in fine_tuned(1).items()}
+    for metadata in (
+        {"network": "resnet50"},
+        {"network": "hf_hub:somebody/model"},
+        {"network": "tf_efficientnet_lite0", "side": "225"},
+        {"side": "64"},
+        {"side": "672"},
+        {"side": "\u0663\u0662\u0660"},
+        {"side": "1e9"},
+        {"network": "x" * 100_000, "side": "320"},
+    ):
+        save_file(tensors, path, metadata)
+        with pytest.raises(CheckpointError, match="vsrn's grid reads tf_efficientnet_lite0 to tf") as refused:
+            GridExtractor(path)
+        assert len(str(refused.value)) < 600
+    save_file(tensors, path, {"network": "tf_efficientnet_lite1"})
+    with pytest.raises(CheckpointError, match="does not fit the network: it misses"):
+        GridExtractor(path)
+
+
+def test_the_written_file_is_the_same_extractor_again(tmp_path: Path) -> None:
+    network, kind = fine_tuned_network(save_fine_tuned(tmp_path / "halves.safetensors"))
+    write_fine_tuned(tmp_path / "again.safetensors", network, kind)
+    prints = [GridExtractor(tmp_path / f"{name}.safetensors", "cpu").fingerprint for name in ("halves", "again")]
+    assert prints[0] == prints[1]
+    with safetensors.safe_open(tmp_path / "again.safetensors", framework="numpy") as opened:
+        assert not opened.metadata()

@@ -240,11 +240,12 @@ class BackEnd(ABC):
     def _extract(self, photo: Photo, *, with_cells: bool) -> tuple[Regions, Regions | None]:
         """The regions of a photo, and with `with_cells` the smaller ones of an extractor that has them, or None."""
         from vsrn.data.pictures import name_of, picture_of  # noqa: PLC0415 - sentences need neither torch nor Pillow
-        from vsrn.extractors.base import prepare_pixels  # noqa: PLC0415
+        from vsrn.extractors.base import ReadsCells, prepare_pixels  # noqa: PLC0415
 
         extractor = self.extractor
         picture = picture_of(photo, extractor.photo_size)
-        (regions,) = self.extract([prepare_pixels(extractor, picture, name_of(photo))])
-        cells_of = getattr(extractor, "cells", None) if with_cells else None
+        prepared = prepare_pixels(extractor, picture, name_of(photo))
         with self._extracting:
-            return regions, None if cells_of is None else cells_of(picture)
+            if with_cells and isinstance(extractor, ReadsCells):
+                return extractor.with_cells(picture, prepared)
+            return extractor([prepared])[0], None

