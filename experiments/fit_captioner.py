@@ -68,6 +68,7 @@ def main(
     *,
     data: Data,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    start_from: Path | None = None,
     epochs: int = 12,
     reward_epochs: int = 10,
     learning_rate: float = 1e-3,
@@ -83,6 +84,7 @@ def main(
         run: A model.
         data: Its regions.
         output: Folder of the model with its captioner.
+        start_from: A model whose captioner, of the same sizes, this one goes on from; by default it is fresh.
         epochs: Passes over the captions of people.
         reward_epochs: Passes over the photos with captions of its own, after that.
         learning_rate: Adam's at first; a cosine leads it to 0.
@@ -96,6 +98,10 @@ def main(
     stored = with_captioner(read_model(run), CaptionerConfig(True, "gru", False, hidden_dim, word_dim, dropout, 40))
     captioner = stored.model.captioner
     assert captioner is not None
+    if start_from is not None:
+        learned = read_model(start_from).model.captioner
+        assert learned is not None
+        captioner.load_state_dict(learned.state_dict())
     learn, choose = (
         photos_of(stored.model, split, stored.vocabulary)
         for split in open_training_splits(replace(stored.config, data=replace(stored.config.data, path=data.path)))
