@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -34,7 +33,14 @@ from vsrn.data.splits import Split
 from vsrn.data.vocabulary import UNK, Vocabulary
 from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.extractors.base import make_extractor
-from vsrn.extractors.grid import POOLED_SIDE, GridKind, fine_tuned_network, write_fine_tuned
+from vsrn.extractors.grid import (
+    POOLED_SIDE,
+    GridKind,
+    fine_tuned_network,
+    load_network,
+    weights_path,
+    write_fine_tuned,
+)
 from vsrn.extractors.provenance import kept_weights
 from vsrn.metrics import EncodedSplit, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import MatchingModel
@@ -104,7 +110,7 @@ def main(
         photos: Folder of the photos.
         run: A model trained on their regions.
         output: Folder of the fine-tuned model, its extractor's weights among it.
-        weights: Of the network, where RUN does not keep them.
+        weights: Of the network [default: those that RUN keeps, else the installed ones].
         epochs: Passes over the photos, each with all its captions.
         learning_rate: Of the network's last stages; a cosine leads it to 0.
         head_learning_rate: Of the encoders.
@@ -117,8 +123,9 @@ def main(
     stored = read_model(run)
     started_from = weights or kept_weights(run)
     if started_from is None:
-        sys.exit(f"error: {run} keeps no weights of an extractor; name them with --weights.")
-    stages = Stages(*fine_tuned_network(started_from))
+        stages = Stages(load_network(weights_path()), GridKind())
+    else:
+        stages = Stages(*fine_tuned_network(started_from))
     learn, choose = open_training_splits(stored.config)
     (output / "state").mkdir(parents=True, exist_ok=True)
     learned = early_maps(stages, photos, learn, output / "state/learn.f16", VIEWS)
