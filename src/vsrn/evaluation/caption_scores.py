@@ -109,23 +109,35 @@ def bleu_4(counts: FloatArray) -> FloatArray:
 
 def cider_d(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> FloatArray:
     """(num_images,) CIDEr-D of each image, from 0 to 10."""
-    images_with = Counter(
-        gram for people in references for gram in {gram for words in people for gram in _grams(words)}
+    score = CiderD(references)
+    return np.array(
+        [score(words, people) for words, people in zip(candidates, references, strict=True)], dtype=np.float64
     )
 
-    def weights_of(words: Words) -> dict[Gram, float]:
-        counts = Counter(_grams(words)).items()
-        return {gram: count * math.log(len(references) / max(1, images_with[gram])) for gram, count in counts}
 
-    scores = []
-    for words, people in zip(candidates, references, strict=True):
-        weights = weights_of(words)
+class CiderD:
+    """CIDEr-D of single captions, with n-grams weighed by how many images of a corpus have them."""
+
+    def __init__(self, references: Sequence[Sequence[Words]]) -> None:
+        """references   the captions of each image of the corpus, split into words."""
+        self.num_images = len(references)
+        self.images_with = Counter(
+            gram for people in references for gram in {gram for words in people for gram in _grams(words)}
+        )
+
+    def __call__(self, words: Words, people: Sequence[Words]) -> float:
+        """A caption and those that people wrote of the same image -> 0 to 10."""
+        weights = self._weights_of(words)
         similarities = [
-            math.exp(-((len(words) - len(person)) ** 2) / (2 * SIGMA**2)) * _clipped_cosine(weights, weights_of(person))
+            math.exp(-((len(words) - len(person)) ** 2) / (2 * SIGMA**2))
+            * _clipped_cosine(weights, self._weights_of(person))
             for person in people
         ]
-        scores.append(10 * sum(similarities) / len(similarities))
-    return np.array(scores, dtype=np.float64)
+        return 10 * sum(similarities) / len(similarities)
+
+    def _weights_of(self, words: Words) -> dict[Gram, float]:
+        counts = Counter(_grams(words)).items()
+        return {gram: count * math.log(self.num_images / max(1, self.images_with[gram])) for gram, count in counts}
 
 
 def _clipped_cosine(caption: Mapping[Gram, float], reference: Mapping[Gram, float]) -> float:
