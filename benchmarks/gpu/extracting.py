@@ -18,7 +18,7 @@ from vsrn.extractors.bottom_up.network import ProposalRules, SelectionRules
 from vsrn.extractors.grid import GridExtractor
 
 # Fine-tuned EfficientNet-Lite0, which comes with the package.
-GRID_WEIGHTS = Path(vsrn.__file__).parent / "pretrained" / "flickr8k-small" / "extractor.safetensors"
+GRID_WEIGHTS = Path(vsrn.__file__).parent / "pretrained" / "flickr8k-small" / "extractor.onnx"
 
 
 def photos(number: int, width: int, height: int) -> list[Image.Image]:

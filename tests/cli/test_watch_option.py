@@ -27,9 +27,15 @@ def test_it_indexes_again_what_changes_until_ctrl_c(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     # Where the tests run in the background, Ctrl-C may be ignored, and children inherit that.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with (
-        subprocess.Popen(command, **pipes, text=True, env=environment, preexec_fn=heed) as run,  # noqa: PLW1509
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            preexec_fn=heed,  # noqa: PLW1509
+        ) as run,
         contextlib.ExitStack() as at_the_end,
     ):
         at_the_end.callback(run.kill)
