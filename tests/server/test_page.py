@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chrome import NEEDS_CHROMIUM, chromium
+from chrome import NEEDS_CHROMIUM
 from playwright.sync_api import Browser, Page, Route, expect
 from serving import ODD_ID, Place, make_place, serving
 
@@ -22,12 +22,6 @@ SENTENCE = "a dark red light"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("place"), num_photos=40)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from datetime import date, datetime
 from pathlib import Path
 
 import pytest
-from chrome import NEEDS_CHROMIUM, chromium
+from chrome import NEEDS_CHROMIUM
 from colours import export_colours, save_photo
 from playwright.sync_api import Browser, Page, Route, expect
 from serving import Place, serving
@@ -42,18 +42,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def index(place: Place) -> Iterator[Index]:
     with place.open() as index:
         yield index
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def address(place: Place) -> Iterator[str]:
-    with serving(place) as address:
-        yield address
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
-from chrome import NEEDS_CHROMIUM, chromium
+from chrome import NEEDS_CHROMIUM
 from playwright.sync_api import Browser, expect
 from serving import Place, make_place, serving, serving_a_page
 
@@ -21,18 +20,6 @@ SENTENCE = "a dark red light"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("place"), num_photos=30)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def address(place: Place) -> Iterator[str]:
-    with serving(place) as address:
-        yield address
 
 
 def test_a_phone_is_wide_enough_and_the_first_tap_opens(browser: Browser, address: str, place: Place) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chrome import NEEDS_CHROMIUM, chromium
+from chrome import NEEDS_CHROMIUM
 from colours import save_photo
 from playwright.sync_api import Browser, expect
 from serving import Place, copy_place, make_place, serving, serving_a_page
@@ -19,12 +18,6 @@ from vsrn.server.security import Access
 pytestmark = NEEDS_CHROMIUM
 
 TOKEN = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chrome import NEEDS_CHROMIUM, chromium
+from chrome import NEEDS_CHROMIUM
 from PIL import Image
 from playwright.sync_api import Browser, CDPSession, Page, Route, expect
-from serving import Place, make_real_place, serving
+from serving import Place, make_real_place
 
 from vsrn.metrics import FloatArray
 from vsrn.search.build import update_index
@@ -34,18 +34,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         photo.resize((4000, 500)).save(place.photos / PANORAMA)
     update_index(place.photos, place.idx)
     return place
-
-
-@pytest.fixture(scope="module")
-def address(place: Place) -> Iterator[str]:
-    with serving(place) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

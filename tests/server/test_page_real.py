@@ -6,13 +6,12 @@ pytest tests/server/test_page_real.py --pictures docs/images
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chrome import NEEDS_CHROMIUM, chromium
+from chrome import NEEDS_CHROMIUM
 from playwright.sync_api import Browser, Page, ViewportSize, expect
-from serving import PHOTOS, Place, make_real_place, serving
+from serving import PHOTOS, Place, make_real_place
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -24,18 +23,6 @@ PHONE: ViewportSize = {"width": 390, "height": 780}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_real_place(tmp_path_factory.mktemp("place"))
-
-
-@pytest.fixture(scope="module")
-def address(place: Place) -> Iterator[str]:
-    with serving(place) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 def ask(page: Page) -> None:

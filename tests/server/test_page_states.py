@@ -6,12 +6,12 @@ To look at them: pytest tests/server/test_page_states.py --pictures FOLDER
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from chrome import NEEDS_CHROMIUM, chromium
+from chrome import NEEDS_CHROMIUM
 from playwright.sync_api import Browser, Page, Route, ViewportSize, expect
 from serving import Place, make_real_place, serving
 
@@ -28,18 +28,6 @@ PHONE: ViewportSize = {"width": 390, "height": 844}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_real_place(tmp_path_factory.mktemp("place"))
-
-
-@pytest.fixture(scope="module")
-def address(place: Place) -> Iterator[str]:
-    with serving(place) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 def ask(page: Page, sentence: str) -> None:

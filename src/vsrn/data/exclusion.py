@@ -54,7 +54,7 @@ class Exclusion:
         return hidden or name in self._told or self._is_named(f"{name}/")
 
     def has_file(self, name: str) -> bool:
-        """The same of a file, whose own folder is not."""
+        """Whether a file is left out, by its path, where its folder is not."""
         return posixpath.basename(name).startswith(".") or self._is_named(name)
 
     def has_photo(self, photo_id: str) -> bool:

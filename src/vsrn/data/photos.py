@@ -142,9 +142,7 @@ def read_photo(
     the memory that decoding will take, at most `BYTES_PER_PIXEL` times `max_pixels` or `LEAST_MEMORY`. A JPEG may have
     `JPEG_EXCESS` times as many pixels; it is then decoded at a fraction that has no more than `max_pixels`.
 
-    Raises `PhotoError`, and nothing else, whatever the bytes are.
-
-    Pillow's own warnings about odd files are switched off for the whole process: they name no file.
+    Raises `PhotoError`, and nothing else, whatever the bytes are. Pillow's warnings, which name no file, are off.
     """
     if isinstance(source, Path):
         name = name or str(source)

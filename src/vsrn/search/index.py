@@ -1,10 +1,9 @@
-"""An index of photos as those see it who ask: sentences, photos or vectors in, hits out.
+"""An open index of photos: sentences, photos or vectors in, hits out.
 
     with vsrn.open_index("idx/") as index:
         index.search("two dogs play on a beach", k=5)     # [Hit(id, score, path), ...]
 
-Nothing here writes. Threads may share an index, and another process may add to it meanwhile: every call sees the
-index as one commit left it.
+Threads may share an index, and another process may add to it meanwhile: a call sees the index as one commit left it.
 """
 
 from __future__ import annotations
@@ -44,7 +43,6 @@ from vsrn.search.layout import (
 )
 from vsrn.search.mixing import mixed
 from vsrn.search.records import REMEDY, PhotoRecord, SkippedRecord, State, View
-from vsrn.search.roots import Root
 from vsrn.search.where import Where
 
 # A compaction may replace the files between reading the records and opening them, hardly ever twice in a row.
@@ -165,7 +163,7 @@ class Index(Closing):
         return [hit for hit in found if hit.id != photo_id][:k]
 
     def fold(self, hits: Sequence[Hit]) -> list[Hit]:
-        """Hits in which those that are `alike` an earlier one stand behind it, in its `alike`."""
+        """The hits without those that look like an earlier one, which has them in its `alike`."""
         groups = self.alike([hit.photo for hit in hits])
         return [replace(hits[first], alike=tuple(hits[place] for place in rest)) for first, *rest in groups]
 
@@ -284,9 +282,8 @@ class Index(Closing):
     def explain(self, photo_id: str, sentence: str, view: ExplainView | None = None) -> Explanation:
         """Where in a photo its match with a sentence, and each word of it, lies; views as in `Encoder.explain`.
 
-        Reads the regions that the index keeps, so nothing is extracted and no torch is needed. Raises what `regions`
-        raises, and for another view than "sentence" `CheckpointError` where the index's model is from before encoders
-        gave their reasoned regions.
+        Reads the regions that the index keeps. Raises what `regions` raises, and for another view than "sentence"
+        `CheckpointError` where the index's model is from before encoders gave their reasoned regions.
         """
         regions = self.regions(photo_id)
         return explain_regions(self.encoder, regions, sentence, view, self.info.names.labels_of(regions))
@@ -377,7 +374,7 @@ class Index(Closing):
         return photo
 
     def _unknown(self, view: View, name: str) -> UnknownPhotoError:
-        below = " and ".join(_ids_in(root) for root in view.roots())
+        below = " and ".join(root.meaning_of_ids for root in view.roots())
         return UnknownPhotoError(f"{self.folder} holds no photo '{printable(name)}'; ids are paths {below}.")
 
 
@@ -401,9 +398,3 @@ def _nearest_photos(
                     raise SearchError(f"the vector of '{photo.id}' is not what was written; {REMEDY}")
             return known[:k]
         wanted *= 2
-
-
-def _ids_in(root: Root) -> str:
-    """Where the paths that ids of a folder are lead."""
-    after = f" after '{printable(root.label)}/'" if root.label else ""
-    return f"below {printable(root.path)}{after}"

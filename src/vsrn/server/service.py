@@ -169,7 +169,7 @@ class Service:
         return await self.read(self.index.search_vector, vector, k, where)
 
     async def fold(self, hits: list[Hit], fold: bool) -> list[Hit]:
-        """The hits, with those that look the same as an earlier one behind it where that is asked for."""
+        """The hits, by `Index.fold` where that is asked for."""
         return await self.read(self.index.fold, hits) if fold else hits
 
     async def photo(self, record: PhotoRecord, large: bool = False) -> bytes:
