@@ -6,7 +6,6 @@ An unknown, ill-typed or contradictory field raises `ConfigError` naming the nea
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import re
 import sys
@@ -22,7 +21,7 @@ from msgspec import Meta
 
 from vsrn.errors import ConfigError, DataError
 from vsrn.files import read_text
-from vsrn.other_names import FIELD_CALLED
+from vsrn.other_names import nearest_field, siblings
 
 RegionOrder = Literal["stored", "reversed", "shuffled", "centre-out", "centre-in"]
 EFFICIENTNET = "efficientnet-lite0"
@@ -54,8 +53,7 @@ class DataConfig:
     validation: str = "dev"
     """Split that chooses the best model; `val` and `dev` stand for each other."""
     held_out: str = ""
-    """Text file of image ids, one per line: taken out of `train` and used to choose the best model
-    instead of `validation`."""
+    """Text file of image ids, one per line, taken out of `train` to choose the best model instead of `validation`."""
     vocabulary: str = ""
     """Vocabulary file from `vsrn vocab`; empty builds one from the captions learned from."""
     min_count: Count = 4
@@ -228,8 +226,7 @@ class TrainConfig:
     schedule: Literal["step", "cosine"] = "step"
     """How the learning rate falls: by learning_rate_drop, or along half a cosine to 0 at the last step."""
     learning_rate_drop: list[Count] = field(default_factory=lambda: [15])
-    """Epochs after which the learning rate is divided by 10, with the schedule "step"; those beyond the last epoch
-    change nothing."""
+    """Epochs after which the learning rate is divided by 10, with the schedule "step"."""
     warm_up_steps: CountOrZero = 0
     """Steps over which the learning rate rises evenly from 0 at first."""
     gradient_clip: PositiveOrZero = 2.0
@@ -352,7 +349,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "train.learning_rate_drop must be rising epochs, such as [10, 20]"
     if train.init_from and data.word_vectors:
         yield "train.init_from brings the vectors of words with it; leave out data.word_vectors"
-    if not is_pretrained_text(config.model.text_encoder):
+    if not config.model.text_encoder.startswith(PRETRAINED_TEXT):
         if config.model.text != TextConfig():
             yield 'model.text is for model.text_encoder = "hf:NAME"; leave it out'
     elif data.vocabulary or data.word_vectors or config.model.caption_bidirectional:
@@ -372,48 +369,18 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "model.network.crop_size must be at most model.network.photo_size"
 
 
-def is_pretrained_text(text_encoder: str) -> bool:
-    """Whether a `model.text_encoder` names a model in Hugging Face's layout."""
-    return text_encoder.startswith(PRETRAINED_TEXT)
-
-
 def _check_names(table: dict[str, Any], where: str, prefix: str = "") -> None:
     """Raise `ConfigError` on a field that is not there, naming the nearest one, or on a number beyond 64 bits."""
     for name, value in table.items():
         if prefix + name not in config_fields():
-            near = nearest_field(name, prefix)
-            hint = f" Did you mean '{near}'?" if near else f" It has {', '.join(_siblings(prefix))}."
+            near = nearest_field(name, prefix, config_fields())
+            hint = f" Did you mean '{near}'?" if near else f" It has {', '.join(siblings(prefix, config_fields()))}."
             raise ConfigError(f"{where}: there is no field {prefix}{name}.{hint}")
         numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
         if not all(-(2**63) <= number < 2**63 for number in numbers):
             raise ConfigError(f"{where}: {prefix}{name} is beyond the 64 bits that TOML allows.")
         if isinstance(value, dict) and dataclasses.is_dataclass(config_fields()[prefix + name]):
             _check_names(value, where, prefix=f"{prefix}{name}.")
-
-
-def nearest_field(name: str, prefix: str = "") -> str | None:
-    """The field, such as "train.epochs", that a wrong name means, or None.
-
-    name    without the section
-    prefix  the section it was looked for in, such as "train."
-
-    It is the field of that very name elsewhere, else the one that other code calls so, else one spelt alike in this
-    section, else one spelt alike elsewhere.
-    """
-    name = name.replace("-", "_")
-    if name not in [dotted.rpartition(".")[2] for dotted in config_fields()] and name.lower() in FIELD_CALLED:
-        return FIELD_CALLED[name.lower()]
-    for fields, cutoff in ((config_fields(), 1.0), (_siblings(prefix), 0.6), (config_fields(), 0.6)):
-        known = {dotted.rpartition(".")[2]: dotted for dotted in fields}
-        for near in difflib.get_close_matches(name, known, n=1, cutoff=cutoff):
-            return known[near]
-    return None
-
-
-def _siblings(prefix: str) -> list[str]:
-    return [
-        dotted for dotted in config_fields() if dotted.startswith(prefix) and "." not in dotted.removeprefix(prefix)
-    ]
 
 
 @functools.cache

@@ -1,9 +1,12 @@
-"""What fields of a config are called elsewhere, so that whoever types such a name is told ours.
+"""Which field of a config a wrong name means, and what fields are called elsewhere.
 
 From the code of VSRN (2019), SCAN and VSE++, and from other trainers; docs/published.md compares the options of 2019.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
 
 _NAMES = {
     "data.path": "data_path data_name data_dir dataset",
@@ -50,3 +53,28 @@ _NAMES = {
     "train.loggers": "logger wandb tensorboard report_to",
 }
 FIELD_CALLED = {name: field for field, names in _NAMES.items() for name in names.split()}
+
+
+def nearest_field(name: str, prefix: str, fields: Collection[str]) -> str | None:
+    """The field, such as "train.epochs", that a wrong name means, or None.
+
+    name    without the section
+    prefix  the section it was looked for in, such as "train.", or ""
+    fields  every field and section by its dotted name (`config_fields`)
+
+    It is the field of that very name elsewhere, else the one that other code calls so, else one spelt alike in this
+    section, else one spelt alike elsewhere.
+    """
+    name = name.replace("-", "_")
+    if name not in [dotted.rpartition(".")[2] for dotted in fields] and name.lower() in FIELD_CALLED:
+        return FIELD_CALLED[name.lower()]
+    for some, cutoff in ((fields, 1.0), (siblings(prefix, fields), 0.6), (fields, 0.6)):
+        known = {dotted.rpartition(".")[2]: dotted for dotted in some}
+        for near in difflib.get_close_matches(name, known, n=1, cutoff=cutoff):
+            return known[near]
+    return None
+
+
+def siblings(prefix: str, fields: Collection[str]) -> list[str]:
+    """The fields of a section, such as "train.", by their dotted names."""
+    return [dotted for dotted in fields if dotted.startswith(prefix) and "." not in dotted.removeprefix(prefix)]

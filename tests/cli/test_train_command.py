@@ -11,10 +11,10 @@ from worlds import make_store
 
 from vsrn.cli import run_command
 from vsrn.cli.train import as_typed, main_for
-from vsrn.config import config_fields, nearest_field, read_config
+from vsrn.config import config_fields, read_config
 from vsrn.configs import config_names
 from vsrn.errors import ConfigError
-from vsrn.other_names import FIELD_CALLED
+from vsrn.other_names import FIELD_CALLED, nearest_field
 
 
 def test_the_example_of_the_help_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_a_slip_is_answered_by_the_right_option(typed: str, meant: str, capsys: 
 def test_every_other_name_leads_to_a_field_and_hides_none() -> None:
     assert set(FIELD_CALLED.values()) <= config_fields().keys()
     assert not FIELD_CALLED.keys() & {field.rpartition(".")[2] for field in config_fields()}
-    assert nearest_field("embed_size", "model.") == "model.joint_dim"
+    assert nearest_field("embed_size", "model.", config_fields()) == "model.joint_dim"
     with pytest.raises(ConfigError, match=r"Did you mean --train\.learning_rate"):
         as_typed(["--LR", "1"])
 
@@ -102,6 +102,6 @@ def test_the_page_of_2019s_options_and_the_hints_agree() -> None:
     rows = re.findall(r"^\| (`--.*?) \| (.*) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
     for options, ours in rows:
         for name in re.findall(r"--(\w+)", options):
-            meant = nearest_field(name)
+            meant = nearest_field(name, "", config_fields())
             if f"`--{name}`" in options and ours != "none" and meant is not None and "-o" not in ours:
                 assert meant.rpartition(".")[2] in ours, name

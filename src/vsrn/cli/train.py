@@ -11,9 +11,10 @@ import tyro
 
 from vsrn.cli.options import Json, print_json, say_unknown_share
 from vsrn.cli.progress import ProgressBar, mute, say
-from vsrn.config import Config, config_fields, nearest_field, read_config
+from vsrn.config import Config, config_fields, read_config
 from vsrn.configs import find_config
 from vsrn.errors import ConfigError
+from vsrn.other_names import nearest_field
 
 if TYPE_CHECKING:
     from vsrn.metrics import RetrievalMetrics
@@ -36,7 +37,7 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
             option, equals, after = argument.partition("=")
             name = option[2:].replace("-", "_")
             section, _, last = name.rpartition(".")
-            meant = None if name in options else nearest_field(last, f"{section}." if section else "")
+            meant = None if name in options else nearest_field(last, f"{section}." if section else "", config_fields())
             if meant is not None:
                 raise ConfigError(f"there is no option {option}. Did you mean --{meant}?")
             kind, value = fields.get(name), after if equals else None

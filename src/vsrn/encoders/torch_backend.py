@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from vsrn.config import PRETRAINED_TEXT, is_pretrained_text
+from vsrn.config import PRETRAINED_TEXT
 from vsrn.data.photo_splits import made_ready
 from vsrn.data.regions import RegionNames
 from vsrn.data.splits import CaptionedImages
@@ -102,7 +102,7 @@ class StoredEncoder(Encoder):
         data, here = self.config.data, ("path", "photos", "annotations", "held_out", "vocabulary", "word_vectors")
         shortened: dict[str, Any] = {field: Path(getattr(data, field)).name for field in here}
         model, source = self.config.model, Path(self.config.model.text_encoder.removeprefix(PRETRAINED_TEXT))
-        if is_pretrained_text(model.text_encoder) and (source.is_absolute() or source.exists()):
+        if model.text_encoder.startswith(PRETRAINED_TEXT) and (source.is_absolute() or source.exists()):
             model = replace(model, text_encoder=f"{PRETRAINED_TEXT}{source.name}")
         named = replace(self.config, data=replace(data, **shortened), model=model)
         write_model(folder, replace(self.stored, config=named))

@@ -9,7 +9,7 @@ from typing import Generic, cast
 
 from typing_extensions import TypeVar
 
-from vsrn.config import Config, ModelConfig, config_to_toml, is_pretrained_text, read_config
+from vsrn.config import PRETRAINED_TEXT, Config, ModelConfig, config_to_toml, read_config
 from vsrn.data.region_store import StoreInfo
 from vsrn.data.regions import RegionNames
 from vsrn.data.vocabulary import Vocabulary, read_vocabulary
@@ -143,7 +143,7 @@ _NOT_IN_FINGERPRINTS = {
 def _settings_without_weights(config: Config) -> list[str]:
     """The lines of a fingerprint for the settings that decide an embedding and show in no weight."""
     model, order, default = config.model, config.data.region_order, ModelConfig()
-    pretrained = is_pretrained_text(model.text_encoder)
+    pretrained = model.text_encoder.startswith(PRETRAINED_TEXT)
     settings = {
         f"model.kind = {model.kind}\n": model.kind != "vsrn",
         # The other two normalisations differ by a BatchNorm.

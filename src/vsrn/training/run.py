@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vsrn.config import Config, ModelConfig, check_config, config_to_toml, is_pretrained_text, read_config
+from vsrn.config import PRETRAINED_TEXT, Config, ModelConfig, check_config, config_to_toml, read_config
 from vsrn.configs import find_packaged
 from vsrn.data.photo_splits import open_split_for
 from vsrn.data.region_store import RegionStore, StoreInfo
@@ -192,7 +192,7 @@ def _with_text_encoder(
     Both are the run's own on resume, and those of the model whose weights are taken; there is no vocabulary then, and
     none without such an encoder.
     """
-    if not is_pretrained_text(config.model.text_encoder):
+    if not config.model.text_encoder.startswith(PRETRAINED_TEXT):
         return config, None
     vocabulary, known = None, first.config if first is not None else None
     if resume:
