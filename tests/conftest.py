@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from serving import Place
 
 TESTS = Path(__file__).parent
 
@@ -46,3 +52,21 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _fixed_randomness() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def address(place: Place) -> Iterator[str]:
+    """Where a service of the module's `place` answers."""
+    from serving import serving
+
+    with serving(place) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium."""
+    from chrome import chromium
+
+    with chromium() as browser:
+        yield browser
