@@ -115,7 +115,6 @@ def test_a_model_is_told_where_and_says_where_it_is_not_there(kind: str, world: 
         ["search", "{idx}", "--image", "{photo}"],
         ["search", "{idx}", SENTENCE, "--rerank", "{scan}"],
         ["caption", "{photo}", "--model", "{exported}"],
-        ["caption", "--index", "{idx}", "--id", "0.png"],
         ["explain", "{photo}", SENTENCE, "--model", "{exported}", "--json"],
         ["serve", "{idx}", "--port", "0"],
     ],

@@ -105,7 +105,7 @@ def test_hits_are_lines_and_pictures_where_there_is_a_terminal(
     ("options", "sentence"),
     [
         ([], "ask one thing"),
-        (["a dog", "--like", "b.jpg"], "ask one thing"),
+        (["--image", "a.jpg", "--like", "b.jpg"], "ask one thing"),
         (["  "], "the sentence is empty"),
         (["a dog", "--since", "May"], "--since May is no date; write it as 2024-05-17"),
         (["a dog", "-k", "0"], "k is 0"),

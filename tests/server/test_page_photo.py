@@ -68,6 +68,8 @@ def open_photo(page: Page, name: str, sentence: str = SENTENCE) -> None:
     page.locator(".tile").nth(search(page, sentence).index(name)).click()
     expect(page.locator("#details-name")).to_have_text(name.rpartition("/")[2])
     expect(page.locator("#large")).to_have_attribute("src", re.compile("api/photo"))
+    # It grows a little as it opens, and is measured when it has.
+    page.evaluate("Promise.all(document.getAnimations().map((each) => each.finished))")
 
 
 def lit(page: Page) -> FloatArray:
