@@ -232,7 +232,7 @@ def test_a_panorama_is_whole_and_can_be_looked_at_closely(page: Page) -> None:
     scale, x, y = drawn(page)
     assert scale == pytest.approx(view["height"] / figure["height"], rel=0.02)
     # What is shown now has more pixels than the screen's picture.
-    page.wait_for_function("document.getElementById('large').naturalWidth === 4000")
+    expect(page.locator("#large")).to_have_js_property("naturalWidth", 4000)
     page.mouse.move(*middle)
     page.mouse.down()
     page.mouse.move(middle[0] + 120, middle[1] + 30, steps=3)
@@ -285,7 +285,7 @@ def test_the_photo_fills_the_screen_and_escape_leads_back_step_by_step(page: Pag
     search(page)
     page.locator(".tile").nth(1).click()
     page.keyboard.press("f")
-    page.wait_for_function("document.fullscreenElement?.id === 'stage'")
+    page.wait_for_function("() => document.fullscreenElement?.id === 'stage'")
     expect(page.locator("#like")).to_be_hidden()
     expect(page.locator("#whole")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("ArrowRight")

@@ -21,6 +21,8 @@ END_BYTES = 32_000_000
 MOST_FRAME_PIXELS = 36_000_000
 MOST_PACKETS = 300
 SECONDS = 20.0
+# So much of a preview's end tells that the file has it.
+ENDING_BYTES = 64
 
 _JPEG_QUALITY = 95
 _ORIENTATION, _EXIF_IFD, _DATE_TAKEN = 0x0112, 0x8769, 0x9003
@@ -92,7 +94,11 @@ def _preview(content: bytes, name: str) -> bytes | None:
         said = f"{name} is a raw file without a preview that can be read; convert it to JPEG."
         raise PhotoError(said, "no-photo") from error
     if found.format == rawpy.ThumbFormat.JPEG:
-        return bytes(found.data)
+        preview = bytes(found.data)
+        # Of a file that is cut LibRaw gives the preview's whole length, and its end is whatever was in memory.
+        if preview[-ENDING_BYTES:] not in content:
+            raise PhotoError(f"{name} is damaged or cut short; replace the file.")
+        return preview
     return _as_jpeg(Image.fromarray(found.data), _FLIPS.get(flip, 1), None)
 
 
