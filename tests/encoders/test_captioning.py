@@ -99,7 +99,8 @@ def assert_written(writer: CaptionWriter, regions: Any, counts: list[int] | None
         written = one.write(regions, None if counts is None else np.array(counts), beam)
         for caption, (words, score) in zip(written, slowly, strict=True):
             assert caption.text == writer.vocabulary.decode(words)
-            assert caption.score == pytest.approx(score, abs=1e-5)
+            # Weights are spread up to eightfold, so that rounding grows with the score.
+            assert caption.score == pytest.approx(score, rel=3e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("beam", [1, 2, 5, 17])
