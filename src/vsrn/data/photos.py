@@ -130,9 +130,8 @@ def read_photo(
 
     source       a path, the bytes of the file, or what `read_file` gave of it
     max_pixels   photos of which more would be decoded are refused before any pixel is
-    target_size  the side, in pixels, that the caller is going to shrink to: the photo is then decoded at, or brought
-                 to, a fraction of its size, though never below twice this side, or where that is an eighth of a
-                 JPEG, the least that its decoder gives, below 15/16 of it
+    target_size  the side, in pixels, that the caller is going to shrink to: the photo is then brought to a fraction of
+                 its size, never below twice this side, or below 15/16 of it where that is an eighth of a JPEG
     always_twice  whether an eighth, too, must have twice that side
     name         what messages call it; None for the path, or "this photo"
 
