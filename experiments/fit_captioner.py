@@ -23,7 +23,9 @@ import tyro
 from vsrn.config import CaptionerConfig
 from vsrn.data.splits import Split
 from vsrn.data.vocabulary import END, PAD, START, UNK, Vocabulary
+from vsrn.devices import pick_device
 from vsrn.encoders.captioning import CaptionWriter
+from vsrn.encoders.torch_backend import TorchCaptioner
 from vsrn.evaluation.caption_scores import CiderD, caption_scores, words_of
 from vsrn.extractors.provenance import kept_weights
 from vsrn.model.base import MatchingModel
@@ -76,6 +78,7 @@ def main(
     dropout: float = 0.3,
     hidden_dim: int = 256,
     word_dim: int = 160,
+    device: str = "auto",
     seed: int = 0,
 ) -> None:
     """Train a captioner and write the model with it.
@@ -92,9 +95,11 @@ def main(
         dropout: Share of the captioner's inputs that is dropped.
         hidden_dim: Size of the captioner's states.
         word_dim: Size of the captioner's words.
+        device: Where it is done: cpu, cuda or auto.
         seed: Of its first weights, of order, dropout and draws.
     """
     torch.manual_seed(seed)
+    place = pick_device(device)
     stored = with_captioner(read_model(run), CaptionerConfig(True, "gru", False, hidden_dim, word_dim, dropout, 40))
     captioner = stored.model.captioner
     assert captioner is not None
@@ -102,8 +107,9 @@ def main(
         learned = read_model(start_from).model.captioner
         assert learned is not None
         captioner.load_state_dict(learned.state_dict())
+    stored.model.to(place)
     learn, choose = (
-        photos_of(stored.model, split, stored.vocabulary)
+        photos_of(stored.model, split, stored.vocabulary, place)
         for split in open_training_splits(replace(stored.config, data=replace(stored.config.data, path=data.path)))
         if isinstance(split, Split)
     )
@@ -111,7 +117,7 @@ def main(
     state, first, best = output / "captioner.state", 0, 0.0
     optimizer = torch.optim.Adam(captioner.parameters(), fused=True)
     if state.exists():
-        saved = torch.load(state, weights_only=True)
+        saved = torch.load(state, weights_only=True, map_location=place)
         captioner.load_state_dict(saved["captioner"])
         optimizer.load_state_dict(saved["optimizer"])
         first, best = saved["epoch"], saved["best"]
@@ -149,12 +155,13 @@ def learn_captions(
     steps = len(order) // CAPTIONS_A_STEP
     for step, captions in enumerate(order[: steps * CAPTIONS_A_STEP].reshape(steps, -1)):
         tokens, lengths = pad_tokens([photos.tokens[caption] for caption in captions])
-        regions = photos.regions[photos.image[captions]].float()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = captioner.generation_loss(regions, tokens, lengths)
+        place = photos.regions.device
+        regions = photos.regions[torch.from_numpy(photos.image[captions]).to(place)].float()
+        with torch.autocast(place.type, dtype=torch.bfloat16):
+            loss = captioner.generation_loss(regions, tokens.to(place), lengths.to(place))
         take_step(captioner, optimizer, loss, cosine(rates, step / steps))
-        losses.append(loss.item())
-    return float(np.mean(losses))
+        losses.append(loss.detach())
+    return torch.stack(losses).mean().item()
 
 
 def learn_rewards(
@@ -169,8 +176,9 @@ def learn_rewards(
     order, means = random.permutation(len(photos.people)), []
     steps = len(order) // PHOTOS_A_STEP
     for step, images in enumerate(order[: steps * PHOTOS_A_STEP].reshape(steps, -1)):
-        words, log_probabilities, real = draw(captioner, photos.regions[images].float())
-        rewards = reward(words, images)
+        place = photos.regions.device
+        words, log_probabilities, real = draw(captioner, photos.regions[torch.from_numpy(images).to(place)].float())
+        rewards = reward(words, images).to(place)
         others = (rewards.sum(dim=1, keepdim=True) - rewards) / (DRAWS - 1)
         loss = -((rewards - others)[:, :, None] * log_probabilities * real).sum() / real.sum()
         take_step(captioner, optimizer, loss, cosine(rates, step / steps))
@@ -183,7 +191,8 @@ def draw(captioner: Captioner, regions: torch.Tensor) -> tuple[torch.Tensor, tor
     attended, (state, memory) = captioner.read(regions, None)
     assert memory is None
     state = state.repeat_interleave(DRAWS, dim=0)
-    words, ended = torch.full((len(state),), START), torch.zeros(len(state), dtype=torch.bool)
+    words = torch.full((len(state),), START, device=state.device)
+    ended = torch.zeros_like(words, dtype=torch.bool)
     drawn, chances, real = [], [], []
     for step in range(LONGEST):
         state, _ = captioner.step(captioner.embedding(words), (state, None), attended)
@@ -226,7 +235,7 @@ class Reward:
 
 def score(captioner: Captioner, vocabulary: Vocabulary, photos: Photos) -> tuple[float, float]:
     """BLEU-4 and CIDEr-D of the captions that it writes with a beam of 5."""
-    written = CaptionWriter(captioner, vocabulary).write(photos.regions.float().numpy())
+    written = CaptionWriter(TorchCaptioner(captioner), vocabulary).write(photos.regions.float().cpu().numpy())
     scores = caption_scores([each.text for each in written], photos.people, samples=2)
     return round(scores.bleu_4, 2), round(scores.cider_d, 2)
 
@@ -248,13 +257,13 @@ def cosine(rates: tuple[float, float, float], share: float) -> float:
 
 
 @torch.inference_mode()
-def photos_of(model: MatchingModel, split: Split, vocabulary: Vocabulary) -> Photos:
+def photos_of(model: MatchingModel, split: Split, vocabulary: Vocabulary, place: torch.device) -> Photos:
     """A split, with what the model makes of its regions."""
     parts = []
     for images in np.array_split(np.arange(split.num_images), max(1, split.num_images // 100)):
         features, counts = split.read_images(images)
         assert counts is None
-        regions = model.image_encoder(torch.from_numpy(features.astype(np.float32))).reasoned_regions
+        regions = model.image_encoder(torch.from_numpy(features.astype(np.float32)).to(place)).reasoned_regions
         parts.append(regions.half().clone())
     tokens = [np.array(vocabulary.encode(caption)) for caption in split.captions]
     return Photos(torch.cat(parts), tokens, np.asarray(split.image_of_caption), split.captions_by_image())
