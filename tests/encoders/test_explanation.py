@@ -113,15 +113,15 @@ def test_a_weight_is_what_the_similarity_loses_without_that_region(
 
 @pytest.mark.parametrize("view", ["relevance", "words"])
 @pytest.mark.parametrize("count", [1, 2, 36])
-def test_relevance_is_what_a_region_fits_a_text_more_than_an_empty_one(
+def test_relevance_is_what_a_region_fits_a_text_more_than_an_average_word(
     count: int, view: ExplainView, stored: StoredModel, encoders: list[Encoder]
 ) -> None:
     regions = random_regions(count)
     with torch.no_grad():
         reasoned = stored.model.image_encoder(torch.from_numpy(regions.features)[None]).reasoned_regions[0]
-        empty = caption_by_torch(stored, "")
+        average = torch.stack([caption_by_torch(stored, word) for word in ("red", "dog", "sings")]).mean(dim=0)
         of_text = {
-            text: [float(region @ caption_by_torch(stored, text)) - float(region @ empty) for region in reasoned]
+            text: [float(region @ caption_by_torch(stored, text)) - float(region @ average) for region in reasoned]
             for text in (SENTENCE, "red", "dog", "sings")
         }
     for encoder in encoders:
@@ -392,7 +392,7 @@ def test_regions_without_boxes_have_their_weights(view: ExplainView) -> None:
 
 
 def test_nothing_stands_out_where_the_best_region_hardly_fits() -> None:
-    """Its lead over the empty sentence, its weight, is compared with its lead over the photo's median."""
+    """Its lead over an average word, its weight, is compared with its lead over the photo's median."""
 
     def stands_out(weights: list[float], view: ExplainView) -> bool:
         return Explanation(None, np.array(weights, np.float32), None, 0.0, None, view).stands_out

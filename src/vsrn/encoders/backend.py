@@ -66,6 +66,8 @@ class BackEnd(ABC):
         self._extractor: RegionExtractor | None = None
         self._named_words: set[str] = set()
         self.standing_in = StandIns(vocabulary)
+        # The weights that `average_word` was computed with, by their fingerprint, and what it gave.
+        self._average_word: tuple[str, FloatArray] | None = None
         self._loading, self._extracting = threading.Lock(), threading.Lock()
 
     @property

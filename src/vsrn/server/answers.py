@@ -120,8 +120,8 @@ class Explanation(BaseModel):
     """Why a photo fits a sentence."""
 
     view: str = Field(
-        description="What a weight is: how much a region fits the sentence more than an empty one (`relevance`), its"
-        " largest share in a word (`words`), or the similarity minus that without the region (`sentence`)."
+        description="What a weight is: how much a region fits the sentence more than an average word (`relevance`),"
+        " its largest share in a word (`words`), or the similarity minus that without the region (`sentence`)."
     )
     score: float = Field(description="The similarity of the photo and the sentence.")
     stands_out: bool = Field(description="Whether a region fits the sentence clearly.")
