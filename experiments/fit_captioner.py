@@ -74,7 +74,7 @@ def main(
     epochs: int = 12,
     reward_epochs: int = 10,
     learning_rate: float = 1e-3,
-    reward_rate: float = 2e-4,
+    reward_rate: float = 5e-5,
     dropout: float = 0.3,
     hidden_dim: int = 256,
     word_dim: int = 160,
@@ -121,6 +121,10 @@ def main(
         captioner.load_state_dict(saved["captioner"])
         optimizer.load_state_dict(saved["optimizer"])
         first, best = saved["epoch"], saved["best"]
+    elif start_from is not None:
+        best = score(captioner.eval(), stored.vocabulary, choose)[1]
+        print(f"at first: CIDEr-D {best}", flush=True)
+        write(stored, run, output)
     reward = Reward(learn, stored.vocabulary)
     for epoch in range(first, epochs + reward_epochs):
         random = np.random.default_rng((seed, epoch))
