@@ -150,17 +150,12 @@ def main(
         (load_network(weights_path()), GridKind()) if started_from is None else fine_tuned_network(started_from)
     )
     stages = Stages(network.to(place), kind, first_stage)
-    source = replace(stored.config.data, path=data.path or stored.config.data.path)
-    learn, choose = open_training_splits(replace(stored.config, data=source))
-    if everything:
-        learn = open_training_splits(replace(stored.config, data=replace(source, held_out="", validation="train")))[0]
-    assert isinstance(learn, Split)
-    assert isinstance(choose, Split)
+    learn, choose = splits_of(stored, data.path, everything=everything)
     (output / "state").mkdir(parents=True, exist_ok=True)
     learned, chosen = (pixels_of(split, photos, kind.side).to(place) for split in (learn, choose))
 
     model = nn.ModuleDict({"tuned": stages.tuned(), "vsrn": stored.model}).to(place)
-    averaged = copy.deepcopy(model)
+    averaged = copied(model)
     rates = {"tuned": learning_rate, "vsrn": head_learning_rate}
     groups = [{"params": list(model[part].parameters()), "base": rate} for part, rate in rates.items()]
     optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
@@ -193,8 +188,10 @@ def main(
             follow(averaged, model, min(average, done / (done + 10)))
             total += loss.detach()
         rsum, text = validate(stages, averaged, stored.vocabulary, choose, chosen)
-        took = time.monotonic() - started
-        print(f"epoch {epoch + 1}: loss {total.item() / batches:.1f}, {text}, {took:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}: loss {total.item() / batches:.1f}, {text}, {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
         if rsum > best or everything:
             best = rsum
             write(averaged, stages, stored, output)
@@ -202,6 +199,21 @@ def main(
         saved |= {"optimizer": optimizer.state_dict(), "epoch": epoch + 1, "best": best}
         torch.save(saved, state.with_suffix(".part"))
         state.with_suffix(".part").replace(state)
+
+
+def splits_of(stored: StoredModel, path: str, *, everything: bool) -> tuple[Split, Split]:
+    """What is learned from, and what chooses the best weights.
+
+    path        of the region store, where it is not the model's own
+    everything  whether the photos that choose are learned from too
+    """
+    source = replace(stored.config.data, path=path or stored.config.data.path)
+    learn, choose = open_training_splits(replace(stored.config, data=source))
+    if everything:
+        learn = open_training_splits(replace(stored.config, data=replace(source, held_out="", validation="train")))[0]
+    assert isinstance(learn, Split)
+    assert isinstance(choose, Split)
+    return learn, choose
 
 
 def pixels_of(split: Split, folder: Path, side: int) -> torch.Tensor:
@@ -305,6 +317,18 @@ def validate(
     metrics = retrieval_metrics(rank_blocks(blocks, split.image_of_caption))
     to_text, to_image = metrics.image_to_text, metrics.text_to_image
     return metrics.rsum, f"R@1 {to_text.recall_at_1:.1f} / {to_image.recall_at_1:.1f}, rsum {metrics.rsum:.1f}"
+
+
+def copied(model: nn.ModuleDict) -> nn.ModuleDict:
+    """A copy with weights of its own, those of each GRU in one piece of memory.
+
+    `deepcopy` leaves a GRU's weights apart; on a GPU, cuDNN would then bring them together at every call, and warn.
+    """
+    same = copy.deepcopy(model)
+    for module in same.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    return same
 
 
 @torch.no_grad()

@@ -71,6 +71,13 @@ def relative(ours: Any, theirs: Any) -> float:
     return apart(ours, theirs) / abs(float(theirs))
 
 
+def norms_apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """|ours - theirs| / max(|ours|, |theirs|), norms over whole tensors: 0 to 2; infinite where one has a NaN."""
+    ours, theirs = ours.double(), theirs.double()
+    share = float((ours - theirs).norm() / max(ours.norm(), theirs.norm()))
+    return share if math.isfinite(share) else math.inf
+
+
 class Recording:
     """A recorded VSRN on a device, and what it said."""
 

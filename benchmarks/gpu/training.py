@@ -36,6 +36,7 @@ from vsrn.metrics import RetrievalMetrics
 from vsrn.model.base import Batch
 from vsrn.model.reasoning import FOLD_AT
 from vsrn.training.checkpoint import Progress
+from vsrn.training.graphs import SYNC_DEBUG_WARNING
 from vsrn.training.optimizer import make_optimizer
 from vsrn.training.run import prepare_run
 from vsrn.training.trainer import Trainer
@@ -166,6 +167,7 @@ class Stopwatch:
             return
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
+            warnings.filterwarnings("ignore", SYNC_DEBUG_WARNING)
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 yield from itertools.repeat("watched", 20)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/gpu/run.py"
@@ -87,11 +91,49 @@ def test_the_processor_is_equal_to_itself_and_to_the_recordings(tmp_path: Path) 
     assert 0 < found["loss and gradients"]["worst_share"] < 1
     for name in ("cut run bf16", "cut run fp32", "cut run dropping regions", "same seed twice"):
         assert found[name]["bit_for_bit"], found[name]
+    # Nothing is recorded on a processor.
+    assert found["recorded steps"]["bit_for_bit"]
+    assert found["recorded steps"]["largest_relative_difference"] == 0
     drift = found["bf16 drift"]
     assert 0 < drift["largest_relative_loss_difference"] < 0.01
     assert min(drift["image_cosine_least"], drift["caption_cosine_least"]) > 0.999
     assert drift["last_loss_fp32"] < drift["first_loss"]
     assert found["grid extraction"]["largest_difference"] == 0
+
+
+def test_runs_are_apart_by_their_weights_and_not_by_counters_moments_or_random_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (SCRIPT.parent, SCRIPT.parents[1]):
+        monkeypatch.syspath_prepend(folder)
+    difference_of_runs = importlib.import_module("equal").difference_of_runs
+    for run, shift in (("one", 0.0), ("other", 1.0)):
+        (tmp_path / run / "state").mkdir(parents=True)
+        state = {
+            "model.same.weight": torch.ones(5),
+            "model.gru.weight": torch.tensor([30.0, 40.0 + shift]),
+            "model.norm.running_var": torch.tensor([4e6 + 1e6 * shift]),
+            "model.norm.num_batches_tracked": torch.tensor(7 + int(shift)),
+            "optimizer.exp_avg.gru.weight": torch.tensor([0.0, shift]),
+            "optimizer.step.gru.weight": torch.tensor(9.0 + shift),
+            "random.cpu.0": torch.tensor([int(shift)], dtype=torch.uint8),
+        }
+        save_file(state, tmp_path / run / "state/latest.safetensors")
+        save_file({"gru.weight": torch.tensor([2.0 + shift])}, tmp_path / run / "model.safetensors")
+        (tmp_path / run / "metrics.jsonl").write_text(
+            f'{{"loss": 9.0}}\n{{"loss": {3 + shift}}}\n{{"validation": {{}}}}\n'
+        )
+    found = difference_of_runs(tmp_path / "one", tmp_path / "other")
+    assert (found["bit_for_bit"], found["tensors_that_differ"], found["last_losses"]) == (False, 7, [3.0, 4.0])
+    assert list(found["weights_that_differ_most"]) == [
+        "model.safetensors: gru.weight",
+        "latest.safetensors: model.norm.running_var",
+        "latest.safetensors: model.gru.weight",
+    ]
+    assert list(found["weights_that_differ_most"].values()) == pytest.approx([1 / 3, 1 / 5, 1 / math.hypot(30, 41)])
+    assert found["largest_relative_difference"] == pytest.approx(1 / 3)
+    same = difference_of_runs(tmp_path / "one", tmp_path / "one")
+    assert (same["bit_for_bit"], same["tensors_that_differ"], same["largest_relative_difference"]) == (True, 0, 0.0)
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from vsrn.model.losses import Epochs
 
 TOKENS_TOGETHER = 8
 RECORD_AT = 3
+# What torch says where its sync debug mode is set for the first time: no word about this code, and no wait.
+SYNC_DEBUG_WARNING = "Synchronization debug mode is a prototype feature"
 
 
 class StepInputs(NamedTuple):
@@ -108,13 +110,14 @@ class GraphedPasses:
     def _watched(self, inputs: StepInputs) -> torch.Tensor:
         """The passes of a batch, where it is seen whether they wait for the device; such cannot be recorded."""
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as seen:
-                warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            warnings.filterwarnings("ignore", SYNC_DEBUG_WARNING)
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
                 losses = self.passes(inputs)
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
         waits = [str(warning.message) for warning in seen if "synchroniz" in str(warning.message)]
         self.failure = waits[0].partition("\n")[0] if waits else ""
         return losses
