@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import BY_NAME
 
 from vsrn.metrics import Ranks
 
@@ -78,19 +79,33 @@ class Results:
         return Ranks(found[:images], found[images:])
 
     def trials(self, regions: str, row: str) -> list[Result]:
-        """The lines of a row's trials: those of seed 0."""
-        return [
+        """The lines of a row's trials, those of seed 0, in the order of its recipes.
+
+        Runs end in any order, and recipes that are equal on the held-out photos must not be chosen by that.
+        """
+        lines = [
             line
             for line in self.lines.values()
             if (line["regions"], line["row"], line["seed"]) == (regions, row, 0) and "trial" in line
         ]
+        return sorted(lines, key=lambda line: list(BY_NAME[row].trials).index(line["trial"]))
 
     def chosen(self, regions: str, row: str) -> Result | None:
-        """The trial of a row that the held-out photos choose; None where none has ended."""
-        return max(self.trials(regions, row), key=lambda line: float(line["held_out"]["rsum"]), default=None)
+        """The trial of a row that the held-out photos choose, of those that finished, or else of those that were cut.
+
+        Of equal ones the first; None where none has ended. A trial that was cut is not the recipe whose name it has.
+        """
+        return max(
+            finished_or_all(self.trials(regions, row)),
+            key=lambda line: float(line["held_out"]["rsum"]),
+            default=None,
+        )
 
     def seeds(self, regions: str, row: str) -> list[Result]:
-        """The runs of a row's chosen trial, one a seed, seed 0 first; or its one line, where it is a combination."""
+        """The runs of a row's chosen trial, one a seed, seed 0 first; or its one line, where it is a combination.
+
+        Runs that were cut are left out where one finished: a mean of an early epoch and of a last one says nothing.
+        """
         chosen = self.chosen(regions, row)
         if chosen is None:
             alone = self.lines.get(f"{regions}/{row}")
@@ -100,4 +115,9 @@ class Results:
             for line in self.lines.values()
             if (line["regions"], line["row"], line.get("trial")) == (regions, row, chosen["trial"])
         ]
-        return sorted(lines, key=lambda line: int(line["seed"]))
+        return sorted(finished_or_all(lines), key=lambda line: int(line["seed"]))
+
+
+def finished_or_all(lines: list[Result]) -> list[Result]:
+    """The lines of runs that finished, or all of them where none did."""
+    return [line for line in lines if line["finished"]] or lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -87,10 +88,18 @@ def test_nobody_is_sent_to_a_registry_where_the_package_is_not() -> None:
 
 
 def test_an_interval_of_the_results_is_that_of_the_mean_over_seeds_beside_it() -> None:
-    row = next(line for line in (ROOT / "docs/results.md").read_text().splitlines() if "+ captioner = VSRN | 3" in line)
-    cells = row.split("|")[3:9]
-    runs = [np.load(ROOT / f"docs/results/flickr8k/vsrn-{seed}.npz") for seed in range(3)]
-    found = {name: np.stack([run[name] for run in runs]) for name in ("image_to_text", "text_to_image")}
+    row = next(
+        line for line in (ROOT / "docs/results.md").read_text().splitlines() if "| contrastive, of 3 | 2 |" in line
+    )
+    cells = row.split("|")[4:10]
+    lines = map(json.loads, (ROOT / "docs/results/flickr8k/results.jsonl").read_text().splitlines())
+    starts = {line["key"]: line["ranks"][0] for line in lines}
+    ranks = np.fromfile(ROOT / "docs/results/flickr8k/ranks.bin", "<i2")
+    runs = [ranks[starts[f"windows/mean/contrastive/{seed}"] :][:6000] for seed in range(2)]
+    found = {
+        name: np.stack([run[part] for run in runs])
+        for name, part in (("images", slice(1000)), ("captions", slice(1000, 6000)))
+    }
     # Other draws than the table's, of whole images: five captions each.
     images = np.random.default_rng(1).integers(1000, size=(1000, 1000))
     for cell, (direction, k) in zip(cells, [(way, k) for way in found for k in (1, 5, 10)], strict=True):

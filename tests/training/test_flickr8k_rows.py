@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,8 +141,42 @@ def test_the_page_says_what_the_lines_say(comparison: Comparison) -> None:
     assert text.endswith("<!-- /flickr8k -->\nafter\n")
     assert "old" not in text
     best = chosen(lines, "mean")
-    (row,) = [line for line in text.splitlines() if line.startswith("| mean pooling (VSE++ on regions) |")]
+    title = "| mean pooling (VSE++ on regions) |"
+    row, by_recipe = (line for line in text.splitlines() if line.startswith(title))
     rsums = [lines[f"windows/mean/{best}/{seed}"]["val"]["rsum"] for seed in range(3)]
     assert f"| {best}, of 3 | 3 |" in row
     assert f"| {np.mean(rsums):.1f} ({', '.join(f'{rsum:.1f}' for rsum in rsums)}) |" in row
-    assert "| two mean pooling − mean pooling (VSE++ on regions) |" in text
+    assert "| two mean pooling − mean pooling (VSE++ on regions) | 1 |" in text
+    trials = [lines[f"windows/mean/{trial}/0"]["val"]["rsum"] for trial in TRIALS]
+    assert by_recipe == f"{title} {' | '.join(f'{rsum:.1f}' for rsum in trials)} |"
+    (answer,) = [line for line in text.splitlines() if line.startswith("| two mean pooling are ahead of one |")]
+    apart, low, high = map(float, re.findall(r"[+-][\d.]+", answer))
+    assert apart == pytest.approx(lines["windows/mean-ensemble"]["val"]["rsum"] - rsums[0], abs=0.1)
+    verdict = "yes" if low > 0 else "**the reverse**" if high < 0 else "no difference found"
+    assert f"| {verdict}: " in answer
+
+
+def test_runs_that_were_cut_count_only_where_none_finished(comparison: Comparison, tmp_path: Path) -> None:
+    # The trial that the held-out photos chose is cut, and so is a second seed of the trial that comes after it; no
+    # trial of SCAN finished.
+    lines = comparison.lines()
+    best = chosen(lines, "mean")
+    left = [trial for trial in TRIALS if trial != best]
+    second = max(left, key=lambda trial: float(lines[f"windows/mean/{trial}/0"]["held_out"]["rsum"]))
+    seed_1 = lines[f"windows/mean/{best}/1"] | {"key": f"windows/mean/{second}/1", "trial": second}
+    kept = [lines[f"windows/{row}/{trial}/0"] for row in ("mean", "scan") for trial in TRIALS]
+    cut = {f"windows/mean/{best}/0", seed_1["key"], *(f"windows/scan/{trial}/0" for trial in TRIALS)}
+    written = [line | {"finished": line["key"] not in cut, "epochs": 1} for line in (*kept, seed_1)]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
+    (tmp_path / "ranks.bin").write_bytes((comparison.out / "ranks.bin").read_bytes())
+    page = tmp_path / "results.md"
+    page.write_text("<!-- flickr8k --><!-- /flickr8k -->")
+    made = comparison.run("table", "--out", str(tmp_path), "--page", str(page))
+    assert made.returncode == 0, made.stderr
+    rows = {line.split("|")[1].strip(): line for line in page.read_text().splitlines() if ", of " in line}
+    rsum = lines[f"windows/mean/{second}/0"]["val"]["rsum"]
+    assert f"| {second}, of 2 | 1 |" in rows["mean pooling (VSE++ on regions)"]
+    assert f"| {rsum:.1f} |" in rows["mean pooling (VSE++ on regions)"]
+    assert f"| {chosen(lines, 'scan')}, of 3, cut after 1 epochs | 1 |" in rows["SCAN, text-to-image"]
+    # What was cut is compared with nothing.
+    assert "SCAN, text-to-image − " not in page.read_text()
