@@ -33,6 +33,7 @@ from vsrn.model.captioner import Captioner
 from vsrn.model.gru import pad_tokens
 from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, read_model, write_model
+from vsrn.training.batches import draw_margins, drop_regions
 from vsrn.training.run import open_training_splits
 
 CAPTIONS_A_STEP = 128
@@ -76,6 +77,7 @@ def main(
     learning_rate: float = 1e-3,
     reward_rate: float = 5e-5,
     dropout: float = 0.3,
+    regions_dropped: float = 0.0,
     hidden_dim: int = 256,
     word_dim: int = 160,
     device: str = "auto",
@@ -93,6 +95,7 @@ def main(
         learning_rate: Adam's at first; a cosine leads it to 0.
         reward_rate: The same for captions of its own.
         dropout: Share of the captioner's inputs that is dropped.
+        regions_dropped: Largest share of a photo's regions that is dropped, beside people's captions.
         hidden_dim: Size of the captioner's states.
         word_dim: Size of the captioner's words.
         device: Where it is done: cpu, cuda or auto.
@@ -133,7 +136,7 @@ def main(
         captioner.train()
         if epoch < epochs:
             rates = (learning_rate, epoch / epochs, (epoch + 1) / epochs)
-            mean = learn_captions(captioner, optimizer, learn, rates, random)
+            mean = learn_captions(captioner, optimizer, learn, rates, random, regions_dropped)
         else:
             rates = (reward_rate, (epoch - epochs) / reward_epochs, (epoch - epochs + 1) / reward_epochs)
             mean = learn_rewards(captioner, optimizer, learn, rates, random, reward)
@@ -153,6 +156,7 @@ def learn_captions(
     photos: Photos,
     rates: tuple[float, float, float],
     random: np.random.Generator,
+    most_dropped: float,
 ) -> float:
     """An epoch of people's captions; gives the mean loss of a caption."""
     order, losses = random.permutation(len(photos.tokens)), []
@@ -161,11 +165,23 @@ def learn_captions(
         tokens, lengths = pad_tokens([photos.tokens[caption] for caption in captions])
         place = photos.regions.device
         regions = photos.regions[torch.from_numpy(photos.image[captions]).to(place)].float()
+        regions, counts = without_some(regions, most_dropped, random)
         with torch.autocast(place.type, dtype=torch.bfloat16):
-            loss = captioner.generation_loss(regions, tokens.to(place), lengths.to(place))
+            loss = captioner.generation_loss(regions, tokens.to(place), lengths.to(place), counts)
         take_step(captioner, optimizer, loss, cosine(rates, step / steps))
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
+
+
+def without_some(
+    regions: torch.Tensor, most: float, random: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(B, N, D) regions -> those that are kept, first, and (B,) how many; `most` is the largest share dropped."""
+    if most == 0:
+        return regions, None
+    margins = draw_margins(len(regions), regions.shape[1], most, [int(random.integers(2**31))])
+    kept, counts = drop_regions(regions.cpu().numpy(), None, margins)
+    return torch.from_numpy(kept).to(regions.device), torch.from_numpy(counts).to(regions.device)
 
 
 def learn_rewards(

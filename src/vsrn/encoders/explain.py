@@ -57,10 +57,10 @@ class Explanation:
 
     boxes    (N, 4) float32 xyxy, fractions of the photo's width and height, in the order of the regions; None where
              regions come without boxes, as precomputed ones often do
-    weights  (N,) float32. View "relevance": how much the region fits the sentence more than an average word. View "words":
-             its largest share in any word's relevance. View "sentence": the similarity minus the similarity without
-             that region, so that what is positive earned the match. View "image": inner product of the reasoned region
-             with the image embedding
+    weights  (N,) float32. View "relevance": how much the region fits the sentence more than an average word. View
+             "words": its largest share in any word's relevance. View "sentence": the similarity minus the similarity
+             without that region, so that what is positive earned the match. View "image": inner product of the reasoned
+             region with the image embedding
     heat     (H, W) float32 from 0 to 1, laid over the whole photo whatever its shape; None without boxes
     score    the similarity of the image and the sentence
     labels   (N,) class names of the regions, empty for one without; None where they carry none

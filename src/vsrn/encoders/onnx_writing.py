@@ -86,7 +86,7 @@ def trace(
 
 
 def halve(graph: Any) -> None:
-    """Replace weights, but the smallest ones, by float16 and a cast back to float32; what is beyond float16 becomes infinite."""
+    """Replace weights, but the smallest, by float16 and a cast back to float32; beyond float16 they become infinite."""
     import onnx  # noqa: PLC0415 - an optional package
 
     for tensor in list(graph.initializer):
