@@ -6,8 +6,8 @@ import numpy as np
 
 from vsrn.metrics import FloatArray
 
-# Of a sentence in the sum with a photo. On Flickr8K, 21.3 % of the best ten hits then show both, as with 0.7, which keeps
-# less of the photo; 3.8 % by the photo alone, 18.4 % by the words alone (experiments/alike.py).
+# Of a sentence in the sum with a photo. On Flickr8K, 21.3 % of the best ten hits then show both, as with 0.7, which
+# keeps less of the photo; 3.8 % by the photo alone, 18.4 % by the words alone (experiments/alike.py).
 WORDS_WEIGHT = 0.6
 
 
