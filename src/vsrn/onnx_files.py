@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from vsrn.errors import CheckpointError
+from vsrn.memory import give_back
 
 # Fields of ONNX's protocol buffers that are read here, by message.
 _GRAPH, _METADATA = 7, 14
@@ -74,11 +75,15 @@ def open_session(content: bytes | Path, path: Path, threads: int) -> onnxruntime
         # Weights outside the file are looked for below this path, where nothing can be.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute()))
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no base of their own
         raise CheckpointError(
             f"{path} cannot be read by onnxruntime ({first_line(error)}); export it again."
         ) from error
+    # It would keep the content to open itself again by another provider, which nobody asks for.
+    session._model_bytes = b""
+    give_back()
+    return session
 
 
 def threads_here() -> int:

@@ -19,6 +19,7 @@ from vsrn.data.regions import Regions, pad_regions
 from vsrn.data.stand_ins import ReadWords
 from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
+from vsrn.memory import give_back
 from vsrn.metrics import FloatArray
 from vsrn.search.index import Hit, Index
 from vsrn.search.mixing import mixed
@@ -208,7 +209,10 @@ class Service:
         return prepare_pixels(extractor, picture, "this photo")
 
     def _encode_photos(self, prepared: list[Prepared]) -> FloatArray:
-        return self.encoder.encode_regions(*pad_regions(self.encoder.extract(prepared)))
+        try:
+            return self.encoder.encode_regions(*pad_regions(self.encoder.extract(prepared)))
+        finally:
+            give_back()
 
     def _write_captions(self, regions: list[Regions]) -> list[str]:
         return self.encoder.caption_regions(*pad_regions(regions))
