@@ -12,6 +12,7 @@ the held-out ones (57.0 at first, then 53.7, 53.0, 51.8). Dropping up to 0.4 of 
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ def main(
     start_from: Path | None = None,
     epochs: int = 12,
     learning_rate: float = 1e-3,
+    average: float = 0.998,
     dropout: float = 0.3,
     hidden_dim: int = 256,
     word_dim: int = 160,
@@ -86,6 +88,7 @@ def main(
         start_from: A model whose captioner, of the same sizes, this one goes on from; by default it is fresh.
         epochs: Passes over the captions of people.
         learning_rate: Adam's at first; a cosine leads it to 0.
+        average: Decay of the running average of the weights, which is what is scored and kept.
         dropout: Share of the captioner's inputs that is dropped.
         hidden_dim: Size of the captioner's states.
         word_dim: Size of the captioner's words.
@@ -110,9 +113,11 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     state, first, best = output / "captioner.state", 0, 0.0
     optimizer = torch.optim.Adam(captioner.parameters(), fused=True)
+    averaged = copy.deepcopy(captioner)
     if state.exists():
         saved = torch.load(state, weights_only=True, map_location=place)
         captioner.load_state_dict(saved["captioner"])
+        averaged.load_state_dict(saved["averaged"])
         optimizer.load_state_dict(saved["optimizer"])
         first, best = saved["epoch"], saved["best"]
     elif start_from is not None:
@@ -123,13 +128,16 @@ def main(
         random = np.random.default_rng((seed, epoch))
         captioner.train()
         rates = (learning_rate, epoch / epochs, (epoch + 1) / epochs)
-        mean = learn_captions(captioner, optimizer, learn, rates, random)
-        scores = score(captioner.eval(), stored.vocabulary, choose)
+        mean = learn_captions(captioner, optimizer, learn, rates, random, (averaged, average))
+        scores = score(averaged.eval(), stored.vocabulary, choose)
         print(f"epoch {epoch + 1}: {mean:.3f}, held-out photos: {scores}", flush=True)
         if scores[1] > best:
             best = scores[1]
+            stored.model.captioner = averaged
             write(stored, run, output)
-        saved = {"captioner": captioner.state_dict(), "optimizer": optimizer.state_dict()}
+            stored.model.captioner = captioner
+        saved = {"captioner": captioner.state_dict(), "averaged": averaged.state_dict()}
+        saved |= {"optimizer": optimizer.state_dict()}
         torch.save(saved | {"epoch": epoch + 1, "best": best}, state.with_suffix(".part"))
         state.with_suffix(".part").replace(state)
 
@@ -140,8 +148,10 @@ def learn_captions(
     photos: Photos,
     rates: tuple[float, float, float],
     random: np.random.Generator,
+    average: tuple[Captioner, float],
 ) -> float:
-    """An epoch of people's captions; gives the mean loss of a caption."""
+    """An epoch of people's captions; gives the mean loss of a caption. `average` is a running average and its decay."""
+    averaged, decay = average
     order, losses = random.permutation(len(photos.tokens)), []
     steps = len(order) // CAPTIONS_A_STEP
     for step, captions in enumerate(order[: steps * CAPTIONS_A_STEP].reshape(steps, -1)):
@@ -151,8 +161,15 @@ def learn_captions(
         with torch.autocast(place.type, dtype=torch.bfloat16):
             loss = captioner.generation_loss(regions, tokens.to(place), lengths.to(place))
         take_step(captioner, optimizer, loss, cosine(rates, step / steps))
+        follow(averaged, captioner, min(decay, (step + 1) / (step + 10)) if rates[1] == 0 else decay)
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
+
+
+@torch.no_grad()
+def follow(averaged: Captioner, captioner: Captioner, decay: float) -> None:
+    """Move the running average a step towards the weights."""
+    torch._foreach_lerp_(list(averaged.parameters()), list(captioner.parameters()), 1 - decay)
 
 
 def score(captioner: Captioner, vocabulary: Vocabulary, photos: Photos) -> tuple[float, float]:

@@ -61,7 +61,8 @@ def measure(part: Part) -> None:
     part.measure("cut run bf16", lambda: cut_run(part, "bf16", 0.0), needs=12)
     part.measure("same seed twice", lambda: same_seed(part), needs=12)
     if "train.cuda_graphs" in config_fields():
-        part.measure("recorded steps", lambda: recorded_steps(part), needs=8)
+        part.measure("recorded steps fp32", lambda: recorded_steps(part, "fp32"), needs=8)
+        part.measure("recorded steps", lambda: recorded_steps(part, "bf16"), needs=8)
     part.measure("bf16 drift", lambda: drift(part), needs=15, limit=90)
     part.measure("cut run dropping regions", lambda: cut_run(part, "bf16", 0.2), needs=12)
     part.measure("grid extraction", lambda: extracted("grid"), needs=5)
@@ -273,12 +274,13 @@ def same_seed(part: Part) -> Figures:
     }
 
 
-def recorded_steps(part: Part) -> Figures:
+def recorded_steps(part: Part, precision: str) -> Figures:
     """A run whose steps are recorded as CUDA graphs and played again, against one whose steps are not, no dropout."""
-    folder = part.scratch / "recorded"
+    folder = part.scratch / f"recorded {precision}"
     for recorded in (True, False):
-        fields = {"train__precision": "bf16", "train__cuda_graphs": recorded, "model__captioner__dropout": 0.0}
-        train(run_config(part, 12 if part.small else 30, **fields), folder / str(recorded))
+        fields = {"train__precision": precision, "train__cuda_graphs": recorded, "model__captioner__dropout": 0.0}
+        with exact():
+            train(run_config(part, 12 if part.small else 30, **fields), folder / str(recorded))
     return difference_of_runs(folder / "True", folder / "False")
 
 
