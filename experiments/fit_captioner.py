@@ -6,7 +6,7 @@ STORE holds the regions that RUN reads. What RUN finds does not change. The capt
 word (cross entropy); the one whose captions of the held-out photos have the best CIDEr-D, with a beam of 5, is kept.
 
 Three more ways were tried with the model in the box, and left out. Self-critical training (Rennie et al. 2017) raised
-the CIDEr-D of captions drawn for the photos that it learned from (28, 35, 39 after one to three epochs) and lowered that
+the CIDEr-D of captions drawn for the photos that it learned from (28, 35, 39 after 1 to 3 epochs) and lowered that
 of the held-out ones (57.0 at first, then 53.7, 53.0, 51.8). Dropping up to 0.4 of a photo's regions gave 56.3 at best,
 and a running average of the weights 55.1.
 """
