@@ -114,7 +114,6 @@ def main(
     average: float = 0.99,
     word_dropout: float = 0.1,
     regions_dropped: float = 0.2,
-    everything: bool = False,
     device: str = "auto",
     seed: int = 0,
 ) -> None:
@@ -136,7 +135,6 @@ def main(
         average: Decay of the running average of the weights, which is what is validated and kept.
         word_dropout: Share of the words that the caption encoder reads as <unk>.
         regions_dropped: Largest share of an image's regions that is dropped.
-        everything: Learn from the held-out photos too, and keep the last weights.
         device: Where it is done: cpu, cuda or auto.
         seed: Of order and views.
     """
@@ -150,7 +148,7 @@ def main(
         (load_network(weights_path()), GridKind()) if started_from is None else fine_tuned_network(started_from)
     )
     stages = Stages(network.to(place), kind, first_stage)
-    learn, choose = splits_of(stored, data.path, everything=everything)
+    learn, choose = splits_of(stored, data.path)
     (output / "state").mkdir(parents=True, exist_ok=True)
     learned, chosen = (pixels_of(split, photos, kind.side).to(place) for split in (learn, choose))
 
@@ -192,7 +190,7 @@ def main(
             f"epoch {epoch + 1}: loss {total.item() / batches:.1f}, {text}, {time.monotonic() - started:.0f} s",
             flush=True,
         )
-        if rsum > best or everything:
+        if rsum > best:
             best = rsum
             write(averaged, stages, stored, output)
         saved = {"model": model.state_dict(), "averaged": averaged.state_dict()}
@@ -201,16 +199,13 @@ def main(
         state.with_suffix(".part").replace(state)
 
 
-def splits_of(stored: StoredModel, path: str, *, everything: bool) -> tuple[Split, Split]:
+def splits_of(stored: StoredModel, path: str) -> tuple[Split, Split]:
     """What is learned from, and what chooses the best weights.
 
-    path        of the region store, where it is not the model's own
-    everything  whether the photos that choose are learned from too
+    path  of the region store, where it is not the model's own
     """
     source = replace(stored.config.data, path=path or stored.config.data.path)
     learn, choose = open_training_splits(replace(stored.config, data=source))
-    if everything:
-        learn = open_training_splits(replace(stored.config, data=replace(source, held_out="", validation="train")))[0]
     assert isinstance(learn, Split)
     assert isinstance(choose, Split)
     return learn, choose
@@ -346,11 +341,9 @@ def write(averaged: nn.ModuleDict, stages: Stages, stored: StoredModel, output: 
     parts = {names[id(tuned[key])]: tensor for key, tensor in averaged["tuned"].state_dict().items()}
     whole.load_state_dict(whole.state_dict() | parts)
     path = output / "extractor.safetensors"
-    write_fine_tuned(path, whole.cpu(), stages.kind)
+    write_fine_tuned(path, whole, stages.kind)
     regions = StoreInfo("grid", make_extractor("grid", path, device="cpu").fingerprint)
-    write_model(
-        output, replace(stored, model=copy.deepcopy(averaged["vsrn"]).cpu(), regions=regions, extractor_weights=path)
-    )
+    write_model(output, replace(stored, model=averaged["vsrn"], regions=regions, extractor_weights=path))
 
 
 if __name__ == "__main__":

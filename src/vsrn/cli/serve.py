@@ -65,18 +65,10 @@ def main(
     access = Access(token, names_of(host, allow_host), local=local, may_choose=may_choose)
 
     def started(address: str, num_photos: int | None) -> None:
-        # One that was given is a secret of the environment, and not for the log.
         page = f"{address}#token={token}" if token else address
+        # A token that was given is a secret of the environment, and not for the log.
         shown = f"{address}#token=... with the token of {TOKEN}" if given else page
-        if num_photos is not None:
-            say(f"{folder}: {num_photos:,} photos at {address} (Ctrl-C stops it)")
-            if token:
-                say(f"In a browser: {shown}")
-        elif may_choose:
-            say(f"There is no index yet. Choose the folder of your photos in a browser: {shown}")
-            say(f"The index will be kept in {folder}. (Ctrl-C stops the service)")
-        else:
-            say(f"There is no index yet at {address}: run `vsrn index PHOTOS -o {folder}`, or add --choose-folder.")
+        _say_where(folder, address, shown if token else "", num_photos, may_choose=may_choose)
         if open:
             import webbrowser
 
@@ -84,6 +76,24 @@ def main(
 
     serve(folder, host, port, access, started, uri, device, plugins=imported_plugins, may_lack=index is None)
     return 0
+
+
+def _say_where(folder: Path, address: str, page: str, num_photos: int | None, *, may_choose: bool) -> None:
+    """Say where the service is.
+
+    page        its address with the token; empty where none is needed
+    num_photos  of the index; None where there is none yet
+    may_choose  whether an index may be made on the page
+    """
+    if num_photos is not None:
+        say(f"{folder}: {num_photos:,} photos at {address} (Ctrl-C stops it)")
+        if page:
+            say(f"In a browser: {page}")
+    elif may_choose:
+        say(f"There is no index yet. Choose the folder of your photos in a browser: {page}")
+        say(f"The index will be kept in {folder}. (Ctrl-C stops the service)")
+    else:
+        say(f"There is no index yet at {address}: run `vsrn index PHOTOS -o {folder}`, or add --choose-folder.")
 
 
 def _token(host: str) -> str | None:
