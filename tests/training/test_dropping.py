@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import make_store
 
+from vsrn.config import RegionOrder
 from vsrn.data.splits import Split, open_split
 from vsrn.data.vocabulary import build_vocabulary
 from vsrn.model.base import Batch
@@ -82,6 +84,22 @@ def test_every_image_of_a_batch_is_some_of_its_own_regions_in_their_order(split:
             assert left >= 1
             assert not ours[left:].any()
     assert fewer > 20
+
+
+@pytest.mark.parametrize("order", ["stored", "reversed"])
+@pytest.mark.parametrize("dropped", [0.0, 0.9])
+def test_batches_gathered_from_regions_kept_on_a_device_are_those_read_from_disk(
+    split: Split, order: RegionOrder, dropped: float
+) -> None:
+    split = split.only(np.array([5, 38, 2, *range(8, 30)])).in_order(order)
+    read, kept = (
+        TrainingBatches(split, build_vocabulary(split.captions, 1), 16, seed=3, dropped=dropped) for _ in range(2)
+    )
+    kept.keep_on(torch.device("cpu"))
+    for theirs, ours in zip(read.epoch(1), kept.epoch(1), strict=True):
+        for expected, tensor in zip(theirs, ours, strict=True):
+            assert tensor.dtype == expected.dtype
+            assert tensor.equal(expected)
 
 
 def test_a_step_drops_the_same_after_a_stop_and_other_regions_in_another_epoch(split: Split) -> None:

@@ -17,6 +17,7 @@ from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.base import Batch
 from vsrn.model.gru import pad_tokens
+from vsrn.training.resident import ResidentRegions
 
 # Extra seed component: region dropping must not share the random stream that shuffles captions.
 _DROPPING = 1
@@ -93,6 +94,7 @@ class TrainingBatches:
             raise DataError(f"split '{split.name}' of {split.folder} has one caption; training needs two at least.")
         self.batch_size = min(batch_size, len(encoded))
         self.seed, self.dropped, self.rank, self.processes = seed, dropped, rank, processes
+        self.resident: ResidentRegions | None = None
         if self.batch_size % processes:
             raise ConfigError(
                 f"train.batch_size {self.batch_size} does not divide among {processes} processes; choose a multiple."
@@ -114,14 +116,21 @@ class TrainingBatches:
 
         pinned  whether threads make them ahead, in memory that a GPU reads without waiting
         """
-        if not pinned:
-            yield from (self._made(epoch, share) for share in self.shares(epoch, first_step))
-            return
-        shares = ([share] for share in self.shares(epoch, first_step))
-        for _, (batch,) in made_ready(
-            shares, lambda share: in_pinned_memory(self._made(epoch, share)), LOADERS, LOADERS
-        ):
-            yield batch
+        make = functools.partial(self._made if self.resident is None else self._placed, epoch)
+        batches: Iterator[Batch] = (make(share) for share in self.shares(epoch, first_step))
+        if pinned:
+            shares = ([share] for share in self.shares(epoch, first_step))
+            made = made_ready(shares, lambda share: in_pinned_memory(make(share)), LOADERS, LOADERS)
+            batches = (batch for _, (batch,) in made)
+        yield from batches if self.resident is None else map(self.resident.filled, batches)
+
+    def keep_on(self, device: torch.device) -> None:
+        """Copy all regions to a device, where batches are gathered from now on; the numbers in them stay the same.
+
+        Raises `DataError` where an image cannot be used, as `Split.read_images` does.
+        """
+        assert isinstance(self.split, Split), "only regions are kept on a device"
+        self.resident = ResidentRegions(self.split, device)
 
     def _made(self, epoch: int, share: Share) -> Batch:
         """One process's part of a step."""
@@ -131,6 +140,20 @@ class TrainingBatches:
             features, counts = drop_regions(features, counts, margins[share.places])
         real = None if counts is None else torch.from_numpy(counts)
         return self.batch_of(share.captions, torch.from_numpy(features), real)
+
+    def _placed(self, epoch: int, share: Share) -> Batch:
+        """The same with `ResidentRegions.rows` in place of features."""
+        assert isinstance(self.split, Split)
+        assert self.resident is not None
+        images = self.split.image_of_caption[share.captions]
+        counts, left = self.split.regions.read_counts(self.split.rows[images]), None
+        order = np.tile(np.arange(self.split.regions.num_regions), (len(images), 1))
+        margins = self._margins(epoch, share.step)
+        if margins is not None:
+            moved, left = drop_regions(order[..., None], counts, margins[share.places])
+            order, counts = moved[..., 0], left
+        real = None if counts is None else torch.from_numpy(counts)
+        return self.batch_of(share.captions, self.resident.rows(images, order, left), real)
 
     def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
         """This process's part of each step of an epoch, beginning with its step `first_step`."""
@@ -162,7 +185,8 @@ class TrainingBatches:
         split = self.split
         if not isinstance(split, Split) or not split.zeros_divide:
             return
-        share, batch = next(zip(self.shares(epoch, step), self.epoch(epoch, step), strict=True))
+        share = next(self.shares(epoch, step))
+        batch = self._made(epoch, share)
         place = first_of_zeros(batch.features.numpy(), None if batch.counts is None else batch.counts.numpy())
         if place is not None:
             row = int(split.rows[split.image_of_caption[share.captions[place]]])

@@ -25,6 +25,7 @@ import msgspec
 import torch
 
 from vsrn.config import Config, config_to_toml
+from vsrn.data.splits import Split
 from vsrn.encoders.ranking import rank_encoded
 from vsrn.encoders.scan_encoder import encoder_of
 from vsrn.errors import ConfigError, TrainingError
@@ -40,6 +41,7 @@ from vsrn.training.loggers import MetricsLogger, open_loggers
 from vsrn.training.optimizer import learning_rate_at, make_optimizer
 from vsrn.training.passes import Passes
 from vsrn.training.record import RunRecord
+from vsrn.training.resident import has_room
 from vsrn.training.run import PreparedRun
 
 LOG_EVERY = 10
@@ -123,6 +125,8 @@ class Trainer:
             rank=distributed.rank(),
             processes=distributed.world_size(),
         )
+        if isinstance(prepared.train, Split) and has_room(prepared.train, self.device):
+            self.batches.keep_on(self.device)
         self.steps_per_epoch = self.batches.steps_per_epoch // train.accumulate
         if self.steps_per_epoch == 0:
             raise ConfigError(
