@@ -231,14 +231,17 @@ def scaled(pixels: torch.Tensor) -> torch.Tensor:
     return ((pixels.float() - 127) / 128).contiguous(memory_format=torch.channels_last)
 
 
-def seen(photos: torch.Tensor) -> torch.Tensor:
-    """(B, 3, side, side) uint8 -> a random part of each, mirrored or not, in a slightly different light, scaled."""
+def seen(photos: torch.Tensor, smallest: float = SMALLEST_PART) -> torch.Tensor:
+    """(B, 3, side, side) uint8 -> a random part of each, mirrored or not, in a slightly different light, scaled.
+
+    smallest  share of a photo's area that is seen at least
+    """
     B, place = len(photos), photos.device
 
     def drawn(low: float, high: float) -> torch.Tensor:
         return torch.empty(B, device=place).uniform_(low, high)
 
-    area, ratio = drawn(SMALLEST_PART, 1), torch.exp(drawn(math.log(NARROWEST), -math.log(NARROWEST)) / 2)
+    area, ratio = drawn(smallest, 1), torch.exp(drawn(math.log(NARROWEST), -math.log(NARROWEST)) / 2)
     width, height = (area.sqrt() * ratio).clamp(max=1), (area.sqrt() / ratio).clamp(max=1)
     theta = torch.zeros(B, 2, 3, device=place)
     theta[:, 0, 0] = width * (torch.randint(2, (B,), device=place) * 2 - 1)

@@ -47,10 +47,21 @@ FLICKR30K_EPOCHS = COCO_EPOCHS = 30
 def measure(part: Part) -> None:
     """The paper's step first, then what it is made of, then its variants."""
 
-    def step(name: str, config: str = "f30k", *, deep: bool = False, seconds: float = 5.0, **fields: Any) -> None:
-        needs = 25 if deep else 14
+    def step(
+        name: str,
+        config: str = "f30k",
+        *,
+        deep: bool = False,
+        seconds: float = 5.0,
+        compiled: bool = False,
+        **fields: Any,
+    ) -> None:
+        needs = 75 if compiled else 25 if deep else 14
         part.measure(
-            name, lambda: training(part, name, config, deep=deep, seconds=seconds, **fields), needs=needs, limit=90
+            name,
+            lambda: training(part, name, config, deep=deep, seconds=seconds, compiled=compiled, **fields),
+            needs=needs,
+            limit=150 if compiled else 90,
         )
 
     bf16: dict[str, Any] = {"train__precision": "bf16"}
@@ -65,6 +76,9 @@ def measure(part: Part) -> None:
     step("joint bf16, batch 256", train__batch_size=16 if part.small else 256, **bf16)
     step("SCAN bf16", "scan/f30k", seconds=4.0, **bf16)
     step("VSE-infinity bf16", "vse-infinity/f30k", seconds=4.0, **bf16)
+    if part.device.type == "cuda":
+        # On a processor this needs a C++ compiler.
+        step("joint bf16, compiled", compiled=True, **bf16)
 
 
 @functools.cache
@@ -201,20 +215,29 @@ class Loader:
             yield batch
 
 
-def training(part: Part, name: str, packaged: str, *, deep: bool, seconds: float, **fields: Any) -> Figures:
-    """Train by a packaged config until enough steps have been measured."""
+def training(
+    part: Part, name: str, packaged: str, *, deep: bool, seconds: float, compiled: bool = False, **fields: Any
+) -> Figures:
+    """Train by a packaged config until enough steps have been measured.
+
+    compiled  whether the image encoder and the captioner's step are compiled by torch first
+    """
     device, sizes = part.device, SMALL if part.small else PAPER
     config = make_config(packaged, store_of(part.scratch, part.small, "coco" in packaged), sizes, device, **fields)
     rate = matrix_rate(device, small=part.small)
     file = part.folder / f"profile-{name.replace(',', '').replace(' ', '-')}.txt"
     plan = (
-        Plan(device, (3, 1.0), 0.1, deep, 2, file) if part.small else Plan(device, (150, 7.0), seconds, deep, 6, file)
+        Plan(device, (3, 1.0), 0.1, deep, 2, file)
+        if part.small
+        else Plan(device, (150, 100.0 if compiled else 7.0), seconds, deep, 6, file)
     )
     watch = Stopwatch(plan)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with exact() if config.train.precision == "fp32" else contextlib.nullcontext():
         trainer = Trainer(prepare_run(config, part.scratch / name, resume=False), watch)
+        if compiled:
+            compile_parts(trainer.model)
         watch.loader = Loader(trainer.batches.epoch)
         setattr(trainer.batches, "epoch", watch.loader)  # noqa: B010 - a method is replaced
         try:
@@ -229,6 +252,13 @@ def training(part: Part, name: str, packaged: str, *, deep: bool, seconds: float
     tokens = len(trainer.batches.tokens) / len(trainer.batches.split.captions)
     flop = 3 * forward_flop(trainer.config, sizes, tokens)
     return watch.figures | _derived(watch.figures, trainer.config, flop, rate) | memory(device) | graphs_of(trainer)
+
+
+def compile_parts(model: Any) -> None:
+    """Have torch compile what is elementwise between products: the image encoder, and a step of the captioner."""
+    model.image_encoder.compile()
+    if model.captioner is not None:
+        setattr(model.captioner, "step", torch.compile(model.captioner.step))  # noqa: B010 - a method is replaced
 
 
 def _derived(figures: Figures, config: Config, flop: float, rate: float) -> Figures:
