@@ -132,6 +132,17 @@ def test_captions_compared_padded_are_those_compared_by_length(
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-11)
 
 
+def test_padded_words_take_no_attention_from_words_that_fit_badly() -> None:
+    # Words opposite to the regions have logits near -60: next to padding at 0 their attention would round to nothing.
+    config = replace(scan_config("image_to_text", "mean", "no_norm"), inverse_temperature=60.0)
+    vector = sets(1)
+    regions = nn.functional.normalize(vector + 0.1 * sets(4, N), dim=-1)
+    words = nn.functional.normalize(-vector + 0.1 * sets(4, 9), dim=-1)
+    one, other = (similarities(regions, words, LENGTHS, None, config, padded=padded) for padded in (False, True))
+    torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-11)
+    assert (one < -0.9).all()
+
+
 @pytest.mark.parametrize("direction", ["text_to_image", "image_to_text"])
 @pytest.mark.parametrize("counts", [None, COUNTS])
 def test_a_step_with_captions_compared_padded_is_the_step_of_the_cpu(
