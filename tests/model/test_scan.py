@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from vsrn.config import LossConfig, ModelConfig, ScanConfig
 from vsrn.model.base import Batch
 from vsrn.model.losses import TripletLoss
-from vsrn.model.scan import SCAN, similarities
+from vsrn.model.scan import SCAN, RegionProjection, similarities
+from vsrn.training.graphs import with_padded_tokens
 
 F, D, N, V = 7, 6, 5, 20
 COUNTS = torch.tensor([5, 2, 4, 1])
@@ -104,6 +106,91 @@ def test_similarities_and_their_gradients_are_those_of_the_definition(
     ):
         source = regions if one.shape == regions.shape else words
         torch.testing.assert_close(along_sphere(one, source), along_sphere(other, source), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("direction", "aggregation", "first_norm"), EVERY_KIND)
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("junk", [1e3, math.nan])
+def test_captions_compared_padded_are_those_compared_by_length(
+    direction: str, aggregation: str, first_norm: str, counted: bool, junk: float
+) -> None:
+    config = scan_config(direction, aggregation, first_norm)
+    mask = torch.arange(N) < COUNTS[:, None] if counted else None
+    regions, words = sets(4, N), sets(4, 9)
+    if mask is not None:
+        regions = regions * mask[..., None]
+    words[torch.arange(9) >= LENGTHS[:, None]] = junk
+    regions.requires_grad_()
+    words.requires_grad_()
+    weights = torch.randn(4, 4, dtype=torch.float64)
+    found = []
+    for padded in (False, True):
+        scores = similarities(regions, words, LENGTHS, mask, config, padded=padded)
+        found.append((scores, *torch.autograd.grad((scores * weights).sum(), (regions, words))))
+    for one, other in zip(*found, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-11)
+
+
+def test_padded_words_take_no_attention_from_words_that_fit_badly() -> None:
+    # Words opposite to the regions have logits near -60: next to padding at 0 their attention would round to nothing.
+    config = replace(scan_config("image_to_text", "mean", "no_norm"), inverse_temperature=60.0)
+    vector = sets(1)
+    regions = nn.functional.normalize(vector + 0.1 * sets(4, N), dim=-1)
+    words = nn.functional.normalize(-vector + 0.1 * sets(4, 9), dim=-1)
+    one, other = (similarities(regions, words, LENGTHS, None, config, padded=padded) for padded in (False, True))
+    torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-11)
+    assert (one < -0.9).all()
+
+
+@pytest.mark.parametrize("direction", ["text_to_image", "image_to_text"])
+@pytest.mark.parametrize("counts", [None, COUNTS])
+def test_a_step_with_captions_compared_padded_is_the_step_of_the_cpu(
+    direction: Any, counts: torch.Tensor | None
+) -> None:
+    model, loss = SCAN(model_config(ScanConfig(direction)), V), TripletLoss(LossConfig())
+    batch = Batch(torch.randn(4, N, F), torch.randint(4, V, (4, 6)), LENGTHS, counts)
+    assert model.takes_lengths_anywhere
+    model(batch, loss).joint.backward()
+    usual = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    images = model.region_encoder(batch.features, counts)
+    words = model.word_encoder(with_padded_tokens(batch).tokens, LENGTHS)
+    assert words.shape[1] == 8
+    ours = loss(similarities(images.vectors, words, LENGTHS, images.mask, model.config.scan, padded=True))
+    torch.testing.assert_close(ours, model(batch, loss).matching)
+    ours.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, usual[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+class Words(nn.Module):
+    """Reads captions without the GRU, which torch computes otherwise where there is no GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(V, D)
+
+    def forward(self, tokens: torch.Tensor, _lengths: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.embedding(tokens), dim=-1)
+
+
+@pytest.mark.parametrize(("direction", "aggregation", "first_norm"), EVERY_KIND)
+@pytest.mark.parametrize("counted", [False, True])
+def test_with_lengths_on_a_gpu_no_loss_asks_it_for_a_number(
+    direction: str, aggregation: str, first_norm: str, counted: bool
+) -> None:
+    """Tensors without memory, which say that they are on a GPU, raise where a number of theirs is asked for."""
+    config = model_config(scan_config(direction, aggregation, first_norm))
+    with FakeTensorMode():
+        model = SCAN(config, V)
+    with FakeTensorMode(), torch.device("cuda"):
+        model.region_encoder, model.word_encoder = RegionProjection(config), cast("Any", Words())
+        lengths = torch.ones(4, dtype=torch.long)
+        with pytest.raises(DataDependentOutputException):
+            int(lengths.max())
+        batch = Batch(torch.randn(4, N, F), torch.ones(4, 6, dtype=torch.long), lengths, lengths if counted else None)
+        assert model(batch, TripletLoss(LossConfig())).joint.device.type == "cuda"
 
 
 def along_sphere(gradient: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:

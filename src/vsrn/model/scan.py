@@ -7,9 +7,12 @@ attended to; the relevances of all queries make the similarity.
 The attended vectors are never made: with attention a of a query q over contexts c, the attended vector v = sum a c has
 q.v = sum a (q.c) and |v|^2 = a G a with the contexts' inner products G, so affinities are enough.
 
-Shapes: I images of N regions, C captions of equal length T, D joint size. Affinities are (C, T, I, N): cosines of
-every word with every region, 0 where a region is padding. `mask` (I, N) is True where a region is real, None where
-all are.
+Captions of equal length are compared together, so that no word is padding. For a step that is recorded as a CUDA graph,
+in which no shape may depend on the captions, all captions are compared together, and padded words are masked.
+
+Shapes: I images of N regions, C captions of T words, D joint size. Affinities are (C, T, I, N): cosines of every word
+with every region, 0 where a region or a word is padding. `mask` (I, N) is True where a region is real, `word_mask`
+(C, T) where a word is; None where all are.
 """
 
 from __future__ import annotations
@@ -39,17 +42,40 @@ def similarities(
     lengths: torch.Tensor,
     mask: torch.Tensor | None,
     config: ScanConfig,
+    *,
+    padded: bool = False,
 ) -> torch.Tensor:
     """Similarity of every image with every caption: (I, C) float32 or wider.
 
     regions  (I, N, D) unit vectors, 0 where padded
     words    (C, T, D) unit vectors; those after a caption's last word are not read
-    lengths  (C,) words of each caption, on the CPU
+    lengths  (C,) words of each caption: on the CPU, or where the words are if `padded`
+    padded   whether all captions are compared together, so that no shape depends on `lengths` and nothing waits for the
+             device; else captions of equal length are, which saves the arithmetic of padded words
     """
-    groups = [(words[rows, :length], rows) for length, rows in equally_long(lengths)]
+    word_mask = mask_of(words, lengths) if padded else None
+    if word_mask is not None:
+        return _compared(regions, [words.masked_fill(~word_mask[..., None], 0)], mask, word_mask, config)
+    groups = list(equally_long(lengths))
+    scores = _compared(regions, [words[rows, :length] for length, rows in groups], mask, None, config)
+    back = torch.cat([rows for _, rows in groups]).argsort()
+    return scores[:, back.to(regions.device)]
+
+
+def _compared(
+    regions: torch.Tensor,
+    groups: list[torch.Tensor],
+    mask: torch.Tensor | None,
+    word_mask: torch.Tensor | None,
+    config: ScanConfig,
+) -> torch.Tensor:
+    """(I, N, D) regions, groups of captions' words (C, T, D), C and T of each its own -> (I, all C), group by group.
+
+    word_mask  (C, T), where there is one group
+    """
     # One product for all captions, bf16 under bf16 autocast; everything after it is float32.
-    sizes = [group.shape[0] * group.shape[1] for group, _ in groups]
-    flat = torch.cat([group.flatten(0, 1) for group, _ in groups])
+    sizes = [group.shape[0] * group.shape[1] for group in groups]
+    flat = torch.cat([group.flatten(0, 1) for group in groups])
     affinities = at_least_float32(flat @ regions.flatten(0, 1).mT)
     with torch.autocast(regions.device.type, enabled=False):
         own = _inner_products(regions) if config.direction == "text_to_image" else None
@@ -59,11 +85,11 @@ def similarities(
                 own if own is not None else _inner_products(group),
                 mask,
                 config,
+                word_mask,
             )
-            for affinity, (group, _) in zip(torch.split(affinities, sizes), groups, strict=True)
+            for affinity, group in zip(torch.split(affinities, sizes), groups, strict=True)
         ]
-    back = torch.cat([rows for _, rows in groups]).argsort()
-    return torch.cat(scores, dim=1)[:, back.to(regions.device)]
+    return torch.cat(scores, dim=1)
 
 
 def equally_long(lengths: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
@@ -77,30 +103,40 @@ def equally_long(lengths: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
 
 
 def caption_similarities(
-    affinity: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None, config: ScanConfig
+    affinity: torch.Tensor,
+    context: torch.Tensor,
+    mask: torch.Tensor | None,
+    config: ScanConfig,
+    word_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(C, T, I, N) affinities -> (I, C).
 
-    context  inner products of what is attended to: regions (I, N, N), or words (C, T, T)
+    context    inner products of what is attended to: regions (I, N, N), or words (C, T, T)
+    word_mask  (C, T) True where a word is real; those of a padded word with anything must be 0. None where all are real
     """
     queries, attended = (WORDS, REGIONS) if config.direction == "text_to_image" else (REGIONS, WORDS)
-    logits = config.inverse_temperature * _first_norm(affinity, queries, mask, config.first_norm)
-    if mask is not None and attended == REGIONS:
-        logits = logits.masked_fill(~mask, -torch.inf)
+    masks = {WORDS: None if word_mask is None else word_mask[..., None, None], REGIONS: mask}
+    logits = config.inverse_temperature * _first_norm(affinity, queries, masks[queries], config.first_norm)
+    attendable = masks[attended]
+    if attendable is not None:
+        logits = logits.masked_fill(~attendable, -torch.inf)
     attention = logits.softmax(dim=attended)
     product = (attention * affinity).sum(dim=attended)
     squared_length = _squared_lengths(attention, context, attended)
     # Queries are unit vectors, so their own length is left out of the cosine.
     relevance = product / squared_length.clamp(min=EPSILON**2).sqrt()
     if queries == WORDS:
-        return _aggregate(relevance, 1, None, config).mT  # of (C, T, I)
-    return _aggregate(relevance, 2, mask, config).mT  # of (C, I, N)
+        return _aggregate(relevance, 1, None if word_mask is None else word_mask[..., None], config).mT  # of (C, T, I)
+    return _aggregate(relevance, 2, None if mask is None else mask[None], config).mT  # of (C, I, N)
 
 
 def _first_norm(affinity: torch.Tensor, queries: int, mask: torch.Tensor | None, name: str) -> torch.Tensor:
-    """Affinities made comparable among the queries (section 3.1, and the variants of the published code)."""
+    """Affinities made comparable among the queries (section 3.1, and the variants of the published code).
+
+    mask  True where a query is real, of a shape that broadcasts to the affinities'; None where all are
+    """
     if name == "softmax":
-        if mask is not None and queries == REGIONS:
+        if mask is not None:
             affinity = affinity.masked_fill(~mask, -torch.inf)
         return affinity.softmax(dim=queries)
     if name in ("clipped", "clipped_l2norm"):
@@ -123,12 +159,15 @@ def _squared_lengths(attention: torch.Tensor, context: torch.Tensor, attended: i
 
 
 def _aggregate(relevance: torch.Tensor, dim: int, mask: torch.Tensor | None, config: ScanConfig) -> torch.Tensor:
-    """Relevances of all queries, along `dim`, as one number (section 3.1); masked ones do not count."""
+    """Relevances of all queries, along `dim`, as one number (section 3.1).
+
+    mask  True where a query is real, with as many dimensions as `relevance`; None where all are
+    """
     if config.aggregation in ("sum", "mean"):
         total = (relevance if mask is None else relevance * mask).sum(dim=dim)
         if config.aggregation == "sum":
             return total
-        return total / (relevance.shape[dim] if mask is None else mask.sum(dim=-1))
+        return total / (relevance.shape[dim] if mask is None else mask.sum(dim=dim))
     if mask is not None:
         relevance = relevance.masked_fill(~mask, -torch.inf)
     if config.aggregation == "max":
@@ -178,11 +217,13 @@ class RegionProjection(nn.Module):
 class WordEncoder(WordGRU):
     """Section 3.4: every word in its context, the GRU's directions averaged, unit length."""
 
+    takes_lengths_anywhere = True
+
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__(config, vocabulary_size, bidirectional=config.scan.bidirectional)
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(B, T) token ids, (B,) real tokens of each (on the CPU) -> (B, T, D), 0 after the last word."""
+        """(B, T) token ids, (B,) real tokens of each -> (B, T, D), 0 after the last word."""
         return functional.normalize(self.mean_of_directions(at_least_float32(self.states(tokens, lengths))), dim=-1)
 
 
@@ -199,6 +240,11 @@ class SCAN(BaseModel):
         """Name of its scale, one for both directions, since the published ensembles average them."""
         return "stacked cross attention"
 
+    @property
+    def takes_lengths_anywhere(self) -> bool:
+        """Whether the word encoder takes them anywhere; with lengths on a device, captions are compared padded."""
+        return getattr(self.word_encoder, "takes_lengths_anywhere", False)
+
     def forward(
         self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf
     ) -> Losses:
@@ -206,10 +252,12 @@ class SCAN(BaseModel):
         features, tokens, lengths, counts = batch
         images = self.region_encoder(features, counts)
         mask = None if images.mask is None else gather(images.mask)
-        # Other processes may have longer captions, and all gather words of one shape.
         all_lengths = gather(lengths)
-        tokens = functional.pad(tokens, (0, int(all_lengths.max()) - tokens.shape[1]))
+        if len(all_lengths) > len(lengths):
+            # Other processes may have longer captions, and all gather words of one shape.
+            tokens = functional.pad(tokens, (0, int(all_lengths.max()) - tokens.shape[1]))
         words = gather(self.word_encoder(tokens, lengths))
-        scores = similarities(gather(images.vectors), words, all_lengths, mask, self.config.scan)
+        padded = lengths.device.type != "cpu"
+        scores = similarities(gather(images.vectors), words, all_lengths, mask, self.config.scan, padded=padded)
         matching = loss(scores, epochs)
         return Losses(matching, torch.zeros_like(matching))
