@@ -36,8 +36,6 @@ from vsrn.model.gru import pad_tokens
 from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, read_model, write_model
 
-# Photos of a step, each with all its captions.
-PHOTOS_A_STEP = 64
 # Photos that the network reads at a time without learning.
 AT_ONCE = 100
 
@@ -76,8 +74,9 @@ def main(
     *,
     data: Data,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    epochs: int = 60,
+    epochs: int = 40,
     score_every: int = 3,
+    batch: int = 64,
     learning_rate: float = 1e-3,
     dropout: float = 0.3,
     smallest: float = 0.8,
@@ -95,6 +94,7 @@ def main(
         output: Folder of the model with its captioner.
         epochs: Passes over the photos, each with all its captions.
         score_every: Epochs between two looks at the held-out photos.
+        batch: Photos a step, each with all its captions.
         learning_rate: Adam's at first; a cosine leads it to 0.
         dropout: Share of the captioner's inputs that is dropped.
         smallest: Share of a photo's area that a view shows at least.
@@ -128,7 +128,7 @@ def main(
     for epoch in range(first, epochs):
         captioner.train()
         losses = []
-        for images, tokens, rate in steps_of(learn, stored.vocabulary, (seed, epoch), epochs):
+        for images, tokens, rate in steps_of(learn, stored.vocabulary, batch, (seed, epoch), epochs):
             words, lengths = (part.to(place) for part in pad_tokens(tokens))
             seen_regions = reader.view(learned[torch.from_numpy(np.unique(images)).to(place)])
             whose = torch.from_numpy(np.unique(images, return_inverse=True)[1]).to(place)
@@ -150,14 +150,14 @@ def main(
 
 
 def steps_of(
-    split: Split, vocabulary: Vocabulary, seed: tuple[int, int], epochs: int
+    split: Split, vocabulary: Vocabulary, batch: int, seed: tuple[int, int], epochs: int
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray], float]]:
-    """The steps of an epoch: (C,) the photo of each caption, the captions' words, and the share of the learning rate."""
+    """Steps of an epoch: (C,) the photo of each caption, the captions' words, the share of the learning rate."""
     epoch = seed[1]
     order = np.random.default_rng(seed).permutation(split.num_images)
-    steps = len(order) // PHOTOS_A_STEP
+    steps = len(order) // batch
     tokens = [np.array(vocabulary.encode(caption)) for caption in split.captions]
-    for step, images in enumerate(order[: steps * PHOTOS_A_STEP].reshape(steps, -1)):
+    for step, images in enumerate(order[: steps * batch].reshape(steps, -1)):
         captions = np.flatnonzero(np.isin(split.image_of_caption, images))
         rate = 0.5 * (1 + math.cos(math.pi * (epoch + step / steps) / epochs))
         yield split.image_of_caption[captions], [tokens[caption] for caption in captions], rate

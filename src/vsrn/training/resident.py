@@ -46,6 +46,9 @@ class ResidentRegions:
                 self.table = torch.zeros(size, dtype=rows.dtype, device=device)
             self.table[place : place + len(rows)] = moved(rows, device)
             place += len(rows)
+        if device.type == "cuda":
+            # Steps run on a stream of their own, which does not wait for these copies.
+            torch.cuda.synchronize(device)
 
     def rows(self, images: IntArray, order: IntArray, left: IntArray | None) -> torch.Tensor:
         """(B, N) rows of the table that hold the regions of some images.
