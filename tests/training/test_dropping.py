@@ -98,6 +98,8 @@ def test_batches_gathered_from_regions_kept_on_a_device_are_those_read_from_disk
     kept.keep_on(torch.device("cpu"))
     for theirs, ours in zip(read.epoch(1), kept.epoch(1), strict=True):
         for expected, tensor in zip(theirs, ours, strict=True):
+            assert tensor is not None
+            assert expected is not None
             assert tensor.dtype == expected.dtype
             assert tensor.equal(expected)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vsrn.data.photo_splits import PhotoSplit, Pixels, made_ready
@@ -35,7 +36,9 @@ def draw_margins(images: int, regions: int, most: float, seed: Sequence[int]) ->
     return generator.random((images, regions), dtype=np.float32) - probabilities
 
 
-def drop_regions(features: FloatArray, counts: IntArray | None, margins: FloatArray) -> tuple[FloatArray, IntArray]:
+def drop_regions(
+    features: npt.NDArray[Any], counts: IntArray | None, margins: FloatArray
+) -> tuple[npt.NDArray[Any], IntArray]:
     """Drop regions: (B, N, F) regions and (B,) real ones of each, or None for all -> the same, of those kept.
 
     margins  (B, N) of `draw_margins`; an image always keeps the region with its largest margin
