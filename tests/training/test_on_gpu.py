@@ -11,6 +11,7 @@ from training_runs import Silent, assert_same_run, train
 from worlds import make_store
 
 from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, ScanConfig, TrainConfig
+from vsrn.training import resident
 from vsrn.training.checkpoint import read_log
 from vsrn.training.run import prepare_run
 from vsrn.training.trainer import Trainer
@@ -70,3 +71,14 @@ def test_a_run_that_is_cut_between_validations_equals_the_unbroken_one(tmp_path:
     train(config, tmp_path / "cut", stop_after=11)
     train(config, tmp_path / "cut", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+def test_a_run_with_its_regions_on_the_gpu_equals_one_that_reads_them_from_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop: float
+) -> None:
+    config = config_of(tmp_path, graphs=True, drop=drop, dropout=0.2)
+    train(config, tmp_path / "kept")
+    monkeypatch.setattr(resident, "SHARE", 0.0)
+    train(config, tmp_path / "read")
+    assert_same_run(tmp_path / "kept", tmp_path / "read")
