@@ -17,7 +17,8 @@ from vsrn.pretrained import DEFAULT_MODEL
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vsrn.encoders.explain import Explanation
+    from vsrn.data.stand_ins import ReadWords
+    from vsrn.encoders.explain import ExplainView, Explanation
     from vsrn.search.index import Index
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -67,22 +68,10 @@ def main(
     photo, sentence = _question([word for word in (image, sentence) if word is not None], index, photo_id, model)
     if output is None and not json:
         output = Path(f"{photo.stem}-explained.png")
-    picture: Image | None = None
     if index is None:
-        import vsrn
-
-        _check_output(output, photo, force=force)
-        encoder = vsrn.load(model or DEFAULT_MODEL, device, precision)
-        explanation, words = encoder.explain(photo, sentence, view), encoder.read_words(sentence)
-        picture = _decode(photo) if output is not None else None
+        explanation, words, picture = _of_photo(photo, sentence, view, output, model, device, precision, force=force)
     else:
-        from vsrn.search.index import open_index
-
-        with open_index(index) as opened:
-            _check_output(output, opened.path(str(photo_id)), force=force)
-            explanation = opened.explain(str(photo_id), sentence, view)
-            words = opened.encoder.read_words(sentence)
-            picture = _photo_of(opened, str(photo_id)) if output is not None else None
+        explanation, words, picture = _of_index(index, str(photo_id), sentence, view, output, force=force)
     explanation = explanation if word is None else explanation.of_word(word)
     if output is not None and picture is not None:
         _draw(output, picture, explanation, sentence if word is None else f"{sentence}: {word}", k)
@@ -92,6 +81,38 @@ def main(
     else:
         _show(explanation, k, output)
     return 0
+
+
+def _of_photo(
+    photo: Path,
+    sentence: str,
+    view: ExplainView | None,
+    output: Path | None,
+    model: str | None,
+    device: str,
+    precision: Precision,
+    *,
+    force: bool,
+) -> tuple[Explanation, ReadWords, Image | None]:
+    """The explanation of a photo, the words of the sentence, and, where a picture is wanted, what to draw on."""
+    import vsrn
+
+    _check_output(output, photo, force=force)
+    encoder = vsrn.load(model or DEFAULT_MODEL, device, precision)
+    explanation, words = encoder.explain(photo, sentence, view), encoder.read_words(sentence)
+    return explanation, words, _decode(photo) if output is not None else None
+
+
+def _of_index(
+    index: Path, photo_id: str, sentence: str, view: ExplainView | None, output: Path | None, *, force: bool
+) -> tuple[Explanation, ReadWords, Image | None]:
+    """The same of a photo of an index, whose regions are there."""
+    from vsrn.search.index import open_index
+
+    with open_index(index) as opened:
+        _check_output(output, opened.path(photo_id), force=force)
+        explanation, words = opened.explain(photo_id, sentence, view), opened.encoder.read_words(sentence)
+        return explanation, words, _photo_of(opened, photo_id) if output is not None else None
 
 
 def _question(words: Sequence[str], index: Path | None, photo_id: str | None, model: str | None) -> tuple[Path, str]:

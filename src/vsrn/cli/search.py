@@ -65,6 +65,28 @@ def main(
             search by a photo, or a model without such chances, compares it with the similarity, the first number.
         rerank: A SCAN that re-orders the best 50 by comparing every word with every region; it needs torch.
     """
+    query = _query(sentence, image, like, reranked=rerank is not None)
+    from vsrn.search.index import open_index
+    from vsrn.search.where import Where
+
+    where = Where(folder, _day(since, "--since"), _day(until, "--until"), name=name or None)
+    with open_index(index, uri, device) as opened:
+        hits = _search(opened, query, k, where, rerank, device)
+        kept = hits if min_score is None else [hit for hit in hits if hit.fits(min_score)]
+        kept = opened.fold(kept) if fold else kept
+        say_words(words := opened.encoder.read_words(sentence or ""))
+        if json:
+            found = [_for_machines(hit) for hit in kept]
+            print_json({"index": str(index), "query": query} | words_json(words) | {"hits": found})
+            return 0
+        _show(opened, kept)
+        if not kept and (sentence is None or words.asks):
+            print(_why_none(opened, where, any_found=bool(hits)), file=sys.stderr)
+    return 0
+
+
+def _query(sentence: str | None, image: Path | None, like: str | None, *, reranked: bool) -> dict[str, str]:
+    """What is asked, by the name of the option. Raises `ConfigError` where that is nothing, too much, or empty."""
     given = {"sentence": sentence, "image": None if image is None else str(image), "like": like}
     query = {name: value for name, value in given.items() if value is not None}
     if not query or (image is not None and like is not None):
@@ -73,27 +95,9 @@ def main(
         )
     if sentence is not None and not sentence.strip():
         raise ConfigError("the sentence is empty; say what the photos should show.")
-    if rerank is not None and list(query) != ["sentence"]:
+    if reranked and list(query) != ["sentence"]:
         raise ConfigError("--rerank compares the words of a sentence with photos; give a sentence alone.")
-    from vsrn.search.index import open_index
-    from vsrn.search.where import Where
-
-    where = Where(folder, _day(since, "--since"), _day(until, "--until"), name=name or None)
-    with open_index(index, uri, device) as opened:
-        hits = _search(opened, query, k, where, rerank, device)
-        kept = [hit for hit in hits if min_score is None or hit.fits(min_score)]
-        kept = opened.fold(kept) if fold else kept
-        words = opened.encoder.read_words(sentence or "")
-        if sentence is not None:
-            say_words(words)
-        if json:
-            found = [_for_machines(hit) for hit in kept]
-            print_json({"index": str(index), "query": query} | words_json(words) | {"hits": found})
-        else:
-            _show(opened, kept)
-            if not kept and (sentence is None or words.asks):
-                print(_why_none(opened, where, any_found=bool(hits)), file=sys.stderr)
-    return 0
+    return query
 
 
 def _search(

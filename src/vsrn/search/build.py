@@ -29,7 +29,7 @@ from vsrn.search.layout import RECORDS_FILE, EngineName
 from vsrn.search.mend import is_index, mend_index
 from vsrn.search.plan import File, doubtful, make_plan
 from vsrn.search.reading import Read, Reading
-from vsrn.search.records import SkippedRecord
+from vsrn.search.records import SkippedRecord, View
 from vsrn.search.roots import Roots, Settings
 from vsrn.search.where import Where
 from vsrn.search.writer import Changes, IndexWriter
@@ -106,7 +106,7 @@ def update_index(
     follow_links  whether to read files and folders outside of `photos` that links in it lead to; kept in the index
     exclude     globs of files and folders to leave out (`Exclusion`), kept in the index; None for those that it has.
                 Photos of the index that are left out are removed from it
-    remove      folders that the index is to be of no more; photos that lie in another one by now are kept
+    remove      folders to take out of it; photos that lie in another one by now are kept
     prune       whether to remove photos whose files are gone even where more than a fifth of a folder are, or all that
                 lie in one that is empty or not there; without it they stay and are reported
     batch_size  photos changes at a time; what a kill costs at most
@@ -123,20 +123,16 @@ def update_index(
     """
     check_settings(batch_size, workers)
     check_thumbnail_side(thumbnail_side)
-    folder, given = Path(folder), _paths(photos)
-    if device is None:
-        device = model.device if isinstance(model, Encoder) else "auto"
+    folder = Path(folder)
+    device = device or (model.device if isinstance(model, Encoder) else "auto")
     mend_index(folder, model)
-    before, choice = _choose(folder, given, _paths(remove))
+    before, choice = _choose(folder, _paths(photos), _paths(remove))
     settings = _settings(before[1], choice, exclude, follow_links)
     listing = list_folders(choice, settings, folder)
     create_index(folder, model, explain=explain, engine=engine, uri=uri, device=device, thumbnail_side=thumbnail_side)
     with IndexWriter(folder, uri, device) as writer:
-        with writer.records.read() as view:
-            if (view.state().root, view.settings()) != before:
-                raise SearchError(f"{folder} was just changed by another vsrn index; run the same command again.")
-        update = _Update(writer, choice, settings, listing, prune=prune)
-        return update.run(batch_size, workers, batches, progress)
+        _check_unchanged(writer, before)
+        return _Update(writer, choice, settings, listing, prune=prune).run(batch_size, workers, batches, progress)
 
 
 def _paths(named: Path | str | Sequence[Path | str] | None) -> list[Path]:
@@ -152,7 +148,18 @@ def _choose(folder: Path, given: list[Path], remove: list[Path]) -> tuple[tuple[
             raise SearchError(f"{folder} is no index yet; name the photos too: `vsrn index PHOTOS -o {folder}`.")
         return (b"", Settings()), choose_folders(None, given, remove)
     with Records(folder / RECORDS_FILE) as records, records.read() as view:
-        return (view.state().root, view.settings()), choose_folders(view, given, remove)
+        return _seen(view), choose_folders(view, given, remove)
+
+
+def _check_unchanged(writer: IndexWriter, before: tuple[bytes, Settings]) -> None:
+    with writer.records.read() as view:
+        if _seen(view) != before:
+            raise SearchError(f"{writer.folder} was just changed by another vsrn index; run the same command again.")
+
+
+def _seen(view: View) -> tuple[bytes, Settings]:
+    """What an index is of, which another process may have changed since."""
+    return view.state().root, view.settings()
 
 
 def _settings(kept: Settings, choice: Choice, exclude: Sequence[str] | None, follow_links: bool | None) -> Settings:
