@@ -30,6 +30,9 @@ from recording import Figures, Part, seconds_of, synchronize
 
 from vsrn.data.listing import PhotoFile, find_photos
 from vsrn.data.photo_splits import made_ready
+from vsrn.data.region_writer import RegionWriter
+from vsrn.data.regions import Regions
+from vsrn.data.shards import SplitHeader
 from vsrn.encoders.torch_backend import Precision, TorchEncoder
 from vsrn.extractors.base import prepare_photo
 from vsrn.extractors.extract import extract
@@ -133,7 +136,7 @@ def ranking(part: Part) -> Figures:
 
 
 def extraction(part: Part) -> Figures:
-    """Photos per second: files to a store, the network alone, and decoding alone, with a thread for each processor."""
+    """Photos per second: files to a store; the network, writing and decoding alone. A thread for each processor."""
     folder, number = part.scratch / "photos", 6 if part.small else 2000
     listed = write_photos(folder, number)
     extractor = GridExtractor(GRID_WEIGHTS, str(part.device))
@@ -153,6 +156,7 @@ def extraction(part: Part) -> Figures:
     decoded = [photo for _, made in batches for photo in made]
     figures["decoded_per_second"] = number / (time.perf_counter() - began)
     some, seconds = decoded[:256], 0.05 if part.small else 1.0
+    figures["written_per_second_by_256"] = written_per_second(part, extractor, 6 if part.small else 1024)
     taken = seconds_of(lambda: extractor(some), part.device, seconds, warm_up=1)
     figures["extractor_alone_per_second"] = len(some) / taken
     with torch.inference_mode():
@@ -162,6 +166,18 @@ def extraction(part: Part) -> Figures:
                 taken = seconds_of(lambda: extractor.grid_of(pixels), part.device, seconds, warm_up=1)
             figures[f"network_alone_{name}_per_second"] = len(some) / taken
     return figures
+
+
+def written_per_second(part: Part, extractor: GridExtractor, number: int) -> float:
+    """Photos per second that a store takes, 256 at a time and on disk, when nothing else is done."""
+    kind = SplitHeader(extractor.name, extractor.fingerprint, "0" * 64, extractor.num_regions, extractor.feature_dim)
+    features = np.random.default_rng(6).standard_normal((extractor.num_regions, extractor.feature_dim))
+    batch = [Regions(features.astype(np.float16), extractor.boxes)] * min(256, number)
+    with RegionWriter(part.scratch / "written", "photos", kind) as writer:
+        began = time.perf_counter()
+        for start in range(0, number, len(batch)):
+            writer.append([str(start + place) for place in range(len(batch))], batch)
+        return writer.num_seen / (time.perf_counter() - began)
 
 
 def _prepared(extractor: GridExtractor, photo: PhotoFile) -> Any:

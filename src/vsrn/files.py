@@ -268,7 +268,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_all(handle: int, content: bytes) -> None:
+def write_all(handle: int, content: bytes | memoryview) -> None:
     """Write to a file descriptor until nothing is left: one `write` may stop short, as on a full disk."""
     rest = memoryview(content)
     while rest:

@@ -30,6 +30,8 @@ def date_of(image: Image.Image) -> datetime | None:
     """When the photo was taken, digitized, or else changed, by its EXIF: the first of them that is a real date."""
     try:
         exif = image.getexif()
+        if not exif:
+            return None
         camera = exif.get_ifd(_EXIF_IFD)
         written = [camera.get(_DATE_TAKEN), camera.get(_DATE_DIGITIZED), exif.get(_DATE_CHANGED)]
         return next((date for date in map(_as_date, written) if date is not None), None)

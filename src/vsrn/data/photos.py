@@ -259,8 +259,10 @@ def _decode(
         if image.format == "PNG" and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
             _check_whole_png(content, name)
         picture = to_rgb(image, shrink_factor(image.size, target_size))
-        picture.getexif()[ORIENTATION] = orientation = orientation_of(image)
-        ImageOps.exif_transpose(picture, in_place=True)
+        orientation = orientation_of(image)
+        if orientation != 1:
+            picture.getexif()[ORIENTATION] = orientation
+            ImageOps.exif_transpose(picture, in_place=True)
         # From 5 to 8, width and height change places.
         return DecodedPhoto(picture, *(size[::-1] if 5 <= orientation <= 8 else size), date_of(image))
 

@@ -27,7 +27,7 @@ def picture_of(photo: Photo, target_size: int | None = None) -> Image.Image:
     Raises `PhotoError` where it cannot be read or is no photo.
     """
     if isinstance(photo, str | os.PathLike):
-        return decode_photo(Path(photo), target_size=target_size)
+        return decode_photo(photo if isinstance(photo, Path) else Path(photo), target_size=target_size)
     if isinstance(photo, bytes | bytearray | memoryview):
         return decode_photo(bytes(photo), target_size=target_size)
     if isinstance(photo, Image.Image):

@@ -111,7 +111,7 @@ class WholePhotoExtractor:
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (height, width, 3) uint8, squashed."""
         size = (self.rules.width, self.rules.height)
-        return np.asarray(photo.resize(size, Image.Resampling(self.rules.resample)))
+        return np.array(photo.resize(size, Image.Resampling(self.rules.resample)))
 
     def pixels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
         """(height, width, 3) of 0 to 255 -> (B, 3, height, width) float32, scaled as the network learned."""
@@ -122,7 +122,9 @@ class WholePhotoExtractor:
     def levels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
         """(height, width, 3) of 0 to 255 -> (B, 3, height, width) float32 of the same levels, where the network is."""
         # Channels stay last in memory, as networks on a processor like them. A device gets bytes, a quarter of floats.
-        photos = moved(tensor_for(self.device, np.stack(prepared)), self.device)
+        # torch stacks them in one step. numpy waits for Python's lock after each photo, which 16 threads may want.
+        stacked = torch.stack([torch.from_numpy(np.require(photo, requirements="W")) for photo in prepared])
+        photos = moved(tensor_for(self.device, stacked.numpy()), self.device)
         return photos.permute(0, 3, 1, 2).float()
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
