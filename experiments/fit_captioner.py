@@ -24,7 +24,7 @@ from fine_tune_grid import Data, Stages, pixels_of, scaled, seen, splits_of
 from vsrn.config import CaptionerConfig
 from vsrn.data.splits import Split
 from vsrn.data.vocabulary import Vocabulary
-from vsrn.devices import pick_device
+from vsrn.devices import pace_of, pick_device
 from vsrn.encoders.captioning import CaptionWriter
 from vsrn.encoders.torch_backend import TorchCaptioner
 from vsrn.evaluation.caption_scores import caption_scores
@@ -35,9 +35,6 @@ from vsrn.model.captioner import Captioner
 from vsrn.model.gru import pad_tokens
 from vsrn.model.registry import build_model
 from vsrn.model.saved import StoredModel, read_model, write_model
-
-# Photos that the network reads at a time without learning.
-AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -56,15 +53,16 @@ class Reader:
     @torch.no_grad()
     def view(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, side, side) uint8 photos -> (B, N, D) reasoned regions of a new view of each."""
+        tuned, at_once = self.stages.tuned(), pace_of(pixels.device).photos_at_once
         with torch.autocast(pixels.device.type, dtype=torch.bfloat16):
-            features = self.stages.features(seen(pixels, self.smallest), self.stages.tuned())
-        return self.model.image_encoder(features.float()).reasoned_regions
+            parts = [self.stages.features(part, tuned) for part in seen(pixels, self.smallest).split(at_once)]
+        return self.model.image_encoder(torch.cat(parts).float()).reasoned_regions
 
     @torch.inference_mode()
     def whole(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, side, side) uint8 photos -> (B, N, D) reasoned regions of each as it is."""
-        tuned = self.stages.tuned()
-        parts = (self.stages.features(scaled(part), tuned) for part in pixels.split(AT_ONCE))
+        tuned, at_once = self.stages.tuned(), pace_of(pixels.device).photos_at_once
+        parts = (self.stages.features(scaled(part), tuned) for part in pixels.split(at_once))
         return torch.cat([self.model.image_encoder(part).reasoned_regions for part in parts])
 
 

@@ -230,6 +230,7 @@ ANSWERS = (
     ("mean pooling gains more by VSRN than by a second mean pooling", "vsrn-mean", "mean-ensemble"),
     ("re-ranking by SCAN helps VSRN", "vsrn-scan", "vsrn"),
     ("VSRN re-ranked by SCAN is ahead of SCAN", "vsrn-scan", "scan"),
+    *((f"2019's recipe gains: {row.title.removeprefix('the same, ')}", row.name, "2019-gru") for row in UNDONE_2019),
 )
 # Pairs that are also compared recipe by recipe, since the held-out photos chose different ones.
 COMPARED_BY_TRIAL = (("layers-4", "mean"), ("gru", "layers-4"), ("gru-mean", "layers-4"), ("vsrn", "gru"))

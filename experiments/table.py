@@ -82,9 +82,10 @@ def table_row(results: Results, regions: str, name: str, seeds: list[Result]) ->
             cells.append(f"{point:.1f} [{interval.low:.1f}, {interval.high:.1f}]")
     cells += [with_each([seed[split]["rsum"] for seed in seeds]) for split in ("val", "held_out")]
     trained = "parameters" in seeds[0]
-    cells.append("/".join(str(seed["best_epoch"]) for seed in seeds) if trained else "")
+    cells.append("/".join(str(seed["best_epoch"] or "?") for seed in seeds) if trained else "")
     cells.append(f"{seeds[0]['parameters'] / 1e6:.1f} M" if trained else "")
-    cells.append(f"{mean(seed['seconds'] for seed in seeds):.0f}" if trained else "")
+    seconds = [seed["seconds"] for seed in seeds if seed.get("seconds") is not None]
+    cells.append(f"{mean(seconds):.0f}" if seconds else "?" if trained else "")
     return f"| {' | '.join(cells)} |"
 
 
