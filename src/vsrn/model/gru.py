@@ -85,7 +85,7 @@ def pad_tokens(tokens: Sequence[npt.NDArray[np.integer]]) -> tuple[torch.Tensor,
     lengths = np.array([len(ids) for ids in tokens], np.int64)
     real = np.arange(lengths.max()) < lengths[:, None]
     padded = np.full(real.shape, PAD, np.int64)
-    # Rows are filled in their order: 128 captions in 0.04 ms, where a copy for each took 0.9 ms, with Python's lock held.
+    # Rows are filled in their order: 0.04 ms for 128 captions. A copy for each took 0.9 ms, with Python's lock held.
     padded[real] = np.concatenate(tokens)
     return torch.from_numpy(padded), torch.from_numpy(lengths)
 
