@@ -4,7 +4,13 @@
 
 STORE holds the captions. What RUN finds does not change. The captioner learns people's captions word by word (cross
 entropy), each time from a new view of the photo; the one whose captions of the held-out photos have the best CIDEr-D,
-with a beam of 5, is kept.
+with a beam of 5, is kept. With `--teachers` it also learns what the mean of other captioners says of each word (Hinton
+et al. 2015): two together wrote better captions of the held-out photos (60.0) than each alone (57.9 and 57.7).
+
+What was tried with the model in the box and left out: regions of the whole photos alone (57.0 after 6 of 12 epochs,
+then less); self-critical training (Rennie et al. 2017) from there, which raised the CIDEr-D of the photos that it
+learned from and lowered that of the held-out ones (53.7, 53.0, 51.8); dropping up to 0.4 of a photo's regions (56.3); a
+running average of the weights (55.1).
 """
 
 from __future__ import annotations
