@@ -9,7 +9,8 @@ import pytest
 
 import vsrn
 from vsrn.data.annotations import read_karpathy
-from vsrn.metrics import EncodedSplit, rank_blocks, retrieval_metrics, similarity_blocks
+from vsrn.encoders.base import WrittenCaption
+from vsrn.metrics import EncodedSplit, FloatArray, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.pretrained import find_model
 
 MOST_BYTES = 20_000_000
@@ -46,3 +47,18 @@ def test_it_writes_of_what_it_sees(shared: Path) -> None:
     images = model.encode_images([shared / "flickr8k/images" / photo.id for photo in photos])
     similarities = images @ model.encode_captions(written).T
     assert (similarities.argmax(axis=1) == np.arange(len(photos))).mean() > 0.4
+
+
+def test_a_beam_writes_what_is_probable_and_similar_to_the_image(folder: Path) -> None:
+    model = vsrn.load(folder)
+    features = np.random.default_rng(0).normal(size=(20, 36, 1280)).clip(0)
+    images, regions = model.reasoned_regions(features.astype(np.float32))
+
+    def totals(written: list[WrittenCaption]) -> FloatArray:
+        similarities = (images * model.encode_captions([caption.text for caption in written])).sum(axis=1)
+        return np.array([caption.score for caption in written]) + similarities
+
+    probable, chosen = model.caption_writer.write(regions), model.write_captions(features)
+    assert (totals(chosen) >= totals(probable) - 1e-5).all()
+    assert (totals(chosen) > totals(probable) + 1e-5).sum() > 3
+    assert model.write_captions(features, beam=1) == model.caption_writer.write(regions, beam=1)

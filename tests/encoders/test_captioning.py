@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +75,13 @@ def next_word(writer: CaptionWriter, image: torch.Tensor, prefix: tuple[int, ...
     return scores
 
 
-def slow_beam(writer: CaptionWriter, image: torch.Tensor, beam: int) -> tuple[tuple[int, ...], float]:
+def no_fit(_caption: str) -> float:
+    return 0.0
+
+
+def slow_beam(
+    writer: CaptionWriter, image: torch.Tensor, beam: int, fit: Callable[[str], float] = no_fit
+) -> tuple[tuple[int, ...], float]:
     """Beam search over one image with lists and sorting."""
     live: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     ended: list[tuple[float, tuple[int, ...]]] = []
@@ -88,7 +96,7 @@ def slow_beam(writer: CaptionWriter, image: torch.Tensor, beam: int) -> tuple[tu
         best = sorted(candidates, reverse=True)[: beam - len(ended)]
         ended += [(total, words) for total, words in best if words[-1] == END]
         live = [(total, words) for total, words in best if words[-1] != END]
-    total, words = max(ended, key=lambda caption: caption[0] / len(caption[1]))
+    total, words = max(ended, key=lambda found: found[0] / len(found[1]) + fit(writer.vocabulary.decode(found[1])))
     return words, total / len(words)
 
 
@@ -117,6 +125,27 @@ def test_a_batch_is_written_as_each_image_alone_slowly(beam: int, cell: str, bid
 def test_any_captioner_and_beam(seed: int, beam: int, words: int, max_tokens: int, spread: float) -> None:
     writer = make_writer(seed, words, max_tokens=max_tokens, spread=spread)
     assert_written(writer, make_regions(seed, images=3), None, beam)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 7), st.floats(0.5, 8), st.floats(0, 3))
+def test_of_the_captions_in_the_beam_the_most_probable_and_fitting_one_is_written(
+    seed: int, beam: int, spread: float, weight: float
+) -> None:
+    def fit(caption: str, image: int) -> float:
+        return weight * zlib.crc32(f"{image}: {caption}".encode()) / 2**32
+
+    writer, regions = make_writer(seed, words=6, spread=spread), make_regions(seed, images=3)
+    written = writer.write(
+        regions,
+        beam=beam,
+        fit=lambda captions, images: np.array([fit(*pair) for pair in zip(captions, images.tolist(), strict=True)]),
+    )
+    for image, caption in enumerate(written):
+        of_image = functools.partial(fit, image=image)
+        words, score = slow_beam(writer, torch.from_numpy(regions[image]), beam, of_image)
+        assert caption.text == writer.vocabulary.decode(words)
+        assert caption.score == pytest.approx(score, rel=3e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -45,6 +45,7 @@ from vsrn.metrics import SIMILARITIES, EncodedSplit, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.data.pictures import Photo
+    from vsrn.encoders.captioning import Fit
     from vsrn.encoders.inputs import Photos
     from vsrn.encoders.torch_backend import Precision
 
@@ -354,8 +355,16 @@ class Encoder(SentenceEncoder):
         for _, batch, real in batches_of(features, counts, IMAGES_AT_ONCE):
             # The captioner reads the regions one after the other, in the model's order.
             ordered = in_order(batch, real, self.region_order)
-            written += writer.write(self._reasoned_regions(ordered, real)[1], real, beam)
+            embeddings, reasoned = self._reasoned_regions(ordered, real)
+            # Greedy search finds one caption.
+            written += writer.write(reasoned, real, beam, self._fit_to(embeddings) if beam > 1 else None)
         return written
+
+    def _fit_to(self, images: FloatArray) -> Fit | None:
+        """What says how similar captions are to images of these embeddings; None where similarities are no cosines."""
+        if self.config.model.similarity != "cosine":
+            return None
+        return lambda captions, places: (images[places] * self.encode_captions(captions)).sum(axis=1)
 
     def write_photo_captions(
         self,

@@ -25,7 +25,7 @@ State = tuple[torch.Tensor, torch.Tensor | None]
 # Finished captions are cut from the running batch once this share of its rows, or less, is unfinished.
 SHRINK_AT = 0.75
 # Marks a place that counts for nothing in the loss.
-NO_WORD = -100
+_NO_WORD = -100
 
 
 class AttendedRegions(NamedTuple):
@@ -83,27 +83,13 @@ class Captioner(nn.Module):
         As in the 2019 code, <end> counts as a word, and so does one <pad> after it where
         `max_tokens` leaves room; a longer caption is cut to `max_tokens`, the last being <end>.
         """
-        logits, targets = self.word_logits(reasoned_regions, tokens, lengths, counts)
-        return functional.cross_entropy(logits, targets, reduction="sum", ignore_index=NO_WORD) / len(tokens)
-
-    def word_logits(
-        self,
-        reasoned_regions: torch.Tensor,
-        tokens: torch.Tensor,
-        lengths: torch.Tensor,
-        counts: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(words, V) float32 logits of each word of the captions after those before it, (words,) those words.
-
-        A word that does not count is `NO_WORD`. The words' order depends on the lengths and where they are alone.
-        `generation_loss` says what it takes.
-        """
         labels = self._labels(tokens, lengths)
         if lengths.device.type == "cpu":
             states, targets = self._states_of_words(reasoned_regions, labels, lengths, counts)
         else:
             states, targets = self._states_of_places(reasoned_regions, labels, lengths, counts)
-        return at_least_float32(self.output(states.to(dtype_of(self.output)))), targets
+        logits = at_least_float32(self.output(states.to(dtype_of(self.output))))
+        return functional.cross_entropy(logits, targets, reduction="sum", ignore_index=_NO_WORD) / len(tokens)
 
     def _states_of_words(
         self, regions: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor, counts: torch.Tensor | None
@@ -176,7 +162,7 @@ class Captioner(nn.Module):
             outputs.append(state[0])
         places = torch.arange(labels.shape[1] - 1, device=labels.device)
         real = places < lengths.clamp(max=self.config.max_tokens - 1)[:, None]
-        targets = labels[:, 1:].masked_fill(~real, NO_WORD)
+        targets = labels[:, 1:].masked_fill(~real, _NO_WORD)
         return torch.stack(outputs).flatten(0, 1), targets.mT.flatten()
 
     def read(self, regions: torch.Tensor, counts: torch.Tensor | None) -> tuple[AttendedRegions, State]:
