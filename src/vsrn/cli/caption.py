@@ -46,7 +46,8 @@ def main(
     $ vsrn caption beach.jpg snow.jpg
     $ vsrn caption --index idx --id holiday/beach.jpg
 
-    With --json each has a score too: the mean log-probability of its words.
+    Of the sentences in the beam, the one is taken that is probable and, by the model, similar to the photo. With --json
+    each has a score too: the mean log-probability of its words.
 
     Args:
         images: Photo files.

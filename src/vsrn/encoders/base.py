@@ -346,6 +346,9 @@ class Encoder(SentenceEncoder):
     ) -> list[WrittenCaption]:
         """(B, N, F) region features, (B,) counts or None for all -> a sentence for each image, with its probability.
 
+        Of the sentences in the beam, the best sum of mean log-probability and similarity with the image is taken, where
+        similarities are cosines; else the most probable one.
+
         Raises what `encode_regions` raises, and `CheckpointError` where the model has no captioner.
         """
         writer = self.caption_writer
