@@ -52,10 +52,15 @@ class CountedProducts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count it if it is a product."""
-        result = func(*args, **(kwargs or {}))
+        named = kwargs or {}
         if func._overloadpacket in flop_registry:
-            self.flop += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
+            result = func(*args, **named)
+            self.flop += flop_registry[func._overloadpacket](*args, **named, out_val=result)
+            return result
+        with self:
+            # In inference mode `linear` and `matmul` arrive whole.
+            parts = func.decompose(*args, **named)
+        return func(*args, **named) if parts is NotImplemented else parts
 
 
 def share_of_products(ours: Callable[[], Any], dtype: torch.dtype, rounds: int = 3) -> str:
