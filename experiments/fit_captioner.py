@@ -129,15 +129,16 @@ def main(
         captioner.load_state_dict(saved["captioner"])
         optimizer.load_state_dict(saved["optimizer"])
         first, best = saved["epoch"], saved["best"]
+    captions = [np.array(stored.vocabulary.encode(caption)) for caption in learn.captions]
     for epoch in range(first, epochs):
         captioner.train()
         losses = []
-        for images, tokens, rate in steps_of(learn, stored.vocabulary, batch, (seed, epoch), epochs):
+        for images, tokens, rate in steps_of(learn, captions, batch, (seed, epoch), epochs):
             words, lengths = (part.to(place) for part in pad_tokens(tokens))
-            seen_regions = reader.view(learned[torch.from_numpy(np.unique(images)).to(place)])
-            whose = torch.from_numpy(np.unique(images, return_inverse=True)[1]).to(place)
+            different, whose = (torch.from_numpy(part).to(place) for part in np.unique(images, return_inverse=True))
+            regions_seen = reader.view(learned[different])
             with torch.autocast(place.type, dtype=torch.bfloat16):
-                loss = captioner.generation_loss(seen_regions[whose], words, lengths)
+                loss = captioner.generation_loss(regions_seen[whose], words, lengths)
             take_step(captioner, optimizer, loss, learning_rate * rate)
             losses.append(loss.detach())
         said = f"epoch {epoch + 1}: {torch.stack(losses).mean().item():.3f}"
@@ -154,17 +155,16 @@ def main(
 
 
 def steps_of(
-    split: Split, vocabulary: Vocabulary, batch: int, seed: tuple[int, int], epochs: int
+    split: Split, words: list[np.ndarray], batch: int, seed: tuple[int, int], epochs: int
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray], float]]:
     """Steps of an epoch: (C,) the photo of each caption, the captions' words, the share of the learning rate."""
     epoch = seed[1]
     order = np.random.default_rng(seed).permutation(split.num_images)
     steps = len(order) // batch
-    tokens = [np.array(vocabulary.encode(caption)) for caption in split.captions]
     for step, images in enumerate(order[: steps * batch].reshape(steps, -1)):
         captions = np.flatnonzero(np.isin(split.image_of_caption, images))
         rate = 0.5 * (1 + math.cos(math.pi * (epoch + step / steps) / epochs))
-        yield split.image_of_caption[captions], [tokens[caption] for caption in captions], rate
+        yield split.image_of_caption[captions], [words[caption] for caption in captions], rate
 
 
 def score(captioner: Captioner, vocabulary: Vocabulary, regions: np.ndarray, photos: Split) -> tuple[float, float]:
