@@ -94,7 +94,7 @@ def _of_photo(
     *,
     force: bool,
 ) -> tuple[Explanation, ReadWords, Image | None]:
-    """The explanation of a photo, the words of the sentence, and, where a picture is wanted, what to draw on."""
+    """The explanation of a photo, the words, and, where a picture is wanted, the photo to draw on."""
     import vsrn
 
     _check_output(output, photo, force=force)
@@ -106,7 +106,7 @@ def _of_photo(
 def _of_index(
     index: Path, photo_id: str, sentence: str, view: ExplainView | None, output: Path | None, *, force: bool
 ) -> tuple[Explanation, ReadWords, Image | None]:
-    """The same of a photo of an index, whose regions are there."""
+    """The explanation of a photo of an index, the words, and, where a picture is wanted, the photo to draw on."""
     from vsrn.search.index import open_index
 
     with open_index(index) as opened:

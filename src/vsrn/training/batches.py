@@ -145,7 +145,7 @@ class TrainingBatches:
         return self.batch_of(share.captions, torch.from_numpy(features), real)
 
     def _placed(self, epoch: int, share: Share) -> Batch:
-        """The same with `ResidentRegions.rows` in place of features."""
+        """One process's part of a step, with `ResidentRegions.rows` in place of features."""
         assert isinstance(self.split, Split)
         assert self.resident is not None
         images = self.split.image_of_caption[share.captions]
