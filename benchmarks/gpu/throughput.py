@@ -35,6 +35,7 @@ from vsrn.data.regions import Regions
 from vsrn.data.shards import SplitHeader
 from vsrn.encoders.torch_backend import Precision, TorchEncoder
 from vsrn.extractors.base import prepare_photo
+from vsrn.extractors.batches import process_batches
 from vsrn.extractors.extract import extract
 from vsrn.extractors.grid import GridExtractor
 from vsrn.metrics import EncodedSplit, Ranks, rank_blocks, similarity_blocks
@@ -150,6 +151,10 @@ def extraction(part: Part) -> Figures:
         )
         figures[f"photos_per_second_by_{batch}"] = number / (time.perf_counter() - began)
         assert report.num_done == number
+    began = time.perf_counter()
+    store = part.scratch / "store-by-processes"
+    extract(listed, extractor, store, "photos", batch_size=256, batches=functools.partial(process_batches, fewest=1))
+    figures["photos_per_second_by_processes"] = number / (time.perf_counter() - began)
     began = time.perf_counter()
     prepare = functools.partial(_prepared, extractor)
     batches = made_ready((listed[start : start + 32] for start in range(0, number, 32)), prepare, workers)

@@ -91,7 +91,7 @@ def main(
     with ProgressBar("extracting") as bar, contextlib.ExitStack() as cluster:
         settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers, "float32": float32}
         settings["progress"] = lambda split, done, total: bar.start(f"extracting {split}").at(done, total)
-        settings |= batches_of(ray, cluster)
+        settings["batches"] = batches_of(ray, device, cluster)
         if captions is None:
             found = find_photos(photos, leave_out=output, follow_links=follow_links, exclusion=exclusion)
             reports = [extract(found, made, output, split, **settings)]

@@ -113,7 +113,7 @@ def main(
     from vsrn.search.build import update_index
 
     with ProgressBar("indexing") as bar, contextlib.ExitStack() as cluster:
-        report = update_index(photos, output, progress=bar.at, **asked, **batches_of(ray, cluster))
+        report = update_index(photos, output, progress=bar.at, **asked, batches=batches_of(ray, device, cluster))
     _show(report, output, json=json)
     return 0
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vsrn.data.stand_ins import ReadWords
     from vsrn.evaluation.evaluate import Evaluation
     from vsrn.evaluation.tables import TextFormat
+    from vsrn.extractors.batches import BatchMaker
     from vsrn.search.records import SkippedRecord
 
     Skipped = Sequence[SkippedPhoto | SkippedRecord]
@@ -85,7 +86,7 @@ Decoders = Annotated[
     _arg(
         name="workers",
         metavar="INT",
-        help="Threads that read and decode photos ahead [default: one for each processor].",
+        help="Threads, or for a GPU processes, that decode photos ahead [default: one for each processor, or 8].",
     ),
 ]
 Beam = Annotated[int, _arg(help="Partial captions kept at every step, 1 to 100; 1 takes the likeliest word each time.")]
@@ -264,17 +265,20 @@ def say_unknown_share(share: float, whose: str) -> None:
         say("warning: that is more than a third; captions of this language and kind need a vocabulary of their own.")
 
 
-def batches_of(ray: str | None, cluster: contextlib.ExitStack) -> dict[str, Any]:
-    """The arguments that have `extract` or `update_index` do its work on a Ray cluster, which is left with `cluster`.
+def batches_of(ray: str | None, device: str, cluster: contextlib.ExitStack) -> BatchMaker:
+    """Who does the work of `extract` or `update_index`: this machine, or a Ray cluster, which is left with `cluster`.
 
-    ray  the cluster's address; None for this process, which needs no argument
+    ray     the cluster's address, or None
+    device  where photos are extracted, as it was asked for
     """
     if ray is None:
-        return {}
+        from vsrn.extractors.batches import batches_for
+
+        return batches_for(device, imported_plugins)
     from vsrn.extractors.ray import ray_batches
 
     say(f"Connecting to Ray ({printable(ray)})...")
-    return {"batches": cluster.enter_context(ray_batches(ray))}
+    return cluster.enter_context(ray_batches(ray))
 
 
 def skipped_json(skipped: Skipped) -> list[dict[str, str]]:

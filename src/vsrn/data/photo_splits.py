@@ -6,7 +6,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -176,12 +176,14 @@ def made_ready(
     make: Callable[[_Item], _Ready],
     workers: int | None = None,
     batches_ahead: int = BATCHES_AHEAD,
+    pool: Executor | None = None,
 ) -> Iterator[tuple[Sequence[_Item], list[_Ready]]]:
     """Batches in order, with what `make` made of each item; threads work `batches_ahead` batches ahead.
 
     workers  how many threads; None for one for each processor that this process may use
+    pool     who works instead of threads; it is shut down in the end
     """
-    pool = ThreadPoolExecutor(workers or processors(), thread_name_prefix="decode")
+    pool = pool or ThreadPoolExecutor(workers or processors(), thread_name_prefix="decode")
     ahead: deque[tuple[Sequence[_Item], list[Future[_Ready]]]] = deque()
 
     def take() -> tuple[Sequence[_Item], list[_Ready]]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,18 @@ class ReadsCells(Protocol):
 
     def with_cells(self, photo: Image.Image, prepared: Prepared) -> tuple[Regions, Regions]:
         """The regions of an RGB photo, given what `prepare` made of it, too, and smaller regions of the same photo."""
+
+
+# Each is there only where there is a GPU that torch may compute on by CUDA or ROCm.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+
+
+def may_be_gpu(device: str) -> bool:
+    """Whether an extractor that was told to compute on `device` may do so by CUDA or ROCm; torch is not asked.
+
+    device  as in `ExtractorFiles`
+    """
+    return device.startswith("cuda") or (device == "auto" and any(map(os.path.exists, _GPU_FILES)))
 
 
 # Called with what follows the colon of its name, and the files that the user names for it.

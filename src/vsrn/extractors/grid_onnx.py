@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from PIL import Image
 
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.extractors.base import ExtractorFiles, Prepared, RegionExtractor, check_no_names
+from vsrn.extractors.base import ExtractorFiles, Prepared, RegionExtractor, check_no_names, may_be_gpu
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.onnx_files import first_line, open_session, read_content, threads_here
 
@@ -36,8 +35,6 @@ CELLS_SIDE = 320
 SETTINGS = "tf_efficientnet_lite0, 224 x 224 bicubic, (x - 127) / 128, map 7 x 7, windows 2 x 2 to 6 x 6, v1"
 # Names of the graph's input and output.
 PIXELS, MAP = "pixels", "map"
-# A graphics processor that torch may compute on leaves one of these.
-_CUDA_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 @dataclass(frozen=True)
@@ -210,7 +207,7 @@ def runs_without_torch(name: str, weights: Path | None, device: str) -> bool:
     """
     if name != NAME or weights is None or weights.suffix != ".onnx":
         return False
-    return device == "cpu" or (device == "auto" and not any(map(os.path.exists, _CUDA_FILES)))
+    return device in ("cpu", "auto") and not may_be_gpu(device)
 
 
 _FLOAT = "tensor(float)"

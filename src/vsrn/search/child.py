@@ -127,10 +127,13 @@ def main() -> None:
             print(json.dumps(line), file=told, flush=True)
 
         try:
-            for module in asked.pop("plugins"):
+            plugins = asked.pop("plugins")
+            for module in plugins:
                 importlib.import_module(module)
-            from vsrn.search.build import update_index  # noqa: PLC0415 - takes a second and Pillow, which a parent lacks
+            from vsrn.extractors.batches import batches_for  # noqa: PLC0415 - with Pillow, which a parent lacks
+            from vsrn.search.build import update_index  # noqa: PLC0415 - takes a second and Pillow
 
+            asked["batches"] = batches_for(asked.get("device") or "auto", plugins)
             report = update_index(**asked, progress=lambda done, total: tell({"done": done, "total": total}))
             tell({"report": msgspec.to_builtins(report)})
         except VsrnError as error:
