@@ -138,7 +138,9 @@ def process_batches(
     batches = (list(cut(batch, _SENT_TOGETHER)) for batch in cut(items, batch_size))
     try:
         with _deaf_to_interrupts():
-            pool.submit(len, ())  # starts all processes
+            # As long as none has begun, each of these starts another process.
+            for _ in range(workers):
+                pool.submit(len, ())
         for parts, ready in made_ready(batches, _prepared, batches_ahead=ahead, pool=pool):
             yield work.finish(list(chain.from_iterable(parts)), list(chain.from_iterable(ready)))
     except BrokenProcessPool as error:
