@@ -36,8 +36,8 @@ from vsrn.metrics import RetrievalMetrics
 from vsrn.model.base import Batch
 from vsrn.model.reasoning import FOLD_AT
 from vsrn.training.checkpoint import Progress
-from vsrn.training.graphs import SYNC_DEBUG_WARNING
 from vsrn.training.optimizer import make_optimizer
+from vsrn.training.passes import SYNC_DEBUG_WARNING
 from vsrn.training.run import prepare_run
 from vsrn.training.trainer import Trainer
 

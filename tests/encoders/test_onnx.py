@@ -535,7 +535,7 @@ def test_an_export_that_does_not_repeat_the_model_is_not_kept(tmp_path: Path, mo
     # What a frozen time axis does: right where the traced caption ended.
     def frozen(encoder: Any, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         last: torch.Tensor = encoder.states(tokens, lengths)[:, -1] + 0 * lengths[:, None]
-        return encoder.embed(last)
+        return encoder.as_embeddings(last)
 
     monkeypatch.setattr(exporting.ExportableText, "forward", frozen)
     with pytest.raises(CheckpointError, match="its encoders and the exported ones differ"):

@@ -13,7 +13,7 @@ from vsrn.config import Config
 from vsrn.metrics import RetrievalMetrics
 from vsrn.training.checkpoint import STATE_FILE, Progress, read_log
 from vsrn.training.run import prepare_run
-from vsrn.training.trainer import Trainer, TrainingResult
+from vsrn.training.trainer import Trainer
 
 
 class Silent:
@@ -33,8 +33,10 @@ class Silent:
         pass
 
 
-def train(config: Config, run: Path, *, resume: bool = False, stop_after: int | None = None) -> TrainingResult:
-    return Trainer(prepare_run(config, run, resume=resume), Silent(stop_after)).run(resume=resume)
+def train(config: Config, run: Path, *, resume: bool = False, stop_after: int | None = None) -> Trainer:
+    trainer = Trainer(prepare_run(config, run, resume=resume), Silent(stop_after))
+    trainer.run(resume=resume)
+    return trainer
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,8 @@ class Silent:
 
 
 class DoubleTrainer(Trainer):
-    def _step(self, batches: Iterable[Batch], images: Iterable[torch.Tensor | None] = repeat(None)) -> None:
-        super()._step((batch._replace(features=batch.features.double()) for batch in batches), images)
+    def _step(self, batches: Iterable[Batch]) -> None:
+        super()._step(batch._replace(features=batch.features.double()) for batch in batches)
 
 
 def main(config: str, run: str, out: str, steps: str) -> None:
@@ -55,12 +54,10 @@ def main(config: str, run: str, out: str, steps: str) -> None:
         prepared.loss.double()
         trainer = DoubleTrainer(prepared, Silent())
         seen: list[dict[str, Any]] = []
-        masks = prepared.config.loss.mask_same_image
-        images = trainer.batches.images(0) if masks else repeat(None)
         for batch, _ in zip(trainer.batches.epoch(0), range(int(steps)), strict=False):
-            trainer._step([batch], images)
+            trainer._step([batch])
             losses = torch.stack(distributed.of_all(trainer.recent[-1][:2])).mean(dim=0)
-            gradients = {name: p.grad.clone() for name, p in trainer.learner.parameters().items() if p.grad is not None}
+            gradients = {name: p.grad.clone() for name, p in trainer.step.named_parameters() if p.grad is not None}
             seen.append({"losses": losses, "gradients": gradients})
         if distributed.rank() == 0:
             torch.save({"steps": seen, "weights": trainer.step.state_dict()}, out)

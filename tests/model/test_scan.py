@@ -16,7 +16,7 @@ from vsrn.config import LossConfig, ModelConfig, ScanConfig
 from vsrn.model.base import Batch
 from vsrn.model.losses import TripletLoss
 from vsrn.model.scan import SCAN, RegionProjection, similarities
-from vsrn.training.graphs import with_padded_tokens
+from vsrn.training.passes import with_padded_tokens
 
 F, D, N, V = 7, 6, 5, 20
 COUNTS = torch.tensor([5, 2, 4, 1])

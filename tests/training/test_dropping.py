@@ -16,7 +16,7 @@ from vsrn.config import RegionOrder
 from vsrn.data.splits import Split, open_split
 from vsrn.data.vocabulary import build_vocabulary
 from vsrn.model.base import Batch
-from vsrn.training.batches import TrainingBatches, draw_margins, drop_regions
+from vsrn.training.batches import ResidentRegions, TrainingBatches, draw_margins, drop_regions
 
 MARGINS = st.floats(-1, 1, width=32)
 
@@ -95,7 +95,7 @@ def test_batches_gathered_from_regions_kept_on_a_device_are_those_read_from_disk
     read, kept = (
         TrainingBatches(split, build_vocabulary(split.captions, 1), 16, seed=3, dropped=dropped) for _ in range(2)
     )
-    kept.keep_on(torch.device("cpu"))
+    kept.resident = ResidentRegions(split, torch.device("cpu"))
     for theirs, ours in zip(read.epoch(1), kept.epoch(1), strict=True):
         for expected, tensor in zip(theirs, ours, strict=True):
             assert tensor is not None

@@ -178,7 +178,8 @@ def test_the_weights_kept_are_those_of_the_best_validation(config: Config, tmp_p
         def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
             seen.append((metrics.rsum, progress.step))
 
-    result = Trainer(prepare_run(config, tmp_path / "run", resume=False), Watching()).run(resume=False)
+    result = Trainer(prepare_run(config, tmp_path / "run", resume=False), Watching())
+    result.run(resume=False)
     assert [step for _, step in seen] == [7, 14, 20]
     assert (result.progress.best_rsum, result.progress.best_step) == max(seen, key=lambda pair: (pair[0], -pair[1]))
     stopped = train(config, tmp_path / "again", stop_after=result.progress.best_step)

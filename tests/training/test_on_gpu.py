@@ -11,7 +11,7 @@ from training_runs import Silent, assert_same_run, train
 from worlds import make_store
 
 from vsrn.config import CaptionerConfig, Config, DataConfig, LossConfig, ModelConfig, ScanConfig, TrainConfig
-from vsrn.training import resident
+from vsrn.training import batches
 from vsrn.training.checkpoint import read_log
 from vsrn.training.run import prepare_run
 from vsrn.training.trainer import Trainer
@@ -79,6 +79,6 @@ def test_a_run_with_its_regions_on_the_gpu_equals_one_that_reads_them_from_disk(
 ) -> None:
     config = config_of(tmp_path, graphs=True, drop=drop, dropout=0.2)
     train(config, tmp_path / "kept")
-    monkeypatch.setattr(resident, "SHARE", 0.0)
+    monkeypatch.setattr(batches, "SHARE", 0.0)
     train(config, tmp_path / "read")
     assert_same_run(tmp_path / "kept", tmp_path / "read")

@@ -54,7 +54,7 @@ def test_a_run_cut_in_pieces_equals_the_unbroken_one(config: Config, tmp_path: P
     for place, cut in enumerate((3, 7)):
         train(config, tmp_path / "cut", resume=place > 0, stop_after=cut)
     last = train(config, tmp_path / "cut", resume=True)
-    assert last == whole
+    assert (last.progress, last.finished, last.early) == (whole.progress, whole.finished, whole.early)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -127,12 +127,14 @@ def test_captions_of_one_image_are_no_negatives_where_that_is_asked(
     loss = LossConfig(matching=matching, negatives="hardest", mask_same_image=True)
     config = with_train(replace(config, loss=loss), batch_size=40)
     trainer = Trainer(prepare_run(config, tmp_path / "run", resume=False), Silent())
-    batch, owners = next(trainer.batches.epoch(0)), next(trainer.batches.images(0))
+    batch = next(trainer.batches.epoch(0))
+    owners = batch.images
+    assert owners is not None
     assert len(set(owners.tolist())) < len(owners)
     oracle: Any = prepare_run(config, tmp_path / "oracle", resume=False).model.train()
     images = oracle.image_encoder(batch.features, batch.counts).embeddings
     similarities = cosine_similarities(images, oracle.caption_encoder(batch.tokens, batch.lengths)).detach().numpy()
-    trainer._step([batch], iter([owners]))
+    trainer._step([batch])
     assert float(trainer.recent[-1][0]) == pytest.approx(by_hand(similarities, owners.numpy(), matching), rel=1e-4)
     assert float(trainer.recent[-1][0]) != pytest.approx(
         by_hand(similarities, np.arange(len(owners)), matching), rel=1e-4

@@ -18,8 +18,7 @@ from worlds import make_store
 import vsrn
 from vsrn.config import CaptionerConfig, Config, DataConfig, ModelConfig, TrainConfig, config_to_toml
 from vsrn.errors import ConfigError
-from vsrn.training.checkpoint import read_log
-from vsrn.training.record import read_record
+from vsrn.training.checkpoint import read_log, read_record
 
 
 @pytest.fixture

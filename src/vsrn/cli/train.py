@@ -124,15 +124,15 @@ def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
     trainer = Trainer(prepared, reporter)
     say_unknown_share(trainer.batches.unknown_share, "the vocabulary")
     with ProgressBar("training", "steps", trainer.total_steps) as reporter.bar:
-        result = trainer.run(resume=resume)
-    progress = result.progress
+        trainer.run(resume=resume)
+    progress = trainer.progress
     if json:
         best = {"best_rsum": progress.best_rsum, "best_step": progress.best_step}
-        print_json({"run": str(folder), "finished": result.finished, "step": progress.step, **best})
-    if not result.finished:
+        print_json({"run": str(folder), "finished": trainer.finished, "step": progress.step, **best})
+    if not trainer.finished:
         say(f"Stopped at step {progress.step:,}; everything is saved. To go on, add --resume to the command.")
         return 130
-    if result.early:
+    if trainer.early:
         say(f"Ended early at step {progress.step:,}: {progress.stale} validations without a better rsum.")
     say(f"Best rsum {progress.best_rsum:.1f} at step {progress.best_step:,}, kept in {folder}.")
     say(f"Next: vsrn evaluate {folder} --split {data.validation}")

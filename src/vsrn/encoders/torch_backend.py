@@ -280,7 +280,7 @@ def encode_tokens(
     def encode(part: slice) -> torch.Tensor:
         batch = [tokens[place] for place in order[part]]
         if isinstance(encoder, TextEncoder) and by_prefix:
-            return encoder.embed(last_states(encoder.gru, encoder.embedding, batch, dtype))
+            return encoder.as_embeddings(last_states(encoder.gru, encoder.embedding, batch, dtype))
         padded, lengths = pad_tokens(batch)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             encoded: torch.Tensor = encoder(moved(tensor_for(device, padded.numpy()), device), lengths)

@@ -1,6 +1,4 @@
-"""Aggregators: how the vectors of regions, or of words, become one vector.
-
-An aggregator is a module: (B, N, D) vectors, (B, N) mask or None -> (B, D). `vsrn.register_aggregator` adds one.
+"""Aggregators: how the vectors of regions, or of words, become one vector. `vsrn.register_aggregator` adds one.
 
 Shapes: B images or captions, N regions or words of the longest, D joint size. `mask` (B, N) is True where a vector is
 real, which are the first of each row, and None where all are.
@@ -46,40 +44,30 @@ class MeanPooling(nn.Module):
         return (regions * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
-class MeanOfStates(nn.Module):
+class MeanOfStates(MeanPooling):
     """A GRU reads the regions in their order; the image is the mean of its states, not the last one."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.gru = nn.GRU(dim, dim, batch_first=True)
-        self.mean = MeanPooling()
 
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) reasoned regions -> (B, D)."""
         # What the GRU makes of padding comes after the real states, and the mean leaves it out.
-        states = at_least_float32(read_sequences(self.gru, regions.to(dtype_of(self.gru))))
-        pooled: torch.Tensor = self.mean(states, mask)
-        return pooled
+        return super().forward(at_least_float32(read_sequences(self.gru, regions.to(dtype_of(self.gru)))), mask)
 
 
 class LastStateAndMean(GlobalSemanticReasoning):
     """The GRU's last state added to the mean of the regions, as a residual connection around the GRU."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.mean = MeanPooling()
-
     def forward(self, regions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, D) reasoned regions -> (B, D)."""
         last = super().forward(regions, mask)
-        return at_least_float32(last) + self.mean(at_least_float32(regions), mask)
+        return at_least_float32(last) + MeanPooling()(at_least_float32(regions), mask)
 
 
 class BothDirections(nn.Module):
-    """Two GRUs read the regions, one in their order and one from the end; the image is the mean of their last states.
-
-    The second GRU reads regions that are mirrored within each image, so that padding comes last for both.
-    """
+    """Two GRUs read the regions, in their order and from the end; the image is the mean of their last states."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -89,7 +77,7 @@ class BothDirections(nn.Module):
         """(B, N, D) reasoned regions -> (B, D)."""
         if mask is None:
             mirrored = regions.flip(1)
-        else:
+        else:  # Within each image, so that padding comes last for both.
             places = mirrored_places(mask.sum(dim=1), regions.shape[1])
             mirrored = regions.gather(1, places[..., None].expand(-1, -1, regions.shape[2]))
         ahead, back = self.forwards(regions, mask), self.backwards(mirrored, mask)
@@ -97,14 +85,12 @@ class BothDirections(nn.Module):
 
 
 class GeneralisedPooling(nn.Module):
-    """VSE-infinity's aggregator: each channel is sorted, falling, and the places of the sort have learned weights.
-
-    Chen et al., *Learning the Best Pooling Strategy for Visual Semantic Embedding*, CVPR 2021.
+    """VSE-infinity's aggregator (Chen et al., *Learning the Best Pooling Strategy ...*, CVPR 2021): weights of a sort.
 
     pooled = sum_k theta_k max_k(features)     max_k is the k-th largest of a channel over the regions or words
 
-    The weights depend on how many features there are and on nothing else: mean, maximum and mean of the K largest are
-    weights that it can learn. A bidirectional GRU decodes the places 1 to n into them.
+    The weights depend on the number n of features alone: a bidirectional GRU decodes the places 1 to n into them. Mean,
+    maximum and mean of the K largest are weights that it can learn.
     """
 
     def __init__(self, _dim: int = 0) -> None:
@@ -124,8 +110,8 @@ class GeneralisedPooling(nn.Module):
                 lengths = torch.full((1,), longest, device=features.device)
                 weights = self.weights(lengths, longest).to(features.dtype)
                 return (weights @ features.sort(dim=1, descending=True).values)[:, 0]
-            # The weights of every length there may be, of which each row takes its own: which lengths there are is not
-            # asked, since a GPU would have to be waited for, and its graph of a whole step could not be recorded.
+            # The weights of every length there may be, of which each row takes its own: to ask which there are would
+            # wait for a GPU, and its graph of a whole step could not be recorded.
             every = self.weights(torch.arange(1, longest + 1, device=features.device), longest)
             # Padding sorts last; its infinities must become 0 before they meet a weight of 0.
             falling = features.masked_fill(~mask[..., None], -torch.inf).sort(dim=1, descending=True).values

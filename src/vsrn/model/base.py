@@ -1,7 +1,6 @@
-"""What every model is made of: an image encoder and a text encoder into one joint space, and a captioner.
+"""Base classes of models and of their image and text encoders.
 
-Shapes: B matching pairs of an image and a caption, N regions, F numbers of a region, D joint size, T tokens of the
-longest caption.
+Shapes: B matching pairs of image and caption, N regions of F numbers, D joint size, T tokens of the longest caption.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import nn
 
 from vsrn.config import ModelConfig
 from vsrn.model.captioner import Captioner
-from vsrn.model.gru import at_least_float32, dtype_of, read_sequences
+from vsrn.model.gru import at_least_float32, dtype_of, l2_normalise, read_sequences
 from vsrn.model.losses import SIMILARITIES, Epochs
 
 Gather = Callable[[torch.Tensor], torch.Tensor]
@@ -28,15 +27,21 @@ class Batch(NamedTuple):
 
     features  (B, N, F) as stored, float16 or float32; or (B, S, S, 3) uint8 pixels
     tokens    (B, T) ids, padded with <pad>
-    lengths   (B,) real tokens of each caption, on the CPU, where packing wants them; or where the tokens are, for a
-              model that takes lengths anywhere
+    lengths   (B,) real tokens of each caption, on the CPU; or where the tokens are, for a model that takes them there
     counts    (B,) real regions of each image, or None where all are real
+    images    (B,) number of each caption's image in its split; None where nobody asks which captions share one
     """
 
     features: torch.Tensor
     tokens: torch.Tensor
     lengths: torch.Tensor
     counts: torch.Tensor | None = None
+    images: torch.Tensor | None = None
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch with every tensor changed."""
+        counts, images = (None if part is None else change(part) for part in (self.counts, self.images))
+        return Batch(change(self.features), change(self.tokens), change(self.lengths), counts, images)
 
 
 class EncodedImages(NamedTuple):
@@ -76,19 +81,29 @@ class BaseEncoder(nn.Module):
         """Prepare for an epoch (from 0) of training; returns whether other parameters are trained than before."""
         return False
 
+    def as_embeddings(self, pooled: torch.Tensor, *, unit_length: bool = True) -> torch.Tensor:
+        """(B, D) one vector an image or caption -> (B, D) embeddings in float32 or wider, as the config says."""
+        embeddings = l2_normalise(pooled) if unit_length else at_least_float32(pooled)
+        return embeddings.abs() if self.config.absolute else embeddings
+
 
 class BaseImageEncoder(BaseEncoder):
     """Base class of image encoders: (B, N, F) regions, (B,) real ones of each or None for all -> `EncodedImages`."""
 
 
 class WithNetwork(BaseEncoder):
-    """An encoder with a pretrained `network`, which is in evaluation mode and without a gradient while it is frozen."""
+    """An encoder with a pretrained `network`, which is in evaluation mode and without a gradient while it is frozen.
+
+    trains_from  the epoch, from 0, before which it is frozen; None where it always is
+    """
 
     network: nn.Module
+    trains_from: int | None
     network_trains = True
 
-    def fine_tune(self, trains: bool) -> bool:
-        """Unfreeze the network, or freeze it; returns whether that changes it."""
+    def begin_epoch(self, epoch: int) -> bool:
+        """Freeze or unfreeze the network for an epoch (from 0) of training; returns whether that changes it."""
+        trains = self.trains_from is not None and epoch >= self.trains_from
         changes = any(parameter.requires_grad != trains for parameter in self.network.parameters())
         self.network.requires_grad_(trains)
         self.network_trains = trains
@@ -100,20 +115,6 @@ class WithNetwork(BaseEncoder):
         super().train(mode)
         self.network.train(mode and self.network_trains)
         return self
-
-    def mark_as_pretrained(self) -> None:
-        """Have the optimiser give the network's weights the learning rate of pretrained ones."""
-        for parameter in self.network.parameters():
-            parameter.pretrained = True  # type: ignore[attr-defined]
-
-    def network_gradients(self) -> torch.set_grad_enabled:
-        """Context in which the network computes: without a gradient while it is frozen."""
-        return torch.set_grad_enabled(self.network_trains and torch.is_grad_enabled())
-
-
-def is_pretrained(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is of a network that was marked as pretrained."""
-    return getattr(parameter, "pretrained", False)
 
 
 class BaseTextEncoder(BaseEncoder):
@@ -137,9 +138,8 @@ class WordGRU(BaseTextEncoder):
         super().__init__(config)
         self.embedding = nn.Embedding(vocabulary_size, config.word_dim)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        self.gru = nn.GRU(
-            config.word_dim, config.joint_dim, config.caption_layers, batch_first=True, bidirectional=bidirectional
-        )
+        sizes = config.word_dim, config.joint_dim, config.caption_layers
+        self.gru = nn.GRU(*sizes, batch_first=True, bidirectional=bidirectional)
 
     @property
     def words(self) -> nn.Embedding:
@@ -177,7 +177,7 @@ class BaseModel(nn.Module, abc.ABC):
 
     @property
     def takes_lengths_anywhere(self) -> bool:
-        """Whether the lengths of a batch may be on a GPU too, which a step needs to be recorded there."""
+        """Whether a batch's lengths may be on a GPU too, which a step needs to be recorded there."""
         return False
 
     @property
@@ -193,7 +193,7 @@ class BaseModel(nn.Module, abc.ABC):
 
         loss    matching loss of (B, B) similarities after so many epochs
         gather  makes the rows of the global batch of this process's rows, where several processes train together
-        epochs  epochs trained so far, for a loss that warms up; by default the warm-up is over
+        epochs  trained so far, for a loss that warms up; by default the warm-up is over
         """
 
 
@@ -217,14 +217,14 @@ class MatchingModel(BaseModel):
 
     @property
     def takes_lengths_anywhere(self) -> bool:
-        """Whether the text encoder takes them anywhere; captioners do."""
+        """Whether the text encoder does; captioners do."""
         return getattr(self.caption_encoder, "takes_lengths_anywhere", False)
 
     def forward(
         self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf
     ) -> Losses:
         """The losses of B matching pairs; `BaseModel.forward` says what it takes."""
-        features, tokens, lengths, counts = batch
+        features, tokens, lengths, counts, _ = batch
         images = self.image_encoder(features, counts)
         captions = self.caption_encoder(tokens, lengths)
         similarities = SIMILARITIES[self.config.similarity](gather(images.embeddings), gather(captions))

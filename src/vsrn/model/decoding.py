@@ -1,8 +1,7 @@
 """All steps of the captioner's decoder on the CPU, with attention over regions and a backward pass of our own.
 
-Step by step, autograd keeps some forty small operations a word, and adds the gradient of every weight at every step.
-Here the gradient of each weight is one product over all words, and what is elementwise is computed in float32, which
-torch does faster on a CPU than bf16.
+Autograd keeps some forty small operations a word, and adds the gradient of every weight at every step. Here each is one
+product over all words, and what is elementwise is float32, which is faster on a CPU than bf16.
 
 Shapes: B captions, longest first, N regions, H state size, P words of all captions together, packed: the first word of
 every caption, the second of those that have one, and so on.
@@ -73,17 +72,9 @@ class _Decoder(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        gates: torch.Tensor,
-        kept: torch.Tensor | None,
-        states: torch.Tensor,
-        keys: torch.Tensor,
-        first: torch.Tensor,
-        *rest: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(ctx: Any, gates: torch.Tensor, kept: torch.Tensor | None, *rest: torch.Tensor) -> torch.Tensor:
         """(P, H) states; what each step computed is kept for the backward pass."""
-        weights, (mask, rows) = DecoderWeights(*rest[:5]), rest[5:]
+        (states, keys, first), weights, (mask, rows) = rest[:3], DecoderWeights(*rest[3:8]), rest[8:]
         products, wide = gates.dtype, torch.promote_types(gates.dtype, torch.float32)
         dim = first.shape[1]
         ctx.dtypes = [tensor.dtype for tensor in (states, keys, first)]

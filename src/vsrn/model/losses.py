@@ -1,7 +1,4 @@
-"""Similarity of image and caption embeddings, and the matching loss (section 3.4, Eq. 9).
-
-Shapes: B matching pairs; S (B, B) similarities with images as rows and the matches on the diagonal.
-"""
+"""Similarity of image and caption embeddings, and losses of (B, B) similarities of matching pairs, images as rows."""
 
 from __future__ import annotations
 
@@ -61,7 +58,7 @@ class ContrastiveLoss(nn.Module):
 def contrastive_loss(similarities: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
     """Cross entropy of each image's caption among all captions, and of each caption's image, summed over the batch.
 
-    The symmetric loss of CLIP (Radford et al. 2021, figure 3), which averages where this sums, as Eq. 9 does.
+    CLIP's symmetric loss (Radford et al. 2021, figure 3) averages where this sums, as Eq. 9 does.
 
     >>> round(float(contrastive_loss(torch.zeros(4, 4), temperature=0.05)), 3) == round(4 * 2 * math.log(4), 3)
     True
@@ -73,7 +70,7 @@ def contrastive_loss(similarities: torch.Tensor, temperature: float | torch.Tens
 
 
 def matching_loss(similarities: torch.Tensor, margin: float, hardness: Epochs = 1.0) -> torch.Tensor:
-    """Triplet loss in both directions, summed over the batch (not averaged).
+    """Triplet loss in both directions, summed over the batch (section 3.4).
 
     hardness  1 counts the worst violation of each image and of each caption (Eq. 9, VSE++), 0 every violation;
               between them, the two in that proportion; a tensor () where a recorded step reads it anew each time
@@ -96,9 +93,8 @@ def matching_loss(similarities: torch.Tensor, margin: float, hardness: Epochs = 
 def hardness_after(loss: LossConfig, epochs: Epochs) -> Epochs:
     """How hard the negatives are after so many epochs, with a fraction: 0 for every violation, 1 for the worst.
 
-    It is a number, or a tensor () where it depends on epochs that are one.
-
-    An untrained model collapses on the hardest negatives for epochs; with a gradual warm-up it does not.
+    It is a tensor () where it depends on epochs that are one. A warm-up keeps an untrained model from collapsing on the
+    hardest negatives.
 
     >>> [hardness_after(LossConfig(warm_up_epochs=2), epochs) for epochs in (0, 0.5, 2, 3)]
     [0.0, 0.25, 1.0, 1.0]

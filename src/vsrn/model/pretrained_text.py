@@ -1,9 +1,8 @@
 """Pretrained text encoders in Hugging Face's layout, as captions' encoders: `model.text_encoder = "hf:NAME"`.
 
-NAME is a folder, or a model on Hugging Face's hub, with config.json, tokenizer.json and model.safetensors. These three
-files are read and no others: weights are tensors, no code that comes with a model runs, and of config.json only the
-kind and the sizes in `KINDS` are taken. A run keeps them in its config, and the tokenizer in its vocabulary, so that a
-model is opened without NAME.
+NAME is a folder, or a model on Hugging Face's hub. Of its files, config.json (only the kind and the sizes in `KINDS`),
+tokenizer.json and model.safetensors are read; no code runs. A run keeps the sizes in its config, and the tokenizer in
+its vocabulary, so that a model is opened without NAME.
 
 Shapes: B captions, T tokens of the longest, H size of the network's states, D joint size.
 """
@@ -27,7 +26,7 @@ from vsrn.data.vocabulary import END, PAD, SPECIAL_WORDS, START, SubwordVocabula
 from vsrn.errors import CheckpointError, ConfigError, VocabularyError
 from vsrn.files import read_json, read_text
 from vsrn.model.base import BaseTextEncoder, WithNetwork, make_projection, project
-from vsrn.model.gru import dtype_of, l2_normalise, mask_of, state_at
+from vsrn.model.gru import dtype_of, mask_of, state_at
 from vsrn.model.reasoning import RegionRelationshipReasoning
 from vsrn.model.registry import AGGREGATORS
 from vsrn.tensors import load_weights, read_tensors
@@ -62,7 +61,7 @@ class TextSource(NamedTuple):
 
     architecture  kind and sizes as JSON, for `model.text.architecture`
     vocabulary    its pieces of words, in our order
-    rows          for each of them, the row of the published table of words that is its own
+    rows          for each of them, its row in the published table of words
     """
 
     architecture: str
@@ -71,18 +70,17 @@ class TextSource(NamedTuple):
 
 
 class PretrainedText(WithNetwork, BaseTextEncoder):
-    """Pretrained network, linear layer, graph convolutions over the words, pooling, unit length.
+    """Pretrained network, frozen for the first `text.frozen_epochs`; linear layer, graph convolutions, pooling, L2.
 
     VSE-infinity with BERT has `caption_aggregator = "gpo"` and no convolutions; as VSRN++ is described, the words go
     through convolutions and a GRU, "gru". "last" takes the last token's state, which is CLIP's own.
-
-    The network is frozen, in evaluation mode and without a gradient, for the first `text.frozen_epochs`.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__(config)
         self.network, self.kind = build_network(config.text.architecture, vocabulary_size)
-        self.mark_as_pretrained()
+        for parameter in self.network.parameters():  # Their learning rate is another.
+            parameter.pretrained = True  # type: ignore[attr-defined]
         sizes: Any = self.network.config
         self.first_position = _FIRST_POSITION.get(self.kind, 0)
         self.longest = sizes.max_position_embeddings - self.first_position
@@ -92,15 +90,14 @@ class PretrainedText(WithNetwork, BaseTextEncoder):
         self.aggregator: nn.Module | None = None
         if config.caption_aggregator != "last":
             self.aggregator = AGGREGATORS.make(config.caption_aggregator, config.joint_dim)
-        self.fine_tune(config.text.frozen_epochs == 0)
+        self.trains_from = config.text.frozen_epochs
+        self.begin_epoch(0)
 
     def load_first_weights(self) -> None:
         """Give the network its published weights. Raises `ConfigError` or `CheckpointError` where they are no good."""
         path = _file(self.config, _WEIGHTS)
-        tensors, _ = read_tensors(path)
-        wanted = self.network.state_dict()
-        named = {_name_of(name): tensor for name, tensor in tensors.items()}
-        ours = {name: tensor for name, tensor in named.items() if name in wanted}
+        named = {_name_of(name): tensor for name, tensor in read_tensors(path)[0].items()}
+        ours = {name: named[name] for name in self.network.state_dict() if name in named}
         rows = read_source(self.config).rows
         table = f"embeddings.{'token_embedding' if self.kind == 'clip_text_model' else 'word_embeddings'}.weight"
         if table in ours:
@@ -109,27 +106,20 @@ class PretrainedText(WithNetwork, BaseTextEncoder):
             ours[table] = ours[table][rows]
         load_weights(self.network, ours, path, "name a model of the kind that its config.json says.")
 
-    def begin_epoch(self, epoch: int) -> bool:
-        """Freeze or unfreeze the network for an epoch (from 0), as the config says; returns whether that changes it."""
-        return self.fine_tune(epoch >= self.config.text.frozen_epochs)
-
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids, (B,) real tokens of each -> (B, D); what is beyond the network's positions is not read."""
         tokens = tokens[:, : self.longest]
         lengths = lengths.to(tokens.device).clamp(max=self.longest)
         mask = mask_of(tokens, lengths)
         assert mask is not None, "captions have lengths"
-        places = {}
-        if self.first_position:
-            places["position_ids"] = self.first_position + torch.arange(tokens.shape[1], device=tokens.device)[None]
-        with self.network_gradients():
-            states = self.network(input_ids=tokens, attention_mask=self._shut(mask), **places).last_hidden_state
+        positions = self.first_position + torch.arange(tokens.shape[1], device=tokens.device)[None]
+        places = {"position_ids": positions} if self.first_position else {}
+        states = self.network(input_ids=tokens, attention_mask=self._shut(mask), **places).last_hidden_state
         words = project(self.projection, states) * mask[..., None]
         for layer in self.reasoning:
             words = layer(words, mask)
         pooled = state_at(words, lengths - 1) if self.aggregator is None else self.aggregator(words, mask)
-        embeddings = l2_normalise(pooled)
-        return embeddings.abs() if self.config.absolute else embeddings
+        return self.as_embeddings(pooled)
 
     def _shut(self, mask: torch.Tensor) -> torch.Tensor:
         """(B, T) True where a token is real -> (B, 1, T, T) what is added to the affinity of each token to each.
@@ -147,7 +137,7 @@ class PretrainedText(WithNetwork, BaseTextEncoder):
 def build_network(architecture: str, vocabulary_size: int) -> tuple[Any, str]:
     """A network of transformers with random weights, without what comes after its last states, and its kind.
 
-    architecture  kind and sizes as JSON; they may be a stranger's
+    architecture  kind and sizes as JSON, perhaps a stranger's
 
     Raises `ConfigError` where it is no architecture, or transformers is missing or cannot make it.
     """
@@ -160,8 +150,7 @@ def build_network(architecture: str, vocabulary_size: int) -> tuple[Any, str]:
     kind, config = _config_of(sizes, "model.text.architecture")
     transformers = _transformers()
     # The numbers of the special words are ours.
-    config.vocab_size, config.pad_token_id = vocabulary_size, PAD
-    config.bos_token_id, config.eos_token_id = START, END
+    config.update({"vocab_size": vocabulary_size, "pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END})
     try:
         network: Any = transformers.AutoModel.from_config(config, attn_implementation="eager")
     except Exception as error:  # transformers checks sizes with errors of many kinds
@@ -173,9 +162,8 @@ def build_network(architecture: str, vocabulary_size: int) -> tuple[Any, str]:
     for name, buffer in list(network.named_buffers()):
         if buffer.is_meta:
             owner, _, attribute = name.rpartition(".")
-            size, places = buffer.shape[-1], attribute == "position_ids"
-            constant = torch.arange(size, device="cpu") if places else torch.zeros(size, dtype=torch.long, device="cpu")
-            setattr(network.get_submodule(owner), attribute, constant[None])
+            places = torch.arange(buffer.shape[-1], device="cpu")[None]
+            setattr(network.get_submodule(owner), attribute, places if attribute == "position_ids" else 0 * places)
     return network, kind
 
 
@@ -233,19 +221,18 @@ def _config_of(page: Mapping[str, Any], where: str) -> tuple[str, Any]:
         number = isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= most
         if not number and not (isinstance(value, str) and re.fullmatch(r"[a-z_\d]{1,30}", value)):
             raise ConfigError(f"{where} has {name} = {value!r:.100}, which is out of range.")
+    transformers = _transformers()
     try:
-        return kind, _transformers().AutoConfig.for_model(kind, **sizes)
-    except ConfigError:
-        raise
+        return kind, transformers.AutoConfig.for_model(kind, **sizes)
     except Exception as error:  # transformers checks types with errors of its own
         raise ConfigError(f"{where} cannot be used ({_short(error)}).") from error
 
 
 def _check_no_code(page: Mapping[str, Any], where: str) -> None:
     """Raise `ConfigError` where a config.json names code to run, its own or a repository's."""
+    implementations = ("attn_implementation", "_attn_implementation", "experts_implementation")
     named = [field for field in ("auto_map", "custom_pipelines") if page.get(field)]
-    for field in ("attn_implementation", "_attn_implementation", "experts_implementation"):
-        named += [field] if "/" in str(page.get(field) or "") else []
+    named += [field for field in implementations if "/" in str(page.get(field) or "")]
     if named:
         raise ConfigError(f"{where} names code to run ({named[0]}), and no code of a model runs here; take another.")
 

@@ -1,7 +1,7 @@
 """Region relationship reasoning: graph convolutions over the regions of an image (section 3.2).
 
-Shapes: B images, N regions, D joint size. `mask` (B, N) is True where a region is real and None where all are;
-padded regions neither send nor receive anything and stay zero.
+Shapes: B images, N regions, D joint size. `mask` (B, N) is True where a region is real and None where all are; padded
+regions neither send nor receive anything and stay zero.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ FOLD_AT = 2
 def normalise_channels(regions: torch.Tensor) -> torch.Tensor:
     """(B, N, D) -> (B, N, D): each *channel* gets unit length over the regions of its image.
 
-    The 2019 code meant to normalise each region and normalised along the wrong axis; its published
-    weights depend on what it did, so this is kept under the name of what it does.
+    The 2019 code meant to normalise each region; its published weights depend on what it did.
     """
     return l2_normalise(regions, dim=1)
 

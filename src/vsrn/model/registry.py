@@ -1,7 +1,6 @@
-"""The parts of a model by name, those of vsrn and those that `vsrn.register_*` adds, and models built of them.
+"""The parts of a model by the names that a config gives them, vsrn's own and registered ones, and models built of them.
 
-A config names its parts; the tables here turn a name into the factory that makes the part. vsrn's own factories are
-written as "module:attribute" and imported when they are first used, so that names can be checked without torch.
+vsrn's own are written as "module:attribute" and imported when they are first used: names are checked without torch.
 """
 
 from __future__ import annotations
@@ -50,9 +49,8 @@ class Registry:
     def check(self, name: str, where: str = "", field: str = "", also: tuple[str, ...] = ()) -> None:
         """Raise `ConfigError` where no part has this name.
 
-        where  the file that names it, for the message
-        field  the field that holds it, where that is not the registry's own
-        also   names that this field may hold beside those of parts
+        where, field  the file that names it, and the field where that is not the registry's own, for the message
+        also          names that this field may hold beside those of parts
         """
         names = [*also, *self.names]
         if _key(name, names) not in names:
@@ -99,11 +97,7 @@ LOSSES = Registry(
 )
 MODEL_KINDS = Registry(
     "model.kind",
-    {
-        "vsrn": "vsrn.model.vsrn:build_vsrn",
-        "vsepp": "vsrn.model.vsepp:build_vsepp",
-        "scan": "vsrn.model.scan:SCAN",
-    },
+    {"vsrn": "vsrn.model.vsrn:build_vsrn", "vsepp": "vsrn.model.vsepp:build_vsepp", "scan": "vsrn.model.scan:SCAN"},
 )
 
 
@@ -119,33 +113,27 @@ def register_aggregator(name: str, factory: Callable[[int], nn.Module]) -> None:
 
 
 def register_loss(name: str, factory: Callable[[LossConfig], nn.Module]) -> None:
-    """Add a matching loss, for `loss.matching`.
+    """Add a matching loss, for `loss.matching`. Raises `ConfigError` where the name is taken.
 
     factory  config of the loss -> a module: (B, B) similarities, images as rows and matches on the diagonal, and the
              epochs trained so far (with a fraction) -> a scalar. Its parameters are trained with the model's and kept
              in the run's checkpoint.
-
-    Raises `ConfigError` where the name is taken.
     """
     LOSSES.register(name, factory)
 
 
 def register_text_encoder(name: str, factory: Callable[[ModelConfig, int], BaseTextEncoder]) -> None:
-    """Add an encoder of captions, for `model.text_encoder`.
+    """Add an encoder of captions, for `model.text_encoder`. Raises `ConfigError` where the name is taken.
 
     factory  config of the model, size of the vocabulary -> a `vsrn.model.base.BaseTextEncoder`
-
-    Raises `ConfigError` where the name is taken.
     """
     TEXT_ENCODERS.register(name, factory)
 
 
 def register_model(name: str, factory: Callable[[ModelConfig, int], MatchingModel]) -> None:
-    """Add a kind of model, for `model.kind`.
+    """Add a kind of model, for `model.kind`. Raises `ConfigError` where the name is taken.
 
     factory  config of the model, size of the vocabulary -> a `vsrn.model.base.MatchingModel`
-
-    Raises `ConfigError` where the name is taken.
     """
     MODEL_KINDS.register(name, factory)
 

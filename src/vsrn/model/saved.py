@@ -50,14 +50,18 @@ class StoredModel(Generic[ModelT_co]):
 
 def write_model(folder: Path | str, stored: StoredModel[BaseModel]) -> None:
     """Write the portable part of a run; the weights are written last, so a folder that has them is complete."""
-    folder = Path(folder)
+    write_settings(Path(folder), stored)
+    write_weights(Path(folder), stored)
+
+
+def write_settings(folder: Path, stored: StoredModel[BaseModel]) -> None:
+    """Write all but model.safetensors, config.toml last."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CONFIG_FILE, config_to_toml(stored.config).encode())
-    write_atomically(folder / VOCABULARY_FILE, stored.vocabulary.to_json())
     if stored.extractor_weights is not None:
         carry_weights(stored.extractor_weights, folder)
     carry_names(stored.region_names, folder)
-    write_weights(folder, stored)
+    write_atomically(folder / VOCABULARY_FILE, stored.vocabulary.to_json())
+    write_atomically(folder / CONFIG_FILE, config_to_toml(stored.config).encode())
 
 
 def write_weights(folder: Path, stored: StoredModel[BaseModel]) -> None:
@@ -88,7 +92,7 @@ def read_any_model(folder: Path | str) -> StoredModel[BaseModel]:
     """Read a run's best model, or a converted one, of any kind, onto the CPU in evaluation mode.
 
     Raises `CheckpointError` where the folder is no model, or its parts do not belong together, and `ConfigError` where
-    its config names a part that nobody registered.
+    nobody registered a part that its config names.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -131,8 +135,7 @@ def model_fingerprint(stored: StoredModel[BaseModel]) -> str:
 
 
 # Fields of `ModelConfig` that add no line of their own to a fingerprint: they show in the weights, or the function
-# below has them, or fingerprints are older. Every other field, and so every new one, is added where it is not the
-# default.
+# below has them, or fingerprints are older. Every other field is added where it is not the default.
 _NOT_IN_FINGERPRINTS = {
     *("kind", "feature_dim", "joint_dim", "word_dim", "caption_layers", "caption_bidirectional", "caption_aggregator"),
     *("reasoning_layers", "aggregator", "normalisation", "image_norm", "absolute", "similarity"),

@@ -7,9 +7,6 @@ attended to; the relevances of all queries make the similarity.
 The attended vectors are never made: with attention a of a query q over contexts c, the attended vector v = sum a c has
 q.v = sum a (q.c) and |v|^2 = a G a with the contexts' inner products G, so affinities are enough.
 
-Captions of equal length are compared together, so that no word is padding. For a step that is recorded as a CUDA graph,
-in which no shape may depend on the captions, all captions are compared together, and padded words are masked.
-
 Shapes: I images of N regions, C captions of T words, D joint size. Affinities are (C, T, I, N): cosines of every word
 with every region, 0 where a region or a word is padding. `mask` (I, N) is True where a region is real, `word_mask`
 (C, T) where a word is; None where all are.
@@ -18,7 +15,6 @@ with every region, 0 where a region or a word is padding. `mask` (I, N) is True 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,69 +46,45 @@ def similarities(
     regions  (I, N, D) unit vectors, 0 where padded
     words    (C, T, D) unit vectors; those after a caption's last word are not read
     lengths  (C,) words of each caption: on the CPU, or where the words are if `padded`
-    padded   whether all captions are compared together, so that no shape depends on `lengths` and nothing waits for the
-             device; else captions of equal length are, which saves the arithmetic of padded words
+    padded   whether all captions are compared together, so that no shape depends on `lengths` and the step can be
+             recorded as a CUDA graph; else captions of equal length are, which saves the arithmetic of padded words
     """
-    word_mask = mask_of(words, lengths) if padded else None
-    if word_mask is not None:
-        return _compared(regions, [words.masked_fill(~word_mask[..., None], 0)], mask, word_mask, config)
-    groups = list(equally_long(lengths))
-    scores = _compared(regions, [words[rows, :length] for length, rows in groups], mask, None, config)
-    back = torch.cat([rows for _, rows in groups]).argsort()
-    return scores[:, back.to(regions.device)]
-
-
-def _compared(
-    regions: torch.Tensor,
-    groups: list[torch.Tensor],
-    mask: torch.Tensor | None,
-    word_mask: torch.Tensor | None,
-    config: ScanConfig,
-) -> torch.Tensor:
-    """(I, N, D) regions, groups of captions' words (C, T, D), C and T of each its own -> (I, all C), group by group.
-
-    word_mask  (C, T), where there is one group
-    """
+    word_mask, by_length = None, []
+    if padded:
+        word_mask = mask_of(words, lengths)
+        assert word_mask is not None, "captions have lengths"
+        groups = [words.masked_fill(~word_mask[..., None], 0)]
+    else:
+        by_length = [(length, (lengths == length).nonzero()[:, 0]) for length in torch.unique(lengths).tolist()]
+        groups = [words[rows, :length] for length, rows in by_length]
     # One product for all captions, bf16 under bf16 autocast; everything after it is float32.
     sizes = [group.shape[0] * group.shape[1] for group in groups]
     flat = torch.cat([group.flatten(0, 1) for group in groups])
     affinities = at_least_float32(flat @ regions.flatten(0, 1).mT)
     with torch.autocast(regions.device.type, enabled=False):
         own = _inner_products(regions) if config.direction == "text_to_image" else None
-        scores = [
-            caption_similarities(
-                affinity.view(*group.shape[:2], *regions.shape[:2]),
-                own if own is not None else _inner_products(group),
-                mask,
-                config,
-                word_mask,
-            )
-            for affinity, group in zip(torch.split(affinities, sizes), groups, strict=True)
-        ]
-    return torch.cat(scores, dim=1)
+        found = []
+        for affinity, group in zip(torch.split(affinities, sizes), groups, strict=True):
+            context = own if own is not None else _inner_products(group)
+            shaped = affinity.view(*group.shape[:2], *regions.shape[:2])
+            found.append(_group_similarities(shaped, context, mask, word_mask, config))
+    scores = torch.cat(found, dim=1)
+    if padded:
+        return scores
+    back = torch.cat([rows for _, rows in by_length]).argsort()
+    return scores[:, back.to(regions.device)]
 
 
-def equally_long(lengths: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """(C,) lengths -> each different one with the places that have it, which need no padding among themselves.
-
-    >>> [(length, rows.tolist()) for length, rows in equally_long(torch.tensor([4, 3, 4]))]
-    [(3, [1]), (4, [0, 2])]
-    """
-    for length in torch.unique(lengths).tolist():
-        yield length, (lengths == length).nonzero()[:, 0]
-
-
-def caption_similarities(
+def _group_similarities(
     affinity: torch.Tensor,
     context: torch.Tensor,
     mask: torch.Tensor | None,
+    word_mask: torch.Tensor | None,
     config: ScanConfig,
-    word_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(C, T, I, N) affinities -> (I, C).
 
-    context    inner products of what is attended to: regions (I, N, N), or words (C, T, T)
-    word_mask  (C, T) True where a word is real; those of a padded word with anything must be 0. None where all are real
+    context  inner products of what is attended to: regions (I, N, N), or words (C, T, T); 0 where padded
     """
     queries, attended = (WORDS, REGIONS) if config.direction == "text_to_image" else (REGIONS, WORDS)
     masks = {WORDS: None if word_mask is None else word_mask[..., None, None], REGIONS: mask}
@@ -133,7 +105,7 @@ def caption_similarities(
 def _first_norm(affinity: torch.Tensor, queries: int, mask: torch.Tensor | None, name: str) -> torch.Tensor:
     """Affinities made comparable among the queries (section 3.1, and the variants of the published code).
 
-    mask  True where a query is real, of a shape that broadcasts to the affinities'; None where all are
+    mask  True where a query is real, broadcast to the affinities; None where all are
     """
     if name == "softmax":
         if mask is not None:
@@ -237,19 +209,19 @@ class SCAN(BaseModel):
 
     @property
     def similarity(self) -> str:
-        """Name of its scale, one for both directions, since the published ensembles average them."""
+        """Name of its scale; the published ensembles average both directions."""
         return "stacked cross attention"
 
     @property
     def takes_lengths_anywhere(self) -> bool:
-        """Whether the word encoder takes them anywhere; with lengths on a device, captions are compared padded."""
+        """Whether the word encoder does."""
         return getattr(self.word_encoder, "takes_lengths_anywhere", False)
 
     def forward(
         self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf
     ) -> Losses:
         """The matching loss of B matching pairs; `BaseModel.forward` says what it takes."""
-        features, tokens, lengths, counts = batch
+        features, tokens, lengths, counts, _ = batch
         images = self.region_encoder(features, counts)
         mask = None if images.mask is None else gather(images.mask)
         all_lengths = gather(lengths)

@@ -1,8 +1,7 @@
 """VSE++ (Faghri et al., BMVC 2018): a photo, or the mean of precomputed vectors, to one embedding.
 
-Photos are read by a network: EfficientNet-Lite0, offline, or a classifier of torchvision by its name, without its last
-linear layer; what entered that layer is the photo's feature vector. Fresh ones take their weights from a file, of which
-only tensors are unpickled, or from torchvision's own download.
+Photos are read by a network: EfficientNet-Lite0, or a classifier of torchvision by its name, without its last linear
+layer; what entered that layer is the photo's feature vector.
 """
 
 from __future__ import annotations
@@ -22,17 +21,15 @@ from vsrn.config import EFFICIENTNET, ModelConfig, NetworkConfig
 from vsrn.errors import CheckpointError, ConfigError, did_you_mean
 from vsrn.extractors.grid import load_network, weights_path
 from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel, WithNetwork, make_projection, project
-from vsrn.model.gru import l2_normalise
+from vsrn.model.gru import dtype_of, l2_normalise
 from vsrn.model.registry import TEXT_ENCODERS
 from vsrn.model.vsrn import ImageEncoder
 from vsrn.tensors import load_weights, read_tensor_file
 
-# Normalisation of torchvision's classifiers, for pixels of 0 to 1.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Normalisation of EfficientNet-Lite0, as in `GridExtractor`, for pixels of 0 to 255.
-EFFICIENTNET_MEAN, EFFICIENTNET_STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
-# GoogLeNet and Inception v3 checkpoints carry auxiliary training heads (aux1.*, aux2.*, AuxLogits.*), and both networks
-# rescale their input themselves (transform_input=True).
+# Normalisation for pixels of 0 to 255, of torchvision's classifiers and of EfficientNet-Lite0, as in `GridExtractor`.
+IMAGENET_MEAN, IMAGENET_STD = [255 * of for of in (0.485, 0.456, 0.406)], [255 * of for of in (0.229, 0.224, 0.225)]
+EFFICIENTNET_MEAN, EFFICIENTNET_STD = [127.0] * 3, [128.0] * 3
+# GoogLeNet's and Inception v3's checkpoints carry auxiliary training heads, and both rescale their input themselves.
 _WITH_AUXILIARY = ("googlenet", "inception_v3")
 _AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 # Photos in one forward pass without gradients on the CPU: so few stay in its cache, at twice the rate of a large batch.
@@ -40,10 +37,7 @@ PHOTOS_AT_ONCE = 4
 
 
 class PhotoEncoder(WithNetwork, BaseImageEncoder):
-    """Network -> unit length -> projection -> unit length (section 3.1 of the paper).
-
-    The network is frozen, in evaluation mode and without a gradient, until `fine_tune(True)`.
-    """
+    """Network -> unit length -> projection -> unit length (section 3.1 of the paper)."""
 
     network: ImageNetwork
 
@@ -51,27 +45,19 @@ class PhotoEncoder(WithNetwork, BaseImageEncoder):
         super().__init__(config)
         self.network = ImageNetwork(config.network.name)
         self.projection = make_projection(self.network.feature_dim, config.joint_dim)
-        self.fine_tune(False)
+        self.trains_from = config.network.fine_tune_after
+        self.begin_epoch(0)
 
     def load_first_weights(self) -> None:
-        """Give the network the weights that the config names.
-
-        Raises `ConfigError` where it names none, and `CheckpointError` where they do not fit.
-        """
+        """Give the network the weights that the config names, as `load_network_weights` does."""
         load_network_weights(self.network, self.config.network)
-
-    def begin_epoch(self, epoch: int) -> bool:
-        """Freeze or unfreeze the network for an epoch (from 0), as the config says; returns whether that changes it."""
-        after = self.config.network.fine_tune_after
-        return self.fine_tune(after is not None and epoch >= after)
 
     def forward(self, photos: torch.Tensor, _counts: torch.Tensor | None = None) -> EncodedImages:
         """(B, S, S, 3) uint8 RGB -> `EncodedImages` with one region, the whole photo."""
-        with self.network_gradients():
+        with torch.set_grad_enabled(self.network_trains and torch.is_grad_enabled()):
             features = l2_normalise(self.network(photos))
         regions = project(self.projection, features)
-        embeddings = l2_normalise(regions) if self.config.image_norm else regions
-        return EncodedImages(embeddings.abs() if self.config.absolute else embeddings, regions[:, None])
+        return EncodedImages(self.as_embeddings(regions, unit_length=self.config.image_norm), regions[:, None])
 
 
 def build_vsepp(config: ModelConfig, vocabulary_size: int) -> MatchingModel:
@@ -91,29 +77,23 @@ class ImageNetwork(nn.Module):
         """Random weights. Raises `ConfigError` where the name is unknown."""
         super().__init__()
         self.trunk, self.feature_dim, self.classifier = _trunk(name)
-        levels = [255 * share for share in IMAGENET_MEAN], [255 * share for share in IMAGENET_STD]
-        mean, std = (EFFICIENTNET_MEAN, EFFICIENTNET_STD) if name == EFFICIENTNET else levels
-        # Constants of the network's name: not stored with the weights, and on the CPU even where the weights are made
-        # on the meta device.
+        mean, std = (EFFICIENTNET_MEAN, EFFICIENTNET_STD) if name == EFFICIENTNET else (IMAGENET_MEAN, IMAGENET_STD)
+        # Not stored with the weights, and so on the CPU even where the weights are made on the meta device.
         with torch.device("cpu"):
             self.register_buffer("mean", torch.tensor(mean), persistent=False)
             self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, S, S, 3) uint8 RGB -> (B, F)."""
-        weight = next(self.trunk.parameters())
         # permute keeps the channels last in memory, as photos come: four times faster on a CPU.
-        scaled = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2).to(weight.dtype)
+        scaled = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2).to(dtype_of(self.trunk))
         if torch.is_grad_enabled() or scaled.device.type != "cpu":
             features: torch.Tensor = self.trunk(scaled)
             return features
         return torch.cat([self.trunk(few) for few in torch.split(scaled, PHOTOS_AT_ONCE)])
 
     def train(self, mode: bool = True) -> ImageNetwork:
-        """Set training or evaluation mode; BatchNorm stays in evaluation mode, with its pretrained statistics.
-
-        The photos of a batch of captions are too few, and repeat too often, to estimate other ones.
-        """
+        """Set training or evaluation mode; BatchNorm keeps its pretrained statistics, as a batch has too few photos."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -1,7 +1,6 @@
-"""VSRN (Li et al., ICCV 2019): its two encoders, and the model that is put together of them and a captioner.
+"""VSRN (Li et al., ICCV 2019): `ImageEncoder` (sections 3.1 to 3.3), `TextEncoder`, and the model of them.
 
-The parts follow the paper: `ImageEncoder` (sections 3.1 to 3.3; the affinity is in reasoning.py), `TextEncoder`, the
-matching loss (losses.py) and `Captioner` (3.4). Everything that the paper ablates is a field of `ModelConfig`.
+Everything that the paper ablates is a field of `ModelConfig`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import nn
 from vsrn.config import ModelConfig
 from vsrn.model.base import BaseImageEncoder, EncodedImages, MatchingModel, WordGRU, make_projection, project
 from vsrn.model.captioner import Captioner
-from vsrn.model.gru import at_least_float32, l2_normalise, mask_of, state_at
+from vsrn.model.gru import at_least_float32, mask_of, state_at
 from vsrn.model.reasoning import RegionRelationshipReasoning, normalise_channels
 from vsrn.model.registry import AGGREGATORS, TEXT_ENCODERS
 
@@ -46,8 +45,7 @@ class ImageEncoder(BaseImageEncoder):
         embeddings = self.aggregator(regions, mask)
         if self.norm is not None:
             embeddings = self.norm(embeddings)
-        embeddings = l2_normalise(embeddings) if self.config.image_norm else at_least_float32(embeddings)
-        return EncodedImages(embeddings.abs() if self.config.absolute else embeddings, regions)
+        return EncodedImages(self.as_embeddings(embeddings, unit_length=self.config.image_norm), regions)
 
     def affinities(self, features: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
         """(B, N, F) features, (B,) real regions of each or None for all -> (layers, B, N, N) affinities R of Eq. 2.
@@ -77,8 +75,7 @@ class ImageEncoder(BaseImageEncoder):
 class TextEncoder(WordGRU):
     """Word embedding, GRU, state at the last real token, unit length.
 
-    The config can make the GRU bidirectional, with the directions' states averaged (the last state is then the mean of
-    each direction's own last), and can pool all states instead of taking the last.
+    A bidirectional GRU's states are averaged, the last of each direction too. The config can pool all states instead.
     """
 
     takes_lengths_anywhere = True
@@ -99,16 +96,11 @@ class TextEncoder(WordGRU):
         states = self.states(tokens, lengths)
         lengths = lengths.to(states.device)
         if self.aggregator is not None:
-            return self.embed(self.aggregator(self.mean_of_directions(states), mask_of(states, lengths)))
+            return self.as_embeddings(self.aggregator(self.mean_of_directions(states), mask_of(states, lengths)))
         last, dim = state_at(states, lengths - 1), self.gru.hidden_size
         if self.gru.bidirectional:
             last = (at_least_float32(last[:, :dim]) + at_least_float32(states[:, 0, dim:])) / 2
-        return self.embed(last)
-
-    def embed(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(B, D) last or pooled states -> (B, D) embeddings."""
-        embeddings = l2_normalise(pooled)
-        return embeddings.abs() if self.config.absolute else embeddings
+        return self.as_embeddings(last)
 
 
 def build_vsrn(config: ModelConfig, vocabulary_size: int) -> MatchingModel:

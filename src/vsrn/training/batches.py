@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +14,21 @@ from vsrn.data.photo_splits import PhotoSplit, Pixels, made_ready
 from vsrn.data.regions import first_of_zeros
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.data.vocabulary import UNK, Vocabulary
+from vsrn.devices import moved, tensor_for
 from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.base import Batch
 from vsrn.model.gru import pad_tokens
-from vsrn.training.resident import ResidentRegions
 
 # Extra seed component: region dropping must not share the random stream that shuffles captions.
 _DROPPING = 1
-# Threads that make batches ahead of a GPU: at Flickr30K's size a batch takes longer to copy than a step.
+# Threads that read ahead of a GPU: at Flickr30K's size a batch takes longer to copy than a step.
 LOADERS = 4
+# Share of a device's free memory that regions may take: the passes of a step, and other runs, need the rest.
+SHARE = 0.25
+IMAGES_AT_ONCE = 256
+# (B,) images -> (B, N, F) features, (B,) real regions of each or None.
+Reads = Callable[[IntArray], tuple[npt.NDArray[Any], IntArray | None]]
 
 
 def draw_margins(images: int, regions: int, most: float, seed: Sequence[int]) -> FloatArray:
@@ -52,9 +57,57 @@ def drop_regions(
     # A stable sort moves the kept regions forward in their order.
     order = np.argsort(~kept, axis=1, kind="stable")
     left = kept.sum(axis=1)
-    moved = features[np.arange(len(features))[:, None], order]
-    moved[places >= left[:, None]] = 0
-    return moved, left
+    features = features[np.arange(len(features))[:, None], order]
+    features[places >= left[:, None]] = 0
+    return features, left
+
+
+class ResidentRegions:
+    """All regions of a split on a GPU, where a step gathers its batch, in the order that they are read.
+
+    A step of a small model takes a GPU less time than threads take to read and send a batch of the paper's size, 19 MB;
+    here a batch is a table of row numbers, 37 kB.
+
+    table  (1 + num_images * N, F) as stored, N regions an image; row 0 is zeros, in place of a region that was dropped
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        """Read and move the regions. Raises `DataError` where an image cannot be used, as `Split.read_images` does."""
+        self.split, self.device = split, device
+        images = np.arange(split.num_images)
+        parts = np.split(images, range(IMAGES_AT_ONCE, len(images), IMAGES_AT_ONCE))
+
+        def read(part: IntArray) -> torch.Tensor:
+            return tensor_for(device, split.read_images(part)[0].reshape(-1, split.regions.feature_dim))
+
+        size = 1 + split.num_images * split.regions.num_regions, split.regions.feature_dim
+        self.table = torch.zeros(size, dtype=read(images[:1]).dtype, device=device)
+        place = 1
+        for _, (rows,) in made_ready(([part] for part in parts), read, LOADERS, LOADERS):
+            self.table[place : place + len(rows)] = moved(rows, device)
+            place += len(rows)
+        if device.type == "cuda":
+            # Steps run on a stream of their own, which does not wait for these copies.
+            torch.cuda.synchronize(device)
+
+    def read_images(self, images: IntArray) -> tuple[IntArray, IntArray | None]:
+        """(B,) images -> (B, N, 1) rows of the table in place of their features, (B,) real regions of each or None."""
+        regions = self.split.regions
+        rows = 1 + images[:, None, None] * regions.num_regions + np.arange(regions.num_regions)[:, None]
+        return rows, regions.read_counts(self.split.rows[images])
+
+    def filled(self, batch: Batch) -> Batch:
+        """A batch with rows of the table as features -> the same with (B, N, F) features, on the device."""
+        rows = batch.features.to(self.device, non_blocking=True)
+        return batch._replace(features=self.table.index_select(0, rows.flatten()).view(*rows.shape[:2], -1))
+
+
+def has_room(split: Split, device: torch.device) -> bool:
+    """Whether a split's regions take at most `SHARE` of a GPU's free memory; never on a CPU, where they are anyway."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return split.num_images * split.read_images(np.arange(1))[0].nbytes <= SHARE * free
 
 
 class Share(NamedTuple):
@@ -72,9 +125,10 @@ class Share(NamedTuple):
 class TrainingBatches:
     """All captions of a split with the regions of their images, in a new random order every epoch.
 
-    The order and the dropped regions (`train.drop_regions`) depend on the seed and the epoch alone, so a resumed run
-    repeats any step. The last captions of an epoch that fill no batch are left out, because a smaller batch has fewer
-    negatives; every epoch leaves out others. Of `processes` that train together, each takes its share of every batch.
+    The order and the dropped regions (`train.drop_regions`) depend on the seed and the epoch alone. The last captions
+    of an epoch that fill no batch are left out, because a smaller batch has fewer negatives; every epoch leaves out
+    others. Of `processes` that train together, each takes its share of every batch. With `resident`, the same batches
+    are gathered on its device.
     """
 
     def __init__(
@@ -92,7 +146,8 @@ class TrainingBatches:
         encoded = [np.array(vocabulary.encode(caption), dtype=np.int32) for caption in split.captions]
         # End to end in one array: half a million small ones would cost more than the ids in them.
         self.tokens = np.concatenate(encoded)
-        self.starts = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])])
+        self.lengths = np.array([len(ids) for ids in encoded])
+        self.ends = np.cumsum(self.lengths)
         if len(encoded) < 2:
             raise DataError(f"split '{split.name}' of {split.folder} has one caption; training needs two at least.")
         self.batch_size = min(batch_size, len(encoded))
@@ -119,44 +174,27 @@ class TrainingBatches:
 
         pinned  whether threads make them ahead, in memory that a GPU reads without waiting
         """
-        make = functools.partial(self._made if self.resident is None else self._placed, epoch)
-        batches: Iterator[Batch] = (make(share) for share in self.shares(epoch, first_step))
+        read = self.split.read_images if self.resident is None else self.resident.read_images
+        make = functools.partial(self._made, read, epoch)
+        shares = self.shares(epoch, first_step)
+        batches: Iterator[Batch] = map(make, shares)
         if pinned:
-            shares = ([share] for share in self.shares(epoch, first_step))
-            made = made_ready(shares, lambda share: in_pinned_memory(make(share)), LOADERS, LOADERS)
+            alone = ([share] for share in shares)
+            made = made_ready(alone, lambda share: make(share).map(torch.Tensor.pin_memory), LOADERS, LOADERS)
             batches = (batch for _, (batch,) in made)
         yield from batches if self.resident is None else map(self.resident.filled, batches)
 
-    def keep_on(self, device: torch.device) -> None:
-        """Copy all regions to a device, where batches are gathered from now on; the numbers in them stay the same.
-
-        Raises `DataError` where an image cannot be used, as `Split.read_images` does.
-        """
-        assert isinstance(self.split, Split), "only regions are kept on a device"
-        self.resident = ResidentRegions(self.split, device)
-
-    def _made(self, epoch: int, share: Share) -> Batch:
-        """One process's part of a step."""
-        features, counts = self.split.read_images(self.split.image_of_caption[share.captions])
-        margins = self._margins(epoch, share.step)
-        if margins is not None:
+    def _made(self, read: Reads, epoch: int, share: Share) -> Batch:
+        """One process's part of a step, with what `read` gives for its images."""
+        features, counts = read(self.split.image_of_caption[share.captions])
+        if self.dropped:
+            assert isinstance(self.split, Split), "only regions can be dropped"
+            # Those of the whole batch, the same for any number of processes.
+            seed = (self.seed, epoch, share.step, _DROPPING)
+            margins = draw_margins(self.batch_size, self.split.regions.num_regions, self.dropped, seed)
             features, counts = drop_regions(features, counts, margins[share.places])
         real = None if counts is None else torch.from_numpy(counts)
         return self.batch_of(share.captions, torch.from_numpy(features), real)
-
-    def _placed(self, epoch: int, share: Share) -> Batch:
-        """One process's part of a step, with `ResidentRegions.rows` in place of features."""
-        assert isinstance(self.split, Split)
-        assert self.resident is not None
-        images = self.split.image_of_caption[share.captions]
-        counts, left = self.split.regions.read_counts(self.split.rows[images]), None
-        order = np.tile(np.arange(self.split.regions.num_regions), (len(images), 1))
-        margins = self._margins(epoch, share.step)
-        if margins is not None:
-            moved, left = drop_regions(order[..., None], counts, margins[share.places])
-            order, counts = moved[..., 0], left
-        real = None if counts is None else torch.from_numpy(counts)
-        return self.batch_of(share.captions, self.resident.rows(images, order, left), real)
 
     def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
         """This process's part of each step of an epoch, beginning with its step `first_step`."""
@@ -164,32 +202,21 @@ class TrainingBatches:
         places = np.split(np.arange(self.batch_size), self.processes)[self.rank]
         for step in range(first_step, self.steps_per_epoch):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            share = places[np.argsort(-self._lengths(batch[places]), kind="stable")]
+            share = places[np.argsort(-self.lengths[batch[places]], kind="stable")]
             yield Share(step, batch[share], share)
-
-    def images(self, epoch: int, first_step: int = 0) -> Iterator[torch.Tensor]:
-        """(B,) number of each caption's image, for each batch that `epoch` gives."""
-        for share in self.shares(epoch, first_step):
-            yield torch.from_numpy(self.split.image_of_caption[share.captions])
 
     def batch_of(self, captions: IntArray, features: torch.Tensor, counts: torch.Tensor | None) -> Batch:
         """A batch of captions with the features of their images, and the counts of real regions or None."""
-        tokens, lengths = pad_tokens([self.tokens[self.starts[c] : self.starts[c + 1]] for c in captions])
-        return Batch(features, tokens, lengths, counts)
+        tokens, lengths = pad_tokens([self.tokens[self.ends[c] - self.lengths[c] : self.ends[c]] for c in captions])
+        return Batch(features, tokens, lengths, counts, torch.from_numpy(self.split.image_of_caption[captions]))
 
     def check_zeros(self, epoch: int, step: int) -> None:
-        """Raise `DataError` where dropping left an image of a batch with zeros alone, naming its row.
-
-        epoch, step  of the batch, from 0
-
-        An image of zeros is refused when it is read. This finds an image that has regions of zeros among others, and
-        that lost all others to `train.drop_regions`.
-        """
+        """Raise `DataError` where `train.drop_regions` left an image of a batch (from 0) with zeros alone."""
         split = self.split
         if not isinstance(split, Split) or not split.zeros_divide:
             return
         share = next(self.shares(epoch, step))
-        batch = self._made(epoch, share)
+        batch = self._made(split.read_images, epoch, share)
         place = first_of_zeros(batch.features.numpy(), None if batch.counts is None else batch.counts.numpy())
         if place is not None:
             row = int(split.rows[split.image_of_caption[share.captions[place]]])
@@ -199,17 +226,6 @@ class TrainingBatches:
                 f" {split.name}_counts.npy that leaves them out, or set train.drop_regions to 0."
             )
 
-    def _lengths(self, captions: IntArray) -> IntArray:
-        return self.starts[captions + 1] - self.starts[captions]
-
-    def _margins(self, epoch: int, step: int) -> FloatArray | None:
-        """`draw_margins` of the whole batch, the same for any number of processes; None where nothing is dropped."""
-        if not self.dropped:
-            return None
-        assert isinstance(self.split, Split), "only regions can be dropped"
-        seed = (self.seed, epoch, step, _DROPPING)
-        return draw_margins(self.batch_size, self.split.regions.num_regions, self.dropped, seed)
-
 
 class PhotoBatches(TrainingBatches):
     """All captions of a split with random crops of their photos, (B, S, S, 3) uint8, decoded ahead in threads.
@@ -217,48 +233,16 @@ class PhotoBatches(TrainingBatches):
     A crop depends on the seed, the epoch and the caption alone, not on threads or on where a run was resumed.
     """
 
-    @property
-    def photos(self) -> PhotoSplit:
-        """The split of photos."""
-        assert isinstance(self.split, PhotoSplit)
-        return self.split
-
     def epoch(self, epoch: int, first_step: int = 0, *, pinned: bool = False) -> Iterator[Batch]:
-        """Batches of an epoch (from 0), beginning with its step `first_step`.
+        """What `TrainingBatches.epoch` gives, of photos. Raises `PhotoError` where one cannot be read."""
+        split = self.split
+        assert isinstance(split, PhotoSplit)
 
-        pinned  whether they lie in memory that a GPU reads without waiting
+        def part_for(caption: int) -> Pixels:
+            path = split.path(int(split.image_of_caption[caption]))
+            return split.view.read_random_part(path, self.seed, epoch, caption)
 
-        Raises `PhotoError` where a photo cannot be read.
-        """
         shares = (share.captions.tolist() for share in self.shares(epoch, first_step))
-        for captions, pixels in made_ready(shares, functools.partial(self._pixels, epoch)):
+        for captions, pixels in made_ready(shares, part_for):
             batch = self.batch_of(np.array(captions), torch.from_numpy(np.stack(pixels)), None)
-            yield in_pinned_memory(batch) if pinned else batch
-
-    def _pixels(self, epoch: int, caption: int) -> Pixels:
-        path = self.photos.path(int(self.split.image_of_caption[caption]))
-        return self.photos.view.read_random_part(path, self.seed, epoch, caption)
-
-
-def batches_for(split: CaptionedImages) -> type[TrainingBatches]:
-    """The class that makes a split's batches: of photos, or of regions."""
-    return TrainingBatches if isinstance(split, Split) else PhotoBatches
-
-
-def in_pinned_memory(batch: Batch) -> Batch:
-    """A copy of a batch that a GPU reads without waiting for the processor."""
-    counts = None if batch.counts is None else batch.counts.pin_memory()
-    return Batch(batch.features.pin_memory(), batch.tokens.pin_memory(), batch.lengths.pin_memory(), counts)
-
-
-def send(batch: Batch, device: torch.device, *, lengths: bool = False) -> Batch:
-    """The batch on a device; from pinned memory no copy waits for a step.
-
-    lengths  whether the captions' lengths go there too
-    """
-
-    def sent(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    counts = None if batch.counts is None else sent(batch.counts)
-    return Batch(sent(batch.features), sent(batch.tokens), sent(batch.lengths) if lengths else batch.lengths, counts)
+            yield batch.map(torch.Tensor.pin_memory) if pinned else batch

@@ -1,30 +1,37 @@
-"""What a run writes down: the checkpoint from which it goes on bit for bit, and its log.
+"""What a run writes down: the checkpoint from which it goes on bit for bit, its log, and the record of its starts.
 
-A checkpoint holds weights, optimiser, position and random state. It is one safetensors file in the run's `state/`
-folder, replaced as a whole, so a killed run finds either the last checkpoint or the one before it. Its tensors are
-`model.*`, `loss.*` (where the loss has parameters), `optimizer.KEY.PARAMETER` and `random.*`.
-
-The log is metrics.jsonl, one JSON object a line; loggers (loggers.py) get the same numbers.
+A checkpoint holds weights, optimiser, position and random state: one safetensors file in the run's `state/` folder,
+replaced as a whole. Its tensors are `model.*`, `loss.*` (where the loss has parameters), `optimizer.KEY.PARAMETER` and
+`random.*`. The log is metrics.jsonl, one JSON object a line.
 """
 
 from __future__ import annotations
 
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import nn
 
+import vsrn
 from vsrn.errors import CheckpointError, DataError
 from vsrn.files import write_atomically
-from vsrn.model.base import BaseModel
 from vsrn.tensors import load_weights, read_tensors, write_tensors
 from vsrn.training.loggers import MetricsLogger
 
 STATE_FILE = Path("state") / "latest.safetensors"
 LOG_FILE = "metrics.jsonl"
+RECORD_FILE = "run.json"
 EXTRACTOR_KEY = "extractor_fingerprint"
 DATA_KEY = "data_fingerprint"
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -49,36 +56,23 @@ class Progress(msgspec.Struct, frozen=True):
     stale: int = 0
 
 
-class Learner(NamedTuple):
-    """What is trained: the model, its matching loss, and the optimiser of the parameters of both."""
-
-    model: BaseModel
-    loss: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters by name; those of the loss are called `loss.NAME`."""
-        ours = {f"loss.{name}": parameter for name, parameter in self.loss.named_parameters()}
-        return dict(self.model.named_parameters()) | ours
-
-
 def write_state(
     run: Path,
-    learner: Learner,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer,
     progress: Progress,
     random_states: list[torch.Tensor],
-    fingerprint: str = "",
-    data: str = "",
+    origin: dict[str, str],
 ) -> None:
     """Replace the run's checkpoint by the present state.
 
+    learner        module of the parts `model` and `loss`
     random_states  those of each process
-    fingerprint    of the extractor that made the regions it is trained on; empty where nobody recorded it
-    data           fingerprint of what it learns from and is validated on (`vsrn.training.resume.data_fingerprint`)
+    origin         fingerprints by their keys in the metadata: EXTRACTOR_KEY, of the extractor that made the regions,
+                   empty where nobody recorded it; DATA_KEY, of captions and images (`resume.data_fingerprint`)
     """
-    tensors = {f"model.{name}": tensor for name, tensor in learner.model.state_dict().items()}
-    tensors |= {f"loss.{name}": tensor for name, tensor in learner.loss.state_dict().items()}
-    optimizer, parameters = learner.optimizer, learner.parameters()
+    tensors: dict[str, torch.Tensor] = dict(learner.state_dict())
+    parameters = _parameters_of(learner)
     for name, parameter in parameters.items():
         for key, tensor in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = tensor
@@ -90,56 +84,48 @@ def write_state(
     untouched = [name for name, parameter in parameters.items() if parameter not in optimizer.state]
     path = run / STATE_FILE
     path.parent.mkdir(exist_ok=True)
-    metadata = {
-        "progress": msgspec.json.encode(progress).decode(),
-        "untouched": " ".join(untouched),
-        EXTRACTOR_KEY: fingerprint,
-        DATA_KEY: data,
-    }
+    metadata = {"progress": msgspec.json.encode(progress).decode(), "untouched": " ".join(untouched), **origin}
     write_tensors(path, tensors, metadata)
 
 
-def read_state(run: Path, learner: Learner, process: int = 0, fingerprint: str = "", data: str = "") -> Progress:
+def read_state(
+    run: Path, learner: nn.Module, optimizer: torch.optim.Optimizer, process: int, origin: dict[str, str]
+) -> Progress:
     """Put the run's checkpoint into a model, its loss and their optimiser; returns where the run stands.
 
-    process      whose random state is restored; one that was not there before keeps its own
-    fingerprint  as in `write_state`, of the regions that are there now
-    data         as in `write_state`, of the data that is there now
+    process  whose random state is restored; one that was not there before keeps its own
+    origin   as in `write_state`, of what is there now
 
     Raises `CheckpointError` where there is none, or it is broken or does not fit, and `DataError` where another
     extractor made the regions, or captions or images are others.
     """
     path = run / STATE_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{run} has no checkpoint to resume from ({STATE_FILE}); start it without --resume.")
     tensors, metadata = read_tensors(path)
     try:
         progress = msgspec.json.decode(metadata.get("progress", ""), type=Progress)
     except msgspec.DecodeError as error:
         raise CheckpointError(f"{path} does not say where its run stands ({error}).") from error
-    began_with = metadata.get(EXTRACTOR_KEY, "")
-    if fingerprint and began_with and fingerprint != began_with:
+    began_with, extractor = metadata.get(EXTRACTOR_KEY, ""), origin[EXTRACTOR_KEY]
+    if extractor and began_with not in ("", extractor):
         raise DataError(
             f"{run} began with regions of another extractor or other weights ({began_with[:12]}, now"
-            f" {fingerprint[:12]}); put the regions it began with back into data.path, or start another run with -o."
+            f" {extractor[:12]}); put the regions it began with back into data.path, or start another run with -o."
         )
-    if data and metadata.get(DATA_KEY, data) not in ("", data):
+    if metadata.get(DATA_KEY, "") not in ("", origin[DATA_KEY]):
         raise DataError(
             f"{run} began with other captions or images than those it is given now; put them back, or start another run"
             f" with -o, which may take its weights: --train.init_from {run}."
         )
-    for prefix, module in (("model.", learner.model), ("loss.", learner.loss)):
-        weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        load_weights(module, weights, path)
+    load_weights(learner, {name: t for name, t in tensors.items() if name.startswith(("model.", "loss."))}, path)
     untouched = set(metadata.get("untouched", "").split())
-    for name, parameter in learner.parameters().items() if progress.step else ():
+    for name, parameter in _parameters_of(learner).items() if progress.step else ():
         if name in untouched:
             continue
         state = {key: f"optimizer.{key}.{name}" for key in ADAM_STATE}
         if not tensors.keys() >= set(state.values()):
             raise CheckpointError(f"{path} lacks the optimiser's state of {name}; this run cannot be resumed.")
         moments = {key: tensors[its].to(parameter) for key, its in state.items() if key != "step"}
-        learner.optimizer.state[parameter] = {"step": tensors[state["step"]].to(parameter.device), **moments}
+        optimizer.state[parameter] = {"step": tensors[state["step"]].to(parameter.device), **moments}
     if f"random.cpu.{process}" in tensors:
         torch.set_rng_state(tensors[f"random.cpu.{process}"])
     if "random.cuda" in tensors and torch.cuda.is_available():
@@ -147,26 +133,51 @@ def read_state(run: Path, learner: Learner, process: int = 0, fingerprint: str =
     return progress
 
 
-class RunLog:
-    """Appends to a run's log. Rows are dictionaries with a "step"; validations nest under "validation".
+def _parameters_of(learner: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of `model` by its own names for them, and those of `loss` as `loss.NAME`."""
+    return {name.removeprefix("model."): parameter for name, parameter in learner.named_parameters()}
 
-    What is said once, such as a warning, is a row with a "note". The numbers of a row go to the loggers too.
+
+class RunLog:
+    """Writes down what happens: rows of metrics.jsonl, whose numbers loggers get too, and this start in run.json.
+
+    A row is a dictionary with a "step". A validation's numbers nest under "validation"; a sentence is a "note".
     """
 
-    def __init__(self, run: Path, from_step: int, loggers: Sequence[MetricsLogger] = ()) -> None:
-        self.path = run / LOG_FILE
+    def __init__(self, run: Path, step: int, loggers: Sequence[MetricsLogger] = (), **facts: Any) -> None:
+        """Begin at a step.
+
+        facts  what else run.json says of this start, such as the device
+        """
+        self.run = run
         # A killed run may have logged steps beyond its checkpoint, which will be taken again.
-        kept = [row for row in read_log(run) if row["step"] <= from_step]
-        write_atomically(self.path, b"".join(msgspec.json.encode(row) + b"\n" for row in kept))
-        self._file = self.path.open("ab")
+        kept = [row for row in read_log(run) if row["step"] <= step]
+        write_atomically(run / LOG_FILE, b"".join(msgspec.json.encode(row) + b"\n" for row in kept))
+        self._file = (run / LOG_FILE).open("ab")
         self._loggers = loggers
         self._noted = {row["note"] for row in kept if "note" in row}
+        self._earlier, self._began, program = read_record(run), time.monotonic(), Path(sys.argv[0])
+        self._start: dict[str, Any] = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["vsrn" if program.parent.name == "vsrn" else program.name, *sys.argv[1:]]),
+            "versions": {
+                "vsrn": vsrn.__version__,
+                "torch": str(torch.__version__),
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "commit": commit(),
+            **facts,
+            "from_step": step,
+        }
+        self.record(step)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""
         self._file.write(msgspec.json.encode(row) + b"\n")
         self._file.flush()
-        values = _flat(row)
+        numbers = {name: value for name, value in flat(row, "/").items() if isinstance(value, (int, float))}
+        values = {name: float(value) for name, value in numbers.items() if name != "step"}
         if values:
             for logger in self._loggers:
                 logger.log_metrics(row["step"], values)
@@ -179,20 +190,25 @@ class RunLog:
             self.write({"step": step, "note": note})
         return new
 
-    def close(self) -> None:
-        """Finish writing."""
+    def record(self, step: int) -> None:
+        """Bring run.json up to date: the steps taken, and the seconds on the wall since this start."""
+        start = self._start | {"to_step": step, "seconds": round(time.monotonic() - self._began, 1)}
+        page = msgspec.json.encode({"starts": [*self._earlier, start]})
+        write_atomically(self.run / RECORD_FILE, msgspec.json.format(page, indent=1))
+
+    def close(self, step: int) -> None:
+        """Finish writing, after so many steps."""
         self._file.close()
         for logger in self._loggers:
             logger.finish()
+        self.record(step)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """Rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
     path = run / LOG_FILE
-    if not path.exists():
-        return []
     rows = []
-    for line in path.read_bytes().splitlines():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             rows.append(msgspec.json.decode(line, type=dict[str, Any]))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -200,11 +216,35 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    scalars: dict[str, float] = {}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            scalars |= _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and name != "step":
-            scalars[prefix + name] = float(value)
-    return scalars
+def read_record(run: Path) -> list[dict[str, Any]]:
+    """The entries of a run's run.json, one each time it was started; none where it is missing or damaged."""
+    try:
+        found = msgspec.json.decode((run / RECORD_FILE).read_bytes(), type=dict[str, list[dict[str, Any]]])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+    return found.get("starts", [])
+
+
+def commit() -> str:
+    """Git commit of the checkout that vsrn runs from, with "-dirty" where files differ; empty for an installed one."""
+    checkout, git = Path(vsrn.__file__).parents[2], shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
+        return ""
+    arguments = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603 - fixed
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def flat(table: dict[str, Any], between: str = ".") -> dict[str, Any]:
+    """Nested tables as one, whose names are joined by a sign.
+
+    >>> flat({"train": {"epochs": 3, "seed": 0}})
+    {'train.epochs': 3, 'train.seed': 0}
+    """
+    fields: dict[str, Any] = {}
+    for name, value in table.items():
+        inner = flat(value, between) if isinstance(value, dict) else None
+        fields |= {name: value} if inner is None else {f"{name}{between}{last}": inner[last] for last in inner}
+    return fields

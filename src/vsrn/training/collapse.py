@@ -1,7 +1,7 @@
 """Whether a run is stuck where the hardest negatives can push an untrained model: all similarities equal.
 
-Every image and every caption of a batch then violates the margin by exactly the margin, so that the matching loss is
-2 x batch x margin, and its gradient says nothing about which caption belongs to which image.
+Every image and every caption of a batch then violates the margin by exactly the margin, and the gradient says nothing
+about which caption belongs to which image.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ COLLAPSED = (
 
 def is_stuck(matching_loss: float, config: Config, batch_size: int, epochs: float) -> bool:
     """Whether a mean matching loss, from so many epochs on, is within 5 % of that of equal similarities."""
-    loss = config.loss
-    limit = 2 * batch_size * loss.margin
-    hardest = loss.matching == "triplet" and bool(hardness_after(loss, epochs) == 1)
+    limit = 2 * batch_size * config.loss.margin
+    hardest = config.loss.matching == "triplet" and bool(hardness_after(config.loss, epochs) == 1)
     return hardest and abs(matching_loss - limit) <= NEAR * limit
 
 
@@ -36,7 +35,7 @@ def at_chance(metrics: RetrievalMetrics, images: int, captions: int) -> bool:
     # A caption's one image is among the first K of a random order in K of all cases.
     places = np.array([1, 5, 10])
     to_images = np.minimum(1, places / images)
-    # An image misses with K captions where all of them are of other images.
+    # An image misses with K captions where all are of other images.
     others, tried = captions - captions / images, np.arange(places.max())
     misses = np.cumprod(np.clip((others - tried) / np.maximum(captions - tried, 1), 0, 1))[places - 1]
     random = 100 * float(to_images.sum() + (1 - misses).sum())

@@ -1,13 +1,9 @@
 """Several processes that train as one: `torchrun --nproc-per-node N -m vsrn train ...`.
 
-N processes with a batch of B / N each compute the loss, and the weights after the step, of one process with a
-batch of B, up to rounding and to dropout: each process draws which of the captioner's inputs it drops, so that with
-model.captioner.dropout above 0 the weights are others, as with another seed. Three things make that so:
-
-- hardest negatives are taken from the *global* batch, with gradients through the gathered embeddings;
-- BatchNorm takes its statistics over the global batch, by differentiable collectives that run on any backend;
-- each process backpropagates the global matching loss plus the mean generation loss of its own captions. The
-  gradients then meet N times over in the gathered embeddings, and DDP's mean over processes undoes exactly that.
+N processes with a batch of B / N each take the steps of one process with a batch of B, up to rounding and to the
+captioner's dropout, which each process draws for itself: negatives and the statistics of BatchNorm are those of the
+global batch. Each process backpropagates the global matching loss plus the mean generation loss of its own captions.
+The gradients meet N times over in the gathered embeddings, and DDP's mean over processes undoes exactly that.
 """
 
 from __future__ import annotations
@@ -20,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vsrn.devices import pick_device
 from vsrn.model.gru import at_least_float32
@@ -58,17 +53,19 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def shared(model: nn.Module) -> nn.Module:
-    """The model whose gradients all processes share, of the parameters that learn now; itself without `torchrun`."""
-    return DistributedDataParallel(model) if world_size() > 1 else model
-
-
 def gather_batch(rows: torch.Tensor) -> torch.Tensor:
     """(B / N, D) of this process -> (B, D) of all, in the order of their ranks, with gradients."""
     if world_size() == 1:
         return rows
     gathered: torch.Tensor = _Gathered.apply(rows)
     return gathered
+
+
+def _total(values: torch.Tensor) -> torch.Tensor:
+    """The elementwise sum over all processes, without gradients."""
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
 
 class _Gathered(torch.autograd.Function):
@@ -82,9 +79,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         """(B, D) -> (B / N, D)."""
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.chunk(world_size())[rank()]
+        return _total(gradients[0]).chunk(world_size())[rank()]
 
 
 class _Summed(torch.autograd.Function):
@@ -93,16 +88,12 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, values: torch.Tensor) -> torch.Tensor:
         """Any shape -> same shape."""
-        total = values.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return _total(values)
 
     @staticmethod
     def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         """Any shape -> same shape."""
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return _total(gradients[0])
 
 
 def of_all(values: torch.Tensor) -> list[torch.Tensor]:
@@ -117,11 +108,10 @@ def of_all(values: torch.Tensor) -> list[torch.Tensor]:
 
 def synchronise_batch_norm(model: nn.Module) -> None:
     """Make every BatchNorm of a model take its training statistics over all processes; in place."""
-    if world_size() > 1:
-        for module in model.modules():
-            if type(module) is nn.BatchNorm1d:
-                # Parameters and buffers stay the same objects, so optimiser and checkpoint need no change.
-                module.__class__ = GlobalBatchNorm
+    for module in model.modules() if world_size() > 1 else ():
+        if type(module) is nn.BatchNorm1d:
+            # Parameters and buffers stay the same objects, so optimiser and checkpoint need no change.
+            module.__class__ = GlobalBatchNorm
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
@@ -134,26 +124,16 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        axes = (0,) if values.ndim == 2 else (0, 2)
-        shape = (1, -1) if values.ndim == 2 else (1, -1, 1)
-        here = torch.tensor(values.numel() / values.shape[1], dtype=torch.float64)
-        dist.all_reduce(here)
-        samples = float(here)
+        axes, shape = ((0,), (1, -1)) if values.ndim == 2 else ((0, 2), (1, -1, 1))
+        samples = float(_total(torch.tensor(values.numel() / values.shape[1], dtype=torch.float64)))
         values = at_least_float32(values)
-        mean = _sum_over_processes(values.sum(dim=axes)) / samples
+        mean: torch.Tensor = _Summed.apply(values.sum(dim=axes)) / samples
         centred = values - mean.view(shape)
-        variance = _sum_over_processes(centred.pow(2).sum(dim=axes)) / samples
+        variance: torch.Tensor = _Summed.apply(centred.pow(2).sum(dim=axes)) / samples
         with torch.no_grad():
             self.num_batches_tracked += 1
             momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
             self.running_mean.lerp_(mean.to(self.running_mean), momentum)
-            unbiased = variance * (samples / (samples - 1))
-            self.running_var.lerp_(unbiased.to(self.running_var), momentum)
+            self.running_var.lerp_((variance * (samples / (samples - 1))).to(self.running_var), momentum)
         scaled = centred * (variance + self.eps).rsqrt().view(shape)
         return scaled * self.weight.view(shape) + self.bias.view(shape)
-
-
-def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Elementwise sum, with gradients."""
-    total: torch.Tensor = _Summed.apply(values)
-    return total

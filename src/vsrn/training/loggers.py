@@ -32,7 +32,7 @@ class TensorBoardLogger:
     def __init__(self, run: Path, _config: Config, from_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional extra
 
-        # A killed run may have logged steps beyond its checkpoint, which will be taken again.
+        # Steps beyond the checkpoint of a killed run will be taken again.
         self._events = SummaryWriter(str(run), purge_step=from_step + 1)
 
     def log_metrics(self, step: int, values: dict[str, float], /) -> None:
@@ -46,7 +46,7 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """Weights & Biases, under the run's folder; the variables WANDB_PROJECT and WANDB_MODE count as in any program."""
+    """Weights & Biases, under the run's folder; WANDB_PROJECT and WANDB_MODE count as in any program."""
 
     def __init__(self, run: Path, config: Config, _from_step: int) -> None:
         import wandb  # noqa: PLC0415 - an optional extra
@@ -56,14 +56,8 @@ class WandbLogger:
         name = known.read_text(encoding="utf-8").strip() if known.is_file() else os.urandom(4).hex()
         known.parent.mkdir(exist_ok=True)
         known.write_text(name, encoding="utf-8")
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "vsrn"),
-            id=name,
-            name=run.name,
-            resume="allow",
-            dir=str(run),
-            config=dataclasses.asdict(config),
-        )
+        project, fields = os.environ.get("WANDB_PROJECT", "vsrn"), dataclasses.asdict(config)
+        self._run = wandb.init(project=project, id=name, name=run.name, resume="allow", dir=str(run), config=fields)
 
     def log_metrics(self, step: int, values: dict[str, float], /) -> None:
         """Send one row."""
@@ -74,27 +68,17 @@ class WandbLogger:
         self._run.finish()
 
 
-def tensorboard_where_installed(run: Path, config: Config, from_step: int) -> TensorBoardLogger | None:
-    """A logger for TensorBoard, or None where the package is not installed: it is the default and an extra."""
-    return TensorBoardLogger(run, config, from_step) if importlib.util.find_spec("tensorboard") else None
-
-
 LOGGERS = Registry(
     "train.loggers",
-    {
-        "tensorboard": "vsrn.training.loggers:tensorboard_where_installed",
-        "wandb": "vsrn.training.loggers:WandbLogger",
-    },
+    {"tensorboard": "vsrn.training.loggers:TensorBoardLogger", "wandb": "vsrn.training.loggers:WandbLogger"},
 )
 
 
 def register_logger(name: str, factory: Callable[[Path, Config, int], MetricsLogger]) -> None:
-    """Add a logger of metrics, for `train.loggers`.
+    """Add a logger of metrics, for `train.loggers`. Raises `ConfigError` where the name is taken.
 
     factory  folder of the run, its config, the steps that it has taken (above 0 where it is resumed) -> an object with
              `log_metrics(step, values)` and `finish()`
-
-    Raises `ConfigError` where the name is taken.
     """
     LOGGERS.register(name, factory)
 
@@ -110,6 +94,10 @@ def check_loggers(config: Config) -> None:
 
 
 def open_loggers(config: Config, run: Path, from_step: int) -> list[MetricsLogger]:
-    """The loggers that a config names, for a run that has taken so many steps."""
-    made = [LOGGERS.make(name, run, config, from_step) for name in dict.fromkeys(config.train.loggers)]
-    return [logger for logger in made if logger is not None]
+    """The loggers that a config names, for a run that has taken so many steps.
+
+    TensorBoard, an extra, is the default, and left out where it is not installed.
+    """
+    without = [] if importlib.util.find_spec("tensorboard") else ["tensorboard"]
+    names = [name for name in dict.fromkeys(config.train.loggers) if name not in without]
+    return [LOGGERS.make(name, run, config, from_step) for name in names]

@@ -10,43 +10,28 @@ import torch
 from torch import nn
 
 from vsrn.config import TrainConfig
-from vsrn.model.base import is_pretrained
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def make_optimizer(train: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser that the config names, of these parameters.
 
-    Those of a pretrained text encoder are a group of their own, the second. Its learning rate is set like the others',
-    and multiplied by `text_learning_rate_factor` within `step()` alone.
+    Those with an attribute `pretrained` are a group of their own, the second. `set_learning_rate` sets their rates.
     """
-    kind = OPTIMIZERS[train.optimizer]
     ours: list[nn.Parameter] = []
     pretrained: list[nn.Parameter] = []
     for parameter in parameters:
-        (pretrained if is_pretrained(parameter) else ours).append(parameter)
-    groups = [{"params": ours}, *([{"params": pretrained}] if pretrained else [])]
-    optimizer = kind(groups, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+        (pretrained if getattr(parameter, "pretrained", False) else ours).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": ours, "factor": 1.0}]
     if pretrained:
-        _slow_down(optimizer, train.text_learning_rate_factor)
-    return optimizer
+        groups.append({"params": pretrained, "factor": train.text_learning_rate_factor})
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, train.learning_rate, weight_decay=train.weight_decay, fused=True)
 
 
-def _slow_down(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Have the optimiser's second group step with its learning rate times a factor."""
-    kept: list[Any] = []
-
-    def before(stepping: torch.optim.Optimizer, _arguments: Any, _named: Any) -> None:
-        group = stepping.param_groups[1]
-        kept[:] = [group["lr"]]
-        group["lr"] = group["lr"] * factor
-
-    def after(stepping: torch.optim.Optimizer, _arguments: Any, _named: Any) -> None:
-        stepping.param_groups[1]["lr"] = kept[0]
-
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Have an optimiser of `make_optimizer` step with a learning rate, of pretrained networks times their factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 def learning_rate_at(train: TrainConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:

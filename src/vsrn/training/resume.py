@@ -1,8 +1,4 @@
-"""Which fields of a config may change when a run is resumed, and starting a run from another model's weights.
-
-What is learned stays as it was begun: data, model, loss, batches, seed. Where things lie, how long a run goes on, and
-how the learning rate falls from now on may change.
-"""
+"""Which fields of a config may change when a run is resumed, and starting a run from another model's weights."""
 
 from __future__ import annotations
 
@@ -15,17 +11,17 @@ import torch
 
 from vsrn.config import Config, read_config
 from vsrn.data.splits import CaptionedImages, Split
-from vsrn.data.vocabulary import Vocabulary, read_vocabulary
+from vsrn.data.vocabulary import read_vocabulary
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.model.base import BaseModel
 from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel, read_any_model
 from vsrn.pretrained import find_model
-from vsrn.training.checkpoint import STATE_FILE
+from vsrn.training.checkpoint import STATE_FILE, flat
 
 Changes = dict[str, tuple[Any, Any]]
 
 MAY_CHANGE = {
-    # Where things lie. That they are the same is seen from what they hold.
+    # Where things lie; that they are the same is seen from what they hold.
     *("data.path", "data.photos", "data.annotations", "data.held_out", "data.vocabulary", "model.text.download"),
     # How long.
     *("train.epochs", "train.max_steps", "train.patience", "train.validate_every"),
@@ -66,23 +62,10 @@ def changes_on_resume(config: Config, folder: Path) -> Changes:
     return changes
 
 
-def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted names.
-
-    >>> flat({"train": {"epochs": 3, "seed": 0}})
-    {'train.epochs': 3, 'train.seed': 0}
-    """
-    fields: dict[str, Any] = {}
-    for name, value in table.items():
-        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return fields
-
-
 def data_fingerprint(*splits: CaptionedImages) -> str:
-    """SHA-256 (hex) of the captions of splits, of which image each belongs to, and of a few images' regions.
+    """SHA-256 (hex) of the captions of splits, of which image each belongs to, and of three images' regions.
 
-    It is the same wherever the data lies. Of the regions, the first, the middle and the last image are read: all of
-    COCO's would take minutes.
+    It is the same wherever the data lies. All of COCO's regions would take minutes.
     """
     digest = hashlib.sha256()
     for split in splits:
@@ -116,35 +99,27 @@ def take_weights(model: BaseModel, config: Config, first: StoredModel[BaseModel]
 
     extractor  fingerprint of the extractor of the regions that it will learn from; empty where nobody recorded it
 
-    Returns sentences about what differs though the weights fit. Raises `ConfigError` where they do not fit, naming the
-    fields of the config that differ.
+    Returns sentences about what differs though the weights fit. Raises `ConfigError`, naming fields that differ, where
+    they do not.
     """
     origin = config.train.init_from
     ours, theirs = model.state_dict(), first.model.state_dict()
     own, other = flat(dataclasses.asdict(config.model)), flat(dataclasses.asdict(first.config.model))
     differing = [name for name in own if own[name] != other[name]]
     told = "; ".join(f"model.{name} is {own[name]!r} here and {other[name]!r} there" for name in differing[:5])
-    needed = [name for name in ours if not name.startswith("captioner.")]
-    misfits = [name for name in needed if name not in theirs or theirs[name].shape != ours[name].shape]
-    misfits += [name for name in theirs if name not in ours and not name.startswith("captioner.")]
+    unlike = [name for name in ours if name not in theirs or theirs[name].shape != ours[name].shape]
+    left = [name for name in theirs if name not in ours]
+    misfits = [name for name in (*unlike, *left) if not name.startswith("captioner.")]
     if misfits:
         told = told or f"the size of {misfits[0]} differs"
         raise ConfigError(f"the weights of train.init_from {origin} do not fit: {told}.")
     notes = [f"Weights are taken from {origin}, though {told}."] if told else []
-    captioner = [name for name in ours if name.startswith("captioner.")]
-    fits = all(name in theirs and theirs[name].shape == ours[name].shape for name in captioner)
-    if captioner and not fits:
+    if unlike:
         notes.append(f"{origin} has no captioner of these sizes, so the captioner starts anew.")
     if extractor and first.regions.fingerprint not in ("", extractor):
         notes.append(f"{origin} learned from regions of another extractor ({first.regions.extractor}).")
     with torch.no_grad():
-        for name in needed + (captioner if fits else []):
-            ours[name].copy_(theirs[name])
+        for name, tensor in ours.items():
+            if not (unlike and name.startswith("captioner.")):
+                tensor.copy_(theirs[name])
     return notes
-
-
-def vocabulary_of(first: StoredModel[BaseModel] | None, config: Config) -> Vocabulary | None:
-    """The vocabulary that a new run is given, by the model it starts from or by a file; None where it builds one."""
-    if first is not None:
-        return first.vocabulary
-    return read_vocabulary(config.data.vocabulary) if config.data.vocabulary else None

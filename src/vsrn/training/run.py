@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from vsrn.config import PRETRAINED_TEXT, Config, ModelConfig, check_config, config_to_toml, read_config
+from vsrn.config import PRETRAINED_TEXT, Config, ModelConfig, check_config, read_config
 from vsrn.configs import find_packaged
 from vsrn.data.photo_splits import open_split_for
 from vsrn.data.region_store import RegionStore, StoreInfo
@@ -19,30 +19,22 @@ from vsrn.data.splits import CaptionedImages, Split, hold_out
 from vsrn.data.vocabulary import Vocabulary, build_vocabulary, read_vocabulary
 from vsrn.data.word_vectors import read_word_vectors
 from vsrn.errors import CheckpointError, ConfigError, DataError
-from vsrn.extractors.provenance import carry_names, carry_weights, kept_names, kept_weights, weights_of
-from vsrn.files import write_atomically
+from vsrn.extractors.provenance import kept_names, kept_weights, weights_of
 from vsrn.model.base import BaseModel
 from vsrn.model.registry import LOSSES, build_model, check_parts
-from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel
-from vsrn.training.checkpoint import STATE_FILE
+from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, StoredModel, write_settings
+from vsrn.training.checkpoint import DATA_KEY, EXTRACTOR_KEY, STATE_FILE
 from vsrn.training.loggers import check_loggers
-from vsrn.training.resume import (
-    Changes,
-    changes_on_resume,
-    data_fingerprint,
-    read_first_model,
-    take_weights,
-    vocabulary_of,
-)
+from vsrn.training.resume import Changes, changes_on_resume, data_fingerprint, read_first_model, take_weights
 
 
 @dataclass(frozen=True)
 class PreparedRun:
     """A run that can start or be resumed: data open, model and loss built, and a folder that is free or its own.
 
-    notes             sentences about settings that are not what one may think, for a person
-    changes           fields of the config that changed on resume: name -> (value then, value now)
-    data_fingerprint  of what is learned from and validated on, wherever it lies
+    origin   fingerprints of extractor and data, as a checkpoint has them
+    notes    sentences about settings that are not what one may think, for a person
+    changes  fields of the config that changed on resume: name -> (value then, value now)
     """
 
     folder: Path
@@ -52,19 +44,15 @@ class PreparedRun:
     vocabulary: Vocabulary
     model: BaseModel
     loss: nn.Module
-    notes: tuple[str, ...] = ()
-    changes: Changes = field(default_factory=dict)
-    data_fingerprint: str = ""
-
-    @property
-    def regions(self) -> StoreInfo:
-        """The extractor of the regions it is trained on; empty for photos."""
-        return self.train.regions.info if isinstance(self.train, Split) else StoreInfo()
+    origin: dict[str, str]
+    notes: list[str]
+    changes: Changes
 
     def stored(self) -> StoredModel[BaseModel]:
         """The model as it is saved."""
-        kept = (kept_weights(self.folder), kept_names(self.folder))
-        return StoredModel(self.config, self.vocabulary, self.model, self.regions, *kept)
+        kept = kept_weights(self.folder), kept_names(self.folder)
+        regions = self.train.regions.info if isinstance(self.train, Split) else StoreInfo()
+        return StoredModel(self.config, self.vocabulary, self.model, regions, *kept)
 
 
 def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0) -> PreparedRun:
@@ -90,12 +78,15 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
     config = _with_feature_dim(config, train)
     first = None if resume else read_first_model(config)
     config, pieces = _with_text_encoder(config, folder, first, resume=resume)
-    vocabulary = pieces or _vocabulary_for(config, folder, train, first, resume=resume)
+    vocabulary = pieces or (first.vocabulary if first is not None else None)
+    if vocabulary is None:
+        given = folder / VOCABULARY_FILE if resume else config.data.vocabulary
+        vocabulary = read_vocabulary(given) if given else build_vocabulary(train.captions, config.data.min_count)
     notes = list(_notes(config, train))
     torch.manual_seed(config.train.seed)
     model: BaseModel = build_model(config, vocabulary)
+    extractor = train.regions.info.fingerprint if isinstance(train, Split) else ""
     if first is not None:
-        extractor = train.regions.info.fingerprint if isinstance(train, Split) else ""
         notes += take_weights(model, config, first, extractor)
     elif not resume:
         for part in model.encoders:
@@ -103,20 +94,14 @@ def prepare_run(config: Config, folder: Path, *, resume: bool, process: int = 0)
         if config.data.word_vectors:
             _start_words(model, config, vocabulary)
     loss = LOSSES.make(config.loss.matching, config.loss)
-    data = data_fingerprint(train, validation)
-    prepared = PreparedRun(folder, config, train, validation, vocabulary, model, loss, tuple(notes), changes, data)
+    origin = {EXTRACTOR_KEY: extractor, DATA_KEY: data_fingerprint(train, validation)}
+    prepared = PreparedRun(folder, config, train, validation, vocabulary, model, loss, origin, notes, changes)
     if process > 0:
         # The processes start from the same weights and drop different inputs.
         torch.manual_seed(config.train.seed + process * 2**32)
     elif not resume:
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(train, Split):
-            weights = weights_of(train.regions)
-            if weights is not None:
-                carry_weights(weights, folder)
-            carry_names(train.regions.names, folder)
-        write_atomically(folder / VOCABULARY_FILE, vocabulary.to_json())
-        write_atomically(folder / CONFIG_FILE, config_to_toml(config).encode())
+        kept = (weights_of(train.regions), train.regions.names) if isinstance(train, Split) else ()
+        write_settings(folder, StoredModel(config, vocabulary, model, StoreInfo(), *kept))
     return prepared
 
 
@@ -130,8 +115,7 @@ def open_training_splits(config: Config) -> tuple[CaptionedImages, CaptionedImag
         validation = open_split_for(config, data.validation)
     if isinstance(train, Split):
         if isinstance(validation, Split):
-            _check_one_size(train.regions, validation.regions)
-            _check_one_extractor(train.regions, validation.regions)
+            _check_alike(train.regions, validation.regions)
         # Of the training split only: by the first validation the projection has learned a bias.
         train = dataclasses.replace(train, zeros_divide=zeros_divide(config.model))
     return train, validation
@@ -140,8 +124,8 @@ def open_training_splits(config: Config) -> tuple[CaptionedImages, CaptionedImag
 def zeros_divide(model: ModelConfig) -> bool:
     """Whether a fresh model of vsrn's own parts divides 0 by 0 on an image of zeros, as the 2019 code does.
 
-    The projection's bias is still 0, so zeros stay zeros until they are divided by their length: that of a channel over
-    the regions, or that of the pooled image. The GRU that pools has a bias from the start; SCAN adds an epsilon.
+    The projection's bias is still 0, so zeros stay zeros until they are divided by the length of a channel or of the
+    pooled image. The GRU that pools has a bias from the start; SCAN adds an epsilon.
     """
     if model.kind == "scan":
         return False
@@ -150,16 +134,12 @@ def zeros_divide(model: ModelConfig) -> bool:
     return over_regions or (pooled_zeros and model.image_norm)
 
 
-def _check_one_size(train: RegionStore, validation: RegionStore) -> None:
-    ours, theirs = train.feature_dim, validation.feature_dim
-    if ours != theirs:
+def _check_alike(train: RegionStore, validation: RegionStore) -> None:
+    if train.feature_dim != validation.feature_dim:
         raise DataError(
-            f"in {train.folder}, the images of split '{train.split}' have {ours} numbers a region and those of split"
-            f" '{validation.split}' {theirs}; extract both alike."
+            f"in {train.folder}, the images of split '{train.split}' have {train.feature_dim} numbers a region and"
+            f" those of split '{validation.split}' {validation.feature_dim}; extract both alike."
         )
-
-
-def _check_one_extractor(train: RegionStore, validation: RegionStore) -> None:
     ours, theirs = train.info.fingerprint, validation.info.fingerprint
     if ours and theirs and ours != theirs:
         raise DataError(
@@ -189,8 +169,7 @@ def _with_text_encoder(
 ) -> tuple[Config, Vocabulary | None]:
     """The config with the architecture of its pretrained text encoder, and the encoder's pieces of words.
 
-    Both are the run's own on resume, and those of the model whose weights are taken; there is no vocabulary then, and
-    none without such an encoder.
+    Without such an encoder there are no pieces, nor where the run or the model whose weights are taken has its own.
     """
     if not config.model.text_encoder.startswith(PRETRAINED_TEXT):
         return config, None
@@ -206,40 +185,23 @@ def _with_text_encoder(
     return dataclasses.replace(config, model=dataclasses.replace(config.model, text=text)), vocabulary
 
 
-def _vocabulary_for(
-    config: Config, folder: Path, train: CaptionedImages, first: StoredModel[BaseModel] | None, *, resume: bool
-) -> Vocabulary:
-    if resume:
-        return read_vocabulary(folder / VOCABULARY_FILE)
-    return vocabulary_of(first, config) or build_vocabulary(train.captions, config.data.min_count)
-
-
 def _notes(config: Config, train: CaptionedImages) -> Iterator[str]:
     """A sentence for each setting that changes nothing, or not what one may think."""
-    yield from beyond_the_end(config)
-    captions, size = len(train.captions), config.train.batch_size
+    captions, size, epochs = len(train.captions), config.train.batch_size, config.train.epochs
+    late = [drop for drop in config.train.learning_rate_drop if drop >= epochs]
+    if late and config.train.schedule == "step":
+        yield f"train.learning_rate_drop {late} lies beyond the last of {epochs} epochs and changes nothing."
+    after, frozen = config.model.network.fine_tune_after, config.model.text.frozen_epochs
+    if (after or 0) >= epochs:
+        yield (
+            f"model.network.fine_tune_after {after} lies beyond the last of {epochs} epochs: the network stays frozen."
+        )
+    if frozen >= epochs:
+        yield f"model.text.frozen_epochs {frozen} lasts to the last of {epochs} epochs: the text encoder stays frozen."
     if size > captions:
         yield f"train.batch_size {size:,} is more than the {captions:,} captions; a batch has all {captions:,}."
     if config.train.weight_decay == 0 and config.train.optimizer == "adamw":
         yield 'train.optimizer "adamw" without train.weight_decay is Adam.'
-
-
-def beyond_the_end(config: Config) -> Iterator[str]:
-    """A sentence for each setting that takes effect only after the last epoch, and so changes nothing."""
-    train, network = config.train, config.model.network
-    late = [drop for drop in train.learning_rate_drop if drop >= train.epochs]
-    if late and train.schedule == "step":
-        yield f"train.learning_rate_drop {late} lies beyond the last of {train.epochs} epochs and changes nothing."
-    if (network.fine_tune_after or 0) >= train.epochs:
-        yield (
-            f"model.network.fine_tune_after {network.fine_tune_after} lies beyond the last of {train.epochs} epochs:"
-            " the network stays frozen."
-        )
-    if config.model.text.frozen_epochs >= train.epochs:
-        yield (
-            f"model.text.frozen_epochs {config.model.text.frozen_epochs} lasts to the last of {train.epochs} epochs:"
-            " the text encoder stays frozen."
-        )
 
 
 def _start_words(model: BaseModel, config: Config, vocabulary: Vocabulary) -> None:

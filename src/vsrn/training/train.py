@@ -19,6 +19,8 @@ from vsrn.training.loggers import MetricsLogger
 from vsrn.training.run import prepare_run
 from vsrn.training.trainer import Reporter, Trainer
 
+_LOGGER = logging.getLogger("vsrn")
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -45,19 +47,16 @@ class TrainedRun:
 class LoggingReporter:
     """Tells Python's logger "vsrn" about validations (level INFO) and what a person should read (WARNING)."""
 
-    def __init__(self) -> None:
-        self.logger = logging.getLogger("vsrn")
-
     def stepped(self, _progress: Progress, _row: dict[str, Any] | None, /) -> None:
         """Say nothing."""
 
     def validated(self, progress: Progress, metrics: RetrievalMetrics) -> None:
         """One line."""
-        self.logger.info("step %d: rsum %.1f, best %.1f", progress.step, metrics.rsum, progress.best_rsum)
+        _LOGGER.info("step %d: rsum %.1f, best %.1f", progress.step, metrics.rsum, progress.best_rsum)
 
     def noted(self, note: str, /) -> None:
         """The sentence."""
-        self.logger.warning("%s", note)
+        _LOGGER.warning("%s", note)
 
 
 def train(
@@ -88,21 +87,19 @@ def train(
     folder = Path(output)
     with distributed.process_group(distributed.training_device(config.train.device)):
         prepared = prepare_run(config, folder, resume=resume, process=distributed.rank())
-        result = Trainer(prepared, reporter or LoggingReporter(), loggers).run(resume=resume)
-    progress = result.progress
-    found = [row["validation"] for row in read_log(folder) if row["step"] == progress.best_step and "validation" in row]
-    best = found[-1] if found else {}
-    return TrainedRun(
-        folder, result.finished, result.early, progress.step, progress.best_step, progress.best_rsum, best
-    )
+        trainer = Trainer(prepared, reporter or LoggingReporter(), loggers)
+        trainer.run(resume=resume)
+    progress = trainer.progress
+    validations = {row["step"]: row["validation"] for row in read_log(folder) if "validation" in row}
+    best = progress.best_step, progress.best_rsum, validations.get(progress.best_step, {})
+    return TrainedRun(folder, trainer.finished, trainer.early, progress.step, *best)
 
 
 def changed(config: Config, settings: Mapping[str, Any]) -> Config:
     """The config with other values of some fields, by their dotted names. Raises `ConfigError` as a TOML file would."""
     table = msgspec.to_builtins(config)
     for name, value in settings.items():
-        *sections, last = name.split(".")
-        inner = table
+        inner, (*sections, last) = table, name.split(".")
         for section in sections:
             inner = inner.setdefault(section, {})
         inner[last] = value

@@ -2,11 +2,10 @@
 
     run/config.toml, vocabulary.json, model.safetensors   the best model so far (portable)
     run/state/latest.safetensors                          where the run stands (resumable)
-    run/metrics.jsonl, events.*                           what happened
-    run/run.json                                          versions, command, time
+    run/metrics.jsonl, events.*, run.json                 what happened; versions, command, time
 
-A run depends on its config and its data alone: stopped and resumed, it gives the same weights, bit for
-bit, as one that was never stopped on the same kind of machine with as many threads.
+Stopped and resumed, a run gives the same weights, bit for bit, as an unbroken one on the same kind of machine with as
+many threads.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -34,14 +33,12 @@ from vsrn.metrics import RetrievalMetrics, retrieval_metrics
 from vsrn.model.base import Batch
 from vsrn.model.saved import CONFIG_FILE, write_weights
 from vsrn.training import distributed
-from vsrn.training.batches import batches_for
-from vsrn.training.checkpoint import Learner, Progress, RunLog, read_state, write_state
+from vsrn.training.batches import PhotoBatches, ResidentRegions, TrainingBatches, has_room
+from vsrn.training.checkpoint import Progress, RunLog, read_state, write_state
 from vsrn.training.collapse import COLLAPSED, at_chance, is_stuck
 from vsrn.training.loggers import MetricsLogger, open_loggers
-from vsrn.training.optimizer import learning_rate_at, make_optimizer
+from vsrn.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
 from vsrn.training.passes import Passes
-from vsrn.training.record import RunRecord
-from vsrn.training.resident import has_room
 from vsrn.training.run import PreparedRun
 
 LOG_EVERY = 10
@@ -51,24 +48,17 @@ LOG_EVERY = 10
 def stop_signals() -> Iterator[list[int]]:
     """A list that holds the first SIGINT or SIGTERM from when it comes; a second one acts at once."""
     seen: list[int] = []
-    before: dict[int, Any] = {}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     def note(number: int, _frame: FrameType | None) -> None:
         seen.append(number)
-        restore()
+        before.close()
 
-    # Python allows handlers in the main thread only.
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    try:
+    with contextlib.ExitStack() as before:
+        # Python allows handlers in the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before.callback(signal.signal, number, signal.signal(number, note))
         yield seen
-    finally:
-        restore()
 
 
 class Reporter(Protocol):
@@ -84,30 +74,16 @@ class Reporter(Protocol):
         """Called with a sentence that a person should read, such as a warning; once for each."""
 
 
-class TrainingResult(NamedTuple):
-    """How a run ended: finished, or stopped by request and resumable.
-
-    early  whether it finished because `train.patience` was at its end
-    """
-
-    progress: Progress
-    finished: bool
-    early: bool = False
-
-
 class Trainer:
     """One run on one device."""
 
     def __init__(self, prepared: PreparedRun, reporter: Reporter, loggers: Sequence[MetricsLogger] = ()) -> None:
-        """Set up a run that is prepared.
-
-        loggers  take its metrics beside those that the config names
+        """Set up a run, whose metrics loggers take beside those that its config names.
 
         Raises `ConfigError` where an epoch has no full step.
         """
-        self.loggers = loggers
+        self.prepared, self.reporter, self.loggers = prepared, reporter, loggers
         self.config: Config = prepared.config
-        self.prepared, self.reporter = prepared, reporter
         self.device = distributed.training_device(self.config.train.device)
         self.model = prepared.model.to(self.device).train()
         distributed.synchronise_batch_norm(self.model)
@@ -115,8 +91,8 @@ class Trainer:
         self.step = self.passes.step
         train = self.config.train
         self.optimizer = make_optimizer(train, self.step.parameters())
-        self.learner = Learner(self.model, self.step.loss, self.optimizer)
-        self.batches = batches_for(prepared.train)(
+        batches = TrainingBatches if isinstance(prepared.train, Split) else PhotoBatches
+        self.batches = batches(
             prepared.train,
             prepared.vocabulary,
             train.batch_size,
@@ -126,7 +102,7 @@ class Trainer:
             processes=distributed.world_size(),
         )
         if isinstance(prepared.train, Split) and has_room(prepared.train, self.device):
-            self.batches.keep_on(self.device)
+            self.batches.resident = ResidentRegions(prepared.train, self.device)
         self.steps_per_epoch = self.batches.steps_per_epoch // train.accumulate
         if self.steps_per_epoch == 0:
             raise ConfigError(
@@ -137,9 +113,8 @@ class Trainer:
         self.progress = Progress()
         # Of several processes the first writes the run folder.
         self.writes = distributed.rank() == 0
-        self.record: RunRecord | None = None
-        # (3,) matching and generation loss and gradient's norm of each step since the last logged row, kept on the
-        # device so that no step waits for them.
+        self.log: RunLog | None = None
+        # (3,) losses and gradient's norm of each step since the last logged row, on the device: no step waits for them.
         self.recent: list[torch.Tensor] = []
         # Matching losses of the rows that were logged since the last validation.
         self.since_validation: list[float] = []
@@ -151,62 +126,53 @@ class Trainer:
         return min(self.steps_per_epoch * train.epochs, train.max_steps or sys.maxsize)
 
     @property
-    def done(self) -> bool:
-        """Whether the run has ended."""
-        return self.progress.step >= self.total_steps or self.ends_early
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.progress.step >= self.total_steps or self.early
 
     @property
-    def ends_early(self) -> bool:
+    def early(self) -> bool:
         """Whether `train.patience` is at its end."""
         return 0 < self.config.train.patience <= self.progress.stale
 
-    def run(self, *, resume: bool) -> TrainingResult:
-        """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards.
+    def run(self, *, resume: bool) -> None:
+        """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards, as `progress` says.
 
-        Raises `TrainingError` where a loss, a gradient or a weight is no longer a number, and `DataError` where an
-        image is the reason; what is on disk is then the state that was saved before.
+        Raises `TrainingError` where a loss, a gradient or a weight is no longer a number, `DataError` where an image is
+        the reason; the state that was saved before stays.
         """
-        with self.passes.stream():
-            return self._run(resume=resume)
-
-    def _run(self, *, resume: bool) -> TrainingResult:
         prepared, folder = self.prepared, self.prepared.folder
-        if resume:
-            fingerprints = prepared.regions.fingerprint, prepared.data_fingerprint
-            self.progress = read_state(folder, self.learner, distributed.rank(), *fingerprints)
-            if prepared.changes and self.writes:
-                write_atomically(folder / CONFIG_FILE, config_to_toml(self.config).encode())
-        else:
-            self._save()
-        log = self._open_log() if self.writes else None
-        try:
-            with stop_signals() as signals:
-                stopped = False
-                while not self.done and not stopped:
-                    stopped = self._rest_of_epoch(log, signals)
-        finally:
-            if log is not None:
-                log.close()
-            if self.record is not None:
-                self.record.write(self.progress.step)
-        return TrainingResult(self.progress, finished=self.done, early=self.done and self.ends_early)
+        with self.passes.stream():
+            if resume:
+                self.progress = read_state(folder, self.step, self.optimizer, distributed.rank(), prepared.origin)
+                if prepared.changes and self.writes:
+                    write_atomically(folder / CONFIG_FILE, config_to_toml(self.config).encode())
+            else:
+                self._save()
+            if self.writes:
+                self.log = self._open_log()
+            try:
+                with stop_signals() as signals:
+                    stopped = False
+                    while not self.finished and not stopped:
+                        stopped = self._rest_of_epoch(signals)
+            finally:
+                if self.log is not None:
+                    self.log.close(self.progress.step)
 
     def _open_log(self) -> RunLog:
-        """The log, in which it is written what changed on resume, and the record of this start."""
+        """The log, in which it is written what changed on resume."""
         folder, step = self.prepared.folder, self.progress.step
         loggers = [*open_loggers(self.config, folder, step), *self.loggers]
-        log = RunLog(folder, step, loggers)
-        self.record = RunRecord(folder, step, device=str(self.device), processes=distributed.world_size())
-        self.record.write(step)
-        for note in self.prepared.notes:
+        log = RunLog(folder, step, loggers, device=str(self.device), processes=distributed.world_size())
+        changes = self.prepared.changes.items()
+        changed = [f"{name} was {then!r} and is {now!r} from step {step:,} on." for name, (then, now) in changes]
+        for note in (*self.prepared.notes, *changed):
             log.note(step, note)
             self.reporter.noted(note)
-        for name, (then, now) in self.prepared.changes.items():
-            log.note(step, f"{name} was {then!r} and is {now!r} from step {step:,} on.")
-            self.reporter.noted(f"{name} was {then!r} and is {now!r} from step {step:,} on.")
         return log
 
-    def _rest_of_epoch(self, log: RunLog | None, signals: list[int]) -> bool:
+    def _rest_of_epoch(self, signals: list[int]) -> bool:
         """Train to the end of the epoch or of the run, or until a stop is requested; returns whether one was."""
         epoch, accumulate = self.progress.epoch, self.config.train.accumulate
         changes = [part.begin_epoch(epoch) for part in self.model.encoders]
@@ -214,33 +180,27 @@ class Trainer:
             self.passes.begin_anew()
         first = self.progress.step_in_epoch * accumulate
         batches = self.batches.epoch(epoch, first, pinned=self.device.type == "cuda")
-        masks = self.config.loss.mask_same_image
-        images = self.batches.images(epoch, first) if masks else itertools.repeat(None)
         for _ in range(self.progress.step_in_epoch, self.steps_per_epoch):
-            self._step(itertools.islice(batches, accumulate), images)
-            row = self._log_row(log) if self.progress.step % LOG_EVERY == 0 else None
+            self._step(itertools.islice(batches, accumulate))
+            row = self._log_row() if self.progress.step % LOG_EVERY == 0 else None
             self.reporter.stepped(self.progress, row)
             stopped = any(distributed.of_all(torch.tensor(len(signals))))
             if self.progress.step % self.validate_every == 0 or self.progress.step == self.total_steps:
-                self._validate(log)
+                self._validate()
             elif stopped:
                 self._save()
-            if stopped or self.done:
+            if stopped or self.finished:
                 return stopped
         return False
 
-    def _step(self, batches: Iterable[Batch], images: Iterable[torch.Tensor | None] = itertools.repeat(None)) -> None:
-        """One step of the optimiser on the mean gradient of as many batches as `train.accumulate` says.
-
-        images  of each batch, (B,) number of each caption's image, where `loss.mask_same_image` needs them
-        """
+    def _step(self, batches: Iterable[Batch]) -> None:
+        """One step of the optimiser on the mean gradient of as many batches as `train.accumulate` says."""
         train, step = self.config.train, self.progress.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(train, step, self.steps_per_epoch, self.total_steps)
-        self.passes.clear_gradients(self.optimizer)
+        set_learning_rate(self.optimizer, learning_rate_at(train, step, self.steps_per_epoch, self.total_steps))
+        # Where a step is recorded, gradients stay in their places and become 0.
+        self.optimizer.zero_grad(set_to_none=self.passes.graphs is None)
         epochs = step / self.steps_per_epoch
-        # Batches come first: zip takes from the second only where the first has one.
-        each = [self.passes(batch, owners, epochs) for batch, owners in zip(batches, images, strict=False)]
+        each = [self.passes(batch, epochs) for batch in batches]
         norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), train.gradient_clip or math.inf)
         self.optimizer.step()
         self.recent.append(torch.cat([torch.stack(each).mean(dim=0), norm[None]]))
@@ -248,8 +208,8 @@ class Trainer:
         epoch, of_epoch = divmod(step, self.steps_per_epoch)
         self.progress = msgspec.structs.replace(self.progress, epoch=epoch, step_in_epoch=of_epoch, step=step)
 
-    def _log_row(self, log: RunLog | None) -> dict[str, Any]:
-        """Log the mean losses since the last row. Raises what `_mean_of_recent` raises."""
+    def _log_row(self) -> dict[str, Any]:
+        """Log the mean losses since the last row. Raises as `run` does."""
         matching, generation, gradient_norm = self._mean_of_recent()
         self.recent = []
         self.since_validation.append(matching)
@@ -262,15 +222,12 @@ class Trainer:
             "gradient_norm": gradient_norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        if log is not None:
-            log.write(row)
+        if self.log is not None:
+            self.log.write(row)
         return row
 
     def _mean_of_recent(self) -> tuple[float, float, float]:
-        """Mean matching and generation loss since the last row, and the last gradient's norm.
-
-        Raises `TrainingError` where one is not a number, and `DataError` where an image is the reason.
-        """
+        """Mean matching and generation loss since the last row, and the last gradient's norm. Raises as `run` does."""
         each = torch.stack(self.recent)
         matching, generation, _ = torch.stack(distributed.of_all(each.mean(dim=0))).mean(dim=0).tolist()
         gradient_norm = float(each[-1, 2])
@@ -281,19 +238,16 @@ class Trainer:
     def _no_number(self, recent: list[list[float]]) -> TrainingError:
         """The error that names the first step whose loss or gradient is NaN or infinite, and what to do about it.
 
-        recent  losses and gradient's norm of each of the last steps
-
-        Raises `DataError` instead where an image is the reason.
+        recent  losses and gradient's norm of each of the last steps; `DataError` is raised where an image is the reason
         """
         what = f"a weight is no number after step {self.progress.step}"
         for step, (matching, generation, norm) in enumerate(recent, start=self.progress.step - len(recent) + 1):
             loss = matching + generation
             if not math.isfinite(loss):
                 epoch, of_epoch = divmod(step - 1, self.steps_per_epoch)
-                for batch in range(
-                    of_epoch * self.config.train.accumulate, (of_epoch + 1) * self.config.train.accumulate
-                ):
-                    self.batches.check_zeros(epoch, batch)
+                accumulate = self.config.train.accumulate
+                for batch in range(accumulate):
+                    self.batches.check_zeros(epoch, of_epoch * accumulate + batch)
                 what = f"the loss is {loss} at step {step}, though every image and caption of that step is a number"
                 break
             if not math.isfinite(norm):
@@ -305,28 +259,29 @@ class Trainer:
             " comes to the same; start another run with -o."
         )
 
-    def _validate(self, log: RunLog | None) -> None:
+    def _validate(self) -> None:
         """Recall@K on the validation images; the best model is written, then the checkpoint."""
         if self.recent:
-            self._log_row(log)
-        metrics = self._validation_metrics() if self.writes else None
+            self._log_row()
+        split, metrics = self.prepared.validation, None
+        if self.writes:
+            encoded = encoder_of(self.prepared.stored(), str(self.device)).encode_split(split)
+            metrics = retrieval_metrics(rank_encoded([encoded], split.image_of_caption))
+            self.model.train()
         rsum = float(distributed.of_all(torch.tensor(metrics.rsum if metrics else 0.0, dtype=torch.float64))[0])
         best = self.progress.best_rsum is None or rsum > self.progress.best_rsum
-        if best:
-            found = {"best_rsum": rsum, "best_step": self.progress.step, "stale": 0}
-        else:
-            found = {"stale": self.progress.stale + 1}
+        step = self.progress.step
+        found = {"best_rsum": rsum, "best_step": step, "stale": 0} if best else {"stale": self.progress.stale + 1}
         self.progress = msgspec.structs.replace(self.progress, **found)
         if best and self.writes:
             write_weights(self.prepared.folder, self.prepared.stored())
-        if log is not None and metrics is not None:
-            log.write({"step": self.progress.step, "validation": metrics.to_json()})
+        if self.log is not None and metrics is not None:
+            self.log.write({"step": step, "validation": metrics.to_json()})
         self._save()
-        if metrics is not None:
+        if self.log is not None and metrics is not None:
             self.reporter.validated(self.progress, metrics)
-        if log is not None and metrics is not None and self._collapsed(metrics):
             note = COLLAPSED.format(limit=2 * self.batches.batch_size * self.config.loss.margin)
-            if log.note(self.progress.step, note):
+            if self._collapsed(metrics) and self.log.note(step, note):
                 self.reporter.noted(note)
         self.since_validation = []
 
@@ -340,13 +295,6 @@ class Trainer:
             and (self.progress.stale > 0 or at_chance(metrics, split.num_images, len(split.captions)))
         )
 
-    def _validation_metrics(self) -> RetrievalMetrics:
-        split = self.prepared.validation
-        encoded = encoder_of(self.prepared.stored(), str(self.device)).encode_split(split)
-        ranks = rank_encoded([encoded], split.image_of_caption)
-        self.model.train()
-        return retrieval_metrics(ranks)
-
     def _save(self) -> None:
         """Write where the run stands. Raises `TrainingError` where it holds a loss or a weight that is no number."""
         if self.recent:
@@ -357,7 +305,7 @@ class Trainer:
             raise self._no_number([])
         random_states = distributed.of_all(torch.get_rng_state())
         if self.writes:
-            fingerprints = self.prepared.regions.fingerprint, self.prepared.data_fingerprint
-            write_state(self.prepared.folder, self.learner, self.progress, random_states, *fingerprints)
-            if self.record is not None:
-                self.record.write(self.progress.step)
+            prepared = self.prepared
+            write_state(prepared.folder, self.step, self.optimizer, self.progress, random_states, prepared.origin)
+        if self.log is not None:
+            self.log.record(self.progress.step)
