@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.data.image_ids import images_of_rows
-from vsrn.data.region_store import RegionStore, map_array, store_around
+from vsrn.data.region_store import RegionStore, store_around
 from vsrn.data.regions import Regions, padded
 from vsrn.data.splits import read_captions
 from vsrn.errors import DataError
-from vsrn.extractors.array_files import MAGIC_NPY, Array, ArrayEntry, open_arrays
+from vsrn.extractors.array_files import Array, ArrayEntry, open_arrays
 from vsrn.extractors.array_images import MEANING, Fields, num_regions_of, regions_of
 from vsrn.extractors.published import Published, carried_by
 from vsrn.extractors.tsv_lines import MAX_BOXES
@@ -72,36 +72,26 @@ def open_published_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitSt
     """
     if path.is_dir():
         return _of_folder(path)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    if magic == MAGIC_NPY:
-        return _of_rows(path, map_array(path, dims=(2, 3)))
     entries = open_arrays(path, unpack_in, opened)
     if entries is None:
         return None
-    whole = _array_of_rows(entries)
-    if whole is not None:
-        return _of_rows(path, entries[whole].rows())
+    whole = [entry for entry in entries.values() if len(entry.shape) in (2, 3) and not entry.objects]
+    if len(whole) == len(entries) == 1:
+        return _of_rows(path, whole[0].rows())
     return _of_images(path, _images_in(entries, path))
-
-
-def _array_of_rows(entries: Mapping[str, ArrayEntry]) -> str | None:
-    """The name of an array that holds all images and is all that the file holds; else None."""
-    name = next(iter(entries)) if len(entries) == 1 else None
-    return name if name is not None and len(entries[name].shape) in (2, 3) and not entries[name].objects else None
 
 
 class _LazyRows:
     """(num_rows, N, F) features, of which one row is read at a time; what `RegionStore` asks of a memory map."""
 
-    def __init__(self, row: Callable[[int], Array], shape: tuple[int, ...], dtype: Any = np.float32) -> None:
-        self._row, self.shape, self.ndim, self.dtype = row, shape, len(shape), np.dtype(dtype)
+    dtype = np.dtype(np.float32)
+    ndim = 3
+
+    def __init__(self, row: Callable[[int], Array], shape: tuple[int, int, int]) -> None:
+        self._row, self.shape = row, shape
 
     def __len__(self) -> int:
-        return int(self.shape[0])
+        return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Array:
         which, *inside = rows if isinstance(rows, tuple) else (rows,)
@@ -191,7 +181,7 @@ def _split_of(path: Path) -> str:
 
 def _images_in(entries: Fields, path: Path) -> list[tuple[str | None, Fields]]:
     """Id, or None where a file has rows without ids, and arrays of each image of a file, by what they are."""
-    plain = {what: entry for name, entry in entries.items() if (what := MEANING.get(name.lower()))}
+    plain = _by_meaning(entries)
     if "features" in plain:
         if len(plain["features"].shape) == 3 or "ids" in plain or "spans" in plain:
             return _of_each_row(plain, path)
@@ -230,19 +220,15 @@ def _of_each_row(arrays: Fields, path: Path) -> list[tuple[str | None, Fields]]:
     for row, name in enumerate(ids):
         fields = {}
         for what, values in opened.items():
-            by_image = spans is None or what in ("width", "height", "count")
-            at = row if by_image or spans is None else slice(spans[row][0], spans[row][1])
-            shape = (
-                values.shape[1:] if by_image or spans is None else (spans[row][1] - spans[row][0], *values.shape[1:])
-            )
-            if values.shape[0] == rows or not by_image:
-                fields[what] = ArrayEntry(shape, False, partial(_part, values, at), lambda: None)
+            at, shape = row, values.shape[1:]
+            if spans is not None and what not in ("width", "height", "count"):
+                start, stop = spans[row]
+                at, shape = slice(start, stop), (stop - start, *shape)
+            elif values.shape[0] != rows:
+                continue
+            fields[what] = ArrayEntry(shape, False, partial(values.__getitem__, at), lambda: None)
         images.append((name, fields))
     return images
-
-
-def _part(values: Any, at: int | slice) -> Array:
-    return np.asarray(values[at])
 
 
 def _of_images(path: Path, images: Sequence[tuple[str | None, Fields]]) -> Published:
@@ -257,20 +243,26 @@ def _of_images(path: Path, images: Sequence[tuple[str | None, Fields]]) -> Publi
     if not ids and set(images[0][1]) == {"features"} and _split_of(path):
         return _of_ragged(path, listed)
     names = ids or [str(row) for row in range(len(listed))]
+    return _of_named(path, names, listed, images[0][1], has_ids=bool(ids), split=_split_of(path))
+
+
+def _of_named(
+    path: Path,
+    names: Sequence[str],
+    images: Sequence[ArrayImage],
+    first: Fields,
+    *,
+    has_ids: bool = True,
+    split: str = "",
+) -> Published:
+    """Images by their names, and a sentence where boxes are left out, which the arrays of the first image tell."""
     twice = next((name for name, times in Counter(names).items() if times > 1), None)
     if twice is not None:
         raise DataError(f"{path} has image {twice} twice; remove one of the two.")
-    published = Published([*zip(names, listed, strict=True)], has_ids=bool(ids), split=_split_of(path))
-    return _with_notes(published, images[:1])
-
-
-def _with_notes(published: Published, first: Sequence[tuple[object, Fields]]) -> Published:
-    """Say where boxes are left out, which the first image with any tells."""
-    if first and "boxes" in first[0][1] and published.images[0][1].num_boxes:
-        place = published.images[0][1].place
-        if "boxes" not in carried_by(published.images[0][1].read()):
-            return replace(published, notes=[f"{place}: boxes are in pixels without the photo's size; none are kept."])
-    return published
+    notes = []
+    if "boxes" in first and images[0].num_boxes and "boxes" not in carried_by(images[0].read()):
+        notes.append(f"{images[0].place}: boxes are in pixels without the photo's size; none are kept.")
+    return Published([*zip(names, images, strict=True)], has_ids=has_ids, split=split, notes=notes)
 
 
 def _of_folder(folder: Path) -> Published:
@@ -281,29 +273,25 @@ def _of_folder(folder: Path) -> Published:
     if not paths:
         raise DataError(f"{folder} holds no .npy and .npz files; name a file, or the folder that has one an image.")
     names = [normal_name(path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
-    twice = next((name for name, times in Counter(names).items() if times > 1), None)
-    if twice is not None:
-        raise DataError(f"{folder} has several files of image {twice}; remove all but one.")
     images = []
     for path in paths:
         with contextlib.ExitStack() as opened:
             count = num_regions_of(_fields_of(path, opened), str(path))
         images.append(ArrayImage(str(path), count, partial(_read_file, path)))
     with contextlib.ExitStack() as opened:
-        first = _fields_of(paths[0], opened)
-        return _with_notes(Published([*zip(names, images, strict=True)]), [("", first)])
+        return _of_named(folder, names, images, _fields_of(paths[0], opened))
 
 
 def _fields_of(path: Path, opened: contextlib.ExitStack) -> Fields:
     """The arrays of the one image of a file, by what they are."""
-    if path.suffix == ".npy":
-        array = map_array(path, dims=(1, 2, 3))
-        return {"features": ArrayEntry(array.shape, False, lambda: np.asarray(array), lambda: array)}
     entries = open_arrays(path, path.parent, opened) or {}
-    plain = {what: entry for name, entry in entries.items() if (what := MEANING.get(name.lower()))}
-    if "features" not in plain and len(entries) == 1:
-        return {"features": next(iter(entries.values()))}
-    return plain
+    plain = _by_meaning(entries)
+    return plain if "features" in plain or len(entries) != 1 else {"features": next(iter(entries.values()))}
+
+
+def _by_meaning(entries: Fields) -> Fields:
+    """Arrays by what they are, of those whose names tell it."""
+    return {what: entry for name, entry in entries.items() if (what := MEANING.get(name.lower()))}
 
 
 def _read_file(path: Path) -> Regions:
