@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -65,18 +65,68 @@ class Rules:
 STRIDES = (8, 16, 32)
 MOST_PIXELS = 2048
 GREY = 114
-# What a file of the one known kind of detector reads and gives.
-KNOWN_KIND = (
-    "YOLOX (one input (1, 3, S, S) of BGR from 0 to 255, S a multiple of 32; one output (1, A, 5 + C), a row for each"
-    " cell of strides 8, 16 and 32, not decoded)"
-)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How detectors of one kind are read, all of which read one photo of (1, 3, height, width).
+
+    described  what such a file has, for a person whose file has something else
+    classes    sizes of what a file gives, (height, width) that it reads -> how many classes it knows, or None where it
+               is of another kind; sizes are lists of numbers, or of names for what is free
+    pixels     (height, width, 3) uint8 RGB, the photo at the top left and grey (114) beyond it -> what the file reads
+    decode     what it gives, (height, width) that it reads -> (A, 4) boxes, xyxy in pixels, and (A, C) confidences
+    """
+
+    described: str
+    classes: Callable[[Sequence[Sizes], tuple[int, int]], int | None]
+    pixels: Callable[[npt.NDArray[np.uint8]], FloatArray]
+    decode: Callable[[FloatArray, tuple[int, int]], tuple[FloatArray, FloatArray]]
+
+
+def _yolox_classes(outputs: Sequence[Sizes], side: tuple[int, int]) -> int | None:
+    if len(outputs) != 1 or len(outputs[0]) != 3:
+        return None
+    cells = sum((side[0] // stride) * (side[1] // stride) for stride in STRIDES)
+    _, number, values = outputs[0]
+    # A number that the file leaves free is looked at when it has run.
+    fits = (number == cells or not isinstance(number, int)) and isinstance(values, int) and values > 5
+    return values - 5 if fits else None
+
+
+def _yolox_pixels(photo: npt.NDArray[np.uint8]) -> FloatArray:
+    return np.ascontiguousarray(photo[:, :, ::-1].transpose(2, 0, 1)[None], np.float32)
+
+
+def _yolox_decode(output: FloatArray, side: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+    """(A, 5 + C): centre from the cell's corner and logarithm of the size, in cells; objectness; classes."""
+    corners, steps = [], []
+    for stride in STRIDES:
+        rows, columns = np.mgrid[: side[0] // stride, : side[1] // stride]
+        corners.append(np.stack([columns.ravel(), rows.ravel()], axis=1))
+        steps.append(np.full((corners[-1].shape[0], 1), stride, np.float32))
+    corner, step = np.concatenate(corners).astype(np.float32), np.concatenate(steps)
+    centre = (output[:, :2] + corner) * step
+    half = np.exp(output[:, 2:4]) * step / 2
+    return np.concatenate([centre - half, centre + half], axis=1), output[:, 4:5] * output[:, 5:]
+
+
+# Every kind of detector that is known.
+LAYOUTS = {
+    "YOLOX": Layout(
+        "one input (1, 3, S, S) of BGR from 0 to 255, S a multiple of 32; one output (1, A, 5 + C), a row for each"
+        " cell of strides 8, 16 and 32, not decoded",
+        _yolox_classes,
+        _yolox_pixels,
+        _yolox_decode,
+    )
+}
 
 
 class OnnxDetector:
-    """A YOLOX detector in an ONNX file: one photo at a time, from as many threads as one likes.
+    """A detector in an ONNX file: one photo at a time, from as many threads as one likes.
 
-    side         height and width of what it reads, in pixels
-    num_classes  C
+    side  height and width of what it reads, in pixels
     """
 
     def __init__(self, path: Path, rules: Rules) -> None:
@@ -96,12 +146,14 @@ class OnnxDetector:
         sizes = [entry.shape for entry in inputs], [entry.shape for entry in outputs]
         floats = all(entry.type == "tensor(float)" for entry in (*inputs, *outputs))
         side = _side_read(sizes[0]) if floats else None
-        number = None if side is None else _classes_given(sizes[1], side)
-        if side is None or number is None:
+        known = [] if side is None else [(layout, layout.classes(sizes[1], side)) for layout in LAYOUTS.values()]
+        fitting = [(layout, number) for layout, number in known if number is not None]
+        if side is None or not fitting:
+            described = "; ".join(f"{name} ({layout.described})" for name, layout in LAYOUTS.items())
             raise ConfigError(
-                f"{path} reads {sizes[0]} and gives {sizes[1]}, which is no detector of a known kind: {KNOWN_KIND}."
+                f"{path} reads {sizes[0]} and gives {sizes[1]}, which is no detector of a known kind: {described}."
             )
-        self.num_classes, self.side, self.input = number, side, inputs[0].name
+        (self.layout, self.num_classes), self.side, self.input = fitting[0], side, inputs[0].name
 
     def find(self, photo: npt.NDArray[np.uint8]) -> tuple[FloatArray, FloatArray, IntArray]:
         """(h, w, 3) uint8 RGB, at most as large as the detector reads -> what is in it, the photo itself last.
@@ -111,7 +163,7 @@ class OnnxDetector:
         """
         sides = np.array([photo.shape[1], photo.shape[0]] * 2, np.float32)
         with np.errstate(all="ignore"):
-            boxes, scores = _decoded(self._output(photo), self.side)
+            boxes, scores = self.layout.decode(self._output(photo), self.side)
         best, classes = scores.max(axis=1), scores.argmax(axis=1)
         sure = np.isfinite(boxes).all(axis=1) & np.isfinite(best) & (best >= self.rules.threshold)
         boxes = boxes.clip(0, sides)
@@ -125,17 +177,16 @@ class OnnxDetector:
         return np.concatenate([boxes[rows] / sides, whole]), scores, np.append(classes[rows], -1)
 
     def _output(self, photo: npt.NDArray[np.uint8]) -> FloatArray:
-        """(h, w, 3) uint8 RGB -> (A, 5 + C): what the file gives of the photo, with grey beyond its edges."""
+        """(h, w, 3) uint8 RGB -> (A, 5 + C) or whatever the layout has: what the file gives of the photo."""
         whole = np.full((*self.side, 3), GREY, np.uint8)
         whole[: photo.shape[0], : photo.shape[1]] = photo
-        pixels = np.ascontiguousarray(whole[:, :, ::-1].transpose(2, 0, 1)[None], np.float32)
         try:
-            (output,) = self.session.run(None, {self.input: pixels})
+            (output,) = self.session.run(None, {self.input: self.layout.pixels(whole)})
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise CheckpointError(
                 f"{self.path} cannot be run by onnxruntime ({first_line(error)}); give another detector."
             ) from error
-        if output.shape[:1] != (1,) or _classes_given([[*output.shape]], self.side) != self.num_classes:
+        if output.shape[:1] != (1,) or self.layout.classes([[*output.shape]], self.side) != self.num_classes:
             raise CheckpointError(f"{self.path} gives {output.shape}, not what it said; give another detector.")
         return np.asarray(output[0])
 
@@ -150,33 +201,6 @@ def _side_read(inputs: Sequence[Sizes]) -> tuple[int, int] | None:
         return None
     fits = all(32 <= side <= MOST_PIXELS and side % 32 == 0 for side in (height, width))
     return (height, width) if fits else None
-
-
-def _classes_given(outputs: Sequence[Sizes], side: tuple[int, int]) -> int | None:
-    """How many classes a file knows that gives outputs of these sizes, or None where it is of another kind."""
-    if len(outputs) != 1 or len(outputs[0]) != 3:
-        return None
-    cells = sum((side[0] // stride) * (side[1] // stride) for stride in STRIDES)
-    _, number, values = outputs[0]
-    # A number that the file leaves free is looked at when it has run.
-    fits = (number == cells or not isinstance(number, int)) and isinstance(values, int) and values > 5
-    return values - 5 if fits else None
-
-
-def _decoded(output: FloatArray, side: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-    """(A, 5 + C) -> (A, 4) boxes, xyxy in pixels, and (A, C) confidences.
-
-    A row has the box's centre from the cell's corner and the logarithm of its size, in cells; objectness; classes.
-    """
-    corners, steps = [], []
-    for stride in STRIDES:
-        rows, columns = np.mgrid[: side[0] // stride, : side[1] // stride]
-        corners.append(np.stack([columns.ravel(), rows.ravel()], axis=1))
-        steps.append(np.full((corners[-1].shape[0], 1), stride, np.float32))
-    corner, step = np.concatenate(corners).astype(np.float32), np.concatenate(steps)
-    centre = (output[:, :2] + corner) * step
-    half = np.exp(output[:, 2:4]) * step / 2
-    return np.concatenate([centre - half, centre + half], axis=1), output[:, 4:5] * output[:, 5:]
 
 
 class OnnxDetectorExtractor:

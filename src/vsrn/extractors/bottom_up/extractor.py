@@ -33,14 +33,11 @@ from vsrn.extractors.bottom_up.network import (
 )
 from vsrn.extractors.bottom_up.weights import load_network, read_weights
 from vsrn.files import read_lines
-from vsrn.metrics import IntArray
 
 NAME = "bottom-up"
 # First lines of published lists of names.
 _BACKGROUND = ("__background__", "__no_attribute__")
 _COUNTS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
-
-
 # Blue, green, red, as Caffe's networks have them.
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 Pixels = npt.NDArray[np.float32]
@@ -68,9 +65,8 @@ class ScaleRules:
 def to_pixels(photo: npt.NDArray[np.uint8], rules: ScaleRules, min_side: float) -> Pixels:
     """(H, W, 3) RGB -> (H', W', 3) float32, BGR minus the mean, resized.
 
-    The mean goes first, and the resizing is bilinear between the nearest pixels even where a photo shrinks:
-    the published features were made like that. Raises `PhotoError` where the photo ends up so narrow that no
-    box of `min_side` pixels fits.
+    As in the published features, the mean goes first, and the resizing is bilinear between the nearest pixels even
+    where a photo shrinks. Raises `PhotoError` where no box of `min_side` pixels fits into what is left of its side.
     """
     height, width = photo.shape[:2]
     scale = rules.scale_of(height, width)
@@ -109,8 +105,6 @@ class BottomUpExtractor:
     feature_dim: ClassVar[int] = FEATURE_DIM
     has_scores: ClassVar[bool] = True
     photo_size: ClassVar[None] = None
-    num_classes: ClassVar[int] = NUM_CLASSES
-    num_attributes: ClassVar[int] = NUM_ATTRIBUTES
 
     def __init__(
         self,
@@ -125,9 +119,8 @@ class BottomUpExtractor:
         device  where it computes: `cpu`, `cuda`, `mps` or `auto`
         """
         self.device, self.files = pick_device(device), ExtractorFiles(Path(weights), device=device)
-        self.names = names or RegionNames()
+        self.names, recipe = names or RegionNames(), recipe or Recipe()
         read = read_weights(Path(weights))
-        recipe = recipe or Recipe()
         self.recipe = replace(recipe, proposals=replace(recipe.proposals, edge=read.edge))
         self.fingerprint = hashlib.sha256(f"{read.fingerprint} {self.recipe} v1".encode()).hexdigest()
         self.network = load_network(read).to(self.device)
@@ -143,10 +136,7 @@ class BottomUpExtractor:
         return self.recipe.selection.most
 
     def prepare(self, photo: Image.Image) -> Prepared:
-        """An RGB photo of any size -> (H, W, 3) float32, BGR minus the mean, as large as the network wants it.
-
-        Raises `PhotoError` where a photo is too narrow for any region.
-        """
+        """An RGB photo of any size -> what `to_pixels` gives. Raises `PhotoError` where it is too narrow for a box."""
         return to_pixels(np.asarray(photo), self.recipe.scale, self.recipe.proposals.min_side)
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
@@ -163,23 +153,18 @@ class BottomUpExtractor:
         logits = self.network.class_score(features)
         rows, scores = select(boxes, logits.softmax(dim=1)[:, :-1], self.recipe.selection)
         rows = rows.to(self.device)
-        size = boxes.new_tensor([width, height, width, height])
-        return Regions(
-            features=features[rows].cpu().numpy(),
-            boxes=(boxes[rows] / size).cpu().numpy(),
-            scores=scores.numpy(),
-            **self._kinds(features[rows], logits[rows]),
-        )
-
-    def _kinds(self, features: torch.Tensor, logits: torch.Tensor) -> dict[str, IntArray]:
-        """Class and attribute of each region: the likeliest, and of attributes none where that is likelier still."""
+        features, logits = features[rows], logits[rows]
         # The attributes are asked of whatever is likeliest, be it the background, as in training.
         attributes = self.network.attribute_logits(features, logits.argmax(dim=1)).argmax(dim=1)
-        attributes[attributes == self.num_attributes] = -1
-        return {
-            "classes": logits[:, :-1].argmax(dim=1).cpu().numpy(),
-            "attributes": attributes.cpu().numpy(),
-        }
+        attributes[attributes == NUM_ATTRIBUTES] = -1
+        size = boxes.new_tensor([width, height, width, height])
+        return Regions(
+            features=features.cpu().numpy(),
+            boxes=(boxes[rows] / size).cpu().numpy(),
+            scores=scores.numpy(),
+            classes=logits[:, :-1].argmax(dim=1).cpu().numpy(),
+            attributes=attributes.cpu().numpy(),
+        )
 
 
 def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
@@ -221,8 +206,8 @@ def parse_counts(text: str) -> SelectionRules:
 def read_region_names(classes: Path | str | None = None, attributes: Path | str | None = None) -> RegionNames:
     """Read `objects_vocab.txt` and `attributes_vocab.txt` as they are published with the detector, or one of them.
 
-    Of several names on a line, with commas between, the first counts. A first line for the background, or for no
-    attribute, is passed over. Raises `DataError` where a file is missing or has another number of names.
+    Of several names on a line, with commas between, the first counts; a first line for the background, or for no
+    attribute, does not. Raises `DataError` where a file is missing or has another number of names.
     """
     return RegionNames(
         classes=[] if classes is None else _read_names(Path(classes), NUM_CLASSES, "classes"),
