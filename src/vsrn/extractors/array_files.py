@@ -47,7 +47,6 @@ _BY_PICKLE = (
 class ArrayEntry:
     """One array of a file.
 
-    shape    of the whole array
     objects  whether it holds Python objects, which are not read
     read     gives the whole array
     rows     gives an array-like whose single rows can be read without the others
@@ -115,7 +114,8 @@ def _of_member(
 ) -> ArrayEntry:
     with archive.open(member) as file:
         shape, fortran, dtype, start = _header(file)
-    what, order = f"{path}: {member.filename}", "F" if fortran else "C"
+    what = f"{path}: {member.filename}"
+    order: Any = "F" if fortran else "C"
     if not dtype.hasobject and member.file_size - start != int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise DataError(f"{what} is not as long as its header says; get the file again.")
 

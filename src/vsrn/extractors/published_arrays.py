@@ -1,4 +1,4 @@
-"""Features as arrays, in the forms that people keep them in -> what `vsrn.extractors.published` writes as a store.
+"""Features as arrays, in the forms that people keep them in -> `Published`.
 
     test_ims.npz, .h5, .safetensors, .npy   one array (rows, N, F), with test_caps.txt and so on beside it
     coco.npz, .h5, .safetensors             an array an image, named by the image; or a group, or 17_features, 17_boxes
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from vsrn.data.image_ids import images_of_rows
 from vsrn.data.region_store import RegionStore, store_around
@@ -31,7 +30,7 @@ from vsrn.extractors.array_images import MEANING, Fields, num_regions_of, region
 from vsrn.extractors.published import Published, carried_by
 from vsrn.extractors.tsv_lines import MAX_BOXES
 from vsrn.files import normal_name
-from vsrn.metrics import IntArray
+from vsrn.metrics import FloatArray, IntArray
 
 # Names that only count: what numpy.savez calls arrays that nobody named, and numbers alone.
 _NUMBERED = re.compile(r"(?:arr_)?([0-9]+)")
@@ -65,10 +64,9 @@ def files_of(paths: Sequence[Path]) -> list[list[Path]]:
 def open_published_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> Published | None:
     """The images of a file of arrays, or of a folder with a file an image; None where it is something else.
 
-    unpack_in  folder on a disk with room for what an archive holds compressed; nothing in it is left behind
-    opened     keeps files open as long as images are read
+    unpack_in, opened  as in `open_arrays`
 
-    Raises `DataError` where it holds no features or is damaged.
+    Raises what `open_arrays` raises, and `DataError` where it holds no features.
     """
     if path.is_dir():
         return _of_folder(path)
@@ -118,9 +116,8 @@ def _of_rows(path: Path, values: Any) -> Published:
 def _of_ragged(path: Path, images: Sequence[ArrayImage]) -> Published:
     """Images that are the rows of a split, each with as many regions as it has."""
     counts = np.array([image.num_boxes for image in images])
-    empty = next((image for image in images if not image.num_boxes), None)
-    if empty is not None:
-        raise DataError(f"{empty.place} has no regions; take it and its captions out.")
+    if not counts.all():
+        raise DataError(f"{images[int(counts.argmin())].place} has no regions; take it and its captions out.")
 
     def padded_row(row: int) -> Array:
         return padded([images[row].read().features], int(counts.max()))[0]
@@ -130,15 +127,9 @@ def _of_ragged(path: Path, images: Sequence[ArrayImage]) -> Published:
 
 
 def _of_store(path: Path, rows: _LazyRows, counts: IntArray | None = None) -> Published:
-    """Rows as the store that they would be with what lies beside them: which are one image is told as there.
-
-    counts  (num_rows,) regions of each row, where they differ
-    """
-    features, split = cast("npt.NDArray[Any]", rows), _split_of(path)
-    if split:
-        store = store_around(features, path.parent, split)
-    else:
-        store = RegionStore(path.parent, path.name, Regions(features=features, boxes=cast("npt.NDArray[Any]", None)))
+    """Rows with what lies beside them, read as a store is; `counts` is (num_rows,) regions of each, if they differ."""
+    split = _split_of(path)
+    store = store_around(cast("FloatArray", rows), path.parent, split or path.name)
     if counts is not None:
         store = replace(store, counts=counts)
     first: IntArray = np.arange(len(store))
@@ -149,14 +140,8 @@ def _of_store(path: Path, rows: _LazyRows, counts: IntArray | None = None) -> Pu
         first, image_of_caption = images_of_rows(store, beside, len(said))
         captions = [[said[at] for at in np.flatnonzero(image_of_caption == image)] for image in range(len(first))]
     names = [store.ids[row] if store.ids else str(place) for place, row in enumerate(first)]
-    images = [
-        ArrayImage(
-            f"{path}, row {row}",
-            store.num_regions if store.counts is None else int(store.counts[row]),
-            partial(_row, store, int(row)),
-        )
-        for row in first
-    ]
+    sizes = np.full(len(store), store.num_regions) if store.counts is None else store.counts
+    images = [ArrayImage(f"{path}, row {row}", int(sizes[row]), partial(_row, store, int(row))) for row in first]
     return Published(
         [*zip(names, images, strict=True)],
         has_ids=bool(store.ids),
@@ -189,8 +174,7 @@ def _images_in(entries: Fields, path: Path) -> list[tuple[str | None, Fields]]:
     for between in ("/", "_"):
         images: dict[str, dict[str, ArrayEntry]] = {}
         for name, entry in entries.items():
-            # The longest ending counts: of 17_image_features it is not "features".
-            # "x" is too short to tell "photo_x" from a name.
+            # The longest ending counts: of 17_image_features not "features". "x" alone may end the name of an image.
             ends = [end for end in MEANING if (between == "/" or len(end) > 3) and name.lower().endswith(between + end)]
             if ends:
                 end = max(ends, key=len)
@@ -220,7 +204,8 @@ def _of_each_row(arrays: Fields, path: Path) -> list[tuple[str | None, Fields]]:
     for row, name in enumerate(ids):
         fields = {}
         for what, values in opened.items():
-            at, shape = row, values.shape[1:]
+            at: int | slice = row
+            shape = values.shape[1:]
             if spans is not None and what not in ("width", "height", "count"):
                 start, stop = spans[row]
                 at, shape = slice(start, stop), (stop - start, *shape)

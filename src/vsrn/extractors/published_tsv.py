@@ -1,7 +1,7 @@
 """Features published as tables of tab-separated lines, one image a line -> where each image is.
 
-Such files have tens of gigabytes, and their images come in any order: `find_lines` looks through them once for where
-each image is, and a line is read on its own afterwards (`vsrn.extractors.tsv_lines`, where the layouts are).
+Such files have tens of gigabytes: `find_lines` looks through them once, and a line is read on its own afterwards
+(`vsrn.extractors.tsv_lines`, where the layouts are).
 """
 
 from __future__ import annotations

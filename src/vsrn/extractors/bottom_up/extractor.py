@@ -50,17 +50,6 @@ class ScaleRules:
     short_side: int = 600
     long_side: int = 1000
 
-    def scale_of(self, height: int, width: int) -> float:
-        """The factor for a photo of this size.
-
-        >>> ScaleRules().scale_of(300, 400), ScaleRules().scale_of(300, 1000)
-        (2.0, 1.0)
-        """
-        scale = self.short_side / min(height, width)
-        if round(scale * max(height, width)) > self.long_side:
-            scale = self.long_side / max(height, width)
-        return scale
-
 
 def to_pixels(photo: npt.NDArray[np.uint8], rules: ScaleRules, min_side: float) -> Pixels:
     """(H, W, 3) RGB -> (H', W', 3) float32, BGR minus the mean, resized.
@@ -69,7 +58,9 @@ def to_pixels(photo: npt.NDArray[np.uint8], rules: ScaleRules, min_side: float) 
     where a photo shrinks. Raises `PhotoError` where no box of `min_side` pixels fits into what is left of its side.
     """
     height, width = photo.shape[:2]
-    scale = rules.scale_of(height, width)
+    scale = rules.short_side / min(height, width)
+    if round(scale * max(height, width)) > rules.long_side:
+        scale = rules.long_side / max(height, width)
     new_height, new_width = round(height * scale), round(width * scale)
     if min(new_height, new_width) <= min_side:
         raise PhotoError(
@@ -122,18 +113,9 @@ class BottomUpExtractor:
         self.names, recipe = names or RegionNames(), recipe or Recipe()
         read = read_weights(Path(weights))
         self.recipe = replace(recipe, proposals=replace(recipe.proposals, edge=read.edge))
+        self.name, self.num_regions = name_of(recipe.selection), recipe.selection.most
         self.fingerprint = hashlib.sha256(f"{read.fingerprint} {self.recipe} v1".encode()).hexdigest()
         self.network = load_network(read).to(self.device)
-
-    @property
-    def name(self) -> str:
-        """`bottom-up`, and how many regions where that is not 36."""
-        return name_of(self.recipe.selection)
-
-    @property
-    def num_regions(self) -> int:
-        """Regions of a photo at most."""
-        return self.recipe.selection.most
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> what `to_pixels` gives. Raises `PhotoError` where it is too narrow for a box."""
@@ -181,7 +163,7 @@ def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
 
 
 def name_of(rules: SelectionRules) -> str:
-    """The extractor's name for so many regions, as `vsrn extract --extractor` takes it."""
+    """The extractor's name: `bottom-up`, and how many regions where that is not 36."""
     if (rules.fewest, rules.most) == (36, 36):
         return NAME
     return f"{NAME}:{rules.most}" if rules.fewest == rules.most else f"{NAME}:{rules.fewest}-{rules.most}"

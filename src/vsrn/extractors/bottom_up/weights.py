@@ -89,10 +89,9 @@ def key_table(naming: str) -> dict[str, list[str]]:
     for layer in ours:
         part = layer if layer in PLACES else layer.partition(".")[0]
         theirs = PLACES.get(part) or f"{PREDICTOR}.{NAMINGS[naming][part]}"
+        others: tuple[str, ...] = () if layer == "class_embedding" else ("bias",)
         if part == "stem" or part.startswith("res"):
             others = NORM_TENSORS
-        else:
-            others = () if layer == "class_embedding" else ("bias",)
         table[layer] = [f"{theirs}{layer.removeprefix(part)}.{tensor}" for tensor in ("weight", *others)]
     return table
 
