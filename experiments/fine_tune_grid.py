@@ -35,14 +35,8 @@ from vsrn.data.vocabulary import UNK, Vocabulary
 from vsrn.devices import pick_device
 from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.extractors.base import make_extractor
-from vsrn.extractors.grid import (
-    POOLED_SIDE,
-    GridKind,
-    fine_tuned_network,
-    load_network,
-    weights_path,
-    write_fine_tuned,
-)
+from vsrn.extractors.grid import GridKind, fine_tuned_network, load_network, weights_path, write_fine_tuned
+from vsrn.extractors.grid_onnx import POOLED_SIDE
 from vsrn.extractors.provenance import kept_weights
 from vsrn.metrics import EncodedSplit, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import MatchingModel

@@ -219,7 +219,10 @@ HOSTILE: list[tuple[str, str]] = [
     (GOOD.line(features=""), r"line 3: its features are 0 bytes"),
     (GOOD.line(num_boxes="3"), r"line 3: its (boxes|features) are \d+ bytes, which 3 boxes"),
     (GOOD.line(num_boxes="2"), r"line 3: its boxes have 8 numbers each, not 4"),
-    (GOOD.line(features=floats(4, 5)), r"line 3 has features of 5 numbers, but .*line 1 of 7"),
+    (
+        GOOD.line(features=floats(4, 5)),
+        r"line 3 has boxes and features of 5 numbers, but .*line 1 boxes and features of 7",
+    ),
     (GOOD.line(features=floats(4, F, value=float("nan"))), r"line 3: its features hold NaN"),
     (GOOD.line(features=floats(4, F, value=7e4)), r"line 3: its features reach beyond 65,504"),
     (GOOD.line(boxes=floats(4, 4, value=float("inf"))), r"line 3: its boxes hold NaN or infinite"),

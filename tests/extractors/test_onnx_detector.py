@@ -290,8 +290,8 @@ def test_a_real_detector_finds_what_is_in_real_photos(shared_detector: Path, sha
     missed = 0
     for thing, photo in zip(things, photos, strict=True):
         assert isinstance(extractor, OnnxDetectorExtractor)
-        found = extractor.detector.find(np.asarray(extractor.prepare(photo), np.uint8))
-        of_kind = found.boxes[found.classes == extractor.names.classes.index(thing["thing"])]
+        boxes, _, classes = extractor.detector.find(np.asarray(extractor.prepare(photo), np.uint8))
+        of_kind = boxes[classes == extractor.names.classes.index(thing["thing"])]
         for box in thing["boxes"]:
             missed += max((overlap(np.array(box), one) for one in of_kind), default=0) < 0.7
     assert missed == 0

@@ -52,19 +52,19 @@ def main(
     check_splits(captions, splits, restval=restval)
     from vsrn.data.image_ids import read_id_mapping
     from vsrn.extractors.bottom_up.extractor import read_region_names
-    from vsrn.extractors.published import import_images, named
+    from vsrn.extractors.published import import_images
     from vsrn.extractors.published_arrays import files_of
 
-    names, reports = read_region_names(classes, attributes), []
+    reports = []
     with ProgressBar("importing") as bar:
         settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "float32": float32}
+        settings["names"] = read_region_names(classes, attributes)
         settings["progress"] = lambda split, done, total: bar.start(f"importing {split}").at(done, total)
         for together in files_of(files):
             with contextlib.ExitStack() as opened:
                 published = _opened(together, output, bar, opened)
                 for note in published.notes:
                     say(note)
-                published = named(published, names)
                 settings["mapping"] = read_id_mapping(together[0] if together[0].is_dir() else together[0].parent)
                 reports += import_images(
                     published, output, dataset=captions, splits=splits, restval=restval, **settings

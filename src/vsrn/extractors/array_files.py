@@ -1,4 +1,4 @@
-"""Files of named arrays, whatever their form: `.npz`, HDF5 and safetensors, read an array or a row of one at a time.
+"""Files of arrays, whatever their form: `.npy`, `.npz`, HDF5 and safetensors, read an array or a row of one at a time.
 
 Nothing of a file runs: no pickle is opened, and links and storage outside of an HDF5 file are not followed.
 """
@@ -18,22 +18,35 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.data.other_forms import for_shell
+from vsrn.data.region_store import map_array
 from vsrn.errors import ConfigError, DataError
 
 Array = npt.NDArray[Any]
 # The most that one image's array may take; an archive can be made to claim any size.
 MAX_IMAGE_BYTES = 64 * 2**20
 # Of an archive, also of one without members.
-MAGIC_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_MAGIC_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _PICKLE_VERSIONS = (b"\x02", b"\x03", b"\x04", b"\x05")
-MAGIC_HDF5, MAGIC_NPY = b"\x89HDF", b"\x93NUM"
+_MAGIC_HDF5, _MAGIC_NPY = b"\x89HDF", b"\x93NUM"
+# What to do with files that only Python reads. torch reads its tensors and runs nothing of such a file.
+_BY_TORCH = (
+    "was written by torch.save; write its tensors with",
+    "import sys, torch; from safetensors.torch import save_file;"
+    " t = torch.load(sys.argv[1], 'cpu', weights_only=True);"
+    " save_file({str(k): v.contiguous() for k, v in (t if isinstance(t, dict) else {'features': t}).items()},"
+    " sys.argv[2])",
+)
+_BY_PICKLE = (
+    "is a pickle, which can run code; if you trust it, write its arrays with",
+    "import sys, pickle, numpy as np; t = pickle.load(open(sys.argv[1], 'rb')); np.savez(sys.argv[2],"
+    " **({str(k): np.asarray(v) for k, v in t.items()} if isinstance(t, dict) else {'features': np.asarray(t)}))",
+)
 
 
 @dataclass(frozen=True)
 class ArrayEntry:
     """One array of a file.
 
-    shape    of the whole array
     objects  whether it holds Python objects, which are not read
     read     gives the whole array
     rows     gives an array-like whose single rows can be read without the others
@@ -51,16 +64,20 @@ def open_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> di
     unpack_in  folder on a disk with room for what an archive holds compressed; nothing in it is left behind
     opened     keeps the file open
 
-    Raises `DataError` where the file is damaged, and `ConfigError` where HDF5 needs a package.
+    The one array of an `.npy` file has the file's name. Raises `DataError` where the file cannot be read or is damaged,
+    and `ConfigError` where HDF5 needs a package.
     """
     try:
         with path.open("rb") as file:
             magic = file.read(4)
-        if magic in MAGIC_ZIP:
-            return _of_archive(opened.enter_context(zipfile.ZipFile(path)), path, unpack_in, opened)
+        if magic == _MAGIC_NPY:
+            array = map_array(path, dims=(1, 2, 3))
+            return {path.stem: ArrayEntry(array.shape, False, lambda: np.asarray(array), lambda: array)}
+        if magic in _MAGIC_ZIP:
+            return _of_archive(path, unpack_in, opened)
         if magic[:1] == b"\x80" and magic[1:2] in _PICKLE_VERSIONS:
-            raise DataError(_pickled(path))
-        if magic == MAGIC_HDF5:
+            raise DataError(_to_rewrite(path, ".npz", *_BY_PICKLE))
+        if magic == _MAGIC_HDF5:
             return _of_hdf5(path, opened)
         if path.suffix == ".safetensors":
             return _of_safetensors(path, opened)
@@ -69,81 +86,61 @@ def open_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> di
     except Exception as error:
         # A damaged file makes its parser raise anything.
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise DataError(f"{path} cannot be read ({reason}); get the file again.") from error
+        raise DataError(f"{path} cannot be read ({reason}); check the path, or get the file again.") from error
     return None
 
 
-def _saved_by_torch(path: Path) -> str:
-    """What to do with features that `torch.save` wrote: torch reads its tensors and runs nothing of it."""
-    kept = path.with_suffix(".safetensors")
-    return (
-        f"{path} was written by torch.save; write its tensors with"
-        """ `python -c "import sys, torch; from safetensors.torch import save_file;"""
-        " t = torch.load(sys.argv[1], 'cpu', weights_only=True);"
-        " save_file({str(k): v.contiguous() for k, v in (t if isinstance(t, dict) else"
-        f""" {{'features': t}}).items()}}, sys.argv[2])" {for_shell(path)} {for_shell(kept)}` and then run"""
-        f" `vsrn import {for_shell(kept)} -o STORE`."
-    )
+def _to_rewrite(path: Path, ending: str, said: str, code: str) -> str:
+    """The sentence that gives the commands for a file that only Python reads."""
+    kept = for_shell(path.with_suffix(ending))
+    return f'{path} {said} `python -c "{code}" {for_shell(path)} {kept}` and then run `vsrn import {kept} -o STORE`.'
 
 
-def _pickled(path: Path) -> str:
-    """What to do with features in a pickle: numpy's own form keeps a table of arrays."""
-    kept = path.with_suffix(".npz")
-    return (
-        f"{path} is a pickle, which can run code; if you trust it, write its arrays with"
-        """ `python -c "import sys, pickle, numpy as np; t = pickle.load(open(sys.argv[1], 'rb'));"""
-        " np.savez(sys.argv[2],"
-        " **({str(k): np.asarray(v) for k, v in t.items()} if isinstance(t, dict) else {'features': np.asarray(t)}))\""
-        f" {for_shell(path)} {for_shell(kept)}` and then run `vsrn import {for_shell(kept)} -o STORE`."
-    )
-
-
-def _of_archive(
-    archive: zipfile.ZipFile, path: Path, unpack_in: Path, opened: contextlib.ExitStack
-) -> dict[str, ArrayEntry]:
-    entries = {}
+def _of_archive(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> dict[str, ArrayEntry]:
+    archive, entries = opened.enter_context(zipfile.ZipFile(path)), {}
     for member in archive.infolist():
         if member.filename.endswith("/data.pkl"):
-            raise DataError(_saved_by_torch(path))
+            raise DataError(_to_rewrite(path, ".safetensors", *_BY_TORCH))
         if not member.filename.endswith(".npy"):
             raise DataError(
                 f"{path} is a zip archive of other files than arrays, such as {member.filename}; unpack it first."
             )
-        with archive.open(member) as file:
-            shape, fortran, dtype, start = _header(file)
-        what = f"{path}: {member.filename}"
-        if not dtype.hasobject and member.file_size - start != int(np.prod(shape, dtype=object)) * dtype.itemsize:
-            raise DataError(f"{what} is not as long as its header says; get the file again.")
-
-        def read(member: zipfile.ZipInfo = member, what: str = what) -> Array:
-            if member.file_size > MAX_IMAGE_BYTES:
-                raise DataError(f"{what} is larger than {MAX_IMAGE_BYTES // 2**20} MB, more than an image has.")
-            with archive.open(member) as file:
-                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-
-        def rows(
-            member: zipfile.ZipInfo = member,
-            kind: np.dtype[Any] = dtype,
-            shape: tuple[int, ...] = shape,
-            start: int = start,
-            order: Any = "F" if fortran else "C",
-        ) -> Any:
-            if member.compress_type == zipfile.ZIP_STORED:
-                return np.memmap(path, kind, "r", _start_of(path, member) + start, shape, order)
-            unpack_in.mkdir(parents=True, exist_ok=True)
-            # It has no name, so that no kill can leave it behind.
-            copy = opened.enter_context(tempfile.TemporaryFile(dir=unpack_in))  # noqa: SIM115
-            with archive.open(member) as file:
-                shutil.copyfileobj(file, copy, 2**20)
-            copy.flush()
-            return np.memmap(copy, kind, "r", start, shape, order)
-
-        entries[member.filename.removesuffix(".npy")] = ArrayEntry(shape, dtype.hasobject, read, rows)
+        entries[member.filename.removesuffix(".npy")] = _of_member(archive, member, path, unpack_in, opened)
     return entries
 
 
+def _of_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, unpack_in: Path, opened: contextlib.ExitStack
+) -> ArrayEntry:
+    with archive.open(member) as file:
+        shape, fortran, dtype, start = _header(file)
+    what = f"{path}: {member.filename}"
+    order: Any = "F" if fortran else "C"
+    if not dtype.hasobject and member.file_size - start != int(np.prod(shape, dtype=object)) * dtype.itemsize:
+        raise DataError(f"{what} is not as long as its header says; get the file again.")
+
+    def read() -> Array:
+        if member.file_size > MAX_IMAGE_BYTES:
+            raise DataError(f"{what} is larger than {MAX_IMAGE_BYTES // 2**20} MB, more than an image has.")
+        with archive.open(member) as file:
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+    def rows() -> Any:
+        if member.compress_type == zipfile.ZIP_STORED:
+            return np.memmap(path, dtype, "r", _start_of(path, member) + start, shape, order)
+        unpack_in.mkdir(parents=True, exist_ok=True)
+        # It has no name, so that no kill can leave it behind.
+        copy = opened.enter_context(tempfile.TemporaryFile(dir=unpack_in))  # noqa: SIM115
+        with archive.open(member) as file:
+            shutil.copyfileobj(file, copy, 2**20)
+        copy.flush()
+        return np.memmap(copy, dtype, "r", start, shape, order)
+
+    return ArrayEntry(shape, dtype.hasobject, read, rows)
+
+
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether the columns come first, type, and where the numbers of an array in `.npy` form begin."""
+    """Shape, whether columns come first, type, and where the numbers begin, of an array in `.npy` form."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,10 +36,7 @@ Fields = Mapping[str, ArrayEntry]
 
 
 def num_regions_of(fields: Fields, place: str) -> int:
-    """How many regions an image has, of the shapes of its arrays.
-
-    Raises `DataError` where it has no features, or they are of no shape that features have.
-    """
+    """How many regions an image has. Raises `DataError` where it has no features, or they are of a wrong shape."""
     if "features" not in fields:
         raise DataError(f"{place} has no features; its array must be called {' or '.join(ALIASES['features'][:5])}.")
     entry = fields["features"]
@@ -66,9 +63,7 @@ def _lies_across(shape: tuple[int, ...], fields: Fields) -> bool:
 def regions_of(fields: Fields, place: str) -> Regions:
     """The regions of an image; boxes become fractions of the photo's sides, and None where its size is not said.
 
-    place  file and image, as errors name them
-
-    Raises `DataError` where arrays do not fit each other, or hold NaN or infinite numbers.
+    Raises `DataError`, naming `place`, where arrays do not fit each other, or hold NaN or infinite numbers.
     """
     count = num_regions_of(fields, place)
     features = native(fields["features"].read())
@@ -78,16 +73,16 @@ def regions_of(fields: Fields, place: str) -> Regions:
     features = features.T if _lies_across(features.shape, fields) else features
     if not np.isfinite(features).all():
         raise DataError(f"{place} has features that are NaN or infinite; extract that image again.")
-    more: dict[str, Any] = {"boxes": _fractions(fields, place)}
-    if more["boxes"] is not None and len(more["boxes"]) < count:
-        raise DataError(f"{place} has {len(features):,} features and {len(more['boxes']):,} boxes; get the file again.")
+    boxes = _fractions(fields, place)
+    if boxes is not None and len(boxes) < count:
+        raise DataError(f"{place} has {len(features):,} features and {len(boxes):,} boxes; get the file again.")
+    more: dict[str, Any] = {"boxes": None if boxes is None else boxes[:count]}
     for what in ("scores", "classes", "attributes"):
         values = native(fields[what].read()) if what in fields and not fields[what].objects else None
         # What has more than one number of each region is something else of that name.
         if values is not None and values.shape == (len(features),) and (what == "scores") == (values.dtype.kind == "f"):
-            more[what] = values
-    known = {what: values[:count] for what, values in more.items() if values is not None}
-    return Regions(features=features[:count], **({"boxes": cast("FloatArray", None)} | known))
+            more[what] = values[:count]
+    return Regions(features=features[:count], **more)
 
 
 def _fractions(fields: Fields, place: str) -> FloatArray | None:
@@ -112,9 +107,8 @@ def in_photo(
 ) -> FloatArray:
     """(N, 4) xyxy in pixels -> the same as fractions of the photo's sides.
 
-    outside  how far a box may reach out of the photo, in pixels; rounded and regressed ones do
-
-    Raises `DataError`, which names `place`, where a box does not lie in the photo or has its corners exchanged.
+    Raises `DataError`, naming `place`, where a box reaches out of the photo by more than `outside` pixels, or has its
+    corners exchanged.
     """
     sides = np.array([width, height] * 2, np.float32)
     beyond = (boxes < -outside) | (boxes > sides + outside)

@@ -1,12 +1,9 @@
-"""What an extractor of regions must offer, and where to find one by name.
-
-`register_extractor` makes a further one known (docs/extractors.md).
-"""
+"""What an extractor of regions must offer, and how one is found, or made known, by its name (docs/extractors.md)."""
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +85,7 @@ class RegionExtractor(Protocol):
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> the array the network reads.
 
-        Raises `PhotoError` where it cannot do with a photo of this shape, with a sentence that lacks the photo's name.
+        Raises `PhotoError`, with a sentence that lacks the photo's name, where it cannot do with a photo of this shape.
         """
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
@@ -123,7 +120,7 @@ _EXTRACTORS: dict[str, ExtractorFactory | str] = {
     "bottom-up": "vsrn.extractors.bottom_up.extractor:make",
     "grid": "vsrn.extractors.grid_onnx:make",
     "hf": "vsrn.extractors.hubs:make_hugging_face",
-    "hf-detector": "vsrn.extractors.hf_detector:make",
+    "hf-detector": "vsrn.extractors.hubs:make_hugging_face_detector",
     "onnx": "vsrn.extractors.onnx_detector:make",
     "timm": "vsrn.extractors.hubs:make_timm",
     "torchvision": "vsrn.extractors.torchvision_detector:make",
@@ -179,8 +176,7 @@ def make_extractor(
         raise ConfigError(f"there is no extractor '{name}'; there is {known}.{did_you_mean(family, _EXTRACTORS)}")
     make = _EXTRACTORS[family]
     if isinstance(make, str):
-        module, _, function = make.partition(":")
-        make = cast("ExtractorFactory", getattr(importlib.import_module(module), function))
+        make = cast("ExtractorFactory", pkgutil.resolve_name(make))
     paths = [None if path is None else Path(path) for path in (weights, classes, attributes)]
     return make(argument, ExtractorFiles(paths[0], paths[1], paths[2], download, device))
 
@@ -193,17 +189,12 @@ def check_no_names(name: str, files: ExtractorFiles) -> None:
 
 
 def prepare_photo(extractor: RegionExtractor, photo: Photo) -> Prepared:
-    """Decode one photo, in any form, and prepare it for the extractor: the one way from pixels to regions.
-
-    Raises `PhotoError` where the photo cannot be read.
-    """
+    """Decode a photo of any form and prepare it for the extractor. Raises `PhotoError` where it cannot be read."""
     return prepare_pixels(extractor, picture_of(photo, extractor.photo_size), name_of(photo))
 
 
 def prepare_pixels(extractor: RegionExtractor, photo: Image.Image, name: str) -> Prepared:
-    """Prepare a decoded photo.
-
-    name  what messages call it
+    """Prepare a decoded photo, which messages call `name`.
 
     Raises `PhotoError`, and nothing else, where the extractor cannot do with it: one odd photo must not stop a folder.
     """

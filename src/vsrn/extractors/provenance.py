@@ -7,7 +7,6 @@ extractor_names.json    beside a model: what its classes and attributes are call
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +26,7 @@ MOST_BYTES = 16_000_000
 
 
 def kept_weights(folder: Path) -> Path | None:
-    """The weights in a store's or a model's folder: a file, a folder or a link to one; None where there are none.
-
-    A store in shards has them in each shard, the same in all.
-    """
+    """The weights in the folder of a store, of its shards or of a model: a file, a folder or a link to one; or None."""
     for place in (folder, *sorted((folder / SHARDS).glob("*-of-*"))):
         # A split may be called like that too; its page is JSON, weights never are.
         found = [path for path in sorted(place.glob(f"{NAME}*")) if path.stem == NAME and path.suffix != ".json"]
@@ -47,10 +43,7 @@ def check_same_weights(folder: Path, weights: Path) -> None:
 
 
 def keep_weights(weights: Path, folder: Path) -> None:
-    """Copy weights beside regions that they made; large ones are left where they are.
-
-    Raises `DataError` where the store keeps others.
-    """
+    """Copy weights, unless they are large, beside regions that they made. Raises `DataError` where it keeps others."""
     check_same_weights(folder, weights)
     if kept_weights(folder) is None and _is_small(weights):
         write_atomically(folder / f"{NAME}{weights.suffix}", weights.read_bytes())
@@ -71,11 +64,8 @@ def carry_weights(weights: Path, folder: Path) -> None:
 
 def kept_names(folder: Path) -> RegionNames:
     """What a model's folder says its regions are called. Raises `CheckpointError` where that cannot be read."""
-    path = folder / NAMES_FILE
-    if not path.exists():
-        return RegionNames()
-    remedy = "copy the {split}_names.json of the model's region store there."
-    return read_json(path, RegionNames, remedy, CheckpointError)
+    path, remedy = folder / NAMES_FILE, "copy the {split}_names.json of the model's region store there."
+    return read_json(path, RegionNames, remedy, CheckpointError) if path.exists() else RegionNames()
 
 
 def carry_names(names: RegionNames, folder: Path) -> None:
@@ -111,9 +101,7 @@ def learned_extractor(learned_from: StoreInfo, weights: Path | None, device: str
         "put the weights that its photos were extracted with, or a link to them, into its folder and call them"
         " 'extractor' with their own suffix, as in extractor.safetensors"
     )
-    with contextlib.ExitStack() as stack:
-        if not runs_without_torch(name, weights, device):
-            stack.enter_context(_torch_on(device))
+    with contextlib.nullcontext() if runs_without_torch(name, weights, device) else _torch_on(device):
         try:
             extractor = make_extractor(name, weights, device=device)
         except ConfigError as error:
@@ -132,19 +120,14 @@ def learned_extractor(learned_from: StoreInfo, weights: Path | None, device: str
     return extractor
 
 
-@contextlib.contextmanager
-def _torch_on(device: str) -> Iterator[None]:
-    """Leave the user's random numbers alone: a network is made with random weights before it gets its own.
-
-    Raises `ConfigError` where the device is not there.
-    """
+def _torch_on(device: str) -> contextlib.AbstractContextManager[None]:
+    """Keep the user's random numbers, of which a new network draws some. Raises `ConfigError` without the device."""
     import torch  # noqa: PLC0415
 
     from vsrn.devices import pick_device  # noqa: PLC0415
 
     pick_device(device)
-    with torch.random.fork_rng(devices=[]):
-        yield
+    return torch.random.fork_rng(devices=[])
 
 
 def weights_of(store: RegionStore) -> Path | None:

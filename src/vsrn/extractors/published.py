@@ -1,7 +1,6 @@
-"""Features that somebody published, in whatever form -> a region store, resumable.
+"""Features that somebody published -> a region store, resumable.
 
-A reader of one form (`vsrn.extractors.published_tsv`, `vsrn.extractors.published_arrays`) gives a `Published`; here it
-is written as splits of a store.
+`published_tsv` and `published_arrays` beside this module read them as a `Published`, which is written here.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from vsrn.extractors.extract import (
     ExtractedBatch,
     ExtractionReport,
     ProgressCallback,
+    already_holds,
     captioned_splits,
     check_settings,
     write_split,
@@ -35,15 +35,13 @@ LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 class PublishedImage(Protocol):
-    """One image in somebody's files."""
+    """One image in somebody's files, and where it is, as errors name it; an image without regions is skipped."""
 
     @property
-    def place(self) -> str:
-        """Where it is, as errors name it."""
+    def place(self) -> str: ...
 
     @property
-    def num_boxes(self) -> int:
-        """How many regions it has; such an image without any is skipped."""
+    def num_boxes(self) -> int: ...
 
     def read(self) -> Regions:
         """Its regions; boxes are None where they are not known. Raises `DataError` where they are malformed."""
@@ -71,13 +69,6 @@ class Published:
     notes: list[str] = field(default_factory=list)
 
 
-def named(published: Published, names: RegionNames) -> Published:
-    """The images, with these names of their classes and attributes where they have none of their own."""
-    own = published.names
-    joined = RegionNames(own.classes or names.classes, own.attributes or names.attributes)
-    return replace(published, names=joined)
-
-
 def import_images(
     published: Published,
     folder: Path | str,
@@ -87,6 +78,7 @@ def import_images(
     restval: bool = False,
     mapping: Mapping[str, str] | None = None,
     float32: bool = False,
+    names: RegionNames | None = None,
     batch_size: int = 32,
     workers: int = 2,
     progress: ProgressCallback | None = None,
@@ -101,6 +93,7 @@ def import_images(
     restval     whether `restval` images count as `train`
     mapping     file names of the images' ids (`read_id_mapping`), by which captions may name them
     float32     whether features are kept as float32 instead of float16
+    names       of classes and attributes, where the files have none of their own
     batch_size  images finished at a time; what a kill costs at most
     workers     threads that read ahead
 
@@ -109,6 +102,10 @@ def import_images(
     `ConfigError` where `batch_size` or `workers` is below 1; and what `captioned_splits` raises.
     """
     check_settings(batch_size, workers)
+    if names is not None:
+        own = published.names
+        joined = RegionNames(own.classes or names.classes, own.attributes or names.attributes)
+        published = replace(published, names=joined)
     if not any(image.num_boxes for _, image in published.images):
         raise DataError(f"{published.images[0][1].place}: no image has any region; name files that hold features.")
     reports = []
@@ -160,13 +157,10 @@ def _splits_of(
 
 
 def _check_same(first: PublishedImage, folder: Path, split: str) -> None:
-    """Raise `DataError` where the first row of a split that was there already holds other features than these files."""
+    """Raise `DataError` where the first row of a split that was there already has other features than these files."""
     stored = open_region_store(folder, split).read_regions(0).features
     if not np.array_equal(stored, first.read().features.astype(stored.dtype)):
-        raise DataError(
-            f"{folder} already holds a split '{split}', made from other features than {first.place}; choose another -o,"
-            f" or delete {folder / split}_* and {folder / split}.json."
-        )
+        raise already_holds(folder, split, f"from other features than {first.place}")
 
 
 def _source(
@@ -175,7 +169,7 @@ def _source(
     """What `write_split` is told of the images of one split, and where it has their batches from."""
     present = [image for _, image in rows if image is not None and image.num_boxes]
     first = present[0].read()
-    feature_dim, carried = first.features.shape[1], carried_by(first)
+    feature_dim, carried, kind = first.features.shape[1], carried_by(first), _kind_of(first)
 
     def read(row: tuple[str, PublishedImage | None]) -> Regions | SkippedPhoto:
         name, image = row
@@ -184,16 +178,10 @@ def _source(
         if not image.num_boxes:
             return SkippedPhoto(name, f"{image.place}: image {name} has no regions.")
         regions = image.read()
-        if regions.features.shape[1] != feature_dim:
+        if _kind_of(regions) != kind:
             raise DataError(
-                f"{image.place} has features of {regions.features.shape[1]} numbers, but {present[0].place} of"
-                f" {feature_dim}; files of different detectors do not mix."
-            )
-        if carried_by(regions) != carried:
-            raise DataError(
-                f"{image.place} has {' and '.join(carried_by(regions))}, but {present[0].place}"
-                f" {' and '.join(carried)};"
-                " files of different kinds do not mix."
+                f"{image.place} has {_kind_of(regions)}, but {present[0].place} {kind}; files of different detectors do"
+                " not mix."
             )
         if not float32 and np.abs(regions.features).max() > LARGEST_HALF:
             raise DataError(
@@ -211,7 +199,6 @@ def _source(
 
     optional: dict[str, Any] = {f"has_{array.name}": array.name in carried for array in ARRAYS if array.optional}
     header = SplitHeader(
-        # Of published features the weights are seldom known.
         published.info.extractor,
         published.info.fingerprint,
         digest_of([name for name, _ in rows]),
@@ -223,6 +210,10 @@ def _source(
         **optional,
     )
     return header, batches_from
+
+
+def _kind_of(regions: Regions) -> str:
+    return " and ".join([*carried_by(regions)[1:], f"features of {regions.features.shape[1]:,} numbers"])
 
 
 def carried_by(regions: Regions) -> list[str]:

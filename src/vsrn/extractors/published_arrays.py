@@ -1,4 +1,4 @@
-"""Features as arrays, in the forms that people keep them in -> what `vsrn.extractors.published` writes as a store.
+"""Features as arrays, in the forms that people keep them in -> `Published`.
 
     test_ims.npz, .h5, .safetensors, .npy   one array (rows, N, F), with test_caps.txt and so on beside it
     coco.npz, .h5, .safetensors             an array an image, named by the image; or a group, or 17_features, 17_boxes
@@ -12,26 +12,25 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from vsrn.data.image_ids import images_of_rows
-from vsrn.data.region_store import RegionStore, map_array, store_around
+from vsrn.data.region_store import RegionStore, store_around
 from vsrn.data.regions import Regions, padded
 from vsrn.data.splits import read_captions
 from vsrn.errors import DataError
-from vsrn.extractors.array_files import MAGIC_NPY, Array, ArrayEntry, open_arrays
+from vsrn.extractors.array_files import Array, ArrayEntry, open_arrays
 from vsrn.extractors.array_images import MEANING, Fields, num_regions_of, regions_of
 from vsrn.extractors.published import Published, carried_by
 from vsrn.extractors.tsv_lines import MAX_BOXES
 from vsrn.files import normal_name
-from vsrn.metrics import IntArray
+from vsrn.metrics import FloatArray, IntArray
 
 # Names that only count: what numpy.savez calls arrays that nobody named, and numbers alone.
 _NUMBERED = re.compile(r"(?:arr_)?([0-9]+)")
@@ -65,43 +64,32 @@ def files_of(paths: Sequence[Path]) -> list[list[Path]]:
 def open_published_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> Published | None:
     """The images of a file of arrays, or of a folder with a file an image; None where it is something else.
 
-    unpack_in  folder on a disk with room for what an archive holds compressed; nothing in it is left behind
-    opened     keeps files open as long as images are read
+    unpack_in, opened  as in `open_arrays`
 
-    Raises `DataError` where it holds no features or is damaged.
+    Raises what `open_arrays` raises, and `DataError` where it holds no features.
     """
     if path.is_dir():
         return _of_folder(path)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    if magic == MAGIC_NPY:
-        return _of_rows(path, map_array(path, dims=(2, 3)))
     entries = open_arrays(path, unpack_in, opened)
     if entries is None:
         return None
-    whole = _array_of_rows(entries)
-    if whole is not None:
-        return _of_rows(path, entries[whole].rows())
+    whole = [entry for entry in entries.values() if len(entry.shape) in (2, 3) and not entry.objects]
+    if len(whole) == len(entries) == 1:
+        return _of_rows(path, whole[0].rows())
     return _of_images(path, _images_in(entries, path))
-
-
-def _array_of_rows(entries: Mapping[str, ArrayEntry]) -> str | None:
-    """The name of an array that holds all images and is all that the file holds; else None."""
-    name = next(iter(entries)) if len(entries) == 1 else None
-    return name if name is not None and len(entries[name].shape) in (2, 3) and not entries[name].objects else None
 
 
 class _LazyRows:
     """(num_rows, N, F) features, of which one row is read at a time; what `RegionStore` asks of a memory map."""
 
-    def __init__(self, row: Callable[[int], Array], shape: tuple[int, ...], dtype: Any = np.float32) -> None:
-        self._row, self.shape, self.ndim, self.dtype = row, shape, len(shape), np.dtype(dtype)
+    dtype = np.dtype(np.float32)
+    ndim = 3
+
+    def __init__(self, row: Callable[[int], Array], shape: tuple[int, int, int]) -> None:
+        self._row, self.shape = row, shape
 
     def __len__(self) -> int:
-        return int(self.shape[0])
+        return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Array:
         which, *inside = rows if isinstance(rows, tuple) else (rows,)
@@ -128,9 +116,8 @@ def _of_rows(path: Path, values: Any) -> Published:
 def _of_ragged(path: Path, images: Sequence[ArrayImage]) -> Published:
     """Images that are the rows of a split, each with as many regions as it has."""
     counts = np.array([image.num_boxes for image in images])
-    empty = next((image for image in images if not image.num_boxes), None)
-    if empty is not None:
-        raise DataError(f"{empty.place} has no regions; take it and its captions out.")
+    if not counts.all():
+        raise DataError(f"{images[int(counts.argmin())].place} has no regions; take it and its captions out.")
 
     def padded_row(row: int) -> Array:
         return padded([images[row].read().features], int(counts.max()))[0]
@@ -140,15 +127,9 @@ def _of_ragged(path: Path, images: Sequence[ArrayImage]) -> Published:
 
 
 def _of_store(path: Path, rows: _LazyRows, counts: IntArray | None = None) -> Published:
-    """Rows as the store that they would be with what lies beside them: which are one image is told as there.
-
-    counts  (num_rows,) regions of each row, where they differ
-    """
-    features, split = cast("npt.NDArray[Any]", rows), _split_of(path)
-    if split:
-        store = store_around(features, path.parent, split)
-    else:
-        store = RegionStore(path.parent, path.name, Regions(features=features, boxes=cast("npt.NDArray[Any]", None)))
+    """Rows with what lies beside them, read as a store is; `counts` is (num_rows,) regions of each, if they differ."""
+    split = _split_of(path)
+    store = store_around(cast("FloatArray", rows), path.parent, split or path.name)
     if counts is not None:
         store = replace(store, counts=counts)
     first: IntArray = np.arange(len(store))
@@ -159,14 +140,8 @@ def _of_store(path: Path, rows: _LazyRows, counts: IntArray | None = None) -> Pu
         first, image_of_caption = images_of_rows(store, beside, len(said))
         captions = [[said[at] for at in np.flatnonzero(image_of_caption == image)] for image in range(len(first))]
     names = [store.ids[row] if store.ids else str(place) for place, row in enumerate(first)]
-    images = [
-        ArrayImage(
-            f"{path}, row {row}",
-            store.num_regions if store.counts is None else int(store.counts[row]),
-            partial(_row, store, int(row)),
-        )
-        for row in first
-    ]
+    sizes = np.full(len(store), store.num_regions) if store.counts is None else store.counts
+    images = [ArrayImage(f"{path}, row {row}", int(sizes[row]), partial(_row, store, int(row))) for row in first]
     return Published(
         [*zip(names, images, strict=True)],
         has_ids=bool(store.ids),
@@ -191,7 +166,7 @@ def _split_of(path: Path) -> str:
 
 def _images_in(entries: Fields, path: Path) -> list[tuple[str | None, Fields]]:
     """Id, or None where a file has rows without ids, and arrays of each image of a file, by what they are."""
-    plain = {what: entry for name, entry in entries.items() if (what := MEANING.get(name.lower()))}
+    plain = _by_meaning(entries)
     if "features" in plain:
         if len(plain["features"].shape) == 3 or "ids" in plain or "spans" in plain:
             return _of_each_row(plain, path)
@@ -199,8 +174,7 @@ def _images_in(entries: Fields, path: Path) -> list[tuple[str | None, Fields]]:
     for between in ("/", "_"):
         images: dict[str, dict[str, ArrayEntry]] = {}
         for name, entry in entries.items():
-            # The longest ending counts: of 17_image_features it is not "features".
-            # "x" is too short to tell "photo_x" from a name.
+            # The longest ending counts: of 17_image_features not "features". "x" alone may end the name of an image.
             ends = [end for end in MEANING if (between == "/" or len(end) > 3) and name.lower().endswith(between + end)]
             if ends:
                 end = max(ends, key=len)
@@ -230,19 +204,16 @@ def _of_each_row(arrays: Fields, path: Path) -> list[tuple[str | None, Fields]]:
     for row, name in enumerate(ids):
         fields = {}
         for what, values in opened.items():
-            by_image = spans is None or what in ("width", "height", "count")
-            at = row if by_image or spans is None else slice(spans[row][0], spans[row][1])
-            shape = (
-                values.shape[1:] if by_image or spans is None else (spans[row][1] - spans[row][0], *values.shape[1:])
-            )
-            if values.shape[0] == rows or not by_image:
-                fields[what] = ArrayEntry(shape, False, partial(_part, values, at), lambda: None)
+            at: int | slice = row
+            shape = values.shape[1:]
+            if spans is not None and what not in ("width", "height", "count"):
+                start, stop = spans[row]
+                at, shape = slice(start, stop), (stop - start, *shape)
+            elif values.shape[0] != rows:
+                continue
+            fields[what] = ArrayEntry(shape, False, partial(values.__getitem__, at), lambda: None)
         images.append((name, fields))
     return images
-
-
-def _part(values: Any, at: int | slice) -> Array:
-    return np.asarray(values[at])
 
 
 def _of_images(path: Path, images: Sequence[tuple[str | None, Fields]]) -> Published:
@@ -257,20 +228,26 @@ def _of_images(path: Path, images: Sequence[tuple[str | None, Fields]]) -> Publi
     if not ids and set(images[0][1]) == {"features"} and _split_of(path):
         return _of_ragged(path, listed)
     names = ids or [str(row) for row in range(len(listed))]
+    return _of_named(path, names, listed, images[0][1], has_ids=bool(ids), split=_split_of(path))
+
+
+def _of_named(
+    path: Path,
+    names: Sequence[str],
+    images: Sequence[ArrayImage],
+    first: Fields,
+    *,
+    has_ids: bool = True,
+    split: str = "",
+) -> Published:
+    """Images by their names, and a sentence where boxes are left out, which the arrays of the first image tell."""
     twice = next((name for name, times in Counter(names).items() if times > 1), None)
     if twice is not None:
         raise DataError(f"{path} has image {twice} twice; remove one of the two.")
-    published = Published([*zip(names, listed, strict=True)], has_ids=bool(ids), split=_split_of(path))
-    return _with_notes(published, images[:1])
-
-
-def _with_notes(published: Published, first: Sequence[tuple[object, Fields]]) -> Published:
-    """Say where boxes are left out, which the first image with any tells."""
-    if first and "boxes" in first[0][1] and published.images[0][1].num_boxes:
-        place = published.images[0][1].place
-        if "boxes" not in carried_by(published.images[0][1].read()):
-            return replace(published, notes=[f"{place}: boxes are in pixels without the photo's size; none are kept."])
-    return published
+    notes = []
+    if "boxes" in first and images[0].num_boxes and "boxes" not in carried_by(images[0].read()):
+        notes.append(f"{images[0].place}: boxes are in pixels without the photo's size; none are kept.")
+    return Published([*zip(names, images, strict=True)], has_ids=has_ids, split=split, notes=notes)
 
 
 def _of_folder(folder: Path) -> Published:
@@ -281,29 +258,25 @@ def _of_folder(folder: Path) -> Published:
     if not paths:
         raise DataError(f"{folder} holds no .npy and .npz files; name a file, or the folder that has one an image.")
     names = [normal_name(path.relative_to(folder).with_suffix("").as_posix()) for path in paths]
-    twice = next((name for name, times in Counter(names).items() if times > 1), None)
-    if twice is not None:
-        raise DataError(f"{folder} has several files of image {twice}; remove all but one.")
     images = []
     for path in paths:
         with contextlib.ExitStack() as opened:
             count = num_regions_of(_fields_of(path, opened), str(path))
         images.append(ArrayImage(str(path), count, partial(_read_file, path)))
     with contextlib.ExitStack() as opened:
-        first = _fields_of(paths[0], opened)
-        return _with_notes(Published([*zip(names, images, strict=True)]), [("", first)])
+        return _of_named(folder, names, images, _fields_of(paths[0], opened))
 
 
 def _fields_of(path: Path, opened: contextlib.ExitStack) -> Fields:
     """The arrays of the one image of a file, by what they are."""
-    if path.suffix == ".npy":
-        array = map_array(path, dims=(1, 2, 3))
-        return {"features": ArrayEntry(array.shape, False, lambda: np.asarray(array), lambda: array)}
     entries = open_arrays(path, path.parent, opened) or {}
-    plain = {what: entry for name, entry in entries.items() if (what := MEANING.get(name.lower()))}
-    if "features" not in plain and len(entries) == 1:
-        return {"features": next(iter(entries.values()))}
-    return plain
+    plain = _by_meaning(entries)
+    return plain if "features" in plain or len(entries) != 1 else {"features": next(iter(entries.values()))}
+
+
+def _by_meaning(entries: Fields) -> Fields:
+    """Arrays by what they are, of those whose names tell it."""
+    return {what: entry for name, entry in entries.items() if (what := MEANING.get(name.lower()))}
 
 
 def _read_file(path: Path) -> Regions:

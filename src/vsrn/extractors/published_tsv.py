@@ -1,7 +1,7 @@
 """Features published as tables of tab-separated lines, one image a line -> where each image is.
 
-Such files have tens of gigabytes, and their images come in any order: `find_lines` looks through them once for where
-each image is, and a line is read on its own afterwards (`vsrn.extractors.tsv_lines`, where the layouts are).
+Such files have tens of gigabytes: `find_lines` looks through them once, and a line is read on its own afterwards
+(`vsrn.extractors.tsv_lines`, where the layouts are).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, cast
 
@@ -28,24 +29,6 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _AGAIN = "get the file again."
 
 
-class _Names:
-    """Names of classes and attributes, complete once every line was looked at."""
-
-    def __init__(self) -> None:
-        self.classes: set[str] = set()
-        self.attributes: set[str] = set()
-        self.all = RegionNames()
-
-    def note(self, lead: Lead) -> None:
-        """Remember the names of a line."""
-        self.classes |= lead.classes
-        self.attributes |= lead.attributes
-
-    def number(self) -> None:
-        """Give each name its number: its place in the order of the alphabet, whatever the order of the lines."""
-        self.all = RegionNames(sorted(self.classes), sorted(self.attributes))
-
-
 @dataclass(frozen=True, slots=True)
 class TsvLine:
     """Where the line of an image is: a `PublishedImage`.
@@ -54,6 +37,7 @@ class TsvLine:
     file           descriptor of the file, or of its unpacked copy
     start, length  in bytes
     layout         fields of the line
+    scan           what names its regions, once every line was looked at
     """
 
     place: str
@@ -62,7 +46,7 @@ class TsvLine:
     length: int
     num_boxes: int
     layout: tuple[str, ...]
-    names: _Names
+    scan: _Scan
 
     def content(self) -> bytes:
         """The line."""
@@ -70,17 +54,23 @@ class TsvLine:
 
     def read(self) -> Regions:
         """The regions of the image. Raises what `read_line` raises."""
-        return read_line(self.content(), self.layout, self.place, self.names.all)
+        return read_line(self.content(), self.layout, self.place, self.scan.names)
 
 
 @dataclass
 class _Scan:
-    """What was found so far, by image, and sentences on what was passed over."""
+    """What was found so far: lines by image, names of regions, and sentences on what was passed over."""
 
     lines: dict[str, TsvLine] = field(default_factory=dict)
-    names: _Names = field(default_factory=_Names)
+    classes: set[str] = field(default_factory=set)
+    attributes: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     equal: int = 0
+
+    @cached_property
+    def names(self) -> RegionNames:
+        """All names, in the order of the alphabet whatever the order of the lines; asked for after the last line."""
+        return RegionNames(sorted(self.classes), sorted(self.attributes))
 
     def add(self, lead: Lead, line: TsvLine, content: bytes) -> None:
         """Take up a line. Raises `DataError` where its image has another line already that says something else."""
@@ -93,7 +83,8 @@ class _Scan:
                 )
             self.equal += 1
             return
-        self.names.note(lead)
+        self.classes |= lead.classes
+        self.attributes |= lead.attributes
         self.lines[lead.image] = line
 
 
@@ -121,7 +112,6 @@ def find_lines(
         if not scan.lines:
             raise DataError(f"{paths[0]} holds no lines; name a file in bottom-up attention's TSV layout.")
         progress(sum(sizes), sum(sizes))
-        scan.names.number()
         if scan.equal:
             scan.notes.append(
                 f"{scan.equal:,} images have a second line that is equal to the first; it was passed over."
@@ -129,7 +119,7 @@ def find_lines(
         first = next((line for line in scan.lines.values() if line.num_boxes), None)
         if first is not None and "json" in first.layout and "boxes" not in carried_by(first.read()):
             scan.notes.append(f"{first.place}: the sizes of the photos are not said, so no boxes are kept.")
-        yield Published([*scan.lines.items()], names=scan.names.all, notes=scan.notes)
+        yield Published([*scan.lines.items()], names=scan.names, notes=scan.notes)
 
 
 def _look_through(path: Path, unpack_in: Path, scan: _Scan, opened: contextlib.ExitStack) -> Iterator[int]:
@@ -155,7 +145,7 @@ def _look_through(path: Path, unpack_in: Path, scan: _Scan, opened: contextlib.E
             elif not line.isspace() and line:
                 layout = layout or layout_of(line, place)
                 lead = read_lead(line, layout, place)
-                found = TsvLine(place, copy, start + mark, length - mark, lead.num_boxes, layout, scan.names)
+                found = TsvLine(place, copy, start + mark, length - mark, lead.num_boxes, layout, scan)
                 scan.add(lead, found, line)
             start += length
             if start - reported > _BYTES_BETWEEN_REPORTS:

@@ -4,15 +4,13 @@
         extract(photos, extractor, "store/", "train", batches=batches)
         update_index(photos, "idx/", batches=batches)
 
-Ray Data carries batches of photos to actors, each of which makes the same `Work` again and runs the same two halves of
-it as one process does; results come back in order to the one writer. Where the cluster has GPUs, and the device asked
-for is not the CPU, photos are prepared by actors of one processor each and finished by actors of one GPU each.
-Otherwise an actor runs both halves. Ray holds batches back where the next actors or the writer are slower.
+Ray Data carries batches of photos to actors, each of which makes the same `Work` again and runs its two halves; results
+come back in order to the one writer. Where the cluster has GPUs, and the device asked for is not the CPU, photos are
+prepared by actors of one processor each and finished by actors of one GPU each. Otherwise an actor runs both halves.
 
 Stores and indexes are the same, bit for bit where the actors' processors or GPUs are of the writer's kind, and to the
-rounding of float16 elsewhere. A killed run goes on after the last batch written; of a killed actor its batch is done
-again. Photos, and weights that were named, must be where the actors can open them by the same path, on a shared disk;
-only this process needs to see the store or the index.
+rounding of float16 elsewhere. Of a killed actor its batch is done again. Photos, and weights that were named, must be
+where the actors can open them by the same path; only this process needs to see the store or the index.
 """
 
 from __future__ import annotations

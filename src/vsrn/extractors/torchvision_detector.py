@@ -1,8 +1,7 @@
 """Regions of torchvision's two-stage detectors: `torchvision:fasterrcnn_resnet50_fpn_v2`, `torchvision:maskrcnn_...`.
 
-As bottom-up attention does it (Anderson et al., CVPR 2018): the detector's proposals are described and classified, and
-the 36 that it is surest of are the regions, each with the numbers of exactly its box. With `:regressed` behind the name
-a region is the box that the detector makes of its proposal for the likeliest class, described again.
+As in bottom-up attention (Anderson et al., CVPR 2018), the 36 proposals that the detector is surest of are the regions.
+With `:regressed` behind the name a region is the box that the detector makes of such a proposal, described again.
 
 P proposals, C classes without the background; boxes are xyxy in pixels of the resized photo.
 """
@@ -54,24 +53,16 @@ class DetectorExtractor:
         names      of its classes without the background
         regressed  whether regions are the boxes that the detector makes of its proposals
         """
-        self.regressed = regressed
-        self.names = names or RegionNames()
+        self.regressed, self.names = regressed, names or RegionNames()
         self.name, self.files, self.selection = name, files, selection or SelectionRules()
+        self.num_regions = self.selection.most
         self.device = pick_device(files.device)
         self.network: Any = network.eval().requires_grad_(False).to(self.device)
         self.fingerprint = fingerprint_of(f"{name}, {self.selection}, v1", network.state_dict())
         self.feature_dim = int(self.network.roi_heads.box_predictor.cls_score.in_features)
 
-    @property
-    def num_regions(self) -> int:
-        """Regions of a photo at most."""
-        return self.selection.most
-
     def prepare(self, photo: Image.Image) -> Prepared:
-        """An RGB photo of any size -> (3, H, W) float32, scaled and as large as the detector wants it.
-
-        Raises `PhotoError` where a photo is so narrow that nothing is left of a side.
-        """
+        """An RGB photo of any size -> (3, H, W) float32, scaled and resized. Raises `PhotoError` for one too narrow."""
         transform = self.network.transform
         pixels = transform.normalize((pil_to_tensor(photo).float() / 255).to(self.device))
         short, long = sorted(pixels.shape[1:])
@@ -95,7 +86,12 @@ class DetectorExtractor:
         heads = network.roi_heads
         described = heads.box_head(heads.box_roi_pool(maps, proposals, size))  # (P, F)
         logits, deltas = heads.box_predictor(described)  # (P, 1 + C), the background first
-        boxes = self._regressed(deltas, proposals[0], logits, (height, width)) if self.regressed else proposals[0]
+        boxes = proposals[0]
+        if self.regressed:
+            # Each proposal's box for its likeliest class.
+            of_classes = heads.box_coder.decode(deltas, proposals)  # (P, 1 + C, 4)
+            likeliest = 1 + logits[:, 1:].argmax(dim=1)
+            boxes = clip_boxes_to_image(of_classes[torch.arange(len(boxes), device=boxes.device), likeliest], size[0])
         rows, scores = select(boxes, logits.softmax(dim=1)[:, 1:], self.selection)
         rows = rows.to(self.device)
         features = described[rows]
@@ -109,15 +105,6 @@ class DetectorExtractor:
             classes=logits[rows, 1:].argmax(dim=1).cpu().numpy(),
         )
 
-    def _regressed(
-        self, deltas: torch.Tensor, proposals: torch.Tensor, logits: torch.Tensor, size: tuple[int, int]
-    ) -> torch.Tensor:
-        """(P, (1 + C) * 4), (P, 4), (P, 1 + C) -> (P, 4): each proposal's box for its likeliest class."""
-        of_classes = self.network.roi_heads.box_coder.decode(deltas, [proposals])  # (P, 1 + C, 4)
-        likeliest = 1 + logits[:, 1:].argmax(dim=1)
-        rows = torch.arange(len(proposals), device=proposals.device)
-        return clip_boxes_to_image(of_classes[rows, likeliest], size)
-
 
 def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
     """What `--extractor torchvision:NAME[:regressed] [--weights FILE]` asks for.
@@ -127,10 +114,16 @@ def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
     and `CheckpointError` where a file does not fit.
     """
     name = f"{FAMILY}:{argument}"
+    check_no_names(name, files)
     regressed = argument.endswith(REGRESSED)
     argument = argument.removesuffix(REGRESSED)
-    _check_known(argument)
-    check_no_names(name, files)
+    # One-stage detectors (RetinaNet, SSD, FCOS) have nothing that describes a box.
+    known = list_models(include=["fasterrcnn*", "maskrcnn*", "keypointrcnn*"])
+    if argument not in known:
+        raise ConfigError(
+            f"torchvision has no two-stage detector '{argument}'; write '{FAMILY}:' and one of {', '.join(known)}."
+            f"{did_you_mean(argument, known)}"
+        )
     weights = get_model_weights(argument).DEFAULT
     if files.weights is None:
         if not files.download and downloaded_before(weights.url) is None:
@@ -142,13 +135,3 @@ def make(argument: str, files: ExtractorFiles) -> DetectorExtractor:
     # Its published weights say what its classes are called, and a copy of them has the same.
     names = RegionNames(classes=weights.meta["categories"][1:])
     return DetectorExtractor(name, files, network, names, regressed=regressed)
-
-
-def _check_known(argument: str) -> None:
-    # One-stage detectors (RetinaNet, SSD, FCOS) have nothing that describes a box.
-    known = list_models(include=["fasterrcnn*", "maskrcnn*", "keypointrcnn*"])
-    if argument not in known:
-        raise ConfigError(
-            f"torchvision has no two-stage detector '{argument}'; write '{FAMILY}:' and one of {', '.join(known)}."
-            f"{did_you_mean(argument, known)}"
-        )

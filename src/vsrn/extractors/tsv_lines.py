@@ -27,23 +27,19 @@ from vsrn.errors import DataError
 from vsrn.extractors.array_images import in_photo
 
 FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
-LXMERT_FIELDS = (
-    *("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf"),
+_LXMERT_FIELDS = (
+    *("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf"),
     *("num_boxes", "boxes", "features"),
 )
-OSCAR_FIELDS = ("image_id", "num_boxes", "features")
-JSON_FIELDS = ("image_id", "json")
-# Without a head line, the number of fields tells the layout.
-LAYOUTS = {len(fields): fields for fields in (FIELDS, LXMERT_FIELDS, OSCAR_FIELDS, JSON_FIELDS)}
-NUMBERS = {
-    "boxes": "<f4",
-    "features": "<f4",
-    "objects_conf": "<f4",
-    "objects_id": "<i8",
-    "attrs_id": "<i8",
+# Without a head line, the number of fields tells the layout: those above, and Oscar's two.
+LAYOUTS = {
+    len(fields): fields
+    for fields in (FIELDS, _LXMERT_FIELDS, ("image_id", "num_boxes", "features"), ("image_id", "json"))
 }
+NUMBERS = {"boxes": "<f4", "features": "<f4", "objects_conf": "<f4", "objects_id": "<i8", "attrs_id": "<i8"}
 MAX_BOXES = 1000
 _LONGEST_NAME, _LONGEST_HEAD = 300, 1000
+# What LXMERT's head line calls them.
 _SAME = {"img_id": "image_id", "img_w": "image_w", "img_h": "image_h"}
 _WHOLE_NUMBER = re.compile(rb"0|[1-9][0-9]{0,8}")
 _AGAIN = "get the file again."
@@ -54,10 +50,7 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class Lead:
-    """What is known of a line before its regions are read.
-
-    classes, attributes  names of the regions, where the line has names in place of numbers
-    """
+    """What is known of a line before its regions are read; names only where it has them in place of numbers."""
 
     image: str
     num_boxes: int
@@ -92,26 +85,21 @@ def head_of(line: bytes) -> tuple[str, ...] | None:
     """The fields that a head line names, or None where the line is no head line."""
     if len(line) > _LONGEST_HEAD:
         return None
-    words = tuple(word.strip().strip(b'"').decode(errors="replace") for word in line.split(b"\t"))
+    words = [word.strip().strip(b'"').decode(errors="replace") for word in line.split(b"\t")]
     named = tuple(_SAME.get(word, word) for word in words)
     return named if {"image_id", "features"} <= {*named} else None
 
 
 def layout_of(line: bytes, place: str) -> tuple[str, ...]:
-    """The fields of a file whose first line this is and that has no head line.
-
-    Raises `DataError` where no layout has so many fields.
-    """
+    """The fields of a file with this first line and no head line. Raises `DataError` where no layout has so many."""
     number = line.count(b"\t") + 1
     if number not in LAYOUTS:
         raise DataError(f"{place} has {number} fields, not {len(FIELDS)}; {_KNOWN}")
-    return tuple(_SAME.get(word, word) for word in LAYOUTS[number])
+    return LAYOUTS[number]
 
 
 def read_lead(line: bytes, layout: Sequence[str], place: str) -> Lead:
-    """The image and the number of its regions.
-
-    place  file and line number, as errors name it
+    """The image and the number of its regions; `place` is file and line number, as errors name it.
 
     Raises `DataError` where the line has another number of fields, or these are wrong.
     """
@@ -125,7 +113,7 @@ def read_lead(line: bytes, layout: Sequence[str], place: str) -> Lead:
         objects = page.objects or []
         attributes = frozenset(filter(None, (one.attribute() for one in objects)))
         classes = frozenset(one.name for one in objects if isinstance(one.name, str))
-        number = len(objects) if page.num_boxes is None or page.objects else page.num_boxes
+        number = len(objects) if page.num_boxes is None or objects else page.num_boxes
         return Lead(name, _checked(number, place), classes, attributes)
     for field in ("image_w", "image_h", "num_boxes"):
         content = values.get(field, b"1").strip()

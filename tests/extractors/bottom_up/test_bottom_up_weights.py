@@ -24,19 +24,16 @@ def published_names(naming: str) -> set[str]:
 
 @pytest.mark.parametrize("naming", ["Hugging Face", "MILVLG"])
 def test_every_published_tensor_is_named_once_and_every_parameter_gets_one(naming: str) -> None:
-    layers = key_table(naming)
-    theirs = [name for layer in layers for name in layer.their_tensors()]
+    table = key_table(naming)
+    theirs = [name for names in table.values() for name in names]
     assert len(theirs) == len(set(theirs))
-    assert set(theirs) == published_names(naming)
+    assert {*theirs, f"{BOX_DELTAS}.weight", f"{BOX_DELTAS}.bias"} == published_names(naming)
     assert {name for name in recorded_shapes() if may_be_left_over(name)} == {
         name for name in recorded_shapes() if name.endswith("num_batches_tracked") or name == ANCHORS
     }
-    ours = [layer.ours for layer in layers if layer.ours]
-    assert len(ours) == len(set(ours)) == len(layers) - 1
     with torch.device("meta"):
         parameters = {name for name, _ in BottomUpNetwork().named_parameters()}
-    assert {name.rpartition(".")[0] for name in parameters} == set(ours)
-    assert [layer.theirs for layer in layers if not layer.ours] == [BOX_DELTAS]
+    assert {name.rpartition(".")[0] for name in parameters} == table.keys()
 
 
 def refusal(path: Path) -> str:

@@ -33,14 +33,11 @@ from vsrn.extractors.bottom_up.network import (
 )
 from vsrn.extractors.bottom_up.weights import load_network, read_weights
 from vsrn.files import read_lines
-from vsrn.metrics import IntArray
 
 NAME = "bottom-up"
 # First lines of published lists of names.
 _BACKGROUND = ("__background__", "__no_attribute__")
 _COUNTS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
-
-
 # Blue, green, red, as Caffe's networks have them.
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 Pixels = npt.NDArray[np.float32]
@@ -53,27 +50,17 @@ class ScaleRules:
     short_side: int = 600
     long_side: int = 1000
 
-    def scale_of(self, height: int, width: int) -> float:
-        """The factor for a photo of this size.
-
-        >>> ScaleRules().scale_of(300, 400), ScaleRules().scale_of(300, 1000)
-        (2.0, 1.0)
-        """
-        scale = self.short_side / min(height, width)
-        if round(scale * max(height, width)) > self.long_side:
-            scale = self.long_side / max(height, width)
-        return scale
-
 
 def to_pixels(photo: npt.NDArray[np.uint8], rules: ScaleRules, min_side: float) -> Pixels:
     """(H, W, 3) RGB -> (H', W', 3) float32, BGR minus the mean, resized.
 
-    The mean goes first, and the resizing is bilinear between the nearest pixels even where a photo shrinks:
-    the published features were made like that. Raises `PhotoError` where the photo ends up so narrow that no
-    box of `min_side` pixels fits.
+    As in the published features, the mean goes first, and the resizing is bilinear between the nearest pixels even
+    where a photo shrinks. Raises `PhotoError` where no box of `min_side` pixels fits into what is left of its side.
     """
     height, width = photo.shape[:2]
-    scale = rules.scale_of(height, width)
+    scale = rules.short_side / min(height, width)
+    if round(scale * max(height, width)) > rules.long_side:
+        scale = rules.long_side / max(height, width)
     new_height, new_width = round(height * scale), round(width * scale)
     if min(new_height, new_width) <= min_side:
         raise PhotoError(
@@ -109,8 +96,6 @@ class BottomUpExtractor:
     feature_dim: ClassVar[int] = FEATURE_DIM
     has_scores: ClassVar[bool] = True
     photo_size: ClassVar[None] = None
-    num_classes: ClassVar[int] = NUM_CLASSES
-    num_attributes: ClassVar[int] = NUM_ATTRIBUTES
 
     def __init__(
         self,
@@ -125,28 +110,15 @@ class BottomUpExtractor:
         device  where it computes: `cpu`, `cuda`, `mps` or `auto`
         """
         self.device, self.files = pick_device(device), ExtractorFiles(Path(weights), device=device)
-        self.names = names or RegionNames()
+        self.names, recipe = names or RegionNames(), recipe or Recipe()
         read = read_weights(Path(weights))
-        recipe = recipe or Recipe()
         self.recipe = replace(recipe, proposals=replace(recipe.proposals, edge=read.edge))
+        self.name, self.num_regions = name_of(recipe.selection), recipe.selection.most
         self.fingerprint = hashlib.sha256(f"{read.fingerprint} {self.recipe} v1".encode()).hexdigest()
         self.network = load_network(read).to(self.device)
 
-    @property
-    def name(self) -> str:
-        """`bottom-up`, and how many regions where that is not 36."""
-        return name_of(self.recipe.selection)
-
-    @property
-    def num_regions(self) -> int:
-        """Regions of a photo at most."""
-        return self.recipe.selection.most
-
     def prepare(self, photo: Image.Image) -> Prepared:
-        """An RGB photo of any size -> (H, W, 3) float32, BGR minus the mean, as large as the network wants it.
-
-        Raises `PhotoError` where a photo is too narrow for any region.
-        """
+        """An RGB photo of any size -> what `to_pixels` gives. Raises `PhotoError` where it is too narrow for a box."""
         return to_pixels(np.asarray(photo), self.recipe.scale, self.recipe.proposals.min_side)
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
@@ -163,23 +135,18 @@ class BottomUpExtractor:
         logits = self.network.class_score(features)
         rows, scores = select(boxes, logits.softmax(dim=1)[:, :-1], self.recipe.selection)
         rows = rows.to(self.device)
-        size = boxes.new_tensor([width, height, width, height])
-        return Regions(
-            features=features[rows].cpu().numpy(),
-            boxes=(boxes[rows] / size).cpu().numpy(),
-            scores=scores.numpy(),
-            **self._kinds(features[rows], logits[rows]),
-        )
-
-    def _kinds(self, features: torch.Tensor, logits: torch.Tensor) -> dict[str, IntArray]:
-        """Class and attribute of each region: the likeliest, and of attributes none where that is likelier still."""
+        features, logits = features[rows], logits[rows]
         # The attributes are asked of whatever is likeliest, be it the background, as in training.
         attributes = self.network.attribute_logits(features, logits.argmax(dim=1)).argmax(dim=1)
-        attributes[attributes == self.num_attributes] = -1
-        return {
-            "classes": logits[:, :-1].argmax(dim=1).cpu().numpy(),
-            "attributes": attributes.cpu().numpy(),
-        }
+        attributes[attributes == NUM_ATTRIBUTES] = -1
+        size = boxes.new_tensor([width, height, width, height])
+        return Regions(
+            features=features.cpu().numpy(),
+            boxes=(boxes[rows] / size).cpu().numpy(),
+            scores=scores.numpy(),
+            classes=logits[:, :-1].argmax(dim=1).cpu().numpy(),
+            attributes=attributes.cpu().numpy(),
+        )
 
 
 def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
@@ -196,7 +163,7 @@ def make(argument: str, files: ExtractorFiles) -> BottomUpExtractor:
 
 
 def name_of(rules: SelectionRules) -> str:
-    """The extractor's name for so many regions, as `vsrn extract --extractor` takes it."""
+    """The extractor's name: `bottom-up`, and how many regions where that is not 36."""
     if (rules.fewest, rules.most) == (36, 36):
         return NAME
     return f"{NAME}:{rules.most}" if rules.fewest == rules.most else f"{NAME}:{rules.fewest}-{rules.most}"
@@ -221,8 +188,8 @@ def parse_counts(text: str) -> SelectionRules:
 def read_region_names(classes: Path | str | None = None, attributes: Path | str | None = None) -> RegionNames:
     """Read `objects_vocab.txt` and `attributes_vocab.txt` as they are published with the detector, or one of them.
 
-    Of several names on a line, with commas between, the first counts. A first line for the background, or for no
-    attribute, is passed over. Raises `DataError` where a file is missing or has another number of names.
+    Of several names on a line, with commas between, the first counts; a first line for the background, or for no
+    attribute, does not. Raises `DataError` where a file is missing or has another number of names.
     """
     return RegionNames(
         classes=[] if classes is None else _read_names(Path(classes), NUM_CLASSES, "classes"),

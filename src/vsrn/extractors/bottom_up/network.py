@@ -3,7 +3,7 @@
     pixels --stem, res2..res4--> map --rpn--> objectness, deltas --propose--> boxes
                                    \\--RoIPool over boxes, res5, mean--> features --> classes, attributes
 
-Batch normalisation is folded into the convolutions when weights are loaded, so that only convolutions are left here.
+Batch normalisation is folded into the convolutions when weights are loaded.
 
 B photos, R boxes, A anchors a cell; a map is h x w cells of 16 x 16 pixels; boxes are xyxy in pixels.
 """
@@ -95,13 +95,12 @@ class BottomUpNetwork(nn.Module):
 
     def describe(self, feature_map: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """(1, 1024, h, w), (R, 4) xyxy pixels -> (R, 2048) features of what is in each box."""
-        features = feature_map.new_empty(len(boxes), FEATURE_DIM)
+        features = []
         for start in range(0, len(boxes), BOXES_AT_ONCE):
             some = boxes[start : start + BOXES_AT_ONCE]
             pooled = roi_pool(feature_map, [some], POOLED_SIDE, 1 / STRIDE)  # (some, 1024, 14, 14)
-            pooled = pooled.contiguous(memory_format=torch.channels_last)
-            features[start : start + len(some)] = self.res5(pooled).mean(dim=(2, 3))
-        return features
+            features.append(self.res5(pooled.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3)))
+        return torch.cat(features)
 
     def attribute_logits(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """(R, 2048) features, (R,) their most probable classes, background included -> (R, 401)."""
@@ -159,11 +158,8 @@ def caffe_anchors() -> torch.Tensor:
 
 def place_anchors(cell_anchors: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(A, 4) anchors of one cell -> (h * w * A, 4): those of each cell, row by row."""
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=cell_anchors.device) * STRIDE,
-        torch.arange(width, device=cell_anchors.device) * STRIDE,
-        indexing="ij",
-    )
+    sides = (torch.arange(side, device=cell_anchors.device) * STRIDE for side in (height, width))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     corners = torch.stack([columns, rows, columns, rows], dim=2)
     return (corners[:, :, None] + cell_anchors).flatten(0, 2)
 
@@ -204,13 +200,9 @@ def propose(
     boxes, scores = boxes[large], scores[large]
     best = scores.topk(min(rules.before_nms, len(scores))).indices
     boxes, scores = boxes[best], scores[best]
-    kept = nms(counting_edge(boxes, rules.edge), scores, rules.nms_overlap)
-    return boxes[kept[: rules.after_nms]]
-
-
-def counting_edge(boxes: torch.Tensor, edge: float) -> torch.Tensor:
-    """(N, 4) boxes whose areas count the last pixel in, where the weights do."""
-    return torch.cat([boxes[:, :2], boxes[:, 2:] + edge], dim=1)
+    # Areas count the last pixel in, where the weights do.
+    counted = torch.cat([boxes[:, :2], boxes[:, 2:] + rules.edge], dim=1)
+    return boxes[nms(counted, scores, rules.nms_overlap)[: rules.after_nms]]
 
 
 @dataclass(frozen=True)
@@ -228,31 +220,24 @@ class SelectionRules:
     nms_overlap: float = 0.3
 
 
-def confidences(boxes: torch.Tensor, probabilities: torch.Tensor, nms_overlap: float) -> torch.Tensor:
-    """How sure the detector is of each proposal: its best class among those where no likelier box covers it.
+def select(
+    boxes: torch.Tensor, probabilities: torch.Tensor, rules: SelectionRules
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose a photo's regions among R proposals.
 
     boxes          (R, 4) xyxy; every class judges the same boxes
     probabilities  (R, C) of the classes without the background
 
-    Returns (R,), 0 where a proposal is suppressed in every class.
+    The detector is as sure of a proposal as of its best class among those where no likelier box covers it: 0 where each
+    class suppresses it. Returns the rows that were chosen, most confident first, and their confidences, on the CPU.
+    They are fewer than `rules.fewest` only where there are not so many proposals.
     """
     boxes, probabilities = boxes.cpu(), probabilities.cpu()
     best = torch.zeros(len(boxes))
     for of_class in probabilities.T.contiguous():
-        kept = nms(boxes, of_class, nms_overlap)
+        kept = nms(boxes, of_class, rules.nms_overlap)
         best[kept] = best[kept].maximum(of_class[kept])
-    return best
-
-
-def select(
-    boxes: torch.Tensor, probabilities: torch.Tensor, rules: SelectionRules
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose a photo's regions among R proposals: arguments as in `confidences`.
-
-    Returns the rows that were chosen, most confident first, and their confidences. They are fewer than
-    `rules.fewest` only where there are not so many proposals.
-    """
-    ordered = confidences(boxes, probabilities, rules.nms_overlap).sort(descending=True, stable=True)
+    ordered = best.sort(descending=True, stable=True)
     wanted = int((ordered.values >= rules.threshold).sum())
     number = min(max(wanted, rules.fewest), rules.most)
     return ordered.indices[:number], ordered.values[:number]

@@ -14,9 +14,8 @@ A *layout* is how the classes lie in them, and a file's own shapes tell it:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import torch
@@ -35,44 +34,29 @@ from vsrn.tensors import check_fit, read_tensor_file
 Tensors = Mapping[str, torch.Tensor]
 
 NORM_EPSILON = 1e-5
-STAGES = {"backbone.res2": 3, "backbone.res3": 4, "backbone.res4": 23, "roi_heads.res5": 3}
-NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+NORM_TENSORS = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 RPN, PREDICTOR = "proposal_generator.rpn_head", "roi_heads.box_predictor"
+# Regions are the proposals as they are: nothing asks how a class would move their edges.
 BOX_DELTAS = f"{PREDICTOR}.bbox_pred"
-
-
-class Kind(Enum):
-    """Which tensors a layer has in a published file."""
-
-    NORMALISED = ("weight", *(f"norm.{name}" for name in NORM_TENSORS))
-    PLAIN = ("weight", "bias")
-    TABLE = ("weight",)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer by its name in the network and in a published file; `ours` is empty where it is not needed."""
-
-    ours: str
-    theirs: str
-    kind: Kind
-
-    def their_tensors(self) -> list[str]:
-        """Names of its tensors in the file."""
-        return [f"{self.theirs}.{tensor}" for tensor in self.kind.value]
-
-
-# The last part of the names of the layers that read a box's features.
+# Where the published files have the parts of the network; a part that is not named here is below `PREDICTOR`.
+PLACES = {
+    "stem": "backbone.stem.conv1",
+    **{stage: f"backbone.{stage}" for stage in ("res2", "res3", "res4")},
+    "res5": "roi_heads.res5",
+    "rpn.conv": f"{RPN}.conv",
+    "rpn.objectness": f"{RPN}.objectness_logits",
+    "rpn.deltas": f"{RPN}.anchor_deltas",
+    "class_score": f"{PREDICTOR}.cls_score",
+}
+# What is called differently, below `PREDICTOR`.
 NAMINGS = {
     "Hugging Face": {
-        "class_score": "cls_score",
         "class_embedding": "cls_embedding",
         "attribute_hidden": "fc_attr",
         "attribute_score": "attr_score",
     },
     "MILVLG": {
-        "class_score": "cls_score",
         "class_embedding": "cls_embed",
         "attribute_hidden": "attr_linear1",
         "attribute_score": "attr_linear2",
@@ -94,29 +78,22 @@ class DetectorWeights:
     fingerprint: str
 
 
-def key_table(naming: str) -> list[Layer]:
-    """Every layer of the detector, once, by its name in the network and in files of this naming."""
-    return [
-        Layer("stem", "backbone.stem.conv1", Kind.NORMALISED),
-        *_residual_layers(),
-        Layer("rpn.conv", f"{RPN}.conv", Kind.PLAIN),
-        Layer("rpn.objectness", f"{RPN}.objectness_logits", Kind.PLAIN),
-        Layer("rpn.deltas", f"{RPN}.anchor_deltas", Kind.PLAIN),
-        # Regions are the proposals as they are: nothing asks how a class would move their edges.
-        Layer("", BOX_DELTAS, Kind.PLAIN),
-        *(
-            Layer(ours, f"{PREDICTOR}.{theirs}", Kind.TABLE if ours == "class_embedding" else Kind.PLAIN)
-            for ours, theirs in NAMINGS[naming].items()
-        ),
-    ]
+def key_table(naming: str) -> dict[str, list[str]]:
+    """The names of every layer's tensors in files of this naming, by the layer's name in the network.
 
-
-def _residual_layers() -> Iterator[Layer]:
-    for stage, blocks in STAGES.items():
-        for block in range(blocks):
-            for conv in ("shortcut",) * (block == 0) + ("conv1", "conv2", "conv3"):
-                ours = f"{stage.rpartition('.')[2]}.{block}.{conv}"
-                yield Layer(ours, f"{stage}.{block}.{conv}", Kind.NORMALISED)
+    The weight comes first, then the bias or, where batch normalisation follows the layer, its four tensors.
+    """
+    with torch.device("meta"):
+        ours = [name.removesuffix(".weight") for name in BottomUpNetwork().state_dict() if name.endswith(".weight")]
+    table = {}
+    for layer in ours:
+        part = layer if layer in PLACES else layer.partition(".")[0]
+        theirs = PLACES.get(part) or f"{PREDICTOR}.{NAMINGS[naming][part]}"
+        others: tuple[str, ...] = () if layer == "class_embedding" else ("bias",)
+        if part == "stem" or part.startswith("res"):
+            others = NORM_TENSORS
+        table[layer] = [f"{theirs}{layer.removeprefix(part)}.{tensor}" for tensor in ("weight", *others)]
+    return table
 
 
 def may_be_left_over(name: str) -> bool:
@@ -132,11 +109,11 @@ def read_weights(path: Path) -> DetectorWeights:
     read = read_tensor_file(path)
     theirs = {name: tensor for name, tensor in read.items() if not may_be_left_over(name)}
     naming = _naming_of(theirs)
-    layers = key_table(naming)
+    table = key_table(naming)
     caffe = _rows(theirs, BOX_DELTAS) == 4 * (NUM_CLASSES + 1)
     two_logits = _rows(theirs, f"{RPN}.objectness_logits") == 2 * NUM_CELL_ANCHORS
     anchors = caffe_anchors() if caffe else default_anchors()
-    wanted = dict(_wanted(layers, caffe=caffe, two_logits=two_logits))
+    wanted = _wanted(table, caffe=caffe, two_logits=two_logits)
     if ANCHORS in read:
         theirs[ANCHORS], wanted[ANCHORS] = read[ANCHORS], anchors
     remedy = (
@@ -145,9 +122,8 @@ def read_weights(path: Path) -> DetectorWeights:
     )
     check_fit(theirs, wanted, path, remedy)
     ours: dict[str, torch.Tensor] = {}
-    for layer in layers:
-        if layer.ours:
-            ours |= _converted(layer, theirs, caffe=caffe)
+    for layer, names in table.items():
+        ours |= _converted(layer, [theirs[name].float() for name in names], caffe=caffe)
     ours["cell_anchors"] = theirs.get(ANCHORS, anchors).float()
     edge = 1.0 if caffe else 0.0
     return DetectorWeights(ours, edge, _fingerprint(ours, edge))
@@ -168,43 +144,39 @@ def _rows(tensors: Tensors, layer: str) -> int:
 
 def _naming_of(theirs: Tensors) -> str:
     """The naming whose names are nearest to those of a file."""
-    wanted = {naming: {name for layer in key_table(naming) for name in layer.their_tensors()} for naming in NAMINGS}
+    wanted = {naming: {name for names in key_table(naming).values() for name in names} for naming in NAMINGS}
     return min(wanted, key=lambda naming: len(wanted[naming] ^ theirs.keys()))
 
 
-def _converted(layer: Layer, theirs: Tensors, *, caffe: bool) -> dict[str, torch.Tensor]:
+def _converted(layer: str, theirs: list[torch.Tensor], *, caffe: bool) -> dict[str, torch.Tensor]:
     """The tensors of one layer under our names."""
-    weight, *others = (theirs[name].float() for name in layer.their_tensors())
-    if layer.kind is Kind.NORMALISED:
+    weight, *others = theirs
+    if len(others) == len(NORM_TENSORS):
         scale, shift, mean, variance = others
         weight, bias = fuse_conv_bn_weights(weight, None, mean, variance, NORM_EPSILON, scale, shift)
-        tensors = {"weight": weight.data, "bias": bias.data}
-    else:
-        tensors = dict(zip(layer.kind.value, (weight, *others), strict=True))
-    if layer.ours == "rpn.objectness" and len(weight) == 2 * NUM_CELL_ANCHORS:
+        weight, others = weight.data, [bias.data]
+    tensors = dict(zip(("weight", "bias"), (weight, *others), strict=False))
+    if layer == "rpn.objectness" and len(weight) == 2 * NUM_CELL_ANCHORS:
         # The sigmoid of a difference of two logits is their softmax.
         tensors = {name: tensor[NUM_CELL_ANCHORS:] - tensor[:NUM_CELL_ANCHORS] for name, tensor in tensors.items()}
-    if caffe and layer.ours in ("class_score", "class_embedding", "attribute_score"):
+    if caffe and layer in ("class_score", "class_embedding", "attribute_score"):
         tensors = {name: tensor.roll(-1, dims=0) for name, tensor in tensors.items()}
-    return {f"{layer.ours}.{name}": tensor for name, tensor in tensors.items()}
+    return {f"{layer}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _wanted(layers: list[Layer], *, caffe: bool, two_logits: bool) -> Tensors:
+def _wanted(table: Mapping[str, list[str]], *, caffe: bool, two_logits: bool) -> dict[str, torch.Tensor]:
     """Every tensor of a file in one of the layouts, on the device "meta": for its shape."""
     with torch.device("meta"):
         ours = BottomUpNetwork().state_dict()
-        shapes = {"rpn.objectness": 2 * NUM_CELL_ANCHORS} if two_logits else {}
-        wanted = {}
-        for layer in layers:
-            for tensor, name in zip(layer.kind.value, layer.their_tensors(), strict=True):
-                if not layer.ours:
-                    rest = (FEATURE_DIM,) * (tensor == "weight")
-                    wanted[name] = torch.empty(4 * (NUM_CLASSES + caffe), *rest)
-                    continue
-                # Four numbers per channel normalise it, as many as there are biases once they are folded.
-                like = ours[f"{layer.ours}.bias" if tensor.startswith("norm.") else f"{layer.ours}.{tensor}"]
-                wanted[name] = torch.empty(shapes.get(layer.ours, len(like)), *like.shape[1:])
-        return wanted
+        box_deltas = torch.empty(4 * (NUM_CLASSES + caffe), FEATURE_DIM)
+        wanted = {f"{BOX_DELTAS}.weight": box_deltas, f"{BOX_DELTAS}.bias": box_deltas[:, 0]}
+        for layer, (weight, *others) in table.items():
+            like = ours[f"{layer}.weight"]
+            rows = 2 * NUM_CELL_ANCHORS if two_logits and layer == "rpn.objectness" else len(like)
+            wanted[weight] = torch.empty(rows, *like.shape[1:])
+            # A bias, or numbers that normalise a channel each.
+            wanted |= {name: torch.empty(rows) for name in others}
+    return wanted
 
 
 def _fingerprint(ours: Tensors, edge: float) -> str:
