@@ -27,6 +27,7 @@ from vsrn.encoders.explain import ExplainView
 from vsrn.search.build import update_index
 from vsrn.search.index import Index
 from vsrn.server.app import create_app
+from vsrn.server.indexing import Indexer
 from vsrn.server.photos import FileAnswer
 from vsrn.server.security import Access, Limits
 from vsrn.server.traffic import Metrics, Traffic
@@ -215,9 +216,9 @@ def test_the_original_s_file_is_closed_when_its_client_goes(tmp_path: Path) -> N
 
 
 def test_paths_are_told_at_the_machine_of_the_service_alone(place: Place) -> None:
-    index = place.open()
     bearer = {"Authorization": "Bearer 0123456789abcdef"}
-    with TestClient(create_app(index, index.encoder, Access("0123456789abcdef")), HOME, headers=bearer) as client:
+    indexer = Indexer(place.idx, Access("0123456789abcdef"))
+    with TestClient(create_app(indexer, place.open()), HOME, headers=bearer) as client:
         assert client.get("/api/about").json()["paths"] is False
         answer = client.get("/api/path?id=00.png")
         assert answer.status_code == 403
@@ -390,7 +391,7 @@ def test_uploads_touch_no_disk(place: Place, tmp_path: Path, monkeypatch: pytest
 
 def test_a_photo_that_never_arrives_is_not_waited_for(place: Place) -> None:
     index = place.open()
-    app = create_app(index, index.encoder, Access(), Limits(upload_seconds=0.05))
+    app = create_app(Indexer(place.idx, Access()), index, Limits(upload_seconds=0.05))
     scope: dict[str, Any] = {
         "type": "http",
         "method": "POST",

@@ -1,4 +1,4 @@
-"""The routes. What they answer with is in `schemas.py`, how in `service.py`, and to whom in `security.py`."""
+"""The routes. What they answer with is in `answers.py`, how in `service.py`, and to whom in `security.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 import vsrn
-from vsrn.encoders.base import Encoder
 from vsrn.errors import did_you_mean
 from vsrn.files import printable
 from vsrn.search.index import Index
@@ -38,20 +37,17 @@ from vsrn.server.answers import (
 from vsrn.server.indexing import Indexer, ServedIndex
 from vsrn.server.indexing import routes as indexing_routes
 from vsrn.server.photos import FileAnswer, Uploads, attachment
-from vsrn.server.security import Access, Guard, Limits
+from vsrn.server.security import Guard, Limits
 from vsrn.server.service import Service
 from vsrn.server.traffic import Metrics, Traffic
 
 STATIC = Path(__file__).parent / "static"
 LIMITS = Limits()
 MOST_NAME_LETTERS = 40
-PHOTO_BODY = {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
-JPEG: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
-}
-FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-}
+BYTES = {"schema": {"type": "string", "format": "binary"}}
+PHOTO_BODY = {"required": True, "content": {"image/*": BYTES}}
+JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": BYTES}}}
+FILE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": BYTES}}}
 
 Id = Annotated[str, Query(min_length=1, max_length=LIMITS.id_letters, description="A photo's id.")]
 Version = Annotated[str, Query(alias="v", max_length=64, description="Its version, so that browsers may keep it.")]
@@ -70,8 +66,7 @@ After = Annotated[
 ]
 Fold = Annotated[bool, Query(description="Put photos that look the same behind the first of them, in its `alike`.")]
 Least = Annotated[
-    float | None,
-    Query(allow_inf_nan=False, description="Only photos whose `fit`, or else `score`, is at least this."),
+    float | None, Query(allow_inf_nan=False, description="Only photos whose `fit`, or else `score`, is at least this.")
 ]
 View = Annotated[
     Literal["relevance", "words", "sentence"] | None,
@@ -282,27 +277,12 @@ def _kept(record: PhotoRecord, version: str) -> dict[str, str]:
     return {"Cache-Control": "private, max-age=31536000, immutable" if is_this else "no-cache"}
 
 
-def create_app(
-    index: Index | None,
-    encoder: Encoder | None,
-    access: Access,
-    limits: Limits = LIMITS,
-    indexer: Indexer | None = None,
-) -> FastAPI:
-    """The service over an open index, which it closes when it ends.
+def create_app(indexer: Indexer, index: Index | None = None, limits: Limits = LIMITS) -> FastAPI:
+    """The service over the index of an indexer.
 
-    index    None where there is none yet; it is opened as soon as it is there
-    encoder  another than the index's own, or None
-    indexer  what brings the index in step with its photos; needed where there is no index
+    index  the same, where it is open already; else it is opened as soon as it is there. The service closes it
     """
-    if indexer is None:
-        assert index is not None
-        indexer = Indexer(index.folder, access)
-
-    def begin(opened: Index) -> Service:
-        return Service(opened, opened.encoder if encoder is None else encoder, metrics, limits)
-
-    served = ServedIndex(indexer, begin)
+    served = ServedIndex(indexer, lambda opened: Service(opened, metrics, limits))
     metrics = Metrics(served.num_photos)
 
     @contextlib.asynccontextmanager
@@ -325,9 +305,9 @@ def create_app(
     )
     app.state.uploads, app.state.metrics, app.state.served = Uploads(limits), metrics, served
     # Without a token a service listens to its own machine alone.
-    app.state.paths = access.token is None
+    app.state.paths = indexer.access.token is None
     app.add_middleware(Traffic, metrics=metrics, most=limits.requests_at_once)
-    app.add_middleware(Guard, access=access)
+    app.add_middleware(Guard, access=indexer.access)
     add_refusals(app)
     app.include_router(routes)
     app.include_router(indexing_routes)

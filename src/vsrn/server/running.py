@@ -65,7 +65,7 @@ def serve(
         # What is missing or damaged is said here in one sentence; once the server runs it would be a stack trace.
         index.search("", 1)
     listener = listen(host, port)
-    server = server_of(create_app(index, None, access, limits, indexer), listener, limits)
+    server = server_of(create_app(indexer, index, limits), listener, limits)
     started(address_of(listener, host), None if index is None else len(index))
     # uvicorn raises the signal again when it has ended; by then there is nothing left to do.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}

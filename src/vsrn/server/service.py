@@ -17,7 +17,6 @@ import anyio.to_thread
 
 from vsrn.data.regions import Regions, pad_regions
 from vsrn.data.stand_ins import ReadWords
-from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.memory import give_back
 from vsrn.metrics import FloatArray
@@ -111,8 +110,9 @@ class Batcher(Generic[Item, Answer]):
 class Service:
     """Answers what the routes ask."""
 
-    def __init__(self, index: Index, encoder: Encoder, metrics: Metrics, limits: Limits) -> None:
-        self.index, self.encoder, self.limits = index, encoder, limits
+    def __init__(self, index: Index, metrics: Metrics, limits: Limits) -> None:
+        self.index, self.limits = index, limits
+        self.encoder = encoder = index.encoder
         of_sentences, of_photos, of_captions = (metrics.batches.labels(kind).observe for kind in INPUTS)
         self._sentences: Batcher[str, FloatArray] = Batcher(encoder.encode_captions, SENTENCES_AT_ONCE, of_sentences)
         self._photos: Batcher[Prepared, FloatArray] = Batcher(self._encode_photos, PHOTOS_AT_ONCE, of_photos)
