@@ -31,7 +31,6 @@ from vsrn.server.answers import (
     add_refusals,
     folded_of,
     problems,
-    result_of,
     version_of,
 )
 from vsrn.server.indexing import Indexer, ServedIndex
@@ -123,15 +122,11 @@ async def search(
     service: Served, sentence: Sentence, where: Filters, k: Count = 24, min_score: Least = None, fold: Fold = False
 ) -> SearchResult:
     """Photos that fit a sentence; none where no word of it names anything that the model knows."""
-    found = await service.fold(await service.search(sentence, k, where, min_score), fold)
-    return result_of(found, await service.read_words(sentence))
+    return await service.result(await service.search(sentence, k, where, min_score), sentence, fold)
 
 
 @routes.post(
-    "/api/search/photo",
-    tags=["search"],
-    openapi_extra={"requestBody": PHOTO_BODY},
-    responses=problems(400, 408, 413),
+    "/api/search/photo", tags=["search"], openapi_extra={"requestBody": PHOTO_BODY}, responses=problems(400, 408, 413)
 )
 async def search_photo(
     service: Served, request: Request, where: Filters, sentence: Words = "", k: Count = 24, fold: Fold = False
@@ -142,8 +137,7 @@ async def search_photo(
     """
     uploads: Uploads = request.app.state.uploads
     async with uploads.receive(request) as content:
-        found = await service.fold(await service.search_photo(content, k, where, sentence), fold)
-        return result_of(found, await service.read_words(sentence))
+        return await service.result(await service.search_photo(content, k, where, sentence), sentence, fold)
 
 
 @routes.get("/api/search/like", tags=["search"], responses=problems(404))
@@ -151,8 +145,7 @@ async def search_like(
     service: Served, id: Id, where: Filters, sentence: Words = "", k: Count = 24, fold: Fold = False
 ) -> SearchResult:
     """Photos like one of the index."""
-    found = await service.fold(await service.search_like(id, k, where, sentence), fold)
-    return result_of(found, await service.read_words(sentence))
+    return await service.result(await service.search_like(id, k, where, sentence), sentence, fold)
 
 
 @routes.get("/api/photos", tags=["photos"])

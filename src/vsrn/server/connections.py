@@ -212,10 +212,8 @@ class Connection(H11Protocol):
             self._waits_for = waits_for
             if self._timer is not None:
                 self._timer.cancel()
-                self._timer = None
-            if waits_for is not None:
-                seconds = self._limits.head_seconds if waits_for == "request" else self._limits.answer_seconds
-                self._timer = self.loop.call_later(seconds, self._too_late)
+            seconds = {"request": self._limits.head_seconds, "answer": self._limits.answer_seconds}.get(waits_for or "")
+            self._timer = None if seconds is None else self.loop.call_later(seconds, self._too_late)
 
     def _too_late(self) -> None:
         """Close; first say why where that can be heard: part of a request has come, and nothing waits to be sent."""

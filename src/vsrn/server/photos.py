@@ -36,26 +36,19 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Arrival:
-    """A photo of which a part has come.
+    """A photo of which a part has come."""
 
-    clock    ends it
-    ends     when it ends at the latest, by the event loop's time in seconds
-    content  what has come
-    gave_way whether it was ended for others that send faster
-    """
-
-    clock: asyncio.Timeout
-    ends: float
+    clock: asyncio.Timeout  # ends it
+    ends: float  # at the latest, by the event loop's time in seconds
     content: bytearray = field(default_factory=bytearray)
-    gave_way: bool = False
+    gave_way: bool = False  # whether it was ended for others that send faster
 
 
 class Uploads:
     """Receives photos. Clients that send slowly, or stop, hold up nobody: they give way to those that send."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._searching = 0
+        self.limits, self._searching = limits, 0
         # The one whose last piece came longest ago is first.
         self._arriving: dict[Arrival, None] = {}
 
@@ -238,6 +231,5 @@ def attachment(photo_id: str) -> str:
     stem, ending = PurePath(name).stem, PurePath(name).suffix
     if not ENDING.fullmatch(ending):
         stem, ending = name, ".jpg"
-    stem = stem[:MOST_NAME_LETTERS]
-    stem = f"_{stem[1:]}" if stem.startswith((".", " ")) else stem
+    stem = re.sub(r"^[. ]", "_", stem[:MOST_NAME_LETTERS])
     return f"attachment; filename*=UTF-8''{quote(stem + ending, safe='')}"

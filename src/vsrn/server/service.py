@@ -24,6 +24,7 @@ from vsrn.search.index import Hit, Index
 from vsrn.search.mixing import mixed
 from vsrn.search.records import PhotoRecord
 from vsrn.search.where import Where
+from vsrn.server.answers import SearchResult, result_of
 from vsrn.server.photos import draw_photo, longer_side, open_unchanged
 from vsrn.server.security import Limits
 from vsrn.server.traffic import Metrics
@@ -56,16 +57,16 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class Batcher(Generic[Item, Answer]):
-    """Gathers what coroutines ask into calls of one function, which runs in a thread of its own."""
+    """Gathers what coroutines ask into calls of one function, which runs in a thread of its own.
+
+    function  items -> an answer each, in order
+    most      items a call
+    heard     told the size of every batch
+    """
 
     def __init__(
         self, function: Callable[[list[Item]], Iterable[Answer]], most: int, heard: Callable[[int], object] = id
     ) -> None:
-        """
-        function  items -> an answer each, in order
-        most      items a call
-        heard     told the size of every batch
-        """
         self.function, self.most, self.heard = function, most, heard
         self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
@@ -169,9 +170,10 @@ class Service:
             vector = mixed(vector, await self._sentences.ask(sentence))
         return await self.read(self.index.search_vector, vector, k, where)
 
-    async def fold(self, hits: list[Hit], fold: bool) -> list[Hit]:
-        """The hits, by `Index.fold` where that is asked for."""
-        return await self.read(self.index.fold, hits) if fold else hits
+    async def result(self, hits: list[Hit], sentence: str, fold: bool) -> SearchResult:
+        """The hits, by `Index.fold` where that is asked for, and what the model makes of the sentence's words."""
+        found = await self.read(self.index.fold, hits) if fold else hits
+        return result_of(found, await self.read_words(sentence))
 
     async def photo(self, record: PhotoRecord, large: bool = False) -> bytes:
         """The photo as a JPEG. Raises `PhotoError` where its file is not what was indexed."""
@@ -190,9 +192,8 @@ class Service:
 
     def examples(self) -> list[str]:
         """Sentences that the model can read, to begin with."""
-        return [sentence for sentence in EXAMPLES if not self.encoder.vocabulary.unknown_words([sentence])][
-            :MOST_EXAMPLES
-        ]
+        known = [sentence for sentence in EXAMPLES if not self.encoder.vocabulary.unknown_words([sentence])]
+        return known[:MOST_EXAMPLES]
 
     def close(self) -> None:
         """Close threads and files."""
