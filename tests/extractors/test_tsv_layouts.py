@@ -214,9 +214,3 @@ def test_old_spellings_run_and_say_the_new_one(tmp_path: Path, capsys: pytest.Ca
     assert vsrn("import-tsv", table, more, "-o", tmp_path / "b", "--splits", "train") == 0
     for name in ("a", "b"):
         assert open_region_store(tmp_path / name, "train").ids == ["5", "6"]
-    # The photos are missed by `vsrn compare`, so it was this that ran.
-    for arguments in (["photos", "--compare", "x_ims.npy"], ["--compare", "x_ims.npy", "photos"]):
-        assert vsrn("extract", *arguments, "--first", "0") == 2
-        said = capsys.readouterr().err
-        assert "is `vsrn compare` now" in said
-        assert "--first is 0" in said
