@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import os
 import sys
@@ -24,11 +25,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 import vsrn
 from vsrn.encoders.explain import ExplainView
+from vsrn.errors import PhotoError
 from vsrn.search.build import update_index
 from vsrn.search.index import Index
+from vsrn.search.records import PhotoRecord
 from vsrn.server.app import create_app
 from vsrn.server.indexing import Indexer
-from vsrn.server.photos import FileAnswer
+from vsrn.server.photos import FileAnswer, open_unchanged
 from vsrn.server.security import Access, Limits
 from vsrn.server.traffic import Metrics, Traffic
 
@@ -192,6 +195,24 @@ def test_the_original_is_sent_byte_for_byte_to_be_kept(client: TestClient, place
         assert not set(name) & set('<>"/&?')
         assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
         assert client.get("/api/path", params={"id": photo["id"]}).json() == {"path": str(index.path(photo["id"]))}
+
+
+def test_the_original_of_a_long_video_is_sent_though_its_middle_was_never_read(tmp_path: Path) -> None:
+    video = tmp_path / "long.mp4"
+    part, middle = 32_000_000, 1_000
+    video.write_bytes(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom")
+    with video.open("rb+") as file:
+        file.truncate(2 * part + middle)
+    content = video.read_bytes()
+    known = hashlib.sha256(content[:part] + content[-part:]).hexdigest()
+    record = PhotoRecord(video.name, os.fsencode(video.name), len(content), 0, known, 9, 9, "")
+    with open_unchanged(video, record) as file:
+        assert file.read(12) == content[:12]
+    with video.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    with pytest.raises(PhotoError, match="has changed since it was indexed"):
+        open_unchanged(video, record)
 
 
 def test_the_original_s_file_is_closed_when_its_client_goes(tmp_path: Path) -> None:

@@ -178,13 +178,7 @@ def hit_of(found: FoundPhoto) -> Hit:
 
 def result_of(found: Iterable[FoundPhoto], words: ReadWords) -> SearchResult:
     """Photos that were found by a sentence, and what became of its words."""
-    return SearchResult(
-        hits=list(map(hit_of, found)),
-        unknown_words=words.unknown,
-        stand_ins={word: list(some) for word, some in words.stand_ins.items()},
-        spellings=words.spellings,
-        said=words.sentences(),
-    )
+    return SearchResult(hits=list(map(hit_of, found)), said=words.sentences(), **words.to_json())
 
 
 def version_of(record: PhotoRecord) -> str:

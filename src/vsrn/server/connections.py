@@ -94,16 +94,13 @@ class Listener(socket.socket):
     asyncio takes all connections that wait before it looks at the first. Where the files run out meanwhile, it
     logs a stack trace for each try, up to 2,048 in a row and again and again: 466,501 lines in 12 seconds. So the
     connections are counted here, where asyncio takes them.
-
-    most   connections at a time
-    idle   those without a request in work, the one that is longest so first
     """
 
     most = LEAST_CONNECTIONS
 
     def __init__(self, family: int, kind: int, protocol: int) -> None:
         super().__init__(family, kind, protocol)
-        self.idle: dict[Connection, None] = {}
+        self.idle: dict[Connection, None] = {}  # without a request in work, the one that is longest so first
         self._coming, self._open = 0, 0
 
     def accept(self) -> tuple[socket.socket, Any]:

@@ -97,26 +97,18 @@ class _Run:
         self.running, self.ended, self.said = False, ended, said
 
 
+@dataclass
 class Indexer:
     """Starts, watches and stops the one run."""
 
-    def __init__(
-        self,
-        folder: Path,
-        access: Access,
-        uri: str = "",
-        device: str = "auto",
-        plugins: Sequence[str] = (),
-        niceness: int = NICENESS,
-    ) -> None:
-        """
-        folder    of the index, which need not be there
-        uri       as in `open_index`, and so is `device`
-        plugins   modules that indexing imports first
-        niceness  by how much everything else goes before it, 0 to 19
-        """
-        self.folder, self.access = folder, access
-        self._uri, self._device, self._plugins, self._niceness = uri, device, plugins, niceness
+    folder: Path  # of the index, which need not be there
+    access: Access
+    uri: str = ""  # as in `open_index`, and so is `device`
+    device: str = "auto"
+    plugins: Sequence[str] = ()  # modules that indexing imports first
+    niceness: int = NICENESS  # by how much everything else goes before it, 0 to 19
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._run = _Run()
         self._child: Child | None = None
@@ -129,7 +121,7 @@ class Indexer:
 
     def open(self) -> Index:
         """The index. Raises `VsrnError` where it cannot be opened."""
-        return open_index(self.folder, self._uri, self._device)
+        return open_index(self.folder, self.uri, self.device)
 
     def refusal(self) -> str:
         """Why nothing can be indexed from here; empty where it can."""
@@ -158,8 +150,8 @@ class Indexer:
         with self._lock:
             if self._run.running:
                 raise HTTPException(409, "indexing runs already.")
-            asked = {"photos": folder, "uri": self._uri, "device": self._device}
-            self._child = Child(self.folder, self._plugins, self._niceness, **asked)
+            asked = {"photos": folder, "uri": self.uri, "device": self.device}
+            self._child = Child(self.folder, self.plugins, self.niceness, **asked)
             self._run = _Run(running=True)
             self._thread = threading.Thread(target=self._follow, args=(self._child, self._run), name="indexing")
             self._thread.start()

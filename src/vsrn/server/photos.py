@@ -14,7 +14,6 @@ import io
 import math
 import os
 import re
-import stat
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -131,17 +130,6 @@ ENDING = re.compile(
 )
 
 
-def longer_side(record: PhotoRecord, pixels: int) -> int:
-    """The longer side, in pixels, of a photo that is shrunk to so many pixels in all, or is smaller.
-
-    >>> record = PhotoRecord("a.jpg", b"a.jpg", 1, 0, "0" * 64, 4000, 1000, "")
-    >>> longer_side(record, 1_000_000), longer_side(record, 9_000_000)
-    (2000, 4000)
-    """
-    longer, shorter = max(record.width, record.height), max(1, min(record.width, record.height))
-    return max(1, min(longer, math.isqrt(pixels * longer // shorter)))
-
-
 def draw_photo(path: Path, record: PhotoRecord, side: int) -> bytes:
     """A JPEG of an indexed photo, upright, its longer side at most `side` pixels.
 
@@ -176,25 +164,19 @@ def read_unchanged(path: Path, record: PhotoRecord) -> FileContent:
 
 
 def open_unchanged(path: Path, record: PhotoRecord) -> BinaryIO:
-    """A file, open at its first byte, if its bytes are those that were indexed. Raises `PhotoError` if not.
-
-    Unlike `read_unchanged` it takes no memory, however large the file is.
-    """
+    """A file, open at its first byte, if it is what was indexed. Raises `PhotoError` if not."""
+    content = read_unchanged(path, record)
     try:
         # A pipe in the file's place would be waited for.
         file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     except OSError as error:
         raise PhotoError("this photo is gone since it was indexed; run `vsrn index` again.") from error
-    try:
-        status = os.fstat(file.fileno())
-        is_same = stat.S_ISREG(status.st_mode) and status.st_size == record.size
-        if is_same and hashlib.file_digest(file, "sha256").hexdigest() == record.sha256:
-            file.seek(0)
-            return file
-    except OSError:
-        pass
-    file.close()
-    raise PhotoError("this photo has changed since it was indexed; run `vsrn index` again.")
+    now = os.fstat(file.fileno())
+    moment = (content.inode, content.size, content.modified_ns, content.changed_ns)
+    if moment != (now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns):
+        file.close()
+        raise PhotoError("this photo has changed since it was indexed; run `vsrn index` again.")
+    return file
 
 
 class FileAnswer(StreamingResponse):

@@ -48,18 +48,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """Who may ask."""
 
-    token       what a request must bring, or None where everybody on this machine may ask
-    names       host names by which the service may be called besides plain addresses, in lower case
-    local       whether only this machine reaches it, not even through a proxy
-    may_choose  whether whoever is let in may name folders of this machine to index, which then needs a token: other
-                accounts of this machine would read with the rights of this one
-    """
-
-    token: str | None = None
-    names: frozenset[str] = frozenset({"localhost"})
-    local: bool = True
+    token: str | None = None  # what a request must bring; None where everybody on this machine may ask
+    names: frozenset[str] = frozenset({"localhost"})  # of the service, besides plain addresses; in lower case
+    local: bool = True  # whether only this machine reaches it, not even through a proxy
+    # Whether whoever is let in may name folders of this machine to index, which then needs a token: other accounts of
+    # this machine would read with the rights of this one.
     may_choose: bool = False
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ company: a request that finds the encoder idle goes in alone and at once.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from vsrn.search.mixing import mixed
 from vsrn.search.records import PhotoRecord
 from vsrn.search.where import Where
 from vsrn.server.answers import SearchResult, result_of
-from vsrn.server.photos import draw_photo, longer_side, open_unchanged
+from vsrn.server.photos import draw_photo, open_unchanged
 from vsrn.server.security import Limits
 from vsrn.server.traffic import Metrics
 
@@ -178,7 +179,8 @@ class Service:
     async def photo(self, record: PhotoRecord, large: bool = False) -> bytes:
         """The photo as a JPEG. Raises `PhotoError` where its file is not what was indexed."""
         path = await self.read(self.index.path, record.id)
-        side = longer_side(record, self.limits.large_pixels) if large else self.limits.photo_side
+        longer, shorter = max(record.width, record.height), max(1, min(record.width, record.height))
+        side = math.isqrt(self.limits.large_pixels * longer // shorter) if large else self.limits.photo_side
         return await anyio.to_thread.run_sync(draw_photo, path, record, side, limiter=self._decoders)
 
     async def original(self, record: PhotoRecord) -> BinaryIO:
