@@ -309,16 +309,6 @@ def test_options_of_evaluate_that_contradict_each_other_are_refused_before_anyth
         assert "encoding" not in said
 
 
-def test_the_older_name_of_an_option_works_with_a_note(
-    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = str(make_model(tmp_path / "model", store))
-    assert run_command("evaluate", [model, "--split", "dev", "--captions"]) == 2
-    said = capsys.readouterr().err
-    assert "--captions is now called --score-captions" in said
-    assert "has no captioner" in said
-
-
 def test_an_empty_list_of_models_is_refused() -> None:
     with pytest.raises(ConfigError, match="weights") as raised:
         vsrn.evaluate(["flickr8k-small"], weights=[1, 2])

@@ -98,8 +98,7 @@ def copy_place(place: Place, folder: Path) -> Place:
 
 def client_of(place: Place, limits: Limits = SMALL) -> Iterator[TestClient]:
     """A client of the app itself, once."""
-    index = place.open()
-    app = create_app(index, index.encoder, Access(), limits)
+    app = create_app(Indexer(place.idx, Access()), place.open(), limits)
     with TestClient(app, base_url=HOME, raise_server_exceptions=False) as client:
         yield client
 
@@ -112,7 +111,7 @@ def serving(
     limits, access = limits or Limits(), access or Access()
     indexer = Indexer(place.idx, access, plugins=plugins, niceness=0)
     index = indexer.open() if indexer.has_index else None
-    app = create_app(index, None, access, limits, indexer)
+    app = create_app(indexer, index, limits)
     listening = listen("127.0.0.1", 0)
     server = server_of(app, listening, limits)
     server.config.timeout_graceful_shutdown = 1

@@ -45,7 +45,7 @@ def asking(folder: Path, access: Access, plugins: tuple[str, ...] = ("sleeper",)
     """A client of a service over the index in a folder, where there is one."""
     indexer = Indexer(folder, access, plugins=plugins, niceness=0)
     index = indexer.open() if indexer.has_index else None
-    app = create_app(index, None, access, SMALL, indexer)
+    app = create_app(indexer, index, SMALL)
     with TestClient(app, base_url=HOME, headers=BEARER, raise_server_exceptions=False) as client:
         yield client
 

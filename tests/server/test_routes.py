@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import os
 import sys
@@ -24,10 +25,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 import vsrn
 from vsrn.encoders.explain import ExplainView
+from vsrn.errors import PhotoError
 from vsrn.search.build import update_index
 from vsrn.search.index import Index
+from vsrn.search.records import PhotoRecord
 from vsrn.server.app import create_app
-from vsrn.server.photos import FileAnswer
+from vsrn.server.indexing import Indexer
+from vsrn.server.photos import FileAnswer, open_unchanged
 from vsrn.server.security import Access, Limits
 from vsrn.server.traffic import Metrics, Traffic
 
@@ -193,6 +197,24 @@ def test_the_original_is_sent_byte_for_byte_to_be_kept(client: TestClient, place
         assert client.get("/api/path", params={"id": photo["id"]}).json() == {"path": str(index.path(photo["id"]))}
 
 
+def test_the_original_of_a_long_video_is_sent_though_its_middle_was_never_read(tmp_path: Path) -> None:
+    video = tmp_path / "long.mp4"
+    part, middle = 32_000_000, 1_000
+    video.write_bytes(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom")
+    with video.open("rb+") as file:
+        file.truncate(2 * part + middle)
+    content = video.read_bytes()
+    known = hashlib.sha256(content[:part] + content[-part:]).hexdigest()
+    record = PhotoRecord(video.name, os.fsencode(video.name), len(content), 0, known, 9, 9, "")
+    with open_unchanged(video, record) as file:
+        assert file.read(12) == content[:12]
+    with video.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    with pytest.raises(PhotoError, match="has changed since it was indexed"):
+        open_unchanged(video, record)
+
+
 def test_the_original_s_file_is_closed_when_its_client_goes(tmp_path: Path) -> None:
     (tmp_path / "large.jpg").write_bytes(bytes(1_000_000))
     file = (tmp_path / "large.jpg").open("rb")
@@ -215,9 +237,9 @@ def test_the_original_s_file_is_closed_when_its_client_goes(tmp_path: Path) -> N
 
 
 def test_paths_are_told_at_the_machine_of_the_service_alone(place: Place) -> None:
-    index = place.open()
     bearer = {"Authorization": "Bearer 0123456789abcdef"}
-    with TestClient(create_app(index, index.encoder, Access("0123456789abcdef")), HOME, headers=bearer) as client:
+    indexer = Indexer(place.idx, Access("0123456789abcdef"))
+    with TestClient(create_app(indexer, place.open()), HOME, headers=bearer) as client:
         assert client.get("/api/about").json()["paths"] is False
         answer = client.get("/api/path?id=00.png")
         assert answer.status_code == 403
@@ -390,7 +412,7 @@ def test_uploads_touch_no_disk(place: Place, tmp_path: Path, monkeypatch: pytest
 
 def test_a_photo_that_never_arrives_is_not_waited_for(place: Place) -> None:
     index = place.open()
-    app = create_app(index, index.encoder, Access(), Limits(upload_seconds=0.05))
+    app = create_app(Indexer(place.idx, Access()), index, Limits(upload_seconds=0.05))
     scope: dict[str, Any] = {
         "type": "http",
         "method": "POST",

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from serving import HOME, Place, make_place
 
 from vsrn.server.app import STATIC, create_app
+from vsrn.server.indexing import Indexer
 from vsrn.server.security import Access, is_loopback, names_of
 
 TOKEN = "a token of some length"
@@ -45,8 +46,7 @@ def guarded(place: Place) -> Iterator[TestClient]:
 
 
 def client_of(place: Place, access: Access) -> Iterator[TestClient]:
-    index = place.open()
-    with TestClient(create_app(index, index.encoder, access), base_url=HOME) as client:
+    with TestClient(create_app(Indexer(place.idx, access), place.open()), base_url=HOME) as client:
         yield client
 
 

@@ -42,8 +42,6 @@ COMMANDS = {
     "convert": "a checkpoint published in 2019 -> a model of ours",
     "export": "a run -> the files that a search needs, or ONNX encoders that need no torch",
 }
-# What commands were called before.
-OLD_NAMES = {"import-tsv": "import"}
 # Options of `vsrn extract` that became commands of their own.
 BECAME = {"--from-tsv": "import", "--compare": "compare"}
 USAGE_ERROR = 2
@@ -60,25 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _expect_no_reader()
         sys.exit(0 if arguments else USAGE_ERROR)
     command, *rest = arguments
-    command, rest = _as_spelled_now(OLD_NAMES.get(command, command), rest)
+    option = next((option for option in BECAME if command == "extract" and option in rest), None)
+    if option is not None:
+        print(f"`vsrn extract {option}` is `vsrn {BECAME[option]}` now; running that.", file=sys.stderr)
+        # The features of `--compare FEATURES PHOTOS` come last now, the files of `--from-tsv FILES` first.
+        before, (features, *after) = rest[: rest.index(option)], rest[rest.index(option) + 1 :] or [""]
+        moved = [*before, *after, features] if option == "--compare" else [features, *after, *before]
+        command, rest = BECAME[option], moved
+    command = "import" if command == "import-tsv" else command  # what it was called before
     if command not in COMMANDS:
         sys.exit(complain(f"there is no command '{command}'.{did_you_mean(command, COMMANDS)} See `vsrn --help`."))
     sys.exit(run_command(command, rest))
-
-
-def _as_spelled_now(command: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """`vsrn extract --from-tsv FILES` and `--compare FEATURES` as the commands that they became, which is said."""
-    option = next((option for option in BECAME if option in arguments), None)
-    if command != "extract" or option is None:
-        return command, arguments
-    at = arguments.index(option)
-    end = next((at for at in range(at + 1, len(arguments)) if arguments[at].startswith("-")), len(arguments))
-    values, others = arguments[at + 1 : end], arguments[:at] + arguments[end:]
-    print(f"`vsrn extract {option}` is `vsrn {BECAME[option]}` now; running that.", file=sys.stderr)
-    if option == "--compare":
-        # What follows the features may be the folder of photos, which comes first now.
-        return BECAME[option], [*values[1:], *others, *values[:1]]
-    return BECAME[option], [*values, *others]
 
 
 def run_command(command: str, arguments: list[str]) -> int:

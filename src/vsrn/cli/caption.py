@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import (
-    Beam,
-    Decoders,
-    Device,
-    EncodedAtOnce,
-    Json,
-    Model,
-    Precision,
-    check_from_one,
-    print_json,
-)
+from vsrn.cli.options import Beam, Decoders, Device, EncodedAtOnce, Json, Model, Precision, check_from_one, print_json
 from vsrn.cli.progress import ProgressBar
 from vsrn.errors import ConfigError
 from vsrn.files import printable
@@ -40,7 +30,7 @@ def main(
     batch_size: EncodedAtOnce = None,
     workers: Decoders = None,
     json: Json = False,
-) -> int:
+) -> None:
     """Write a sentence for each photo.
 
     $ vsrn caption beach.jpg snow.jpg
@@ -72,11 +62,10 @@ def main(
                 found.append({"image": printable(name), "caption": written.text, "score": round(written.score, 6)})
                 bar.advance(1)
         print_json({"captions": found})
-        return 0
+        return
     for name, written in captioned:
         text = printable(written.text)
         print(text if len(images or id) == 1 else f"{printable(name)}  {text}", flush=True)
-    return 0
 
 
 def _of_index(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vsrn.cli.options import Device, FollowLinks, Json, Photos, Restval, print_json
-from vsrn.cli.progress import ProgressBar, say
-from vsrn.errors import ConfigError
+from vsrn.cli.extract import extractor_of
+from vsrn.cli.options import Device, FollowLinks, Json, Photos, Restval, check_from_one, print_json
+from vsrn.cli.progress import ProgressBar
 from vsrn.files import printable
 
 if TYPE_CHECKING:
@@ -53,14 +53,10 @@ def main(
         weights: As in `vsrn extract`.
         first: How many photos.
     """
-    if first < 1:
-        raise ConfigError(f"--first is {first}; it must be 1 or more.")
-    say(f"Loading the extractor '{extractor}'...")
-    from vsrn.extractors.base import make_extractor
+    check_from_one(first=first)
+    made = extractor_of(extractor, None, {"weights": weights}, device)
     from vsrn.extractors.compare import compare, find_rows, open_existing, photos_to_compare
 
-    # A person typed the name, so what it stands for may be downloaded.
-    made = make_extractor(extractor, weights, download=True, device=device)
     existing = open_existing(features)
     photos_of = photos_to_compare(photos, captions, split, restval=restval, follow_links=follow_links)
     rows, by_ids = find_rows([photo for photo, _ in photos_of], existing)
@@ -103,13 +99,13 @@ def _lines(result: dict[str, Any]) -> list[str]:
     agree = f"{result['agreeing']:.1%} of the regions of {len(result['photos'])} photos agree"
     features, how = printable(result["existing"]), "found by their ids" if result["rows_by"] == "ids" else "in order"
     if result["same"]:
-        return [
-            *lines,
+        lines.append(
             f"SAME: {agree}, {result['in_place']:.0%} of them in the same place; '{result['extractor']}' makes the"
-            f" features of {features} (rows {how}).",
-        ]
-    return [
-        *lines,
-        f"DIFFERENT: only {agree}; '{result['extractor']}' does not make the features of {features}, or its rows are"
-        f" other photos' (rows {how}).",
-    ]
+            f" features of {features} (rows {how})."
+        )
+    else:
+        lines.append(
+            f"DIFFERENT: only {agree}; '{result['extractor']}' does not make the features of {features}, or its rows"
+            f" are other photos' (rows {how})."
+        )
+    return lines

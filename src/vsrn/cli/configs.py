@@ -10,7 +10,7 @@ from vsrn.configs import CONFIGS, config_names
 from vsrn.errors import ConfigError, did_you_mean
 
 
-def main(name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = "") -> int:
+def main(name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = "") -> None:
     """List the configs that `vsrn train` knows by name, or print one of them.
 
     $ vsrn configs flickr8k > mine.toml
@@ -22,11 +22,10 @@ def main(name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME
         raise ConfigError(
             f"there is no packaged config '{name}'.{did_you_mean(name, config_names())} `vsrn configs` lists them."
         )
+    texts = {each: (CONFIGS / f"{each}.toml").read_text(encoding="utf-8") for each in config_names()}
     if name:
-        print((CONFIGS / f"{name}.toml").read_text(encoding="utf-8"), end="")
-        return 0
-    width = max(map(len, config_names()))
-    for each in config_names():
-        first_line = (CONFIGS / f"{each}.toml").read_text(encoding="utf-8").partition("\n")[0]
-        print(f"{each:<{width}}  {first_line.removeprefix('#').strip()}")
-    return 0
+        print(texts[name], end="")
+        return
+    width = max(map(len, texts))
+    for each, text in texts.items():
+        print(f"{each:<{width}}  {text.splitlines()[0].removeprefix('#').strip()}")

@@ -18,7 +18,7 @@ def main(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")],
     captioner: Path | None = None,
     json: Json = False,
-) -> int:
+) -> None:
     """Read what the authors published in 2019, safely, and write it in our format.
 
     $ vsrn convert model_coco_1.pth.tar --vocab coco_precomp_vocab.pkl -o vsrn-coco-1
@@ -31,6 +31,8 @@ def main(
         output: Folder to write; it must not hold a model yet.
         captioner: The captioner's weights, where they were saved beside the checkpoint.
     """
+    from vsrn.convert.checkpoint import read_checkpoint
+    from vsrn.data.vocabulary import read_vocabulary
     from vsrn.errors import CheckpointError, VocabularyError
     from vsrn.model.registry import build_model
     from vsrn.model.saved import WEIGHTS_FILE, StoredModel, write_model
@@ -38,9 +40,6 @@ def main(
 
     if any((output / part).exists() for part in (WEIGHTS_FILE, "state")):
         raise CheckpointError(f"{output} already holds a model or a run; choose another folder with -o.")
-    from vsrn.convert.checkpoint import read_checkpoint
-    from vsrn.data.vocabulary import read_vocabulary
-
     vocabulary = read_vocabulary(vocab)
     legacy = read_checkpoint(checkpoint, captioner)
     if legacy.vocabulary_size != len(vocabulary):
@@ -56,4 +55,3 @@ def main(
         print_json({"model": str(output), "parameters": parameters, "num_words": len(vocabulary)})
     say(f"{output}: {parameters:,} parameters, {len(vocabulary):,} words.")
     say(f"Next: vsrn evaluate {output} --data FOLDER --split test")
-    return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vsrn.cli.options import Device, Force, Json, Model, Precision, print_json, say_words, words_json
-from vsrn.errors import ConfigError
+from vsrn.cli.options import Device, Force, Json, Model, Precision, print_json, say_words
+from vsrn.errors import ConfigError, PhotoError
 from vsrn.files import printable
 from vsrn.pretrained import DEFAULT_MODEL
 
@@ -39,7 +41,7 @@ def main(
     device: Device = "auto",
     precision: Precision = "fp32",
     json: Json = False,
-) -> int:
+) -> None:
     """Draw where in a photo its match with a sentence lies: a heat map, and boxes around the best regions.
 
     $ vsrn explain beach.jpg "two dogs play on a beach" -o why.png
@@ -66,10 +68,14 @@ def main(
         raise ConfigError("--word has a view of its own; leave out --view.")
     view = "words" if word is not None else view
     photo, sentence = _question([word for word in (image, sentence) if word is not None], index, photo_id, model)
-    if output is None and not json:
-        output = Path(f"{photo.stem}-explained.png")
+    output = output or (None if json else Path(f"{photo.stem}-explained.png"))
     if index is None:
-        explanation, words, picture = _of_photo(photo, sentence, view, output, model, device, precision, force=force)
+        import vsrn
+
+        _check_output(output, photo, force=force)
+        encoder = vsrn.load(model or DEFAULT_MODEL, device, precision)
+        explanation, words = encoder.explain(photo, sentence, view), encoder.read_words(sentence)
+        picture = None if output is None else _decode(photo)
     else:
         explanation, words, picture = _of_index(index, str(photo_id), sentence, view, output, force=force)
     explanation = explanation if word is None else explanation.of_word(word)
@@ -77,30 +83,9 @@ def main(
         _draw(output, picture, explanation, sentence if word is None else f"{sentence}: {word}", k)
     say_words(words)
     if json:
-        print_json({"photo": str(photo), "sentence": sentence} | words_json(words) | explanation.to_json())
+        print_json({"photo": str(photo), "sentence": sentence} | words.to_json() | explanation.to_json())
     else:
         _show(explanation, k, output)
-    return 0
-
-
-def _of_photo(
-    photo: Path,
-    sentence: str,
-    view: ExplainView | None,
-    output: Path | None,
-    model: str | None,
-    device: str,
-    precision: Precision,
-    *,
-    force: bool,
-) -> tuple[Explanation, ReadWords, Image | None]:
-    """The explanation of a photo, the words, and, where a picture is wanted, the photo to draw on."""
-    import vsrn
-
-    _check_output(output, photo, force=force)
-    encoder = vsrn.load(model or DEFAULT_MODEL, device, precision)
-    explanation, words = encoder.explain(photo, sentence, view), encoder.read_words(sentence)
-    return explanation, words, _decode(photo) if output is not None else None
 
 
 def _of_index(
@@ -116,16 +101,13 @@ def _of_index(
 
 
 def _question(words: Sequence[str], index: Path | None, photo_id: str | None, model: str | None) -> tuple[Path, str]:
-    """The photo, or its id as a path, and the sentence; where the index names the photo, the only word is the sentence.
-
-    Raises `ConfigError` where they are not one of each.
-    """
+    """The photo, or its id as a path, and the sentence. Raises `ConfigError` where they are not one of each."""
     if (index is None) != (photo_id is None):
         raise ConfigError("a photo of an index is named by both --index INDEX and --id ID.")
     if index is not None and model is not None:
         raise ConfigError("an index brings its own model; leave out --model.")
-    wanted = 2 if photo_id is None else 1
-    if len(words) != wanted:
+    # Where the index names the photo, the only word is the sentence.
+    if len(words) != (2 if photo_id is None else 1):
         raise ConfigError(
             'explain one photo and one sentence: vsrn explain IMAGE "a sentence", or vsrn explain --index INDEX --id ID'
             ' "a sentence".'
@@ -162,36 +144,27 @@ def _decode(photo: Path) -> Image:
 
 def _photo_of(index: Index, photo_id: str) -> Image:
     """The photo itself where it is as it was when it was indexed, or else its thumbnail."""
-    import io
-
     from PIL import Image
 
-    from vsrn.errors import PhotoError
-
     path, known = index.path(photo_id), index.photo(photo_id)
-    try:
+    with contextlib.suppress(OSError, PhotoError):
         status = path.stat()
         if (status.st_size, status.st_mtime_ns) == (known.size, known.modified_ns):
             return _decode(path)
-    except (OSError, PhotoError):
-        pass
     print(f"{printable(path)} is not as it was indexed; its thumbnail is drawn on instead.", file=sys.stderr)
     return Image.open(io.BytesIO(index.thumbnail(photo_id)))
 
 
 def _draw(output: Path, picture: Image, explanation: Explanation, sentence: str, k: int) -> None:
-    import io
-
     from PIL import Image
 
     from vsrn.encoders.draw import draw_explanation
-    from vsrn.files import write_atomically
+    from vsrn.files import replacing
 
-    buffer = io.BytesIO()
     drawn = draw_explanation(picture, explanation, sentence, k)
-    drawn.save(buffer, Image.registered_extensions()[output.suffix.lower()], quality=90)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, buffer.getvalue())
+    with replacing(output) as temporary:
+        drawn.save(temporary, Image.registered_extensions()[output.suffix.lower()], quality=90)
 
 
 def _show(explanation: Explanation, k: int, picture: Path | None) -> None:

@@ -9,6 +9,7 @@ import tyro
 
 from vsrn.cli.options import Json, print_json
 from vsrn.cli.progress import say
+from vsrn.errors import ConfigError
 
 
 def main(
@@ -18,7 +19,7 @@ def main(
     onnx: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     half: bool = False,
     json: Json = False,
-) -> int:
+) -> None:
     """Write what is needed to use a trained model, and nothing of its training.
 
     $ vsrn export runs/flickr8k -o flickr8k
@@ -33,8 +34,6 @@ def main(
         onnx: Folder to write the ONNX encoders to; it must not exist yet.
         half: Store all weights of the ONNX folder as float16: half the size, computed in float32 all the same.
     """
-    from vsrn.errors import ConfigError
-
     if output is None and onnx is None:
         raise ConfigError("say what to write: -o FOLDER for the model, --onnx FOLDER for encoders that need no torch.")
     if half and onnx is None:
@@ -55,4 +54,3 @@ def main(
         say(f"{name}: {size / 1e6:,.1f} MB.")
     if json:
         print_json({"written": [{"folder": name, "bytes": size} for name, size in sizes.items()]})
-    return 0

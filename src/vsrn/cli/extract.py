@@ -9,59 +9,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vsrn.cli.options import (
-    SKIPPED_SHOWN,
-    BatchSize,
-    Decoders,
-    Device,
-    Exclude,
-    Float32,
-    FollowLinks,
-    Json,
-    Output,
-    Photos,
-    Ray,
-    Restval,
-    Splits,
-    batches_of,
-    left_out_lines,
-    print_json,
-    skipped_json,
-    skipped_lines,
-)
+from vsrn.cli import options
 from vsrn.cli.progress import ProgressBar, say
+from vsrn.data.exclusion import Exclusion
 from vsrn.data.shards import parse_shard, shard_folder
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 
 if TYPE_CHECKING:
-    from vsrn.data.exclusion import Exclusion
     from vsrn.extractors.base import RegionExtractor
     from vsrn.extractors.extract import ExtractionReport
 
 
 def main(
-    photos: Photos,
+    photos: options.Photos,
     *,
-    output: Output,
+    output: options.Output,
     captions: Path | None = None,
-    splits: Splits = (),
-    restval: Restval = False,
+    splits: options.Splits = (),
+    restval: options.Restval = False,
     extractor: str = "grid",
     model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
     weights: Path | None = None,
     classes: Path | None = None,
     attributes: Path | None = None,
-    float32: Float32 = False,
-    batch_size: BatchSize = 32,
-    workers: Decoders = None,
-    follow_links: FollowLinks = False,
-    exclude: Exclude = (),
+    float32: options.Float32 = False,
+    batch_size: options.BatchSize = 32,
+    workers: options.Decoders = None,
+    follow_links: options.FollowLinks = False,
+    exclude: options.Exclude = (),
     shard: str | None = None,
-    ray: Ray = None,
-    device: Device = "auto",
-    json: Json = False,
-) -> int:
+    ray: options.Ray = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
     """Turn a folder of photos into a region store: features, boxes and ids of each photo's regions.
 
     $ vsrn extract flickr8k/images -o data/flickr8k --captions dataset_flickr8k.json
@@ -82,44 +63,37 @@ def main(
     """
     part = None if shard is None else parse_shard(shard)
     split = check_splits(captions, splits, restval=restval)
-    exclusion = _exclusion(photos, exclude, captions)
-    named = {"weights": weights, "classes": classes, "attributes": attributes}
-    made = _extractor(extractor, named, device) if model is None else _extractor_of(model, extractor, named, device)
+    if exclude and captions is not None:
+        raise ConfigError("--captions names the photos to read; leave out --exclude.")
+    exclusion = Exclusion(photos, [glob for globs in exclude for glob in globs])
+    made = extractor_of(extractor, model, {"weights": weights, "classes": classes, "attributes": attributes}, device)
     from vsrn.data.listing import find_photos
     from vsrn.extractors.extract import extract, extract_karpathy
 
     with ProgressBar("extracting") as bar, contextlib.ExitStack() as cluster:
         settings: dict[str, Any] = {"shard": part, "batch_size": batch_size, "workers": workers, "float32": float32}
         settings["progress"] = lambda split, done, total: bar.start(f"extracting {split}").at(done, total)
-        settings["batches"] = batches_of(ray, device, cluster)
+        settings["batches"] = options.batches_of(ray, device, cluster)
         if captions is None:
             found = find_photos(photos, leave_out=output, follow_links=follow_links, exclusion=exclusion)
             reports = [extract(found, made, output, split, **settings)]
         else:
             reports = extract_karpathy(captions, photos, made, output, splits=splits, restval=restval, **settings)
     store = output if part is None else shard_folder(output, *part)
-    return show(reports, store, (exclusion.num_folders, exclusion.num_files), json=json)
+    show(reports, store, (exclusion.num_folders, exclusion.num_files), json=json)
 
 
-def _exclusion(photos: Path, exclude: Sequence[Sequence[str]], captions: Path | None) -> Exclusion:
-    """What is left out of the folder. Raises `ConfigError` where captions name the photos, so that nothing can be."""
-    from vsrn.data.exclusion import Exclusion
+def extractor_of(name: str, model: str | None, files: Mapping[str, Path | None], device: str) -> RegionExtractor:
+    """The extractor of a name and its files, or the one that made what a model learned from.
 
-    if exclude and captions is not None:
-        raise ConfigError("--captions names the photos to read; leave out --exclude.")
-    return Exclusion(photos, [glob for globs in exclude for glob in globs])
+    Raises `ConfigError` where both a model and an extractor are named.
+    """
+    if model is None:
+        say(f"Loading the extractor '{name}'...")
+        from vsrn.extractors.base import make_extractor
 
-
-def _extractor(name: str, files: Mapping[str, Path | None], device: str) -> RegionExtractor:
-    """The extractor of a name that a person typed, so that what it stands for may be downloaded."""
-    say(f"Loading the extractor '{name}'...")
-    from vsrn.extractors.base import make_extractor
-
-    return make_extractor(name, **files, download=True, device=device)
-
-
-def _extractor_of(model: str, name: str, files: Mapping[str, Path | None], device: str) -> RegionExtractor:
-    """The extractor that made what a model learned from. Raises `ConfigError` where another is named beside it."""
+        # A person typed the name, so what it stands for may be downloaded.
+        return make_extractor(name, **files, download=True, device=device)
     if name != "grid" or any(files.values()):
         raise ConfigError("--model brings its extractor; leave out --extractor, --weights, --classes and --attributes.")
     say(f"Loading the extractor of {model}...")
@@ -139,24 +113,18 @@ def check_splits(captions: Path | None, splits: tuple[str, ...], *, restval: boo
     return splits[0] if splits else "photos"
 
 
-def show(
-    reports: Sequence[ExtractionReport], store: Path, left_out: tuple[int, int] = (0, 0), *, json: bool = False
-) -> int:
-    """Print what became of each split, for a person or as JSON, and return the exit code.
-
-    left_out  how many folders and how many files of the photos were left out
-    """
+def show(reports: Sequence[ExtractionReport], store: Path, left_out: tuple[int, int] = (0, 0), *, json: bool) -> None:
+    """Print what became of each split, and how many folders and files were left out, for a person or as JSON."""
     if json:
-        splits = [vars(report) | {"skipped": skipped_json(report.skipped)} for report in reports]
+        splits = [vars(report) | {"skipped": options.skipped_json(report.skipped)} for report in reports]
         counts = dict(zip(("num_folders_left_out", "num_files_left_out"), left_out, strict=True))
-        print_json({"store": str(store), "splits": splits, **counts})
-        return 0
+        options.print_json({"store": str(store), "splits": splits, **counts})
+        return
     for report in reports:
         was = " (finished before)" if report.already_done else ""
         lines = [f"{printable(store)}, split '{report.split}': {report.num_done:,} photos{was}"]
-        lines += skipped_lines(report.skipped)
-        if len(report.skipped) > SKIPPED_SHOWN:
+        lines += options.skipped_lines(report.skipped)
+        if len(report.skipped) > options.SKIPPED_SHOWN:
             lines.append(f"  all that was skipped: {printable(store / f'{report.split}_skipped.json')}")
         print("\n".join(lines))
-    print("".join(f"{line}\n" for line in left_out_lines(*left_out)), end="")
-    return 0
+    print("".join(f"{line}\n" for line in options.left_out_lines(*left_out)), end="")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from vsrn.cli.extract import check_splits, show
-from vsrn.cli.options import BatchSize, Float32, Json, Output, Restval, Splits, Workers
+from vsrn.cli.options import BatchSize, Float32, Json, Output, Restval, Splits
 from vsrn.cli.progress import ProgressBar, say
 from vsrn.errors import ConfigError
 
@@ -29,9 +29,9 @@ def main(
     attributes: Path | None = None,
     float32: Float32 = False,
     batch_size: BatchSize = 32,
-    workers: Workers = 2,
+    workers: int = 2,
     json: Json = False,
-) -> int:
+) -> None:
     """Turn published features into a region store, without photos: .npz, HDF5, safetensors, a file an image, or TSV.
 
     $ vsrn import trainval_36.tsv -o data/coco --captions dataset_coco.json --restval
@@ -46,6 +46,7 @@ def main(
             found by file name, COCO's number, or an id_mapping.json beside the features.
         classes: A file that names the classes whose numbers the features come with, one a line.
         attributes: A file that names the attributes, one a line.
+        workers: Threads that read and decode ahead.
     """
     if not files:
         raise ConfigError("no files are named; write vsrn import FILES -o STORE.")
@@ -69,7 +70,7 @@ def main(
                 reports += import_images(
                     published, output, dataset=captions, splits=splits, restval=restval, **settings
                 )
-    return show(reports, output, json=json)
+    show(reports, output, json=json)
 
 
 def _opened(files: Sequence[Path], output: Path, bar: ProgressBar, opened: contextlib.ExitStack) -> Published:
@@ -79,8 +80,5 @@ def _opened(files: Sequence[Path], output: Path, bar: ProgressBar, opened: conte
 
     if len(files) == 1 and (arrays := open_published_arrays(files[0], output, opened)) is not None:
         return arrays
-
-    def scanned(done: int, total: int) -> None:
-        bar.start("looking through the files", "MB").at(done >> 20, total >> 20)
-
-    return opened.enter_context(find_lines(files, output, scanned))
+    looking = bar.start("looking through the files", "MB")
+    return opened.enter_context(find_lines(files, output, lambda done, total: looking.at(done >> 20, total >> 20)))

@@ -12,23 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
-from vsrn.cli.options import (
-    SKIPPED_SHOWN,
-    BatchSize,
-    Decoders,
-    Device,
-    Exclude,
-    FollowLinks,
-    Json,
-    Model,
-    Ray,
-    batches_of,
-    imported_plugins,
-    left_out_lines,
-    print_json,
-    skipped_json,
-    skipped_lines,
-)
+from vsrn.cli import options
 from vsrn.cli.progress import ProgressBar, say
 from vsrn.errors import ConfigError, VsrnError
 from vsrn.files import printable
@@ -45,23 +29,23 @@ def main(
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PHOTOS...]")] = (),
     *,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="INDEX")] = None,
-    model: Model = None,
+    model: options.Model = None,
     no_explain: bool = False,
     engine: Literal["faiss", "milvus"] | None = None,
     uri: str = "",
-    follow_links: FollowLinks = False,
+    follow_links: options.FollowLinks = False,
     no_follow_links: bool = False,
-    exclude: Exclude = (),
+    exclude: options.Exclude = (),
     remove: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER...")] = (),
     prune: bool = False,
     thumbnail_side: int | None = None,
     check: bool = False,
     watch: bool = False,
-    batch_size: BatchSize = 32,
-    workers: Decoders = None,
-    ray: Ray = None,
-    device: Device = "auto",
-    json: Json = False,
+    batch_size: options.BatchSize = 32,
+    workers: options.Decoders = None,
+    ray: options.Ray = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
 ) -> int:
     """Index folders of photos, so that `vsrn search` finds them by a sentence.
 
@@ -91,30 +75,27 @@ def main(
         return _check(output, json=json)
     if follow_links and no_follow_links:
         raise ConfigError("--follow-links and --no-follow-links contradict each other; give one of them.")
-    asked: dict[str, Any] = {
-        "model": model,
-        "explain": False if no_explain else None,
-        "engine": engine,
-        "uri": uri,
-        "follow_links": follow_links if follow_links or no_follow_links else None,
-        "exclude": [glob for globs in exclude for glob in globs] if exclude else None,
-        "remove": remove,
-        "prune": prune,
-        "thumbnail_side": thumbnail_side,
-        "batch_size": batch_size,
-        "workers": workers,
-        "device": device,
-    }
+    if watch and ray is not None:
+        raise ConfigError("--watch and --ray contradict each other; leave one of them out.")
+    asked: dict[str, Any] = {"model": model, "engine": engine, "uri": uri, "remove": remove, "prune": prune}
+    asked |= {"thumbnail_side": thumbnail_side, "batch_size": batch_size, "workers": workers, "device": device}
+    # None leaves an index as it is.
+    asked["explain"] = False if no_explain else None
+    asked["follow_links"] = follow_links if follow_links or no_follow_links else None
+    asked["exclude"] = [glob for globs in exclude for glob in globs] if exclude else None
     say(f"Opening {printable(output)}...")
-    if watch:
-        if ray is not None:
-            raise ConfigError("--watch and --ray contradict each other; leave one of them out.")
-        return _watch(photos, output, asked, json=json)
+    return _watch(photos, output, asked, json=json) if watch else _update(photos, output, asked, ray, json=json)
+
+
+def _update(photos: Sequence[Path], index: Path, asked: dict[str, Any], ray: str | None, *, json: bool) -> int:
+    """Index once, in this process, and return the exit code; `asked` are arguments of `update_index`."""
     from vsrn.search.build import update_index
 
     with ProgressBar("indexing") as bar, contextlib.ExitStack() as cluster:
-        report = update_index(photos, output, progress=bar.at, **asked, batches=batches_of(ray, device, cluster))
-    _show(report, output, json=json)
+        report = update_index(
+            photos, index, progress=bar.at, **asked, batches=options.batches_of(ray, asked["device"], cluster)
+        )
+    _show(report, index, json=json)
     return 0
 
 
@@ -126,7 +107,7 @@ def _watch(photos: Sequence[Path], index: Path, asked: dict[str, Any], *, json: 
 
     check_installed()
     with ProgressBar("indexing") as bar:
-        report = Child(index, imported_plugins, niceness=0, photos=photos, **asked).report(bar.at)
+        report = Child(index, options.imported_plugins, niceness=0, photos=photos, **asked).report(bar.at)
     _show(report, index, json=json)
     sys.stdout.flush()  # which a journal reads now, not when this ends
     seen = read_overview(index)
@@ -135,19 +116,20 @@ def _watch(photos: Sequence[Path], index: Path, asked: dict[str, Any], *, json: 
     say(f"Watching {', '.join(map(str, folders))} ({how})")
     again = {name: asked[name] for name in ("uri", "batch_size", "workers", "device")}
     for _ in changes(folders, index, seen.exclude):
-        while (said := _update(index, again)) is None:
+        while (said := _update_in_child(index, again)) is None:
             time.sleep(SECONDS_TO_WAIT)
         if said:
             print(said, flush=True)
     raise AssertionError("it is watched until it is interrupted")
 
 
-def _update(index: Path, asked: dict[str, Any]) -> str | None:
+def _update_in_child(index: Path, asked: dict[str, Any]) -> str | None:
     """Bring a watched index up to date; a line about what changed, if anything. None where it failed, which is said."""
     from vsrn.search.child import Child
 
     try:
-        report = Child(index, imported_plugins, niceness=0, photos=None, **asked).report(lambda _done, _total: None)
+        child = Child(index, options.imported_plugins, niceness=0, photos=None, **asked)
+        report = child.report(lambda _done, _total: None)
     except VsrnError as error:
         say(f"{datetime.now():%Y-%m-%d %H:%M:%S} {error}")
         return None
@@ -176,12 +158,13 @@ def _check(index: Path, *, json: bool) -> int:
 
     found = check_index(index)
     if json:
-        print_json({"index": str(index), "damage": [{"what": one.what, "ids": one.ids} for one in found]})
+        options.print_json({"index": str(index), "damage": [{"what": one.what, "ids": one.ids} for one in found]})
         return DAMAGED if found else 0
+    most = options.SKIPPED_SHOWN
     for one in found:
-        print(f"{printable(index)}: {printable(one.what)}", *map(printable, one.ids[:SKIPPED_SHOWN]), sep="\n  ")
-        if len(one.ids) > SKIPPED_SHOWN:
-            print(f"  and {len(one.ids) - SKIPPED_SHOWN:,} more; --json lists them all")
+        print(f"{printable(index)}: {printable(one.what)}", *map(printable, one.ids[:most]), sep="\n  ")
+        if len(one.ids) > most:
+            print(f"  and {len(one.ids) - most:,} more; --json lists them all")
     if found:
         say(f"`vsrn index -o {printable(index)}` mends it, reading again only the photos concerned.")
         return DAMAGED
@@ -192,15 +175,15 @@ def _check(index: Path, *, json: bool) -> int:
 def _show(report: IndexReport, index: Path, *, json: bool) -> None:
     """Print what became of an index, and what to do about photos that are not there."""
     if json:
-        print_json({"index": str(index), **vars(report), "skipped": skipped_json(report.skipped)})
+        options.print_json({"index": str(index), **vars(report), "skipped": options.skipped_json(report.skipped)})
         return
     print(_summary(report, index))
     if report.num_mended:
         print(f"  of {report.num_mended:,} photos the index was damaged; they were read again")
     if len(report.folders) > 1:
         print(f"  of {len(report.folders):,} folders: {', '.join(map(printable, report.folders))}")
-    left_out = left_out_lines(report.num_folders_left_out, report.num_files_left_out, report.exclude)
-    for line in [*skipped_lines(report.skipped), *left_out]:
+    left_out = options.left_out_lines(report.num_folders_left_out, report.num_files_left_out, report.exclude)
+    for line in [*options.skipped_lines(report.skipped), *left_out]:
         print(line)
     for folder in report.away:
         say(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vsrn.search.overview import FolderOverview, IndexOverview
 
 
-def main(index: Index, *, json: Json = False) -> int:
+def main(index: Index, *, json: Json = False) -> None:
     """Say what an index holds: photos, folders, model, engine, size, what is left out, and what could not be read.
 
     $ vsrn info idx
@@ -28,7 +28,6 @@ def main(index: Index, *, json: Json = False) -> int:
         print_json({"index": str(index)} | _for_machines(seen))
     else:
         print("\n".join(_lines(index, seen)))
-    return 0
 
 
 def _for_machines(seen: IndexOverview) -> dict[str, Any]:

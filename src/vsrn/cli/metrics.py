@@ -22,7 +22,7 @@ def main(
     seed: Seed = 0,
     format: Format = "table",
     json: Json = False,
-) -> int:
+) -> None:
     """Recall@1, 5 and 10 both ways, median and mean rank and rsum of similarities that any model made.
 
     $ vsrn metrics scores.npy
@@ -47,4 +47,3 @@ def main(
     found = recall(scores, read_owners(image_of_caption, files), five_fold=five_fold, seed=seed)
     counted = list(weights) if weights and len(files) > 1 else None
     print_evaluation(replace(found, models=[str(file) for file in files], weights=counted), "json" if json else format)
-    return 0

@@ -22,6 +22,8 @@ from vsrn.files import printable
 if TYPE_CHECKING:
     from vsrn.data.region_store import SkippedPhoto
     from vsrn.data.stand_ins import ReadWords
+    from vsrn.evaluation.caption_scores import CaptionScores
+    from vsrn.evaluation.eccv import ExtendedEvaluation
     from vsrn.evaluation.evaluate import Evaluation
     from vsrn.evaluation.tables import TextFormat
     from vsrn.extractors.batches import BatchMaker
@@ -43,11 +45,7 @@ _HEADINGS = {
     "": "skipped",
 }
 # Of files that an extra would read, what a person calls them, and the extra.
-_NEEDS = {
-    "needs-heif": ("HEIC photo", "heif"),
-    "needs-raw": ("raw file", "raw"),
-    "needs-video": ("video", "video"),
-}
+_NEEDS = {"needs-heif": ("HEIC photo", "heif"), "needs-raw": ("raw file", "raw"), "needs-video": ("video", "video")}
 # The other commands neither build nor load a model or an extractor of the user's.
 WITHOUT_PLUGINS = ("configs", "demo", "import", "vocab", "convert", "metrics", "info")
 
@@ -78,16 +76,11 @@ Exclude = Annotated[
         " drops photos that are left out; given anew, they replace those before, and alone --exclude clears them.",
     ),
 ]
-Float32 = Annotated[bool, _arg(name="float32", help="Keep features as float32, not as float16; twice the size.")]
+Float32 = Annotated[bool, _arg(help="Keep features as float32, not as float16; twice the size.")]
 BatchSize = Annotated[int, _arg(help="Photos that are finished, and safe on disk, at a time.")]
-Workers = Annotated[int, _arg(help="Threads that read and decode ahead.")]
 Decoders = Annotated[
     int | None,
-    _arg(
-        name="workers",
-        metavar="INT",
-        help="Threads, or for a GPU processes, that decode photos ahead [default: one for each processor, or 8].",
-    ),
+    _arg(help="Threads, or for a GPU processes, that decode photos ahead [default: one for each processor, or 8]."),
 ]
 Beam = Annotated[int, _arg(help="Partial captions kept at every step, 1 to 100; 1 takes the likeliest word each time.")]
 Model = Annotated[
@@ -110,25 +103,19 @@ Ray = Annotated[
 ]
 Device = Annotated[str, _arg(metavar="DEVICE", help="Where to compute: cpu, cuda, mps, or auto for the best there is.")]
 Precision = Annotated[
-    Literal["fp32", "bf16"],
-    _arg(help="bf16 rounds weights and products, which is faster; for models that torch runs."),
+    Literal["fp32", "bf16"], _arg(help="bf16 rounds weights and products, which is faster; for models that torch runs.")
 ]
 EncodedAtOnce = Annotated[
-    int | None,
-    _arg(
-        name="batch-size",
-        metavar="INT",
-        help="Images worked on at a time [default: 128; of photos that are extracted here, 32].",
-    ),
+    int | None, _arg(help="Images worked on at a time [default: 128; of photos that are extracted here, 32].")
 ]
 Seed = Annotated[int, _arg(help="Of the draws that the 95% intervals come from.")]
 Weights = Annotated[
     tuple[float, ...], _arg(metavar="NUMBER...", help="How much each model of an ensemble counts [default: all alike].")
 ]
-Json = Annotated[bool, _arg(name="json", help="Print the result as JSON.")]
+Json = Annotated[bool, _arg(help="Print the result as JSON.")]
 Format = Annotated[
     Literal["table", "csv", "markdown", "latex", "json"],
-    _arg(name="format", help="How to print the result; --json is short for --format json."),
+    _arg(help="How to print the result; --json is short for --format json."),
 ]
 Plugins = Annotated[
     tuple[str, ...],
@@ -142,10 +129,8 @@ Plugins = Annotated[
 def call(function: Callable[..., int | None], command: str, arguments: Sequence[str]) -> int:
     """Parse a command's arguments as the parameters of its function, call it, and return its exit code.
 
-    Raises `ConfigError` where they are none.
-
-    Most commands also take `--plugin MODULE...` and import those modules before anything else.
-    Nothing but this option imports a plugin: a model's folder or an index never does.
+    Most commands also take `--plugin MODULE...` and import those modules before anything else. Nothing but this option
+    imports a plugin: a model's folder or an index never does. Raises `ConfigError` for arguments that cannot be read.
     """
     parameters = list(inspect.signature(function).parameters.values())
     hints = get_type_hints(function, include_extras=True)
@@ -189,13 +174,9 @@ def mistake_in(box: str, options: Sequence[str]) -> str:
     Unrecognized options: --devise. Did you mean '--device'?
     """
     # The first line is the title. Where the terminal has no UTF-8, the box is one of dashes and blanks.
-    parts: list[list[str]] = [[]]
-    for line in (line.strip("│|+ ") for line in box.strip("\n").splitlines()[1:]):
-        if line.strip("─╰╯-"):
-            parts[-1].append(line)
-        else:
-            parts.append([])
-    said = next((" ".join(part) for part in parts if part), "these arguments cannot be read")
+    lines = (line.strip("│|+ ") for line in box.strip("\n").splitlines()[1:])
+    text = "\n".join(line if line.strip("─╰╯-") else "" for line in lines).strip("\n")
+    said = text.partition("\n\n")[0].replace("\n", " ") or "these arguments cannot be read"
     unknown = re.findall(r"--[^\s=,]+", said) if said.startswith("Unrecognized") else []
     return f"{said.rstrip('.')}.{''.join(did_you_mean(word, options) for word in unknown)}"
 
@@ -209,7 +190,7 @@ def _metavar_without_none(hint: Any) -> str:
     return {Path: "PATH", str: "STR", int: "INT"}.get(kinds[0], "") if len(kinds) == 1 else ""
 
 
-# Those that were named, which processes that this one starts need too.
+# Processes that this one starts need them too.
 imported_plugins: list[str] = []
 
 
@@ -248,17 +229,8 @@ def say_words(words: ReadWords) -> None:
         say(printable(sentence))
 
 
-def words_json(words: ReadWords) -> dict[str, Any]:
-    """The words of a sentence that a model never read, for machines: `unknown_words`, `stand_ins`, `spellings`."""
-    stand_ins = {word: list(found) for word, found in words.stand_ins.items()}
-    return {"unknown_words": words.unknown, "stand_ins": stand_ins, "spellings": words.spellings}
-
-
 def say_unknown_share(share: float, whose: str) -> None:
-    """Say on standard error which share, 0 to 1, of the words of captions a model takes for `<unk>`; nothing of none.
-
-    whose  the vocabulary that lacks them, as the sentence names it
-    """
+    """Say on standard error which share, 0 to 1, of the words of captions some vocabulary lacks; nothing of none."""
     if share:
         say(f"{share:.1%} of the words of these captions are not in {whose}.")
     if share > MANY_UNKNOWN:
@@ -287,9 +259,8 @@ def skipped_json(skipped: Skipped) -> list[dict[str, str]]:
 
 
 def skipped_lines(skipped: Skipped) -> list[str]:
-    """Indented lines for a person about skipped files: damaged photos first, each with its reason, then what is no
-    photo, and what needs an extra, as one line each. Of one kind, the first `SKIPPED_SHOWN` are listed and the others
-    counted.
+    """Indented lines for a person about skipped files: those that are damaged and the like, each with its reason up to
+    `SKIPPED_SHOWN` of a kind, then what is no photo, and what needs an extra, as one line each.
     """
     lines: list[str] = []
     for kind, heading in _HEADINGS.items():
@@ -311,16 +282,11 @@ def skipped_lines(skipped: Skipped) -> list[str]:
 
 
 def left_out_lines(num_folders: int, num_files: int, globs: Sequence[str] = ()) -> list[str]:
-    """Indented lines for a person about folders and files that were left out, where there are any.
-
-    globs  that an index keeps
-    """
+    """Indented lines for a person about folders and files that were left out, and the globs that an index keeps."""
     counts = [(num_folders, "folder"), (num_files, "file")]
-    said = [f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count]
+    said = " and ".join(f"{count:,} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
     was = "was" if num_folders + num_files == 1 else "were"
-    lines = (
-        [f"  {' and '.join(said)} {was} left out (hidden, of the system, excluded, or part of a photo)"] if said else []
-    )
+    lines = [f"  {said} {was} left out (hidden, of the system, excluded, or part of a photo)"] if said else []
     return lines + ([f"  kept for the next runs: --exclude {' '.join(map(printable, globs))}"] if globs else [])
 
 
@@ -334,15 +300,27 @@ def _by_ending(names: Sequence[str]) -> str:
     return ", ".join([*shown, f"{others:,} with other endings"] if others else shown)
 
 
-def print_evaluation(evaluation: Evaluation, form: str) -> None:
-    """Print recalls on standard output: as the field's table, as CSV, Markdown or LaTeX, or as JSON."""
-    from rich.console import Console
+def print_evaluation(
+    evaluation: Evaluation,
+    form: str,
+    extended: ExtendedEvaluation | None = None,
+    scores: CaptionScores | None = None,
+    beam: int = 0,
+) -> None:
+    """Print all that was measured on standard output, as the field's tables or as JSON; other forms have the recalls.
 
-    from vsrn.evaluation.tables import as_lines, evaluation_table
-
+    form      as the option `--format` says
+    extended  the same by CxC and ECCV Caption
+    scores    those of captions that were written with a `beam`
+    """
     if form == "json":
-        print_json(evaluation.to_json())
+        written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
+        print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended.to_json()}))
     elif form == "table":
-        Console().print(evaluation_table(evaluation))
+        from vsrn.evaluation.report import print_tables
+
+        print_tables(evaluation, extended, scores, beam)
     else:
+        from vsrn.evaluation.tables import as_lines
+
         print(as_lines(evaluation, cast("TextFormat", form)))

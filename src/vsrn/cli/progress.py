@@ -6,8 +6,7 @@ import time
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 
 from vsrn.files import printable
 
@@ -46,14 +45,14 @@ class ProgressBar:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            _Rate(),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[words]}"),
             console=_console,
             transient=True,
             disable=not _console.is_terminal,
         )
-        self._id = self._progress.add_task(what, total=total, unit=unit, words="")
+        self._id = self._progress.add_task(what, total=total, unit=unit, rate="", words="")
 
     def __enter__(self) -> ProgressBar:
         self._progress.start()
@@ -65,17 +64,21 @@ class ProgressBar:
     def start(self, what: str, unit: str = "photos") -> ProgressBar:
         """Begin another job on the same bar, unless it is the one that is shown already; returns the bar."""
         if self._task.description != what:
-            self._progress.reset(self._id, description=what, unit=unit, words="")
+            self._progress.reset(self._id, description=what, unit=unit, rate="", words="")
             self._task.total = None
         return self
 
     def at(self, done: int, total: int | None = None, words: str = "") -> None:
         """Show that `done` units are finished, of `total` where it is known by now."""
         self._progress.update(self._id, completed=done, total=total, words=words)
-        now = time.monotonic()
+        task, now = self._task, time.monotonic()
+        # Rich leaves out the first step, so a resumed job does not count what it found done.
+        task.fields["rate"] = rate = f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else ""
         if not _console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            say(_line(self._task))
+            most = "?" if task.total is None else f"{task.total:,.0f}"
+            left = "" if task.time_remaining is None else f", {timedelta(seconds=int(task.time_remaining))} left"
+            say(f"{task.description}: {done:,} of {most} {task.fields['unit']} {rate}{left} {words}".rstrip())
 
     def advance(self, units: int) -> None:
         """Show that `units` more are finished."""
@@ -84,22 +87,3 @@ class ProgressBar:
     @property
     def _task(self) -> Task:
         return self._progress.tasks[0]
-
-
-class _Rate(ProgressColumn):
-    """Units finished per second. Rich leaves out the first step, so a resumed job does not count what it found done."""
-
-    def render(self, task: Task) -> Text:
-        return Text(_rate(task))
-
-
-def _rate(task: Task) -> str:
-    return f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else ""
-
-
-def _line(task: Task) -> str:
-    """The state of a job as one line: what, how far, how fast, time left, words."""
-    total = "?" if task.total is None else f"{task.total:,.0f}"
-    counted = f"{task.description}: {task.completed:,.0f} of {total} {task.fields['unit']}"
-    left = "" if task.time_remaining is None else f", {timedelta(seconds=int(task.time_remaining))} left"
-    return f"{counted} {_rate(task)}{left} {task.fields['words']}".rstrip()

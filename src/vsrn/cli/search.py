@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vsrn.cli.options import Device, Index, Json, Uri, print_json, say_words, words_json
+from vsrn.cli.options import Device, Index, Json, Uri, print_json, say_words
 from vsrn.errors import ConfigError
 from vsrn.files import printable
 
@@ -40,7 +40,7 @@ def main(
     uri: Uri = "",
     device: Device = "auto",
     json: Json = False,
-) -> int:
+) -> None:
     """Find photos by a sentence, or by a photo they should be like.
 
     $ vsrn search idx "two dogs play in the snow" -k 5
@@ -77,12 +77,11 @@ def main(
         say_words(words := opened.encoder.read_words(sentence or ""))
         if json:
             found = [_for_machines(hit) for hit in kept]
-            print_json({"index": str(index), "query": query} | words_json(words) | {"hits": found})
-            return 0
+            print_json({"index": str(index), "query": query} | words.to_json() | {"hits": found})
+            return
         _show(opened, kept)
         if not kept and (sentence is None or words.asks):
             print(_why_none(opened, where, any_found=bool(hits)), file=sys.stderr)
-    return 0
 
 
 def _query(sentence: str | None, image: Path | None, like: str | None, *, reranked: bool) -> dict[str, str]:
@@ -181,11 +180,11 @@ def kitty(jpeg: bytes) -> str:
 
     png = io.BytesIO()
     Image.open(io.BytesIO(jpeg)).save(png, "PNG")
-    content = base64.b64encode(png.getvalue()).decode()
-    chunks = [content[first : first + KITTY_CHUNK] for first in range(0, len(content), KITTY_CHUNK)]
-    keys = [f"a=T,f=100,r={ROWS},", *[""] * (len(chunks) - 1)]
-    more = [1] * (len(chunks) - 1) + [0]
-    return "".join(f"\x1b_G{key}m={last};{chunk}\x1b\\" for key, last, chunk in zip(keys, more, chunks, strict=True))
+    content, parts = base64.b64encode(png.getvalue()).decode(), []
+    for first in range(0, len(content), KITTY_CHUNK):
+        key, end = "" if first else f"a=T,f=100,r={ROWS},", first + KITTY_CHUNK
+        parts.append(f"\x1b_G{key}m={int(end < len(content))};{content[first:end]}\x1b\\")
+    return "".join(parts)
 
 
 def sixel(jpeg: bytes) -> str:

@@ -26,7 +26,7 @@ def main(
     choose_folder: bool = False,
     uri: Uri = "",
     device: Device = "auto",
-) -> int:
+) -> None:
     """Search an index in the browser, and let other programs ask it over HTTP.
 
     $ vsrn serve --open
@@ -54,6 +54,7 @@ def main(
         ) from error
     from vsrn.search.layout import INFO_FILE
     from vsrn.search.places import default_index
+    from vsrn.server.indexing import Indexer
     from vsrn.server.security import Access, is_loopback, names_of
 
     folder = index or default_index()
@@ -74,16 +75,14 @@ def main(
 
             webbrowser.open(page)
 
-    serve(folder, host, port, access, started, uri, device, plugins=imported_plugins, may_lack=index is None)
-    return 0
+    serve(Indexer(folder, access, uri, device, imported_plugins), host, port, started, may_lack=index is None)
 
 
 def _say_where(folder: Path, address: str, page: str, num_photos: int | None, *, may_choose: bool) -> None:
     """Say where the service is.
 
     page        its address with the token; empty where none is needed
-    num_photos  of the index; None where there is none yet
-    may_choose  whether an index may be made on the page
+    num_photos  of the index; None where there is none yet, which may be made on the page if `may_choose`
     """
     if num_photos is not None:
         say(f"{folder}: {num_photos:,} photos at {address} (Ctrl-C stops it)")

@@ -101,34 +101,28 @@ def train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
     """Train, alone or as one of the processes that `torchrun` started, and say where the result is."""
     say(f"Preparing {folder}...")
     from vsrn.training import distributed
+    from vsrn.training.run import prepare_run
+    from vsrn.training.trainer import Trainer
 
     with distributed.process_group(distributed.training_device(config.train.device)):
         if distributed.rank() > 0:
             mute()
-        return _train(config, folder, resume=resume, json=json and distributed.rank() == 0)
-
-
-def _train(config: Config, folder: Path, *, resume: bool, json: bool) -> int:
-    from vsrn.training import distributed
-    from vsrn.training.run import prepare_run
-    from vsrn.training.trainer import Trainer
-
-    prepared = prepare_run(config, folder, resume=resume, process=distributed.rank())
-    data = prepared.config.data
-    say(
-        f"{data.path or data.annotations}: learning from {prepared.train.num_images:,} images,"
-        f" {len(prepared.train.captions):,} captions and {len(prepared.vocabulary):,} words;"
-        f" {prepared.validation.num_images:,} images choose the best model."
-    )
-    reporter = TrainingReporter()
-    trainer = Trainer(prepared, reporter)
-    say_unknown_share(trainer.batches.unknown_share, "the vocabulary")
-    with ProgressBar("training", "steps", trainer.total_steps) as reporter.bar:
-        trainer.run(resume=resume)
-    progress = trainer.progress
-    if json:
-        best = {"best_rsum": progress.best_rsum, "best_step": progress.best_step}
-        print_json({"run": str(folder), "finished": trainer.finished, "step": progress.step, **best})
+        prepared = prepare_run(config, folder, resume=resume, process=distributed.rank())
+        data = prepared.config.data
+        say(
+            f"{data.path or data.annotations}: learning from {prepared.train.num_images:,} images,"
+            f" {len(prepared.train.captions):,} captions and {len(prepared.vocabulary):,} words;"
+            f" {prepared.validation.num_images:,} images choose the best model."
+        )
+        reporter = TrainingReporter()
+        trainer = Trainer(prepared, reporter)
+        say_unknown_share(trainer.batches.unknown_share, "the vocabulary")
+        with ProgressBar("training", "steps", trainer.total_steps) as reporter.bar:
+            trainer.run(resume=resume)
+        progress = trainer.progress
+        if json and distributed.rank() == 0:
+            best = {"best_rsum": progress.best_rsum, "best_step": progress.best_step}
+            print_json({"run": str(folder), "finished": trainer.finished, "step": progress.step, **best})
     if not trainer.finished:
         say(f"Stopped at step {progress.step:,}; everything is saved. To go on, add --resume to the command.")
         return 130

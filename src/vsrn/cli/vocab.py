@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from vsrn.cli.options import Force, Json, print_json
+from vsrn.cli.options import Force, Json, check_from_one, print_json
 from vsrn.cli.progress import say
 
 
@@ -20,7 +20,7 @@ def main(
     min_count: int = 4,
     force: Force = False,
     json: Json = False,
-) -> int:
+) -> None:
     """Build a vocabulary: every word that the captions use often enough, the most frequent first.
 
     $ vsrn vocab data/flickr8k -o vocabulary.json
@@ -37,31 +37,25 @@ def main(
         min_count: A word seen less often than this becomes <unk>.
     """
     from vsrn.data.vocabulary import build_vocabulary, is_vocabulary, read_vocabulary
-    from vsrn.errors import ConfigError, VocabularyError
+    from vsrn.errors import VocabularyError
     from vsrn.files import write_atomically
 
-    if min_count < 1:
-        raise ConfigError("--min-count must be 1 or more.")
+    check_from_one(min_count=min_count)
     if output.exists() and not force:
         raise VocabularyError(f"{output} is already there; name another file, or add --force to replace it.")
     captions = None if is_vocabulary(data) else _captions(data, splits)
     vocabulary = read_vocabulary(data) if captions is None else build_vocabulary(captions, min_count)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, vocabulary.to_json())
-    if captions is None:
-        if json:
-            print_json({"vocabulary": str(output), "num_words": len(vocabulary)})
-        say(f"{output}: {len(vocabulary):,} words of {data}.")
-        return 0
-    unknown = vocabulary.unknown_share(captions)
+    found: dict[str, object] = {"vocabulary": str(output), "num_words": len(vocabulary)}
+    whence = f"of {data}."
+    if captions is not None:
+        unknown = vocabulary.unknown_share(captions)
+        found |= {"num_captions": len(captions), "unknown_share": round(unknown, 6)}
+        whence = f"from {len(captions):,} captions; {unknown:.2%} of their words are rarer and become <unk>."
     if json:
-        counts = {"num_words": len(vocabulary), "num_captions": len(captions)}
-        print_json({"vocabulary": str(output), **counts, "unknown_share": round(unknown, 6)})
-    say(
-        f"{output}: {len(vocabulary):,} words from {len(captions):,} captions;"
-        f" {unknown:.2%} of their words are rarer and become <unk>."
-    )
-    return 0
+        print_json(found)
+    say(f"{output}: {len(vocabulary):,} words {whence}")
 
 
 def _captions(data: Path, splits: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import string
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,11 @@ class ReadWords(NamedTuple):
         if not self.asks:
             said.append("No word of the sentence names anything that the model knows; say it in other words.")
         return said
+
+    def to_json(self) -> dict[str, Any]:
+        """What is told of words that the model never read, as plain JSON types."""
+        stand_ins = {word: list(found) for word, found in self.stand_ins.items()}
+        return {"unknown_words": self.unknown, "stand_ins": stand_ins, "spellings": self.spellings}
 
 
 class StandIns:

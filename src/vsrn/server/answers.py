@@ -44,10 +44,7 @@ class Photo(BaseModel):
 class Folded(Photo):
     """A photo, and those that look like it."""
 
-    alike: list[Photo] = Field(
-        default_factory=list,
-        description="With `fold`: others of the answer that are copies or look the same.",
-    )
+    alike: list[Photo] = Field(description="With `fold`: others of the answer that are copies or look the same.")
 
 
 class Hit(Folded):
@@ -55,8 +52,7 @@ class Hit(Folded):
 
     score: float = Field(description="Inner product of its embedding with the query's; a cosine.")
     fit: float | None = Field(
-        default=None,
-        description="How likely it is, from 0 to 1, that it fits the sentence; null where nobody measured it.",
+        description="How likely it is, from 0 to 1, that it fits the sentence; null where nobody measured it."
     )
 
 
@@ -65,15 +61,13 @@ class SearchResult(BaseModel):
 
     hits: list[Hit]
     unknown_words: list[str] = Field(
-        default_factory=list, description="Words of the sentence that tell the model nothing: it never read them."
+        description="Words of the sentence that tell the model nothing: it never read them."
     )
     stand_ins: dict[str, list[str]] = Field(
-        default_factory=dict, description="Word that the model never read: the known words that stand in for it."
+        description="Word that the model never read: the known words that stand in for it."
     )
-    spellings: dict[str, str] = Field(
-        default_factory=dict, description="Unknown word: the word that it may be a misspelling of."
-    )
-    said: list[str] = Field(default_factory=list, description="The same for people, a sentence each.")
+    spellings: dict[str, str] = Field(description="Unknown word: the word that it may be a misspelling of.")
+    said: list[str] = Field(description="The same for people, a sentence each.")
 
 
 class Photos(BaseModel):
@@ -104,7 +98,7 @@ class ExplainedRegion(BaseModel):
     box: list[float] = Field(description="Left, top, right, bottom, as fractions of the photo's width and height.")
     weight: float = Field(description="How much it fits the sentence, or as `view` says.")
     share: float = Field(description="Its part of all that speaks for the match, from 0 to 1.")
-    label: str | None = Field(default=None, description="What a detector calls it, where there was one.")
+    label: str | None = Field(None, description="What a detector calls it, where there was one.")
 
 
 class ExplainedWord(BaseModel):
@@ -163,44 +157,28 @@ class State(BaseModel):
 
 def photo_of(record: PhotoRecord) -> Photo:
     """What is known of a photo."""
-    return Photo(**_photo_fields(record))
+    # A photo that changes gets another address, so that browsers may keep what they have.
+    query = f"?id={quote(record.id, safe='')}&v={version_of(record)}"
+    addresses = {name: f"api/{name}{query}" for name in ("photo", "original", "thumbnail")}
+    return Photo(id=record.id, width=record.width, height=record.height, taken=record.taken, **addresses)
 
 
 def folded_of(group: Sequence[PhotoRecord]) -> Folded:
     """What is known of a photo, and of those that look like it."""
-    first, *rest = group
-    return Folded(**_photo_fields(first), alike=[photo_of(one) for one in rest])
+    first, *rest = map(photo_of, group)
+    return Folded(**vars(first), alike=rest)
 
 
-def hits_of(found: Iterable[FoundPhoto]) -> list[Hit]:
-    """Photos that were found, with their scores."""
-    return [
-        Hit(
-            **_photo_fields(hit.photo),
-            alike=[photo_of(one.photo) for one in hit.alike],
-            score=round(hit.score, 6),
-            fit=None if hit.fit is None else round(hit.fit, 4),
-        )
-        for hit in found
-    ]
+def hit_of(found: FoundPhoto) -> Hit:
+    """What is known of a photo that was found, its score, and those that look like it."""
+    folded = folded_of([found.photo, *(one.photo for one in found.alike)])
+    fit = None if found.fit is None else round(found.fit, 4)
+    return Hit(**vars(folded), score=round(found.score, 6), fit=fit)
 
 
 def result_of(found: Iterable[FoundPhoto], words: ReadWords) -> SearchResult:
     """Photos that were found by a sentence, and what became of its words."""
-    return SearchResult(
-        hits=hits_of(found),
-        unknown_words=words.unknown,
-        stand_ins={word: list(some) for word, some in words.stand_ins.items()},
-        spellings=words.spellings,
-        said=words.sentences(),
-    )
-
-
-def _photo_fields(record: PhotoRecord) -> dict[str, Any]:
-    # A photo that changes gets another address, so that browsers may keep what they have.
-    query = f"?id={quote(record.id, safe='')}&v={version_of(record)}"
-    addresses = {name: f"api/{name}{query}" for name in ("photo", "original", "thumbnail")}
-    return {name: getattr(record, name) for name in ("id", "width", "height", "taken")} | addresses
+    return SearchResult(hits=list(map(hit_of, found)), said=words.sentences(), **words.to_json())
 
 
 def version_of(record: PhotoRecord) -> str:

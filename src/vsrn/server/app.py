@@ -1,4 +1,4 @@
-"""The routes. What they answer with is in `schemas.py`, how in `service.py`, and to whom in `security.py`."""
+"""The routes. What they answer with is in `answers.py`, how in `service.py`, and to whom in `security.py`."""
 
 from __future__ import annotations
 
@@ -13,45 +13,26 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 import vsrn
-from vsrn.encoders.base import Encoder
 from vsrn.errors import did_you_mean
 from vsrn.files import printable
 from vsrn.search.index import Index
 from vsrn.search.records import PhotoRecord
 from vsrn.search.where import Where
-from vsrn.server.answers import (
-    About,
-    Caption,
-    Explanation,
-    Folder,
-    Folders,
-    Location,
-    Photos,
-    SearchResult,
-    State,
-    add_refusals,
-    folded_of,
-    problems,
-    result_of,
-    version_of,
-)
+from vsrn.server import answers
 from vsrn.server.indexing import Indexer, ServedIndex
 from vsrn.server.indexing import routes as indexing_routes
 from vsrn.server.photos import FileAnswer, Uploads, attachment
-from vsrn.server.security import Access, Guard, Limits
+from vsrn.server.security import Guard, Limits
 from vsrn.server.service import Service
 from vsrn.server.traffic import Metrics, Traffic
 
 STATIC = Path(__file__).parent / "static"
 LIMITS = Limits()
 MOST_NAME_LETTERS = 40
-PHOTO_BODY = {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
-JPEG: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
-}
-FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-}
+BYTES = {"schema": {"type": "string", "format": "binary"}}
+PHOTO_BODY = {"required": True, "content": {"image/*": BYTES}}
+JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": BYTES}}}
+FILE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": BYTES}}}
 
 Id = Annotated[str, Query(min_length=1, max_length=LIMITS.id_letters, description="A photo's id.")]
 Version = Annotated[str, Query(alias="v", max_length=64, description="Its version, so that browsers may keep it.")]
@@ -70,8 +51,7 @@ After = Annotated[
 ]
 Fold = Annotated[bool, Query(description="Put photos that look the same behind the first of them, in its `alike`.")]
 Least = Annotated[
-    float | None,
-    Query(allow_inf_nan=False, description="Only photos whose `fit`, or else `score`, is at least this."),
+    float | None, Query(allow_inf_nan=False, description="Only photos whose `fit`, or else `score`, is at least this.")
 ]
 View = Annotated[
     Literal["relevance", "words", "sentence"] | None,
@@ -126,76 +106,75 @@ routes = APIRouter()
 @routes.get("/api/search", tags=["search"])
 async def search(
     service: Served, sentence: Sentence, where: Filters, k: Count = 24, min_score: Least = None, fold: Fold = False
-) -> SearchResult:
+) -> answers.SearchResult:
     """Photos that fit a sentence; none where no word of it names anything that the model knows."""
-    found = await service.fold(await service.search(sentence, k, where, min_score), fold)
-    return result_of(found, await service.read_words(sentence))
+    return await service.result(await service.search(sentence, k, where, min_score), sentence, fold)
 
 
 @routes.post(
     "/api/search/photo",
     tags=["search"],
     openapi_extra={"requestBody": PHOTO_BODY},
-    responses=problems(400, 408, 413),
+    responses=answers.problems(400, 408, 413),
 )
 async def search_photo(
     service: Served, request: Request, where: Filters, sentence: Words = "", k: Count = 24, fold: Fold = False
-) -> SearchResult:
+) -> answers.SearchResult:
     """Photos like the one in the body: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; with extras HEIC, raw files, videos.
 
     It is not kept.
     """
     uploads: Uploads = request.app.state.uploads
     async with uploads.receive(request) as content:
-        found = await service.fold(await service.search_photo(content, k, where, sentence), fold)
-        return result_of(found, await service.read_words(sentence))
+        return await service.result(await service.search_photo(content, k, where, sentence), sentence, fold)
 
 
-@routes.get("/api/search/like", tags=["search"], responses=problems(404))
+@routes.get("/api/search/like", tags=["search"], responses=answers.problems(404))
 async def search_like(
     service: Served, id: Id, where: Filters, sentence: Words = "", k: Count = 24, fold: Fold = False
-) -> SearchResult:
+) -> answers.SearchResult:
     """Photos like one of the index."""
-    found = await service.fold(await service.search_like(id, k, where, sentence), fold)
-    return result_of(found, await service.read_words(sentence))
+    return await service.result(await service.search_like(id, k, where, sentence), sentence, fold)
 
 
 @routes.get("/api/photos", tags=["photos"])
-async def photos(service: Served, where: Filters, after: After = None, k: Count = 24, fold: Fold = False) -> Photos:
+async def photos(
+    service: Served, where: Filters, after: After = None, k: Count = 24, fold: Fold = False
+) -> answers.Photos:
     """The photos taken last, and with `after` those before them, to the end of the index."""
     taken, _, row = (after or "").rpartition(AFTER)
     records = await service.read(service.index.latest, k, where, (taken, int(row)) if after else None)
     groups = await service.read(service.index.alike, records) if fold else [[place] for place in range(len(records))]
-    return Photos(
+    return answers.Photos(
         num_photos=await service.read(len, service.index),
         num_passing=await service.read(service.index.count, where),
-        photos=[folded_of([records[place] for place in group]) for group in groups],
+        photos=[answers.folded_of([records[place] for place in group]) for group in groups],
         next=f"{records[-1].taken}{AFTER}{records[-1].row}" if len(records) == k else None,
     )
 
 
 @routes.get("/api/folders", tags=["photos"])
-async def folders(service: Served) -> Folders:
+async def folders(service: Served) -> answers.Folders:
     """The folders below the indexed one."""
     found = await service.read(service.index.folders)
-    return Folders(folders=[Folder(folder=name, num_photos=count) for name, count in found.items()])
+    return answers.Folders(folders=[answers.Folder(folder=name, num_photos=count) for name, count in found.items()])
 
 
-@routes.get("/api/thumbnail", tags=["photos"], response_class=Response, responses=JPEG | problems(404))
+@routes.get("/api/thumbnail", tags=["photos"], response_class=Response, responses=JPEG | answers.problems(404))
 async def thumbnail(service: Served, id: Id, v: Version = "") -> Response:
     """A small JPEG of a photo."""
     record = await service.read(service.index.photo, id)
     return _picture(await service.read(service.index.thumbnail, id), record, v)
 
 
-@routes.get("/api/photo", tags=["photos"], response_class=Response, responses=JPEG | problems(404, 410))
+@routes.get("/api/photo", tags=["photos"], response_class=Response, responses=JPEG | answers.problems(404, 410))
 async def photo(service: Served, id: Id, v: Version = "", large: Large = False) -> Response:
     """A JPEG of a photo, upright, as it was when it was indexed."""
     record = await service.read(service.index.photo, id)
     return _picture(await service.photo(record, large), record, v)
 
 
-@routes.get("/api/original", tags=["photos"], response_class=Response, responses=FILE | problems(404, 410))
+@routes.get("/api/original", tags=["photos"], response_class=Response, responses=FILE | answers.problems(404, 410))
 async def original(service: Served, id: Id, v: Version = "") -> Response:
     """A photo's file, byte for byte as it was indexed, with all that a camera wrote into it."""
     record = await service.read(service.index.photo, id)
@@ -203,29 +182,29 @@ async def original(service: Served, id: Id, v: Version = "") -> Response:
     return FileAnswer(await service.original(record), record.size, headers | _kept(record, v))
 
 
-@routes.get("/api/path", tags=["photos"], responses=problems(403, 404))
-async def path(service: Served, request: Request, id: Id) -> Location:
+@routes.get("/api/path", tags=["photos"], responses=answers.problems(403, 404))
+async def path(service: Served, request: Request, id: Id) -> answers.Location:
     """Where a photo lies on this machine; only where no token is asked, since then nobody else is answered."""
     if not request.app.state.paths:
         raise HTTPException(403, "this service answers other machines too, and tells no paths.")
-    return Location(path=printable(await service.read(service.index.path, id)))
+    return answers.Location(path=printable(await service.read(service.index.path, id)))
 
 
-@routes.get("/api/explain", tags=["photos"], responses=problems(404, 409))
-async def explain(service: Served, id: Id, sentence: Sentence, view: View = None) -> Explanation:
+@routes.get("/api/explain", tags=["photos"], responses=answers.problems(404, 409))
+async def explain(service: Served, id: Id, sentence: Sentence, view: View = None) -> answers.Explanation:
     """Where in a photo its match with a sentence, and each word of it, lies."""
     if not service.index.info.explain:
         raise HTTPException(409, "this index was made with --no-explain and keeps no regions.")
     explained = await service.read(service.index.explain, id, sentence, view)
-    return Explanation.model_validate(explained.to_json())
+    return answers.Explanation.model_validate(explained.to_json())
 
 
-@routes.get("/api/caption", tags=["photos"], responses=problems(404, 409))
-async def caption(service: Served, id: Id) -> Caption:
+@routes.get("/api/caption", tags=["photos"], responses=answers.problems(404, 409))
+async def caption(service: Served, id: Id) -> answers.Caption:
     """A sentence for a photo, written by the model of the index."""
     if not service.captions:
         raise HTTPException(409, "this index cannot caption: its model has no captioner, or it keeps no regions.")
-    return Caption(caption=await service.caption(id))
+    return answers.Caption(caption=await service.caption(id))
 
 
 @routes.get("/", include_in_schema=False)
@@ -237,9 +216,9 @@ async def page(request: Request) -> FileResponse:
 
 
 @routes.get("/api/about", tags=["operation"])
-async def about(service: Served, request: Request) -> About:
+async def about(service: Served, request: Request) -> answers.About:
     """What is served, and how much one may ask for."""
-    return About(
+    return answers.About(
         version=vsrn.__version__,
         num_photos=await service.read(len, service.index),
         explains=service.index.info.explain,
@@ -253,16 +232,16 @@ async def about(service: Served, request: Request) -> About:
 
 
 @routes.get("/healthz", tags=["operation"])
-async def health() -> State:
+async def health() -> answers.State:
     """That the process answers at all."""
-    return State(status="alive")
+    return answers.State(status="alive")
 
 
-@routes.get("/readyz", tags=["operation"], responses=problems(503))
-async def ready(service: Served) -> State:
+@routes.get("/readyz", tags=["operation"], responses=answers.problems(503))
+async def ready(service: Served) -> answers.State:
     """That the index and its encoder can be asked."""
     await service.check()
-    return State(status="ready")
+    return answers.State(status="ready")
 
 
 @routes.get("/metrics", tags=["operation"], response_class=Response)
@@ -278,31 +257,16 @@ def _picture(content: bytes, record: PhotoRecord, version: str) -> Response:
 
 def _kept(record: PhotoRecord, version: str) -> dict[str, str]:
     """Browsers keep what is of the very version of a photo that they asked for."""
-    is_this = version == version_of(record)
+    is_this = version == answers.version_of(record)
     return {"Cache-Control": "private, max-age=31536000, immutable" if is_this else "no-cache"}
 
 
-def create_app(
-    index: Index | None,
-    encoder: Encoder | None,
-    access: Access,
-    limits: Limits = LIMITS,
-    indexer: Indexer | None = None,
-) -> FastAPI:
-    """The service over an open index, which it closes when it ends.
+def create_app(indexer: Indexer, index: Index | None = None, limits: Limits = LIMITS) -> FastAPI:
+    """The service over the index of an indexer.
 
-    index    None where there is none yet; it is opened as soon as it is there
-    encoder  another than the index's own, or None
-    indexer  what brings the index in step with its photos; needed where there is no index
+    index  the same, where it is open already; else it is opened as soon as it is there. The service closes it
     """
-    if indexer is None:
-        assert index is not None
-        indexer = Indexer(index.folder, access)
-
-    def begin(opened: Index) -> Service:
-        return Service(opened, opened.encoder if encoder is None else encoder, metrics, limits)
-
-    served = ServedIndex(indexer, begin)
+    served = ServedIndex(indexer, lambda opened: Service(opened, metrics, limits))
     metrics = Metrics(served.num_photos)
 
     @contextlib.asynccontextmanager
@@ -321,14 +285,14 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
         dependencies=[Depends(only_known_parameters)],
-        responses=problems(422, 429, 503),
+        responses=answers.problems(422, 429, 503),
     )
     app.state.uploads, app.state.metrics, app.state.served = Uploads(limits), metrics, served
     # Without a token a service listens to its own machine alone.
-    app.state.paths = access.token is None
+    app.state.paths = indexer.access.token is None
     app.add_middleware(Traffic, metrics=metrics, most=limits.requests_at_once)
-    app.add_middleware(Guard, access=access)
-    add_refusals(app)
+    app.add_middleware(Guard, access=indexer.access)
+    answers.add_refusals(app)
     app.include_router(routes)
     app.include_router(indexing_routes)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -94,16 +94,13 @@ class Listener(socket.socket):
     asyncio takes all connections that wait before it looks at the first. Where the files run out meanwhile, it
     logs a stack trace for each try, up to 2,048 in a row and again and again: 466,501 lines in 12 seconds. So the
     connections are counted here, where asyncio takes them.
-
-    most   connections at a time
-    idle   those without a request in work, the one that is longest so first
     """
 
     most = LEAST_CONNECTIONS
 
     def __init__(self, family: int, kind: int, protocol: int) -> None:
         super().__init__(family, kind, protocol)
-        self.idle: dict[Connection, None] = {}
+        self.idle: dict[Connection, None] = {}  # without a request in work, the one that is longest so first
         self._coming, self._open = 0, 0
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -212,10 +209,8 @@ class Connection(H11Protocol):
             self._waits_for = waits_for
             if self._timer is not None:
                 self._timer.cancel()
-                self._timer = None
-            if waits_for is not None:
-                seconds = self._limits.head_seconds if waits_for == "request" else self._limits.answer_seconds
-                self._timer = self.loop.call_later(seconds, self._too_late)
+            seconds = {"request": self._limits.head_seconds, "answer": self._limits.answer_seconds}.get(waits_for or "")
+            self._timer = None if seconds is None else self.loop.call_later(seconds, self._too_late)
 
     def _too_late(self) -> None:
         """Close; first say why where that can be heard: part of a request has come, and nothing waits to be sent."""

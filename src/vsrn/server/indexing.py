@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,6 +34,8 @@ from vsrn.server.service import Service
 # The rate is that of the last half minute: photos of different folders differ.
 SECONDS_OF_RATE = 30.0
 LONGEST_FOLDER = 4096
+
+Ended = Literal["", "well", "stopped", "badly"]
 
 log = logging.getLogger("vsrn.server.indexing")
 
@@ -56,7 +58,7 @@ class Indexing(BaseModel):
     total: int | None = Field(description="All of them; null where that is not known yet.")
     per_second: float | None = Field(description="Files finished a second.")
     seconds_left: float | None = Field(description="At that rate.")
-    ended: Literal["", "well", "stopped", "badly"] = Field(description="How the last run of this service ended.")
+    ended: Ended = Field(description="How the last run of this service ended.")
     said: str = Field(description="A sentence about how it ended.")
     refusal: str = Field(description="Why this service cannot index; empty where it can.")
     choice: Choice | None = Field(description="What a folder may be chosen by; null where none may.")
@@ -64,56 +66,52 @@ class Indexing(BaseModel):
 
 @dataclass
 class _Run:
-    """One run of `vsrn index`, and how far it is; times in seconds of any clock."""
+    """How far one run of `vsrn index` is, or how it ended; fields as those of `Indexing`."""
 
-    child: Child
+    running: bool = False
     done: int = 0
     total: int | None = None
-    ended: Literal["", "well", "stopped", "badly"] = ""
+    ended: Ended = ""
     said: str = ""
-
-    def __post_init__(self) -> None:
-        self._steps: deque[tuple[float, int]] = deque()
+    # Seconds of any clock, and the files that were finished by then.
+    steps: deque[tuple[float, int]] = field(default_factory=deque)
 
     def note(self, line: Line) -> None:
         """Take what the child wrote."""
         if "done" in line:
             self.done, self.total = line["done"], line["total"]
             now = time.monotonic()
-            self._steps.append((now, self.done))
-            while len(self._steps) > 2 and now - self._steps[0][0] > SECONDS_OF_RATE:
-                self._steps.popleft()
+            self.steps.append((now, self.done))
+            while len(self.steps) > 2 and now - self.steps[0][0] > SECONDS_OF_RATE:
+                self.steps.popleft()
 
     def per_second(self) -> float | None:
         """Files a second; None before the first batch. The first step is of files that were as they are."""
-        if len(self._steps) < 2:
+        if not self.running or len(self.steps) < 2:
             return None
-        (begun, before), (now, done) = self._steps[0], self._steps[-1]
+        (begun, before), (now, done) = self.steps[0], self.steps[-1]
         return (done - before) / max(now - begun, 1e-3)
 
+    def end(self, ended: Ended, said: str = "") -> None:
+        """Note how it ended, and a sentence about that."""
+        self.running, self.ended, self.said = False, ended, said
 
+
+@dataclass
 class Indexer:
     """Starts, watches and stops the one run."""
 
-    def __init__(
-        self,
-        folder: Path,
-        access: Access,
-        uri: str = "",
-        device: str = "auto",
-        plugins: Sequence[str] = (),
-        niceness: int = NICENESS,
-    ) -> None:
-        """
-        folder    of the index, which need not be there
-        uri       as in `open_index`, and so is `device`
-        plugins   modules that indexing imports first
-        niceness  by how much everything else goes before it, 0 to 19
-        """
-        self.folder, self.access = folder, access
-        self._uri, self._device, self._plugins, self._niceness = uri, device, plugins, niceness
+    folder: Path  # of the index, which need not be there
+    access: Access
+    uri: str = ""  # as in `open_index`, and so is `device`
+    device: str = "auto"
+    plugins: Sequence[str] = ()  # modules that indexing imports first
+    niceness: int = NICENESS  # by how much everything else goes before it, 0 to 19
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._run: _Run | None = None
+        self._run = _Run()
+        self._child: Child | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -123,7 +121,7 @@ class Indexer:
 
     def open(self) -> Index:
         """The index. Raises `VsrnError` where it cannot be opened."""
-        return open_index(self.folder, self._uri, self._device)
+        return open_index(self.folder, self.uri, self.device)
 
     def refusal(self) -> str:
         """Why nothing can be indexed from here; empty where it can."""
@@ -150,20 +148,20 @@ class Indexer:
             raise HTTPException(403, refusal)
         folder = None if photos is None and self.has_index else _folder_of(photos or "", self.folder)
         with self._lock:
-            if self._run is not None and not self._run.ended:
+            if self._run.running:
                 raise HTTPException(409, "indexing runs already.")
-            asked = {"photos": folder, "uri": self._uri, "device": self._device}
-            self._run = _Run(Child(self.folder, self._plugins, self._niceness, **asked))
-            self._thread = threading.Thread(target=self._follow, args=(self._run,), name="indexing")
+            asked = {"photos": folder, "uri": self.uri, "device": self.device}
+            self._child = Child(self.folder, self.plugins, self.niceness, **asked)
+            self._run = _Run(running=True)
+            self._thread = threading.Thread(target=self._follow, args=(self._child, self._run), name="indexing")
             self._thread.start()
 
     def stop(self) -> None:
         """End the run, if there is one; what it has finished stays."""
         with self._lock:
-            if self._run is not None and not self._run.ended:
-                self._run.ended = "stopped"
-                self._run.said = "Stopped. What was finished stays, and the next run goes on from there."
-                self._run.child.stop()
+            if self._child is not None and self._run.running:
+                self._run.end("stopped", "Stopped. What was finished stays, and the next run goes on from there.")
+                self._child.stop()
 
     def close(self) -> None:
         """Stop, and wait."""
@@ -174,9 +172,7 @@ class Indexer:
     def state(self, index: Index | None) -> Indexing:
         """What there is, and what is being done. Raises `SearchError` where the index cannot be read."""
         with self._lock:
-            run, rate = self._run, None if self._run is None else self._run.per_second()
-        running = run is not None and not run.ended
-        left = None if run is None or run.total is None or not rate else (run.total - run.done) / rate
+            run, rate = replace(self._run), self._run.per_second()
         skipped = [] if index is None else index.skipped()
         refusal = self.refusal()
         choice = None
@@ -186,47 +182,46 @@ class Indexer:
             num_photos=None if index is None else len(index),
             last_run=None if index is None else index.last_run(),
             skipped=Counter(file.kind or "unreadable" for file in skipped),
-            running=running,
-            done=0 if run is None else run.done,
-            total=None if run is None else run.total,
-            per_second=rate if running else None,
-            seconds_left=left if running else None,
-            ended="" if run is None else run.ended,
-            said="" if run is None else run.said,
+            running=run.running,
+            done=run.done,
+            total=run.total,
+            per_second=rate,
+            seconds_left=(run.total - run.done) / rate if rate and run.total is not None else None,
+            ended=run.ended,
+            said=run.said,
             refusal=refusal,
             choice=choice,
         )
 
-    def _follow(self, run: _Run) -> None:
+    def _follow(self, child: Child, run: _Run) -> None:
         """Read what the child writes, to its end."""
         last = Line()
-        for last in run.child.lines():
+        for last in child.lines():
             with self._lock:
                 run.note(last)
         with self._lock:
-            if run.ended:
+            if not run.running:
                 return
             if "error" in last:
                 log.error("%s", printable(last["error"]))
                 # Its sentences name files of this machine, which is for those who may choose among them.
                 named = last["error"] if self.access.may_choose else "indexing failed; the log of the service says why."
-                run.ended, run.said = "badly", printable(named)
+                run.end("badly", printable(named))
             else:
-                run.ended = "well"
+                run.end("well")
 
 
 class ServedIndex:
-    """The index that is served: opened at once, or as soon as somebody has made it."""
+    """The index that is served: opened at once, or as soon as somebody has made it; `over` makes its service."""
 
-    def __init__(self, indexer: Indexer, begin: Callable[[Index], Service]) -> None:
-        """`begin` makes the service over an index."""
-        self.indexer, self._begin = indexer, begin
+    def __init__(self, indexer: Indexer, over: Callable[[Index], Service]) -> None:
+        self.indexer, self._over = indexer, over
         self._service: Service | None = None
         self._opening = asyncio.Lock()
 
     def begin(self, index: Index) -> Service:
         """Serve an index from now on."""
-        self._service = self._begin(index)
+        self._service = self._over(index)
         return self._service
 
     async def service(self) -> Service | None:
@@ -258,7 +253,9 @@ Folder = Annotated[
 ]
 
 
-async def _state(request: Request) -> Indexing:
+@routes.get("")
+async def indexing(request: Request) -> Indexing:
+    """How old the index is, and how far the run is that brings it in step with the photos."""
     served: ServedIndex = request.app.state.served
     service = await served.service()
     if service is None:
@@ -266,24 +263,18 @@ async def _state(request: Request) -> Indexing:
     return await service.read(served.indexer.state, service.index)
 
 
-@routes.get("")
-async def indexing(request: Request) -> Indexing:
-    """How old the index is, and how far the run is that brings it in step with the photos."""
-    return await _state(request)
-
-
 @routes.post("", status_code=202, responses=problems(403, 409))
 async def index_now(request: Request, folder: Folder = None) -> Indexing:
     """Start such a run."""
     await anyio.to_thread.run_sync(request.app.state.served.indexer.start, folder)
-    return await _state(request)
+    return await indexing(request)
 
 
 @routes.delete("", responses=problems(403))
 async def stop_indexing(request: Request) -> Indexing:
     """Stop it; what it has finished stays."""
     await anyio.to_thread.run_sync(request.app.state.served.indexer.stop)
-    return await _state(request)
+    return await indexing(request)
 
 
 def _folder_of(written: str, index: Path) -> Path:

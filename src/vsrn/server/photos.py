@@ -36,26 +36,19 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Arrival:
-    """A photo of which a part has come.
+    """A photo of which a part has come."""
 
-    clock    ends it
-    ends     when it ends at the latest, by the event loop's time in seconds
-    content  what has come
-    gave_way whether it was ended for others that send faster
-    """
-
-    clock: asyncio.Timeout
-    ends: float
+    clock: asyncio.Timeout  # ends it
+    ends: float  # at the latest, by the event loop's time in seconds
     content: bytearray = field(default_factory=bytearray)
-    gave_way: bool = False
+    gave_way: bool = False  # whether it was ended for others that send faster
 
 
 class Uploads:
     """Receives photos. Clients that send slowly, or stop, hold up nobody: they give way to those that send."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._searching = 0
+        self.limits, self._searching = limits, 0
         # The one whose last piece came longest ago is first.
         self._arriving: dict[Arrival, None] = {}
 
@@ -138,17 +131,6 @@ ENDING = re.compile(
 )
 
 
-def longer_side(record: PhotoRecord, pixels: int) -> int:
-    """The longer side, in pixels, of a photo that is shrunk to so many pixels in all, or is smaller.
-
-    >>> record = PhotoRecord("a.jpg", b"a.jpg", 1, 0, "0" * 64, 4000, 1000, "")
-    >>> longer_side(record, 1_000_000), longer_side(record, 9_000_000)
-    (2000, 4000)
-    """
-    longer, shorter = max(record.width, record.height), max(1, min(record.width, record.height))
-    return max(1, min(longer, math.isqrt(pixels * longer // shorter)))
-
-
 def draw_photo(path: Path, record: PhotoRecord, side: int) -> bytes:
     """A JPEG of an indexed photo, upright, its longer side at most `side` pixels.
 
@@ -183,25 +165,38 @@ def read_unchanged(path: Path, record: PhotoRecord) -> FileContent:
 
 
 def open_unchanged(path: Path, record: PhotoRecord) -> BinaryIO:
-    """A file, open at its first byte, if its bytes are those that were indexed. Raises `PhotoError` if not.
+    """A file, open at its first byte, if it is what was indexed. Raises `PhotoError` if not.
 
-    Unlike `read_unchanged` it takes no memory, however large the file is.
+    Unlike `read_unchanged` it takes little memory, however large the file is.
     """
     try:
         # A pipe in the file's place would be waited for.
         file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     except OSError as error:
         raise PhotoError("this photo is gone since it was indexed; run `vsrn index` again.") from error
-    try:
+    with contextlib.suppress(OSError):
         status = os.fstat(file.fileno())
         is_same = stat.S_ISREG(status.st_mode) and status.st_size == record.size
-        if is_same and hashlib.file_digest(file, "sha256").hexdigest() == record.sha256:
+        if is_same and record.sha256 in _digests(file, record.size):
             file.seek(0)
             return file
-    except OSError:
-        pass
     file.close()
     raise PhotoError("this photo has changed since it was indexed; run `vsrn index` again.")
+
+
+def _digests(file: BinaryIO, size: int) -> Iterator[str]:
+    """What a record may have as SHA-256 of this file: of a long video that of both its ends, else that of all of it."""
+    from vsrn.data.photos import MAX_BYTES  # noqa: PLC0415 - as above
+    from vsrn.data.stills import END_BYTES  # noqa: PLC0415 - as above
+
+    if size > 2 * END_BYTES:
+        ends = hashlib.sha256(file.read(END_BYTES))
+        file.seek(-END_BYTES, os.SEEK_END)
+        ends.update(file.read(END_BYTES))
+        yield ends.hexdigest()
+        file.seek(0)
+    if size <= MAX_BYTES:
+        yield hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class FileAnswer(StreamingResponse):
@@ -238,6 +233,5 @@ def attachment(photo_id: str) -> str:
     stem, ending = PurePath(name).stem, PurePath(name).suffix
     if not ENDING.fullmatch(ending):
         stem, ending = name, ".jpg"
-    stem = stem[:MOST_NAME_LETTERS]
-    stem = f"_{stem[1:]}" if stem.startswith((".", " ")) else stem
+    stem = re.sub(r"^[. ]", "_", stem[:MOST_NAME_LETTERS])
     return f"attachment; filename*=UTF-8''{quote(stem + ending, safe='')}"

@@ -7,20 +7,18 @@ import errno
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from vsrn.errors import ConfigError
-from vsrn.search.index import open_index
 from vsrn.server.app import create_app
 from vsrn.server.connections import Connection, Listener, connections_for, raise_file_limit
 from vsrn.server.indexing import Indexer
-from vsrn.server.security import Access, Limits
+from vsrn.server.security import Limits
 
 BACKLOG = 512
 # glibc's numbers for the settings, from its malloc.h.
@@ -31,22 +29,11 @@ SECONDS_TO_FINISH = 5
 
 
 def serve(
-    folder: Path,
-    host: str,
-    port: int,
-    access: Access,
-    started: Callable[[str, int | None], None],
-    uri: str = "",
-    device: str = "auto",
-    *,
-    plugins: Sequence[str] = (),
-    may_lack: bool = False,
+    indexer: Indexer, host: str, port: int, started: Callable[[str, int | None], None], *, may_lack: bool = False
 ) -> None:
-    """Serve an index until SIGINT or SIGTERM, then finish what is in work and return.
+    """Serve the index of an indexer until SIGINT or SIGTERM, then finish what is in work and return.
 
     started   called with the address and the number of photos, None without an index, when requests are taken
-    uri       as in `open_index`, and so is `device`
-    plugins   modules that indexing imports first
     may_lack  whether the index may be made later, on the page or by `vsrn index`
 
     Raises `SearchError` or `CheckpointError` where the index cannot be opened, and `ConfigError` where the device is
@@ -54,18 +41,17 @@ def serve(
     """
     keep_memory_small()
     limits = Limits()
-    if device not in ("auto", "cpu"):
+    if indexer.device not in ("auto", "cpu"):
         # torch takes seconds to import; a model may do without it on the CPU.
         from vsrn.devices import pick_device  # noqa: PLC0415
 
-        pick_device(device)
-    indexer = Indexer(folder, access, uri, device, plugins)
-    index = None if may_lack and not indexer.has_index else open_index(folder, uri, device)
+        pick_device(indexer.device)
+    index = None if may_lack and not indexer.has_index else indexer.open()
     if index is not None:
         # What is missing or damaged is said here in one sentence; once the server runs it would be a stack trace.
         index.search("", 1)
     listener = listen(host, port)
-    server = server_of(create_app(index, None, access, limits, indexer), listener, limits)
+    server = server_of(create_app(indexer, index, limits), listener, limits)
     started(address_of(listener, host), None if index is None else len(index))
     # uvicorn raises the signal again when it has ended; by then there is nothing left to do.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -10,7 +10,7 @@ import hmac
 import ipaddress
 import secrets
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
@@ -24,62 +24,37 @@ LEAST_TOKEN_LETTERS = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request, and all of them together, may ask for. Whoever asks for more gets a 4xx answer.
+    """How much one request, and all of them together, may ask for. Whoever asks for more gets a 4xx answer."""
 
-    sentence_letters    of a query
-    id_letters          of a photo's id, or a folder
-    name_letters        of a part of a file name
-    most_hits           k
-    upload_bytes        of a photo to search by
-    upload_pixels       the same, before it is decoded
-    upload_seconds      for such a photo to arrive
-    pause_seconds       in which nothing of such a photo arrives
-    arriving_at_once    photos of which a part has arrived; above it the one that paused longest is refused
-    arriving_bytes      of all these parts together; the same
-    uploads_at_once     photos that have arrived and are searched by
-    requests_at_once    in work or waiting
-    connections         open, however many files the process may have
-    head_bytes          of a request before its body
-    head_seconds        for these to arrive, counted from the connection or the answer before
-    answer_seconds      in which a client takes nothing of its answer
-    photo_side          pixels of the longer side of a photo that is sent
-    large_pixels        of a photo that is sent to look at closely
-    """
-
-    sentence_letters: int = 500
-    id_letters: int = 4096
-    name_letters: int = 255
-    most_hits: int = 200
-    upload_bytes: int = 20_000_000
-    upload_pixels: int = 25_000_000
-    upload_seconds: float = 30.0
-    pause_seconds: float = 5.0
-    arriving_at_once: int = 32
-    arriving_bytes: int = 160_000_000
-    uploads_at_once: int = 8
-    requests_at_once: int = 128
-    connections: int = 1024
-    head_bytes: int = 16_384
-    head_seconds: float = 10.0
-    answer_seconds: float = 30.0
-    photo_side: int = 1600
-    large_pixels: int = 12_000_000
+    sentence_letters: int = 500  # of a query
+    id_letters: int = 4096  # of a photo's id, or a folder
+    name_letters: int = 255  # of a part of a file name
+    most_hits: int = 200  # k
+    upload_bytes: int = 20_000_000  # of a photo to search by
+    upload_pixels: int = 25_000_000  # the same, before it is decoded
+    upload_seconds: float = 30.0  # for such a photo to arrive
+    pause_seconds: float = 5.0  # in which nothing of such a photo arrives
+    arriving_at_once: int = 32  # photos of which a part has arrived; above it the one that paused longest is refused
+    arriving_bytes: int = 160_000_000  # of all these parts together; the same
+    uploads_at_once: int = 8  # photos that have arrived and are searched by
+    requests_at_once: int = 128  # in work or waiting
+    connections: int = 1024  # open, however many files the process may have
+    head_bytes: int = 16_384  # of a request before its body
+    head_seconds: float = 10.0  # for these to arrive, counted from the connection or the answer before
+    answer_seconds: float = 30.0  # in which a client takes nothing of its answer
+    photo_side: int = 1600  # pixels of the longer side of a photo that is sent
+    large_pixels: int = 12_000_000  # of a photo that is sent to look at closely
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """Who may ask."""
 
-    token       what a request must bring, or None where everybody on this machine may ask
-    names       host names by which the service may be called besides plain addresses, in lower case
-    local       whether only this machine reaches it, not even through a proxy
-    may_choose  whether whoever is let in may name folders of this machine to index, which then needs a token: other
-                accounts of this machine would read with the rights of this one
-    """
-
-    token: str | None = None
-    names: frozenset[str] = field(default_factory=lambda: frozenset({"localhost"}))
-    local: bool = True
+    token: str | None = None  # what a request must bring; None where everybody on this machine may ask
+    names: frozenset[str] = frozenset({"localhost"})  # of the service, besides plain addresses; in lower case
+    local: bool = True  # whether only this machine reaches it, not even through a proxy
+    # Whether whoever is let in may name folders of this machine to index, which then needs a token: other accounts of
+    # this machine would read with the rights of this one.
     may_choose: bool = False
 
     def __post_init__(self) -> None:
@@ -104,10 +79,10 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
 
 
-# What shows nothing of the photos: the page, its parts, what the service offers, and whether it is alive.
-OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
-OPEN_FOLDERS = ("/static/",)
 PAGES = ("/", "/docs")
+# What shows nothing of the photos: the pages, their parts, what the service offers, and whether it is alive.
+OPEN_PATHS = (*PAGES, "/openapi.json", "/healthz", "/readyz")
+OPEN_FOLDER = "/static/"
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -143,8 +118,7 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        answer = self._refusal(scope)
-        await (answer or self.app)(scope, receive, send_strictly)
+        await (self._refusal(scope) or self.app)(scope, receive, send_strictly)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers, path = Headers(scope=scope), scope["path"]
@@ -152,7 +126,7 @@ class Guard:
             return problem(421, "this service is not called by that name; start it with --allow-host to add one.")
         if is_foreign(headers, scope["method"], path):
             return problem(403, "pages of other sites may not read this service.")
-        if self.access.token is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
+        if self.access.token is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
             return None
         if path == "/api/session":
             return self._open_session(headers, scope)
@@ -187,26 +161,15 @@ def is_our_name(host: str, names: frozenset[str]) -> bool:
     """Whether a Host header is a plain address, or one of our names; only a name can be rebound to us.
 
     >>> names = frozenset({"localhost"})
-    >>> [is_our_name(host, names) for host in ("localhost:8000", "[::1]:8000", "192.168.0.7", "evil.example", "")]
+    >>> [is_our_name(host, names) for host in ("LocalHost.:8000", "[::1]:8000", "192.168.0.7", "evil.example", "")]
     [True, True, True, False, False]
     """
-    name = host_name(host)
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].removesuffix(".").lower()
     try:
         ipaddress.ip_address(name)
     except ValueError:
         return name in names
     return True
-
-
-def host_name(host: str) -> str:
-    """A Host header without its port, in lower case.
-
-    >>> host_name("LocalHost.:8000"), host_name("[::1]:80")
-    ('localhost', '::1')
-    """
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].removesuffix(".").lower()
 
 
 def is_foreign(headers: Headers, method: str, path: str) -> bool:
@@ -225,5 +188,5 @@ def _equal(given: str, expected: str) -> bool:
 
 
 def _unauthorised() -> Response:
-    sentence = "this service asks for a token; send it as `Authorization: Bearer TOKEN`."
-    return problem(401, sentence, {"WWW-Authenticate": "Bearer"})
+    said = "this service asks for a token; send it as `Authorization: Bearer TOKEN`."
+    return problem(401, said, {"WWW-Authenticate": "Bearer"})

@@ -7,6 +7,7 @@ company: a request that finds the encoder idle goes in alone and at once.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,6 @@ import anyio.to_thread
 
 from vsrn.data.regions import Regions, pad_regions
 from vsrn.data.stand_ins import ReadWords
-from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.memory import give_back
 from vsrn.metrics import FloatArray
@@ -25,7 +25,8 @@ from vsrn.search.index import Hit, Index
 from vsrn.search.mixing import mixed
 from vsrn.search.records import PhotoRecord
 from vsrn.search.where import Where
-from vsrn.server.photos import draw_photo, longer_side, open_unchanged
+from vsrn.server.answers import SearchResult, result_of
+from vsrn.server.photos import draw_photo, open_unchanged
 from vsrn.server.security import Limits
 from vsrn.server.traffic import Metrics
 
@@ -57,16 +58,16 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class Batcher(Generic[Item, Answer]):
-    """Gathers what coroutines ask into calls of one function, which runs in a thread of its own."""
+    """Gathers what coroutines ask into calls of one function, which runs in a thread of its own.
+
+    function  items -> an answer each, in order
+    most      items a call
+    heard     told the size of every batch
+    """
 
     def __init__(
         self, function: Callable[[list[Item]], Iterable[Answer]], most: int, heard: Callable[[int], object] = id
     ) -> None:
-        """
-        function  items -> an answer each, in order
-        most      items a call
-        heard     told the size of every batch
-        """
         self.function, self.most, self.heard = function, most, heard
         self._waiting: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
@@ -111,8 +112,9 @@ class Batcher(Generic[Item, Answer]):
 class Service:
     """Answers what the routes ask."""
 
-    def __init__(self, index: Index, encoder: Encoder, metrics: Metrics, limits: Limits) -> None:
-        self.index, self.encoder, self.limits = index, encoder, limits
+    def __init__(self, index: Index, metrics: Metrics, limits: Limits) -> None:
+        self.index, self.limits = index, limits
+        self.encoder = encoder = index.encoder
         of_sentences, of_photos, of_captions = (metrics.batches.labels(kind).observe for kind in INPUTS)
         self._sentences: Batcher[str, FloatArray] = Batcher(encoder.encode_captions, SENTENCES_AT_ONCE, of_sentences)
         self._photos: Batcher[Prepared, FloatArray] = Batcher(self._encode_photos, PHOTOS_AT_ONCE, of_photos)
@@ -169,14 +171,16 @@ class Service:
             vector = mixed(vector, await self._sentences.ask(sentence))
         return await self.read(self.index.search_vector, vector, k, where)
 
-    async def fold(self, hits: list[Hit], fold: bool) -> list[Hit]:
-        """The hits, by `Index.fold` where that is asked for."""
-        return await self.read(self.index.fold, hits) if fold else hits
+    async def result(self, hits: list[Hit], sentence: str, fold: bool) -> SearchResult:
+        """The hits, by `Index.fold` where that is asked for, and what the model makes of the sentence's words."""
+        found = await self.read(self.index.fold, hits) if fold else hits
+        return result_of(found, await self.read_words(sentence))
 
     async def photo(self, record: PhotoRecord, large: bool = False) -> bytes:
         """The photo as a JPEG. Raises `PhotoError` where its file is not what was indexed."""
         path = await self.read(self.index.path, record.id)
-        side = longer_side(record, self.limits.large_pixels) if large else self.limits.photo_side
+        longer, shorter = max(record.width, record.height), max(1, min(record.width, record.height))
+        side = math.isqrt(self.limits.large_pixels * longer // shorter) if large else self.limits.photo_side
         return await anyio.to_thread.run_sync(draw_photo, path, record, side, limiter=self._decoders)
 
     async def original(self, record: PhotoRecord) -> BinaryIO:
@@ -190,9 +194,8 @@ class Service:
 
     def examples(self) -> list[str]:
         """Sentences that the model can read, to begin with."""
-        return [sentence for sentence in EXAMPLES if not self.encoder.vocabulary.unknown_words([sentence])][
-            :MOST_EXAMPLES
-        ]
+        known = [sentence for sentence in EXAMPLES if not self.encoder.vocabulary.unknown_words([sentence])]
+        return known[:MOST_EXAMPLES]
 
     def close(self) -> None:
         """Close threads and files."""

@@ -22,20 +22,18 @@ class Metrics:
 
     def __init__(self, num_photos: Callable[[], float]) -> None:
         """`num_photos` is asked whenever somebody reads."""
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "vsrn_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
-        )
+        self.registry = to = CollectorRegistry()
+        labels = ["method", "route", "status"]
+        self.requests = Counter("vsrn_http_requests", "Requests answered.", labels, registry=to)
         self.seconds = Histogram(
-            "vsrn_http_request_seconds", "From request to answer.", ["route"], registry=self.registry, buckets=SECONDS
+            "vsrn_http_request_seconds", "From request to answer.", ["route"], registry=to, buckets=SECONDS
         )
-        self.running = Gauge("vsrn_http_requests_running", "Requests in work or waiting.", registry=self.registry)
+        self.running = Gauge("vsrn_http_requests_running", "Requests in work or waiting.", registry=to)
         self.batches = Histogram(
-            "vsrn_encoder_batch", "Requests per encoder call.", ["input"], registry=self.registry, buckets=BATCHES
+            "vsrn_encoder_batch", "Requests per encoder call.", ["input"], registry=to, buckets=BATCHES
         )
-        photos = Gauge("vsrn_index_photos", "Photos that can be found.", registry=self.registry)
-        photos.set_function(num_photos)
-        ProcessCollector(registry=self.registry)
+        Gauge("vsrn_index_photos", "Photos that can be found.", registry=to).set_function(num_photos)
+        ProcessCollector(registry=to)
 
     def text(self) -> bytes:
         """Prometheus's text format."""
