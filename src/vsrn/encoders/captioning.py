@@ -1,10 +1,8 @@
 """Writing captions: beam search over the captioner's words, all images and beams of a batch in one step.
 
-A beam of K keeps the K most probable partial captions of an image. One that ends leaves the beam, which is then
-narrower by one, until none is left, or captions are as long as the captioner was trained for. Of the whole captions the
-best one wins, by the mean log-probability of its words and of its end, so that long captions do not lose by their
-length alone, and, where the model compares by cosines, by its similarity with the image besides: the sum of both. A
-beam of 1 is greedy.
+A beam of K keeps the K most probable partial captions of an image; 1 is greedy. One that ends leaves the beam, which
+is then narrower by one. Of the whole captions the one with the best mean log-probability of its words and of its end
+wins, to which its similarity with the image is added where the model compares by cosines.
 
 The search needs no torch; a captioner, by whatever library, only says how captions go on (`ReadsOn`).
 
@@ -65,10 +63,6 @@ class ReadsOn(Protocol):
     def longest(self) -> int:
         """Words of a caption, its end among them, as it was trained for."""
 
-    @property
-    def vocabulary_size(self) -> int:
-        """V, <pad> and the like among them."""
-
     def begin(self, regions: FloatArray, counts: IntArray | None) -> Continuations:
         """(B, N, D) reasoned regions, (B,) real ones of each or None for all -> their captions, not begun."""
 
@@ -99,27 +93,29 @@ class CaptionWriter:
         written = list[WrittenCaption]()
         for part in slices(len(reasoned_regions), max(1, ROWS_AT_ONCE // beam)):
             real = None if counts is None else np.asarray(counts[part], np.int64)
-            found = _Search(self.captioner, reasoned_regions[part], real, beam).run()
-            texts = [join_words(self.vocabulary.decode(ids).split()) for ids in found.words]
-            places = np.arange(len(reasoned_regions))[part]
-            totals = found.scores + (fit(texts, places[found.images]) if fit is not None and texts else 0)
-            for image in range(len(places)):
-                own = np.flatnonzero((found.images == image) & np.isfinite(totals))
+            found = _Search(self.captioner, len(self.vocabulary), reasoned_regions[part], real, beam).run()
+            texts = [join_words(self.vocabulary.decode(caption.words).split()) for caption in found]
+            images = np.array([caption.image for caption in found], np.int64)
+            totals = np.array([caption.score for caption in found])
+            if fit is not None and texts:
+                totals += fit(texts, part.start + images)
+            for image in range(part.stop - part.start):
+                own = np.flatnonzero((images == image) & np.isfinite(totals))
                 if not len(own):
                     raise CheckpointError(
                         "the captioner's weights give no probabilities (NaN or infinity); train it again."
                     )
                 best = own[totals[own].argmax()]
-                written.append(WrittenCaption(texts[best], float(found.scores[best])))
+                written.append(WrittenCaption(texts[best], found[best].score))
         return written
 
 
 class _Found(NamedTuple):
-    """Whole captions: (C,) the image of each, (C,) mean log-probabilities, and the words, <end> last."""
+    """A whole caption: the image it is of, its mean log-probability, and its words, <end> last."""
 
-    images: IntArray
-    scores: FloatArray
-    words: list[list[int]]
+    image: int
+    score: float
+    words: list[int]
 
 
 class _Search:
@@ -132,19 +128,21 @@ class _Search:
     widths  (B,) how many of them there may be
     """
 
-    def __init__(self, captioner: ReadsOn, regions: FloatArray, counts: IntArray | None, beam: int) -> None:
-        B, longest = len(regions), captioner.longest
+    def __init__(
+        self, captioner: ReadsOn, vocabulary_size: int, regions: FloatArray, counts: IntArray | None, beam: int
+    ) -> None:
+        B = len(regions)
         self.captions = captioner.begin(regions, counts)
-        self.beam, self.longest, self.vocabulary_size = beam, longest, captioner.vocabulary_size
+        self.beam, self.longest, self.vocabulary_size = beam, captioner.longest, vocabulary_size
         self.images = self.rows = np.arange(B)
         self.living: IntArray | None = None
         # All partial captions begin alike, so there is one at first.
         self.words = np.full((B, 1, 1), START)
         self.totals = np.zeros((B, 1), np.float32)
         self.widths = np.full(B, beam)
-        self.found = _Found(np.empty(0, np.int64), np.empty(0, np.float32), [])
+        self.found: list[_Found] = []
 
-    def run(self) -> _Found:
+    def run(self) -> list[_Found]:
         """All captions that end within the beams, those of an image in the order in which they end."""
         for length in range(1, self.longest + 1):
             self._continue(length)
@@ -182,13 +180,8 @@ class _Search:
     def _collect(self, length: int) -> None:
         """Take captions that have ended out of the beams."""
         ended = (self.words[:, :, -1] == END) & (self.totals > -np.inf)
-        images, scores, words = self.found
-        scores = np.concatenate([scores, self.totals[ended] / length])
-        self.found = _Found(
-            np.concatenate([images, self.images[np.nonzero(ended)[0]]]),
-            scores,
-            [*words, *self.words[ended][:, 1:].tolist()],
-        )
+        images, scores = self.images[np.nonzero(ended)[0]], self.totals[ended] / length
+        self.found += map(_Found, images.tolist(), scores.tolist(), self.words[ended][:, 1:].tolist())
         self.totals = np.where(ended, np.float32(-np.inf), self.totals)
         self.widths = self.widths - ended.sum(axis=1)
 

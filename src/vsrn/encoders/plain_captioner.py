@@ -8,9 +8,8 @@ where its encoder is bidirectional), V vocabulary size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import safetensors
@@ -25,19 +24,8 @@ from vsrn.metrics import FloatArray, IntArray
 Weights = Mapping[str, FloatArray]
 
 
-class State(NamedTuple):
-    """What a cell remembers: (R, H), and a second time for an LSTM."""
-
-    hidden: FloatArray
-    memory: FloatArray | None
-
-    def of(self, rows: IntArray) -> State:
-        """These rows of it."""
-        return State(self.hidden[rows], None if self.memory is None else self.memory[rows])
-
-
-# The part of the gates that comes from the input (R, gates H), and the state before -> the state after.
-Step = Callable[[FloatArray, State], State]
+# What a cell remembers: (R, H) its state, and for an LSTM its memory, of the same shape.
+State = tuple[FloatArray, ...]
 
 
 def read_captioner(path: Path, config: Config, vocabulary: Vocabulary, label: Mapping[str, str]) -> CaptionWriter:
@@ -60,7 +48,9 @@ def read_captioner(path: Path, config: Config, vocabulary: Vocabulary, label: Ma
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error
     if not metadata.items() >= label.items():
         raise CheckpointError(f"{path} is not from the model that the encoders are from; export it again.")
-    _check_fit(weights, shapes_of(sizes, config.model.joint_dim, len(vocabulary)), path)
+    fault = _fault_of(weights, shapes_of(sizes, config.model.joint_dim, len(vocabulary)))
+    if fault:
+        raise CheckpointError(f"{path} does not fit the network: it {fault}; export the model again.")
     return CaptionWriter(PlainCaptioner(weights, sizes), vocabulary)
 
 
@@ -87,20 +77,19 @@ def shapes_of(config: CaptionerConfig, region_dim: int, vocabulary_size: int) ->
     return shapes
 
 
-def _check_fit(weights: Weights, wanted: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """Raise `CheckpointError` where weights are not those of a captioner of these shapes."""
-    faults = [f"misses {name}" for name in wanted if name not in weights]
-    faults += [f"has left over {name[:100]!r}" for name in weights if name not in wanted]
+def _fault_of(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """Why weights are not those of a captioner of these shapes; empty where they are."""
+    for name in weights.keys() - wanted.keys():
+        return f"has left over {name[:100]!r}"
     for name, shape in wanted.items():
         found = weights.get(name)
         if found is None:
-            continue
+            return f"misses {name}"
         if found.shape != shape or found.dtype.kind != "f":
-            faults.append(f"has in another shape {name} ({found.shape} of {found.dtype}, not {shape})")
-        elif not np.isfinite(found).all():
-            faults.append(f"has with NaN or infinity {name}")
-    if faults:
-        raise CheckpointError(f"{path} does not fit the network: it {faults[0]}; export the model again.")
+            return f"has in another shape {name} ({found.shape} of {found.dtype}, not {shape})"
+        if not np.isfinite(found).all():
+            return f"has with NaN or infinity {name}"
+    return ""
 
 
 class PlainCaptioner:
@@ -113,8 +102,7 @@ class PlainCaptioner:
         self.weights = {name: np.asarray(weight, np.float32) for name, weight in weights.items()}
         # <start> is one of the tokens that it was trained for.
         self.longest = config.max_tokens - 1
-        self.vocabulary_size = len(self.weights["output.weight"])
-        self.is_gru = config.cell == "gru"
+        self.parts_of_state = 1 if config.cell == "gru" else 2
         self.directions = ("", "_reverse") if config.bidirectional else ("",)
 
     def begin(self, regions: FloatArray, counts: IntArray | None) -> _Captions:
@@ -122,28 +110,22 @@ class PlainCaptioner:
         counts = np.full(len(regions), regions.shape[1]) if counts is None else counts
         real = np.arange(regions.shape[1]) < counts[:, None]
         inputs = self.linear("projection", np.asarray(regions, np.float32))
-        read = [self._read(inputs, real, direction) for direction in self.directions]
-        states = np.concatenate([states for states, _ in read], axis=2)
-        hidden = np.concatenate([last.hidden for _, last in read], axis=1)
-        memories = [last.memory for _, last in read if last.memory is not None]
-        return _Captions(self, states, real, State(hidden, np.concatenate(memories, axis=1) if memories else None))
+        states, last = zip(*(self._read(inputs, real, direction) for direction in self.directions), strict=True)
+        state = tuple(np.concatenate(parts, axis=1) for parts in zip(*last, strict=True))
+        return _Captions(self, np.concatenate(states, axis=2), real, state)
 
     def _read(self, inputs: FloatArray, real: Mask, direction: str) -> tuple[FloatArray, State]:
         """(B, N, H) inputs, (B, N) which are real -> (B, N, H) states of one direction, and its last one."""
         gates = inputs @ self.weights[f"encoder.weight_ih_l0{direction}"].T
         gates += self.weights[f"encoder.bias_ih_l0{direction}"]
         states = np.zeros(inputs.shape, np.float32)
-        state = State(states[:, 0].copy(), None if self.is_gru else states[:, 0].copy())
+        state: State = (np.zeros_like(states[:, 0]),) * self.parts_of_state
         places = range(inputs.shape[1])
         for place in reversed(places) if direction else places:
             after = self.cell(gates[:, place], state, f"encoder.{{}}_hh_l0{direction}")
             # What is no region leaves the state as it was.
-            here = real[:, place, None]
-            memory = None
-            if after.memory is not None and state.memory is not None:
-                memory = np.where(here, after.memory, state.memory)
-            state = State(np.where(here, after.hidden, state.hidden), memory)
-            states[:, place] = state.hidden
+            state = tuple(np.where(real[:, place, None], *parts) for parts in zip(after, state, strict=True))
+            states[:, place] = state[0]
         return states, state
 
     def cell(self, gates: FloatArray, state: State, names: str) -> State:
@@ -151,15 +133,16 @@ class PlainCaptioner:
 
         names  of the weight and the bias of the state, with {} for which of the two
         """
-        of_state = state.hidden @ self.weights[names.format("weight")].T + self.weights[names.format("bias")]
-        size = state.hidden.shape[1]
-        if state.memory is None:
+        hidden, *memories = state
+        of_state = hidden @ self.weights[names.format("weight")].T + self.weights[names.format("bias")]
+        if not memories:
+            size = hidden.shape[1]
             reset, update = np.split(_sigmoid(gates[:, : 2 * size] + of_state[:, : 2 * size]), 2, axis=1)
             new = np.tanh(gates[:, 2 * size :] + reset * of_state[:, 2 * size :])
-            return State(new + update * (state.hidden - new), None)
+            return (new + update * (hidden - new),)
         entering, kept, new, leaving = np.split(gates + of_state, 4, axis=1)
-        memory = _sigmoid(kept) * state.memory + _sigmoid(entering) * np.tanh(new)
-        return State(_sigmoid(leaving) * np.tanh(memory), memory)
+        memory = _sigmoid(kept) * memories[0] + _sigmoid(entering) * np.tanh(new)
+        return _sigmoid(leaving) * np.tanh(memory), memory
 
     def linear(self, name: str, inputs: FloatArray) -> FloatArray:
         """(..., in) -> (..., out) by a weight and a bias."""
@@ -182,11 +165,11 @@ class _Captions:
         """Write one word more of each row; as the protocol says."""
         if images is not None:
             self.states, self.keys, self.real = self.states[images], self.keys[images], self.real[images]
-        weights, state = self.captioner.weights, self.state.of(rows)
-        inputs = np.concatenate([weights["embedding.weight"][words], self._attended(state.hidden)], axis=1)
+        weights, state = self.captioner.weights, tuple(part[rows] for part in self.state)
+        inputs = np.concatenate([weights["embedding.weight"][words], self._attended(state[0])], axis=1)
         gates = inputs @ weights["decoder.weight_ih"].T + weights["decoder.bias_ih"]
         self.state = self.captioner.cell(gates, state, "decoder.{}_hh")
-        scores = self.captioner.linear("output", self.state.hidden)
+        scores = self.captioner.linear("output", self.state[0])
         scores -= scores.max(axis=1, keepdims=True)
         scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
         scores[:, ~allowed] = -np.inf

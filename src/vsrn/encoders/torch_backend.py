@@ -303,11 +303,6 @@ class TorchCaptioner:
         # <start> is one of the tokens that it was trained for.
         self.longest = captioner.config.max_tokens - 1
 
-    @property
-    def vocabulary_size(self) -> int:
-        """V, <pad> and the like among them."""
-        return self.module.embedding.num_embeddings
-
     def begin(self, regions: FloatArray, counts: IntArray | None) -> _TorchCaptions:
         """(B, N, D) reasoned regions, (B,) real ones of each or None for all -> their captions, not begun."""
         return _TorchCaptions(self.module, regions, counts)
