@@ -176,7 +176,7 @@ class ScanEncoder(StoredEncoder):
     def _sets_of_regions(self, features: Features, counts: IntArray | None) -> EncodedRegions:
         """(B, N, F) region features, (B,) real regions of each or None for all -> the vectors of each region."""
         with evaluating(self.model), self._autocast():
-            encoded: EncodedRegions = self.model.region_encoder(*self._on_device(features, counts))
+            encoded: EncodedRegions = self.model.region_encoder(*self._moved(*self._as_tensors(features, counts)))
         return encoded
 
     @torch.inference_mode()

@@ -50,10 +50,10 @@ _Tensors = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class StoredEncoder(Encoder):
-    """What `TorchEncoder` and `ScanEncoder` share: a model that was read into torch, on one device.
+    """A model that was read into torch, on one device; it stays the user's.
 
-    The model stays the user's: what is trained, loaded, moved, hooked or wrapped in it counts from the next call on.
-    Each call computes in evaluation mode, and leaves the model in the mode that it was in.
+    What is trained, loaded, moved, hooked or wrapped in it counts from the next call on. Each call computes in
+    evaluation mode, and leaves the model in the mode that it was in.
     """
 
     main_file = WEIGHTS_FILE
@@ -127,16 +127,13 @@ class StoredEncoder(Encoder):
     def _kept_names(self) -> RegionNames:
         return self.stored.region_names
 
-    def _on_device(self, features: Features, counts: IntArray | None) -> _Tensors:
-        """Arrays as tensors where the model is now."""
-        return self._moved(*self._as_tensors(features, counts))
-
     def _as_tensors(self, features: Features, counts: IntArray | None) -> _Tensors:
         """Arrays as tensors on the CPU, ready to be moved; threads may call this."""
         device = device_of(self.stored.model)
         return tensor_for(device, features), None if counts is None else tensor_for(device, np.asarray(counts))
 
     def _moved(self, features: torch.Tensor, counts: torch.Tensor | None) -> _Tensors:
+        """Tensors of `_as_tensors` where the model is now."""
         device = device_of(self.stored.model)
         return moved(features, device), None if counts is None else moved(counts, device)
 
@@ -154,7 +151,7 @@ class TorchEncoder(StoredEncoder):
     """
 
     def __init__(self, stored: StoredModel, device: str = "auto", precision: Precision = "fp32") -> None:
-        """Move a model to a device; arguments and errors are those of `StoredEncoder`."""
+        """As of `StoredEncoder`."""
         super().__init__(stored, device, precision)
         self.model = stored.model
         self._folded: tuple[tuple[object, ...], nn.Module] | None = None
@@ -165,14 +162,16 @@ class TorchEncoder(StoredEncoder):
         return cls(read_model(folder), device, precision)
 
     @property
+    @torch.inference_mode()
     def image_encoder(self) -> nn.Module:
         """The model's image encoder as it computes here: folded again whenever weights, parts or hooks have changed."""
         encoder = self.model.image_encoder
         if self.dtype is None and not is_plain(encoder, ImageEncoder):
             return encoder
-        state = state_of(encoder)
-        if self._folded is None or self._folded[0] != state:
-            self._folded = state, fold(encoder, self.dtype)
+        with evaluating(self.model):
+            state = state_of(encoder)
+            if self._folded is None or self._folded[0] != state:
+                self._folded = state, fold(encoder, self.dtype)
         return self._folded[1]
 
     @override
@@ -201,7 +200,7 @@ class TorchEncoder(StoredEncoder):
     @override
     def _encode_batches(self, reads: Iterable[ReadBatch]) -> Iterator[FloatArray]:
         # Chosen once for all batches: to see whether the weights have changed takes a wait for the device.
-        encoder, pace = self._folded_encoder(), pace_of(device_of(self.model))
+        encoder, pace = self.image_encoder, pace_of(device_of(self.model))
 
         def read(batch: ReadBatch) -> _Tensors:
             return self._as_tensors(*batch())
@@ -209,31 +208,22 @@ class TorchEncoder(StoredEncoder):
         ready: Iterable[_Tensors] = map(read, reads)
         if pace.readers:
             ready = (batch for _, (batch,) in made_ready(([batch] for batch in reads), read, pace.readers))
-        results = (self._run(encoder, *self._moved(*batch)).embeddings for batch in ready)
+        results = (self._run(encoder, batch).embeddings for batch in ready)
         yield from brought_back(results, pace.launched_ahead)
 
     def _encode_regions(self, features: Features, counts: IntArray | None) -> FloatArray:
-        embeddings: FloatArray = self._encoded(features, counts).embeddings.float().cpu().numpy()
-        return embeddings
+        return next(self._encode_batches([lambda: (features, counts)]))
 
     def _reasoned_regions(self, features: Features, counts: IntArray | None) -> tuple[FloatArray, FloatArray]:
-        embeddings, regions = self._encoded(features, counts)
+        embeddings, regions = self._run(self.image_encoder, self._as_tensors(features, counts))
         return embeddings.float().cpu().numpy(), regions.float().cpu().numpy()
 
-    def _encoded(self, features: Features, counts: IntArray | None) -> EncodedImages:
-        return self._run(self._folded_encoder(), *self._on_device(features, counts))
-
     @torch.inference_mode()
-    def _folded_encoder(self) -> nn.Module:
-        with evaluating(self.model):
-            return self.image_encoder
-
-    @torch.inference_mode()
-    def _run(self, encoder: nn.Module, features: torch.Tensor, counts: torch.Tensor | None) -> EncodedImages:
+    def _run(self, encoder: nn.Module, batch: _Tensors) -> EncodedImages:
         # What could not be rounded beforehand is rounded product by product.
         rounding = self._autocast() if encoder is self.model.image_encoder else contextlib.nullcontext()
         with evaluating(self.model), rounding:
-            encoded: EncodedImages = encoder(features, counts)
+            encoded: EncodedImages = encoder(*self._moved(*batch))
         return encoded
 
     @torch.inference_mode()
@@ -242,7 +232,8 @@ class TorchEncoder(StoredEncoder):
         if not isinstance(encoder, ImageEncoder):
             return super()._affinities(features, counts)
         with evaluating(self.model), self._autocast():
-            found: FloatArray = encoder.affinities(*self._on_device(features, counts)).float().cpu().numpy()
+            tensors = self._moved(*self._as_tensors(features, counts))
+            found: FloatArray = encoder.affinities(*tensors).float().cpu().numpy()
         return found
 
 
