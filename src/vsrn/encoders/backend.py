@@ -44,18 +44,13 @@ WHOLE_PHOTOS = "this model reads photos whole, so no region can be named; use on
 
 
 class BackEnd(ABC):
-    """A model, its vocabulary and its extractor, whichever library computes; `Encoder` is what people use of it.
+    """A model, its vocabulary and its extractor, whichever library computes; its attributes are those of `Encoder`.
 
-    config         the model's own
-    vocabulary     the words it can read
-    device         where torch computes: `cpu`, `cuda`, `mps` or `auto`. Photos are extracted there, too
-    learned_from   which extractor made the regions that the model learned from; empty where nobody recorded it
-    has_captioner  whether the model can write captions
-    main_file      the file by which a folder is known to hold a model of this back end
+    main_file  the file by which a folder is known to hold a model of this back end
     """
 
     main_file: ClassVar[str]
-    # Whether its sentences are embeddings, which the mean over several stand-ins is made of.
+    # Whether sentences are embeddings, whose mean over several stand-ins can be taken.
     reads_stand_ins: ClassVar[bool] = True
 
     def __init__(

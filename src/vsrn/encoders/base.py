@@ -1,12 +1,5 @@
 """One model at work, whatever library runs it: sentences, regions and photos in; embeddings, captions and reasons out.
 
-    model = vsrn.load("flickr8k-small")                     # or a run, a converted model, an exported folder
-    captions = model.encode_captions(["two dogs play on a beach"])  # (1, D)
-    images = model.encode_images(["beach.jpg"])                     # (1, D)
-    model.similarity(images, captions)                              # (1, 1)
-    model.explain("beach.jpg", "two dogs")                  # which regions earned the match
-    model.caption("beach.jpg")                              # "two dogs play on the beach."
-
 This file checks what comes in and needs no torch; the back ends beside it do the arithmetic.
 
 B images or captions, N regions of an image at most, F numbers per region, D numbers per embedding.
@@ -72,9 +65,8 @@ class WrittenCaption(NamedTuple):
 class Encoder(SentenceEncoder):
     """A model ready to use; `vsrn.load` gives the right kind.
 
-    `TorchEncoder` runs a run or a converted model, `OnnxEncoder` an exported folder without torch, and `ScanEncoder`
-    a SCAN, which compares images with captions and has no embedding of either. Threads may share one. A copy
-    (`copy.deepcopy`) or a pickle takes the weights along; its extractor is loaded again when it is first used.
+    Threads may share one. A copy (`copy.deepcopy`) or a pickle takes the weights along; its extractor is loaded again
+    when it is first used.
 
     Regions come as arrays of numpy, which may lie on disk, tensors of torch or lists; photos as paths, the bytes of
     files, files opened with "rb", pictures of Pillow or (H, W, 3) uint8 RGB arrays. A single sentence or photo is a
@@ -101,12 +93,11 @@ class Encoder(SentenceEncoder):
         device: str = "auto",
         precision: Precision = "fp32",
     ) -> Encoder:
-        """A model of a folder, of the package, or of Hugging Face's hub by its "user/name", ready to use.
+        """As `vsrn.load`, with more options of Hugging Face's hub.
 
-        A folder goes first, also where only "user" is one. The other arguments are those of `vsrn.encoders.hub.fetch`
-        and of `vsrn.load`, which this is but for them.
-
-        Raises what `vsrn.load` raises, and `CheckpointError` where the hub cannot give the model.
+        revision   branch, tag or commit on the hub; None for its main branch
+        token      of the hub, for what is private; None for the one that `hf auth login` keeps
+        cache_dir  where downloads are kept; None for the hub's own cache
         """
         return vsrn.load(fetch(name, revision=revision, token=token, cache_dir=cache_dir), device, precision)
 
@@ -152,22 +143,19 @@ class Encoder(SentenceEncoder):
         Raises `DataError` where they are not of the size that the model reads, hold NaN or infinity, or where a count
         is not 1 to N. Of an image of zeros, whose length the model would divide by, the embedding is NaN.
         """
-        features, counts = self._check_features(features, counts)
-        embeddings = np.empty((len(features), self.config.model.joint_dim), dtype=np.float32)
-        with reporting(progress, "encoding images", len(features)) as advance:
-            parts = list(slices(len(features), size_of_batches(batch_size, self.images_at_once)))
-            reads = (partial(self._read_features, features, counts, part) for part in parts)
-            for part, encoded in zip(parts, self._encode_batches(reads), strict=True):
+        checked, real = self._check_features(features, counts)
+
+        def read(part: slice) -> tuple[Features, IntArray | None]:
+            batch, real_of_batch = batch_of(checked, real, part)
+            return in_order(batch, real_of_batch, self.region_order), real_of_batch
+
+        embeddings = np.empty((len(checked), self.config.model.joint_dim), dtype=np.float32)
+        with reporting(progress, "encoding images", len(checked)) as advance:
+            parts = list(slices(len(checked), size_of_batches(batch_size, self.images_at_once)))
+            for part, encoded in zip(parts, self._encode_batches(partial(read, part) for part in parts), strict=True):
                 embeddings[part] = encoded
                 advance(len(encoded))
         return embeddings
-
-    def _read_features(
-        self, features: FloatArray, counts: IntArray | None, part: slice
-    ) -> tuple[Features, IntArray | None]:
-        """The features of these places in the order that the model reads them. Raises what `batch_of` raises."""
-        batch, real = batch_of(features, counts, part)
-        return in_order(batch, real, self.region_order), real
 
     def reasoned_regions(
         self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, *, batch_size: int | None = None
@@ -192,8 +180,8 @@ class Encoder(SentenceEncoder):
     ) -> FloatArray:
         """(B, N, F) features, (B,) counts or None -> (layers, B, N, N) float32 affinities of regions, R of Eq. 2.
 
-        Row i says how much of the message of each region j region i takes: theta(v_i) . phi(v_j) / n, with n real
-        regions. Regions stay in their places; rows and columns of padded ones are 0.
+        Row i, column j: theta(v_i) . phi(v_j) / n, with n real regions. Regions stay in their places; rows and columns
+        of padded ones are 0.
 
         Raises what `encode_regions` raises, and `CheckpointError` for an export, a SCAN or an encoder of another kind.
         """
@@ -212,8 +200,8 @@ class Encoder(SentenceEncoder):
     ) -> FloatArray:
         """B photos in any form -> (B, D) float32 embeddings, by the extractor of the model's training data.
 
-        A single photo is a batch of one, (1, D). Raises `PhotoError` where a photo cannot be read, and `DataError`
-        where the extractor here is not the one that the model learned from.
+        Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not the one that
+        the model learned from.
         """
         photos = list_of_photos(photos)
         encode = self._encode_regions if self.config.model.network.name else self.encode_regions
@@ -275,12 +263,10 @@ class Encoder(SentenceEncoder):
 
     @property
     def default_view(self) -> ExplainView:
-        """The view of explanations that points best for this kind of model.
-
-        Where an image is the mean of its regions, or pooled by channel, a region can be compared with a sentence; what
-        a GRU, a BatchNorm or absolute values make of regions is another space than theirs.
-        """
+        """The view of explanations that points best for this kind of model."""
         model = self.config.model
+        # Where an image is the mean of its regions, or pooled by channel, a region can be compared with a sentence;
+        # what a GRU, a BatchNorm or absolute values make of regions is another space than theirs.
         averages = model.kind == "vsepp" or (model.aggregator in ("mean", "gpo") and model.normalisation != "flickr30k")
         return "relevance" if averages and not model.absolute else "sentence"
 
@@ -297,7 +283,7 @@ class Encoder(SentenceEncoder):
     def average_word(self) -> FloatArray:
         """(D,) the mean embedding of the vocabulary's first naming words, each alone; of an empty caption without any.
 
-        A vocabulary that was counted begins with the words that captions have most often.
+        Counted vocabularies begin with the most frequent words.
         """
         if self._average_word is None or self._average_word[0] != self.fingerprint:
             words = self.vocabulary.words[len(SPECIAL_WORDS) :]
