@@ -32,12 +32,7 @@ class Renaming:
 
 @dataclass(frozen=True)
 class Family:
-    """One of the published codes.
-
-    images    names of the image part
-    captions  names of the caption part
-    model_of  options and renamed weights -> config of the model
-    """
+    """A published code: the names of its two parts, and options and renamed weights -> config of the model."""
 
     images: Renaming
     captions: Renaming
@@ -176,13 +171,12 @@ def scan_model_config(options: Options, weights: Weights) -> ModelConfig:
         "logsumexp_factor": float(options["lambda_lse"]),
         "bidirectional": "word_encoder.gru.weight_ih_l0_reverse" in weights,
     }
-    words = weights["word_encoder.embedding.weight"]
     layers = sum(name.startswith("word_encoder.gru.weight_hh_l") and "reverse" not in name for name in weights)
     return ModelConfig(
         kind="scan",
         feature_dim=feature_dim,
         joint_dim=joint_dim,
-        word_dim=words.shape[1],
+        word_dim=weights["word_encoder.embedding.weight"].shape[1],
         caption_layers=layers,
         scan=config_from_table({"model": {"scan": scan}}, where="its options").model.scan,
     )
