@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-import vsrn
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
 from vsrn.data.stand_ins import names
 from vsrn.data.vocabulary import SPECIAL_WORDS
 from vsrn.encoders.backend import IMAGES_AT_ONCE, Features
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
-from vsrn.encoders.hub import fetch, push, save
+from vsrn.encoders.hub import SharedEncoder
 from vsrn.encoders.inputs import (
     ProgressOf,
     batch_of,
@@ -33,14 +31,12 @@ from vsrn.encoders.inputs import (
     size_of_batches,
     slices,
 )
-from vsrn.encoders.sentences import SentenceEncoder
 from vsrn.metrics import SIMILARITIES, EncodedSplit, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.data.pictures import Photo
     from vsrn.encoders.captioning import Fit
     from vsrn.encoders.inputs import Photos
-    from vsrn.encoders.torch_backend import Precision
 
 DEFAULT_BEAM = 5
 # Heat points at more with 400 words than with 50 (76.3 and 74.4 % of things; docs/explain.md), and they are read once,
@@ -62,7 +58,7 @@ class WrittenCaption(NamedTuple):
     score: float
 
 
-class Encoder(SentenceEncoder):
+class Encoder(SharedEncoder):
     """A model ready to use; `vsrn.load` gives the right kind.
 
     Threads may share one. A copy (`copy.deepcopy`) or a pickle takes the weights along; its extractor is loaded again
@@ -77,58 +73,12 @@ class Encoder(SentenceEncoder):
 
     config         the model's own
     vocabulary     the words it can read
+    folder         where it was read from; None where it was not read from a folder
+    region_order   the order in which it reads an image's regions
     device         where torch computes: `cpu`, `cuda`, `mps` or `auto`. Photos are extracted there, too
     learned_from   which extractor made the regions that the model learned from; empty where nobody recorded it
     has_captioner  whether the model can write captions
     """
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: Path | str,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: Path | str | None = None,
-        device: str = "auto",
-        precision: Precision = "fp32",
-    ) -> Encoder:
-        """As `vsrn.load`, with more options of Hugging Face's hub.
-
-        revision   branch, tag or commit on the hub; None for its main branch
-        token      of the hub, for what is private; None for the one that `hf auth login` keeps
-        cache_dir  where downloads are kept; None for the hub's own cache
-        """
-        return vsrn.load(fetch(name, revision=revision, token=token, cache_dir=cache_dir), device, precision)
-
-    def save_pretrained(self, folder: Path | str) -> Path:
-        """Write the model as it is now to a folder that `vsrn.load` opens, over one that is there; gives the folder.
-
-        README.md becomes a model card with the numbers of the model's run, where they are known; a card that is there
-        is kept. Paths of data are cut to their names.
-
-        Raises `CheckpointError` where the folder is a run, or holds an export in place of a model or the reverse.
-        """
-        return save(self, folder)
-
-    def push_to_hub(
-        self,
-        name: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        message: str = "Upload a model of vsrn",
-    ) -> str:
-        """Send the model as it is now to "user/name" of Hugging Face's hub; gives the address of the commit.
-
-        private   whether a repository that is made for it is private; None for the user's own setting
-        token     of the hub, with the right to write; None for the one that `hf auth login` keeps
-        revision  branch to write to; None for the main one
-
-        A card that is there is kept. Raises `CheckpointError` where the hub refuses.
-        """
-        return push(self, name, private=private, token=token, revision=revision, message=message)
 
     def encode_regions(
         self,
@@ -306,25 +256,17 @@ class Encoder(SentenceEncoder):
         return explain_regions(self, regions, sentence, view, self.region_names.labels_of(regions), cells)
 
     def caption(self, photo: Photo, beam: int = DEFAULT_BEAM) -> str:
-        """A sentence for one photo; arguments and errors are those of `caption_images`."""
+        """A sentence for one photo; arguments and errors are those of `write_photo_captions`."""
         return self.caption_images([photo], beam)[0]
 
     def caption_images(self, photos: Photos, beam: int = DEFAULT_BEAM) -> list[str]:
-        """A sentence for each photo.
-
-        beam  partial captions kept at every step, 1 to 100; 1 is greedy
-
-        Raises what `encode_images` raises, and `CheckpointError` where the model has no captioner.
-        """
+        """A sentence for each photo; arguments and errors are those of `write_photo_captions`."""
         return [caption.text for caption in self.write_photo_captions(photos, beam)]
 
     def caption_regions(
         self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, beam: int = DEFAULT_BEAM
     ) -> list[str]:
-        """(B, N, F) region features, (B,) counts or None for all -> a sentence for each image.
-
-        Raises what `encode_regions` raises, and `CheckpointError` where the model has no captioner.
-        """
+        """A sentence for each image; arguments and errors are those of `write_captions`."""
         return [caption.text for caption in self.write_captions(features, counts, beam)]
 
     def write_captions(
@@ -332,8 +274,9 @@ class Encoder(SentenceEncoder):
     ) -> list[WrittenCaption]:
         """(B, N, F) region features, (B,) counts or None for all -> a sentence for each image, with its probability.
 
-        Of the sentences in the beam, the best sum of mean log-probability and similarity with the image is taken, where
-        similarities are cosines; else the most probable one.
+        beam  partial captions kept at every step, 1 to 100; 1 is greedy. Of the sentences in it, the best sum of mean
+              log-probability and similarity with the image is taken, where similarities are cosines; else the most
+              probable one
 
         Raises what `encode_regions` raises, and `CheckpointError` where the model has no captioner.
         """
@@ -343,8 +286,7 @@ class Encoder(SentenceEncoder):
         # Reasoned regions take much more room than captions.
         for _, batch, real in batches_of(features, counts, IMAGES_AT_ONCE):
             # The captioner reads the regions one after the other, in the model's order.
-            ordered = in_order(batch, real, self.region_order)
-            embeddings, reasoned = self._reasoned_regions(ordered, real)
+            embeddings, reasoned = self._reasoned_regions(in_order(batch, real, self.region_order), real)
             # Greedy search finds one caption.
             written += writer.write(reasoned, real, beam, self._fit_to(embeddings) if beam > 1 else None)
         return written
@@ -356,15 +298,11 @@ class Encoder(SentenceEncoder):
         return lambda captions, places: (images[places] * self.encode_captions(captions)).sum(axis=1)
 
     def write_photo_captions(
-        self,
-        photos: Photos,
-        beam: int = DEFAULT_BEAM,
-        *,
-        batch_size: int | None = None,
-        workers: int | None = None,
+        self, photos: Photos, beam: int = DEFAULT_BEAM, *, batch_size: int | None = None, workers: int | None = None
     ) -> Iterator[WrittenCaption]:
         """A sentence for each photo, one after the other, with its probability.
 
+        beam        partial captions kept at every step, 1 to 100; 1 is greedy
         batch_size  photos at a time; None for 32
         workers     threads that read and decode photos ahead; None for one for each processor
 

@@ -144,13 +144,13 @@ def explain_regions(
     """
     view = view or encoder.default_view
     named = naming_words(sentence, encoder.vocabulary, encoder.stand_ins(sentence))
-    words_by: ExplainView = "sentence" if "sentence" in (view, encoder.default_view) else "relevance"
+    words_by = view if view in ("relevance", "sentence") else encoder.default_view
     found = np.zeros((0, len(regions.features)), np.float32)
     if view == "image":
         images, reasoned = encoder.reasoned_regions(regions.features[None])
         score = float(encoder.similarity(images, encoder.encode_captions([sentence]))[0, 0])
         weights = reasoned[0] @ images[0]
-    elif view == "sentence" or (view, words_by) == ("words", "sentence"):
+    elif words_by == "sentence":
         score, found = losses(encoder, regions.features, [sentence, *named])
         weights = found[0]
     else:
@@ -158,7 +158,7 @@ def explain_regions(
         if cells is not None:
             regions, labels = cells, None
         found = encoder.relevance(regions.features, sentence, named)
-        weights, words_by = found[0], "relevance"
+        weights = found[0]
     words = dict(zip(named, found[1:], strict=False))
     if view == "words":
         weights = np.max([np.zeros_like(weights), *(region_shares(word, words_by) for word in found[1:])], axis=0)

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+import vsrn
+from vsrn.encoders.backend import BackEnd
 from vsrn.errors import CheckpointError
 from vsrn.files import write_atomically
 from vsrn.pretrained import PACKAGED_MODELS, find_model
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
+    from vsrn.encoders.torch_backend import Precision
 
 # Everything that a model's folder may hold. Those of one kind make the other kind's unreadable.
 OF_RUNS, OF_EXPORTS = "model.safetensors", "export.json"
@@ -44,11 +47,9 @@ def fetch(
 ) -> Path:
     """The folder of a model that a person typed: one that is there, a packaged one's, or what the hub has.
 
-    name       a folder or a packaged model's name, which go first; or "user/name" of the hub, unless a folder "user" is
-               here or the name ends as a file's does
-    revision   branch, tag or commit on the hub; None for its main branch
-    token      of the hub, for what is private; None for the one that `hf auth login` keeps
-    cache_dir  where downloads are kept; None for the hub's own cache
+    name  a folder or a packaged model's name, which go first; or "user/name" of the hub, unless a folder "user" is here
+          or the name ends as a file's does
+    revision, token, cache_dir  as `SharedEncoder.from_pretrained` takes them
 
     Raises `CheckpointError` where there is no such model, or the hub cannot give it.
     """
@@ -67,61 +68,94 @@ def fetch(
     return folder
 
 
-def save(encoder: Encoder, folder: Path | str, name: str = "") -> Path:
-    """Write a model to a folder, with a card that is left alone where there is one; gives the folder.
+class SharedEncoder(BackEnd):
+    """A model that is saved in folders and sent to hubs."""
 
-    name  "user/name" on the hub, for the card
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: Path | str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | str | None = None,
+        device: str = "auto",
+        precision: Precision = "fp32",
+    ) -> Encoder:
+        """As `vsrn.load`, with more options of Hugging Face's hub.
 
-    Raises `CheckpointError` where the folder is a run, which has more than a model, or holds one of the other kind.
-    """
-    folder = Path(folder)
-    if (folder / STATE).exists() or (folder.exists() and not folder.is_dir()):
-        raise CheckpointError(f"{folder} is a run or a file; choose another folder to save the model in.")
-    other = OF_EXPORTS if encoder.main_file == OF_RUNS else OF_RUNS
-    if (folder / other).exists():
-        raise CheckpointError(f"{folder} holds a model of the other kind (exported or not); choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    ours = encoder.write_files(folder)
-    for stale in FILES:
-        if stale not in ours:
+        revision   branch, tag or commit on the hub; None for its main branch
+        token      of the hub, for what is private; None for the one that `hf auth login` keeps
+        cache_dir  where downloads are kept; None for the hub's own cache
+        """
+        return vsrn.load(fetch(name, revision=revision, token=token, cache_dir=cache_dir), device, precision)
+
+    def save_pretrained(self, folder: Path | str, name: str = "") -> Path:
+        """Write the model as it is now to a folder that `vsrn.load` opens, over one that is there; gives the folder.
+
+        name  "user/name" on the hub, for the card
+
+        README.md becomes a model card with the numbers of the model's run, where they are known; a card that is there
+        is kept. Paths of data are cut to their names.
+
+        Raises `CheckpointError` where the folder is a run, or holds an export in place of a model or the reverse.
+        """
+        folder = Path(folder)
+        if (folder / STATE).exists() or (folder.exists() and not folder.is_dir()):
+            raise CheckpointError(f"{folder} is a run or a file; choose another folder to save the model in.")
+        other = OF_EXPORTS if self.main_file == OF_RUNS else OF_RUNS
+        if (folder / other).exists():
+            raise CheckpointError(f"{folder} holds a model of the other kind (exported or not); choose another folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in {*FILES} - self.write_files(folder):
             (folder / stale).unlink(missing_ok=True)
-    licence = encoder.folder / LICENCE_FILE if encoder.folder is not None else None
-    if licence is not None and licence.is_file() and not (folder / LICENCE_FILE).exists():
-        write_atomically(folder / LICENCE_FILE, licence.read_bytes())
-    if not (folder / CARD_FILE).exists():
-        write_atomically(folder / CARD_FILE, card(encoder, name).encode())
-    return folder
+        licence = self.folder / LICENCE_FILE if self.folder is not None else None
+        if licence is not None and licence.is_file() and not (folder / LICENCE_FILE).exists():
+            write_atomically(folder / LICENCE_FILE, licence.read_bytes())
+        if not (folder / CARD_FILE).exists():
+            write_atomically(folder / CARD_FILE, card(self, name).encode())
+        return folder
 
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        message: str = "Upload a model of vsrn",
+    ) -> str:
+        """Send the model as it is now to "user/name" of Hugging Face's hub; gives the address of the commit.
 
-def push(
-    encoder: Encoder, name: str, *, private: bool | None, token: str | bool | None, revision: str | None, message: str
-) -> str:
-    """Send a model to the hub, making its repository where there is none; as `Encoder.push_to_hub`.
+        private   whether a repository that is made for it is private; None for the user's own setting
+        token     of the hub, with the right to write; None for the one that `hf auth login` keeps
+        revision  branch to write to; None for the main one
 
-    Weights of an extractor that are a link to a large file stay here.
-    """
-    if not _HUB_NAME.fullmatch(name):
-        raise CheckpointError(f"{name!r} is no name on the hub; write it as user/name.")
-    from huggingface_hub import HfApi  # noqa: PLC0415 - only who sends a model needs the hub
+        A card that is there is kept, and weights of an extractor that are a link to a large file stay here. Raises
+        `CheckpointError` where the name is none of a hub or the hub refuses.
+        """
+        if not _HUB_NAME.fullmatch(name):
+            raise CheckpointError(f"{name!r} is no name on the hub; write it as user/name.")
+        from huggingface_hub import HfApi  # noqa: PLC0415 - only who sends a model needs the hub
 
-    api = HfApi(token=token)
-    with TemporaryDirectory() as temporary:
-        folder = save(encoder, temporary, name)
-        sent = [file.name for file in folder.iterdir() if not file.is_symlink()]
-        with _asking(name):
-            api.create_repo(name, private=private, exist_ok=True)
-            # A card that a person wrote there is kept.
-            if api.file_exists(name, CARD_FILE, revision=revision):
-                sent.remove(CARD_FILE)
-            commit = api.upload_folder(
-                repo_id=name,
-                folder_path=folder,
-                allow_patterns=sent,
-                delete_patterns=list(FILES),
-                revision=revision,
-                commit_message=message,
-            )
-    return str(commit.commit_url)
+        api = HfApi(token=token)
+        with TemporaryDirectory() as temporary:
+            folder = self.save_pretrained(temporary, name)
+            sent = [file.name for file in folder.iterdir() if not file.is_symlink()]
+            with _asking(name):
+                api.create_repo(name, private=private, exist_ok=True)
+                # A card that a person wrote there is kept.
+                if api.file_exists(name, CARD_FILE, revision=revision):
+                    sent.remove(CARD_FILE)
+                commit = api.upload_folder(
+                    repo_id=name,
+                    folder_path=folder,
+                    allow_patterns=sent,
+                    delete_patterns=list(FILES),
+                    revision=revision,
+                    commit_message=message,
+                )
+        return str(commit.commit_url)
 
 
 @contextlib.contextmanager
@@ -146,7 +180,7 @@ def _asking(name: str) -> Iterator[None]:
         raise CheckpointError(f"the hub did not serve '{name}' ({type(error).__name__}: {reason}).") from error
 
 
-def card(encoder: Encoder, name: str = "") -> str:
+def card(encoder: BackEnd, name: str = "") -> str:
     """A model card: YAML head and Markdown, of the model's config and, where they are known, its run's own numbers."""
     model, best = encoder.config.model, validation_of(encoder)
     data = Path(encoder.config.data.path).name
@@ -185,7 +219,7 @@ def card(encoder: Encoder, name: str = "") -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def validation_of(encoder: Encoder) -> dict[str, Any] | None:
+def validation_of(encoder: BackEnd) -> dict[str, Any] | None:
     """The best validation in the log of a model's run; None without one, or where the weights are others by now."""
     folder = encoder.folder
     if folder is None or not (folder / LOG_FILE).is_file():

@@ -91,13 +91,10 @@ class OnnxEncoder(Encoder):
     """An `Encoder` that runs an exported folder with onnxruntime, on the CPU, and its captioner in numpy.
 
     Its extractor runs in onnxruntime, where it is a fine-tuned `grid` on the CPU, or else in torch, on `device`.
-
-    >>> encoder = OnnxEncoder("exported/flickr8k")  # doctest: +SKIP
-    >>> encoder.encode_captions(["two dogs play on a beach"]).shape  # doctest: +SKIP
-    (1, 256)
     """
 
     main_file = INFO_FILE
+    folder: Path
 
     def __init__(
         self,
@@ -116,7 +113,7 @@ class OnnxEncoder(Encoder):
         Raises `CheckpointError` where the folder is no export, is broken, or mixes parts of several models; for
         an encoder that is broken itself, at its first use.
         """
-        self._folder, self.checksums, self._threads = Path(folder), checksums, threads
+        self.folder, self.checksums, self._threads = Path(folder), checksums, threads
         self.info = _read_info(self.file(INFO_FILE))
         try:
             config, vocabulary = read_config(self.file(CONFIG_FILE)), read_vocabulary(self.file(VOCABULARY_FILE))
@@ -133,7 +130,7 @@ class OnnxEncoder(Encoder):
                 raise CheckpointError(f"{folder} is not a whole export: it has no {name}; export it again.")
         learned_from = StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
         able = config.model.captioner.enabled and (self.folder / CAPTIONER_FILE).is_file()
-        super().__init__(config, vocabulary, device, learned_from, has_captioner=able)
+        super().__init__(config, vocabulary, self.folder, device, learned_from, has_captioner=able)
 
     def file(self, name: str) -> Path:
         """The path of one of its files. Raises `CheckpointError` where `checksums` says that it is another."""
@@ -156,11 +153,6 @@ class OnnxEncoder(Encoder):
     @override
     def check(self) -> None:
         assert self._image_session is not self._caption_session
-
-    @property
-    @override
-    def folder(self) -> Path:
-        return self._folder
 
     @override
     def write_files(self, folder: Path) -> set[str]:

@@ -1,6 +1,4 @@
-"""The captioner in numpy: what an exported model writes captions with, so that nothing else need be loaded.
-
-It computes what `vsrn.model.captioner.Captioner` does in evaluation mode, from the same weights, in float32.
+"""The captioner in numpy, for exported models: what `vsrn.model.captioner.Captioner` does in evaluation mode.
 
 Shapes: B images, N regions, D joint size, K partial captions of each image, R = B K rows, H captioner size (doubled
 where its encoder is bidirectional), V vocabulary size.
@@ -9,6 +7,7 @@ where its encoder is bidirectional), V vocabulary size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,8 @@ def read_captioner(path: Path, config: Config, vocabulary: Vocabulary, label: Ma
     fault = _fault_of(weights, shapes_of(sizes, config.model.joint_dim, len(vocabulary)))
     if fault:
         raise CheckpointError(f"{path} does not fit the network: it {fault}; export the model again.")
-    return CaptionWriter(PlainCaptioner(weights, sizes), vocabulary)
+    weights = {name: np.asarray(weight, np.float32) for name, weight in weights.items()}
+    return CaptionWriter(partial(PlainCaptions, weights, sizes), sizes.max_tokens, vocabulary)
 
 
 def shapes_of(config: CaptionerConfig, region_dim: int, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
@@ -92,43 +92,62 @@ def _fault_of(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> str:
     return ""
 
 
-class PlainCaptioner:
-    """A captioner's weights at work; as `vsrn.encoders.captioning.ReadsOn`."""
+class PlainCaptions:
+    """The captions of a batch, being written; as `vsrn.encoders.captioning.Continuations`."""
 
-    def __init__(self, weights: Weights, config: CaptionerConfig) -> None:
-        """
-        weights  by torch's names, of the shapes of `shapes_of`
-        """
-        self.weights = {name: np.asarray(weight, np.float32) for name, weight in weights.items()}
-        # <start> is one of the tokens that it was trained for.
-        self.longest = config.max_tokens - 1
-        self.parts_of_state = 1 if config.cell == "gru" else 2
-        self.directions = ("", "_reverse") if config.bidirectional else ("",)
+    def __init__(self, weights: Weights, config: CaptionerConfig, regions: FloatArray, counts: IntArray | None) -> None:
+        """Read the regions.
 
-    def begin(self, regions: FloatArray, counts: IntArray | None) -> _Captions:
-        """(B, N, D) reasoned regions, (B,) real ones of each or None for all -> their captions, not begun."""
+        weights  float32, by torch's names, of the shapes of `shapes_of`
+        regions  (B, N, D) reasoned ones
+        counts   (B,) real ones of each or None for all
+        """
+        self.weights = weights
         counts = np.full(len(regions), regions.shape[1]) if counts is None else counts
-        real = np.arange(regions.shape[1]) < counts[:, None]
-        inputs = self.linear("projection", np.asarray(regions, np.float32))
-        states, last = zip(*(self._read(inputs, real, direction) for direction in self.directions), strict=True)
-        state = tuple(np.concatenate(parts, axis=1) for parts in zip(*last, strict=True))
-        return _Captions(self, np.concatenate(states, axis=2), real, state)
+        self.real = np.arange(regions.shape[1]) < counts[:, None]
+        inputs = self._linear("projection", np.asarray(regions, np.float32))
+        directions = ("", "_reverse") if config.bidirectional else ("",)
+        parts = 1 if config.cell == "gru" else 2
+        states, last = zip(*(self._read(inputs, parts, direction) for direction in directions), strict=True)
+        self.states: FloatArray = np.concatenate(states, axis=2)
+        self.state: State = tuple(np.concatenate(sides, axis=1) for sides in zip(*last, strict=True))
+        of_states, self.of_query = np.split(weights["attention_hidden.weight"], [self.states.shape[2]], axis=1)
+        self.keys = self.states @ of_states.T + weights["attention_hidden.bias"]
 
-    def _read(self, inputs: FloatArray, real: Mask, direction: str) -> tuple[FloatArray, State]:
-        """(B, N, H) inputs, (B, N) which are real -> (B, N, H) states of one direction, and its last one."""
+    def _read(self, inputs: FloatArray, parts: int, direction: str) -> tuple[FloatArray, State]:
+        """(B, N, H) inputs, parts of a state -> (B, N, H) states of one direction, and its last one."""
         gates = inputs @ self.weights[f"encoder.weight_ih_l0{direction}"].T
         gates += self.weights[f"encoder.bias_ih_l0{direction}"]
         states = np.zeros(inputs.shape, np.float32)
-        state: State = (np.zeros_like(states[:, 0]),) * self.parts_of_state
+        state: State = (np.zeros_like(states[:, 0]),) * parts
         places = range(inputs.shape[1])
         for place in reversed(places) if direction else places:
-            after = self.cell(gates[:, place], state, f"encoder.{{}}_hh_l0{direction}")
+            after = self._cell(gates[:, place], state, f"encoder.{{}}_hh_l0{direction}")
             # What is no region leaves the state as it was.
-            state = tuple(np.where(real[:, place, None], *parts) for parts in zip(after, state, strict=True))
+            state = tuple(np.where(self.real[:, place, None], *sides) for sides in zip(after, state, strict=True))
             states[:, place] = state[0]
         return states, state
 
-    def cell(self, gates: FloatArray, state: State, names: str) -> State:
+    def step(
+        self, words: IntArray, rows: IntArray, images: IntArray | None, allowed: Mask, most: int
+    ) -> tuple[FloatArray, IntArray]:
+        """Write one word more of each row; as the protocol says."""
+        if images is not None:
+            self.states, self.keys, self.real = self.states[images], self.keys[images], self.real[images]
+        weights, state = self.weights, tuple(part[rows] for part in self.state)
+        inputs = np.concatenate([weights["embedding.weight"][words], self._attended(state[0])], axis=1)
+        gates = inputs @ weights["decoder.weight_ih"].T + weights["decoder.bias_ih"]
+        self.state = self._cell(gates, state, "decoder.{}_hh")
+        scores = self._linear("output", self.state[0])
+        scores -= scores.max(axis=1, keepdims=True)
+        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        scores[:, ~allowed] = -np.inf
+        places = np.argpartition(-scores, most - 1, axis=1)[:, :most]
+        best = np.take_along_axis(scores, places, 1)
+        order = np.argsort(-best, axis=1, kind="stable")
+        return np.take_along_axis(best, order, 1), np.take_along_axis(places, order, 1)
+
+    def _cell(self, gates: FloatArray, state: State, names: str) -> State:
         """(R, gates H) of the input, the state before -> the state after one step of a GRU or an LSTM.
 
         names  of the weight and the bias of the state, with {} for which of the two
@@ -144,49 +163,20 @@ class PlainCaptioner:
         memory = _sigmoid(kept) * memories[0] + _sigmoid(entering) * np.tanh(new)
         return _sigmoid(leaving) * np.tanh(memory), memory
 
-    def linear(self, name: str, inputs: FloatArray) -> FloatArray:
-        """(..., in) -> (..., out) by a weight and a bias."""
-        found: FloatArray = inputs @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-        return found
-
-
-class _Captions:
-    """The captions of a batch, being written; as `vsrn.encoders.captioning.Continuations`."""
-
-    def __init__(self, captioner: PlainCaptioner, states: FloatArray, real: Mask, state: State) -> None:
-        hidden = states.shape[2]
-        of_states, self.of_query = np.split(captioner.weights["attention_hidden.weight"], [hidden], axis=1)
-        self.captioner, self.states, self.real, self.state = captioner, states, real, state
-        self.keys = states @ of_states.T + captioner.weights["attention_hidden.bias"]
-
-    def step(
-        self, words: IntArray, rows: IntArray, images: IntArray | None, allowed: Mask, most: int
-    ) -> tuple[FloatArray, IntArray]:
-        """Write one word more of each row; as the protocol says."""
-        if images is not None:
-            self.states, self.keys, self.real = self.states[images], self.keys[images], self.real[images]
-        weights, state = self.captioner.weights, tuple(part[rows] for part in self.state)
-        inputs = np.concatenate([weights["embedding.weight"][words], self._attended(state[0])], axis=1)
-        gates = inputs @ weights["decoder.weight_ih"].T + weights["decoder.bias_ih"]
-        self.state = self.captioner.cell(gates, state, "decoder.{}_hh")
-        scores = self.captioner.linear("output", self.state[0])
-        scores -= scores.max(axis=1, keepdims=True)
-        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
-        scores[:, ~allowed] = -np.inf
-        places = np.argpartition(-scores, most - 1, axis=1)[:, :most]
-        best = np.take_along_axis(scores, places, 1)
-        order = np.argsort(-best, axis=1, kind="stable")
-        return np.take_along_axis(best, order, 1), np.take_along_axis(places, order, 1)
-
     def _attended(self, hidden: FloatArray) -> FloatArray:
         """(R, H) states of the decoder -> (R, H) weighted means of their images' regions."""
         images, _, size = self.states.shape
         query = (hidden @ self.of_query.T).reshape(images, -1, 1, size)
-        scores = np.tanh(self.keys[:, None] + query) @ self.captioner.weights["attention_score.weight"][0]
+        scores = np.tanh(self.keys[:, None] + query) @ self.weights["attention_score.weight"][0]
         scores = np.where(self.real[:, None], scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
         weights /= weights.sum(axis=2, keepdims=True)
         found: FloatArray = (weights @ self.states).reshape(len(hidden), size)
+        return found
+
+    def _linear(self, name: str, inputs: FloatArray) -> FloatArray:
+        """(..., in) -> (..., out) by a weight and a bias."""
+        found: FloatArray = inputs @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
         return found
 
 

@@ -38,19 +38,15 @@ def rank_encoded(
 ) -> Ranks:
     """Ranks of both directions by the mean similarity of one or more models.
 
-    They are counted on the models' CUDA device where all of them computed on one and compare by inner products, and by
-    numpy otherwise.
-
     image_of_caption  (C,) the row of the image that a caption belongs to
     advance           called with the number of images of each block of similarities
     weights           how much each model counts, divided by their sum; None for all alike
 
     Raises what `vsrn.metrics.rank_blocks` raises.
     """
-    on_cuda = all(model.device.startswith("cuda") and model.compare is inner_products for model in models)
-    if not on_cuda:
-        return rank_blocks(similarity_blocks(models, advance, weights=weights), image_of_caption)
-    return rank_on(models[0].device, models, image_of_caption, advance, weights)
+    if all(model.device.startswith("cuda") and model.compare is inner_products for model in models):
+        return rank_on(models[0].device, models, image_of_caption, advance, weights)
+    return rank_blocks(similarity_blocks(models, advance, weights=weights), image_of_caption)
 
 
 def rank_on(

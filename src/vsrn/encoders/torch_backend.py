@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,7 +27,7 @@ from vsrn.encoders.inputs import ProgressOf, size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, NAMES_FILE
 from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
-from vsrn.model.base import EncodedImages
+from vsrn.model.base import EncodedImages, MatchingModel
 from vsrn.model.captioner import Captioner, rows_of
 from vsrn.model.gru import is_plain, pad_tokens
 from vsrn.model.saved import (
@@ -35,7 +36,6 @@ from vsrn.model.saved import (
     WEIGHTS_FILE,
     StoredModel,
     model_fingerprint,
-    read_model,
     write_model,
 )
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
@@ -68,8 +68,9 @@ class StoredEncoder(Encoder):
         if precision not in get_args(Precision):
             raise ConfigError(f"there is no precision {precision!r}; use fp32 or bf16.")
         able = getattr(stored.model, "captioner", None) is not None
-        super().__init__(stored.config, stored.vocabulary, str(pick_device(device)), stored.regions, has_captioner=able)
-        self.stored = stored
+        where = str(pick_device(device))
+        super().__init__(stored.config, stored.vocabulary, stored.folder, where, stored.regions, has_captioner=able)
+        self.stored, self.model = stored, stored.model
         self.dtype = torch.bfloat16 if precision == "bf16" else None
         self._fingerprint: tuple[tuple[object, ...], str] | None = None
         here = torch.empty(0, device=self.device).device
@@ -90,11 +91,6 @@ class StoredEncoder(Encoder):
         if self._fingerprint is None or self._fingerprint[0] != state:
             self._fingerprint = state, model_fingerprint(self.stored)
         return self._fingerprint[1]
-
-    @property
-    @override
-    def folder(self) -> Path | None:
-        return self.stored.folder
 
     @override
     def write_files(self, folder: Path) -> set[str]:
@@ -122,7 +118,7 @@ class StoredEncoder(Encoder):
         captioner: Captioner | None = getattr(self.stored.model, "captioner", None)
         if captioner is None:
             raise CheckpointError(NO_CAPTIONER)
-        return CaptionWriter(TorchCaptioner(captioner), self.vocabulary)
+        return CaptionWriter(partial(TorchCaptions, captioner), captioner.config.max_tokens, self.vocabulary)
 
     def _kept_names(self) -> RegionNames:
         return self.stored.region_names
@@ -143,23 +139,11 @@ class StoredEncoder(Encoder):
 
 
 class TorchEncoder(StoredEncoder):
-    """An `Encoder` that runs a run or a converted model with torch, on one device.
+    """An `Encoder` that runs a run or a converted model with torch, on one device."""
 
-    >>> encoder = TorchEncoder.load("runs/flickr8k")  # doctest: +SKIP
-    >>> encoder.encode_captions(["two dogs play on a beach"]).shape  # doctest: +SKIP
-    (1, 256)
-    """
-
-    def __init__(self, stored: StoredModel, device: str = "auto", precision: Precision = "fp32") -> None:
-        """As of `StoredEncoder`."""
-        super().__init__(stored, device, precision)
-        self.model = stored.model
-        self._folded: tuple[tuple[object, ...], nn.Module] | None = None
-
-    @classmethod
-    def load(cls, folder: Path | str, device: str = "auto", precision: Precision = "fp32") -> TorchEncoder:
-        """Load a run or a converted model. Raises `CheckpointError` where it cannot be used, or is a SCAN."""
-        return cls(read_model(folder), device, precision)
+    model: MatchingModel
+    # The state of the image encoder that was folded, and what that gave.
+    _folded: tuple[tuple[object, ...], nn.Module] | None = None
 
     @property
     @torch.inference_mode()
@@ -286,20 +270,7 @@ def encode_tokens(
     return embeddings
 
 
-class TorchCaptioner:
-    """A captioner of torch, whose weights may change between two calls; as `vsrn.encoders.captioning.ReadsOn`."""
-
-    def __init__(self, captioner: Captioner) -> None:
-        self.module = captioner
-        # <start> is one of the tokens that it was trained for.
-        self.longest = captioner.config.max_tokens - 1
-
-    def begin(self, regions: FloatArray, counts: IntArray | None) -> _TorchCaptions:
-        """(B, N, D) reasoned regions, (B,) real ones of each or None for all -> their captions, not begun."""
-        return _TorchCaptions(self.module, regions, counts)
-
-
-class _TorchCaptions:
+class TorchCaptions:
     """The captions of a batch, being written where the captioner is; as `vsrn.encoders.captioning.Continuations`."""
 
     @torch.inference_mode()
