@@ -15,6 +15,7 @@ photo's regions (56.3); a running average of the weights (55.1); views of 0.6 of
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from vsrn.data.splits import Split
 from vsrn.data.vocabulary import Vocabulary
 from vsrn.devices import pace_of, pick_device
 from vsrn.encoders.captioning import CaptionWriter
-from vsrn.encoders.torch_backend import TorchCaptioner
+from vsrn.encoders.torch_backend import TorchCaptions
 from vsrn.evaluation.caption_scores import caption_scores
 from vsrn.extractors.grid import fine_tuned_network
 from vsrn.extractors.provenance import kept_weights
@@ -169,7 +170,8 @@ def steps_of(
 
 def score(captioner: Captioner, vocabulary: Vocabulary, regions: np.ndarray, photos: Split) -> tuple[float, float]:
     """BLEU-4 and CIDEr-D of the captions that it writes with a beam of 5."""
-    written = CaptionWriter(TorchCaptioner(captioner), vocabulary).write(regions)
+    writer = CaptionWriter(functools.partial(TorchCaptions, captioner), captioner.config.max_tokens, vocabulary)
+    written = writer.write(regions)
     scores = caption_scores([each.text for each in written], photos.captions_by_image(), samples=2)
     return round(scores.bleu_4, 2), round(scores.cider_d, 2)
 

@@ -19,8 +19,8 @@ from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.convert.checkpoint import read_checkpoint
 from vsrn.data.vocabulary import END, PAD, SPECIAL_WORDS, START, UNK, Vocabulary
 from vsrn.encoders.captioning import CaptionWriter
-from vsrn.encoders.plain_captioner import PlainCaptioner, shapes_of
-from vsrn.encoders.torch_backend import TorchCaptioner, TorchEncoder
+from vsrn.encoders.plain_captioner import PlainCaptions, shapes_of
+from vsrn.encoders.torch_backend import TorchCaptions, TorchEncoder
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.model.captioner import Captioner
 from vsrn.model.registry import build_model
@@ -38,14 +38,17 @@ def make_writer(seed: int, words: int, *, spread: float = 3.0, **config: Any) ->
     with torch.no_grad():
         for parameter in captioner.parameters():
             parameter.mul_(spread)
-    return CaptionWriter(
-        TorchCaptioner(captioner.eval()), Vocabulary([*SPECIAL_WORDS, *(f"word{number}" for number in range(words))])
-    )
+    return writer_of(captioner.eval(), Vocabulary([*SPECIAL_WORDS, *(f"word{number}" for number in range(words))]))
+
+
+def writer_of(captioner: Captioner, vocabulary: Vocabulary) -> CaptionWriter:
+    return CaptionWriter(functools.partial(TorchCaptions, captioner), captioner.config.max_tokens, vocabulary)
 
 
 def module_of(writer: CaptionWriter) -> Captioner:
-    assert isinstance(writer.captioner, TorchCaptioner)
-    return writer.captioner.module
+    assert isinstance(writer.begin, functools.partial)
+    captioner: Captioner = writer.begin.args[0]
+    return captioner
 
 
 def without_torch(writer: CaptionWriter) -> CaptionWriter:
@@ -55,7 +58,8 @@ def without_torch(writer: CaptionWriter) -> CaptionWriter:
     assert {name: weight.shape for name, weight in weights.items()} == shapes_of(
         module.config, DIM, len(writer.vocabulary)
     )
-    return CaptionWriter(PlainCaptioner(weights, module.config), writer.vocabulary)
+    begin = functools.partial(PlainCaptions, weights, module.config)
+    return CaptionWriter(begin, module.config.max_tokens, writer.vocabulary)
 
 
 def make_regions(seed: int, images: int, regions: int = 4) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -174,7 +178,7 @@ def test_a_beam_of_one_is_greedy(golden: Any) -> None:
     likeliest, _ = greedy(model.captioner.eval(), regions, longest)
     allowed = [row for row in range(len(likeliest)) if not set(likeliest[row].tolist()) & {PAD, START, UNK, END}]
     assert allowed, "some image's greedy words are such as may be written"
-    written = CaptionWriter(TorchCaptioner(model.captioner), words).write(regions.numpy(), beam=1)
+    written = writer_of(model.captioner, words).write(regions.numpy(), beam=1)
     for row in allowed:
         assert written[row].text == words.decode(likeliest[row, : longest - 1].tolist())
 
@@ -230,7 +234,7 @@ def test_an_encoder_writes_from_its_reasoned_regions() -> None:
     with torch.no_grad():
         reasoned = encoder.model.image_encoder(torch.from_numpy(features), torch.from_numpy(counts)).reasoned_regions
     assert encoder.model.captioner is not None
-    writer = CaptionWriter(TorchCaptioner(encoder.model.captioner), encoder.stored.vocabulary)
+    writer = writer_of(encoder.model.captioner, encoder.stored.vocabulary)
     wanted = writer.write(reasoned.numpy(), counts, beam=3)
     assert encoder.caption_regions(features, counts, beam=3) == [caption.text for caption in wanted]
 

@@ -16,7 +16,7 @@ from worlds import make_model, make_store
 from vsrn.cli import run_command
 from vsrn.config import CaptionerConfig
 from vsrn.data.splits import open_split
-from vsrn.encoders.torch_backend import TorchEncoder
+from vsrn.encoders import load_encoder
 from vsrn.evaluation.caption_scores import bleu_4, bleu_counts, caption_scores, cider_d, words_of
 
 People = list[list[list[str]]]
@@ -117,7 +117,7 @@ def test_the_command_scores_what_the_model_writes(
     assert run_command(arguments[0], [*arguments[1:], "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)["captions"]
     split = open_split(store, "dev")
-    encoder = TorchEncoder.load(model)
+    encoder = load_encoder(model)
     features = np.array(split.regions.features)
     written = [encoder.caption_regions(features[row : row + 1], beam=2)[0] for row in split.rows]
     references = [[words_of(split.captions[3 * image + place]) for place in range(3)] for image in range(25)]

@@ -18,6 +18,7 @@ from vsrn.encoders import load_encoder
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import ConfigError, DataError
 from vsrn.evaluation.evaluate import Retrieval, best_matches, evaluate
+from vsrn.model.saved import read_model
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_recalls_of_one_model_and_of_ensembles_equal_the_slow_ones(store: Path, 
     folders = [
         make_model(tmp_path / f"model{seed}", store, seed=seed, joint_dim=8 + 8 * seed) for seed in range(models)
     ]
-    encoders, split = [TorchEncoder.load(folder) for folder in folders], open_split(store, "dev")
+    encoders, split = [TorchEncoder(read_model(folder)) for folder in folders], open_split(store, "dev")
     evaluation = evaluate(Retrieval(encoders, split), [str(folder) for folder in folders])
 
     slow = [slow_embeddings(encoder, split) for encoder in encoders]
@@ -64,7 +65,7 @@ def test_recalls_of_one_model_and_of_ensembles_equal_the_slow_ones(store: Path, 
 
 def test_five_folds_average_over_consecutive_blocks_of_1000_images(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", {"testall": 2000}, captions_per_image=2)
-    encoder, split = TorchEncoder.load(make_model(tmp_path / "model", store)), open_split(store, "testall")
+    encoder, split = TorchEncoder(read_model(make_model(tmp_path / "model", store))), open_split(store, "testall")
     retrieval = Retrieval([encoder], split)
     folded = evaluate(retrieval, ["model"], five_fold=True)
     ranks = folded.ranks
@@ -83,7 +84,7 @@ def test_five_folds_average_over_consecutive_blocks_of_1000_images(tmp_path: Pat
 
 
 def test_examples_show_the_best_matches_and_the_rank_that_was_counted(store: Path, tmp_path: Path) -> None:
-    encoder, split = TorchEncoder.load(make_model(tmp_path / "model", store)), open_split(store, "dev")
+    encoder, split = TorchEncoder(read_model(make_model(tmp_path / "model", store))), open_split(store, "dev")
     retrieval = Retrieval([encoder], split)
     evaluation = evaluate(retrieval, ["model"], num_examples=8)
     ranks = evaluation.ranks
@@ -131,7 +132,7 @@ def test_regions_of_another_width_are_refused(store: Path, tmp_path: Path) -> No
     wide.mkdir()
     np.save(wide / "dev_ims.npy", np.ones((2, 5, 99), dtype=np.float32))
     (wide / "dev_caps.txt").write_text("a\nb\n")
-    encoder = TorchEncoder.load(make_model(tmp_path / "model", store))
+    encoder = TorchEncoder(read_model(make_model(tmp_path / "model", store)))
     with pytest.raises(DataError, match="regions of 99 numbers, but this model reads 12"):
         Retrieval([encoder], open_split(wide, "dev"))
 

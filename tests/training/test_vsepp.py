@@ -130,7 +130,7 @@ def test_a_photo_has_the_same_vector_from_the_library_and_in_evaluation(config: 
     evaluation = evaluate(Retrieval([model], split), ["run"])
     validated = [row["validation"]["rsum"] for row in read_log(run) if "validation" in row]
     assert evaluation.metrics.rsum == pytest.approx(max(validated), abs=0.05)
-    rounded = TorchEncoder.load(run, device="cpu", precision="bf16").encode_images(files)
+    rounded = vsrn.load(run, device="cpu", precision="bf16").encode_images(files)
     assert ((rounded * encoded.images).sum(axis=1) > 0.99).all()
 
 
@@ -149,7 +149,7 @@ def test_precomputed_vectors_train_as_they_are(tmp_path: Path) -> None:
     train(config, tmp_path / "run")
     losses = [row["loss"] for row in read_log(tmp_path / "run") if "loss" in row]
     assert losses[-1] < losses[0] / 2
-    model = TorchEncoder.load(tmp_path / "run", device="cpu")
+    model = vsrn.load(tmp_path / "run", device="cpu")
     vectors = np.load(store / "dev_ims.npy")
     weights = load_file(tmp_path / "run" / "model.safetensors")
     assert {name for name in weights if name.startswith("image_encoder.")} == {
@@ -170,6 +170,6 @@ def test_photos_for_a_model_of_regions_are_refused_and_the_other_way_round(confi
     still = replace(config.model, network=replace(config.model.network, fine_tune_after=None))
     train(replace(config, model=still, train=short), tmp_path / "photos")
     for one, other in (("regions", "photos"), ("photos", "regions")):
-        split = open_split_for(TorchEncoder.load(tmp_path / one).stored.config, "dev")
+        split = open_split_for(vsrn.load(tmp_path / one).config, "dev")
         with pytest.raises(DataError, match=f"holds {one}, but this model reads {other}"):
-            TorchEncoder.load(tmp_path / other).encode_split(split)
+            vsrn.load(tmp_path / other).encode_split(split)

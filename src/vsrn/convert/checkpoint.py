@@ -11,17 +11,7 @@ from typing import Any
 import torch
 
 from vsrn.config import Config, check_config
-from vsrn.convert.names import (
-    CAPTIONER_KEYS,
-    SCAN,
-    VSRN,
-    Family,
-    Options,
-    Renaming,
-    is_vsepp,
-    training_config,
-    vsepp_family,
-)
+from vsrn.convert.names import CAPTIONER_KEYS, SCAN, VSRN, Renaming, is_vsepp, training_config, vsepp_family
 from vsrn.convert.unpickle import load_pickled_tensors
 from vsrn.errors import CheckpointError
 
@@ -50,8 +40,7 @@ class LegacyModel:
 def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
     """Read a published checkpoint, and the captioner saved beside it where there is one.
 
-    Raises `CheckpointError` where a file is missing, truncated, foreign, or asks for anything that is
-    not on the closed list; nothing of it has run then.
+    Raises `CheckpointError` where a file is missing, truncated, foreign, or names anything not on the closed list.
     """
     content = _unwrapped(load_pickled_tensors(path))
     if not isinstance(content, dict) or not {"model", "state_dict"} & content.keys() or "opt" not in content:
@@ -62,7 +51,7 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
     if not isinstance(parts, (list, tuple)) or len(parts) != 2:
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: its 'model' is not a pair of encoders.")
     try:
-        family = _family_of(parts[0], vars(options))
+        family = SCAN if "cross_attn" in options else vsepp_family(vars(options)) if is_vsepp(parts[0]) else VSRN
         weights = _renamed(parts[0], family.images, path) | _renamed(parts[1], family.captions, path)
         if captioner is not None:
             weights |= _captioner_weights(captioner)
@@ -114,13 +103,6 @@ def _without_parallel(part: Any) -> Any:
     return renamed if len(renamed) == len(part) else part
 
 
-def _family_of(image_part: object, options: Options) -> Family:
-    """Which of the three codes wrote a checkpoint."""
-    if "cross_attn" in options:
-        return SCAN
-    return vsepp_family(options) if is_vsepp(image_part) else VSRN
-
-
 def _is_plain(value: object) -> bool:
     """Whether this is a tensor of real numbers whose every element is in the file."""
     return (
@@ -133,15 +115,11 @@ def _is_plain(value: object) -> bool:
 
 
 def _renamed(part: object, keys: Renaming, path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a part under our names.
-
-    Raises `CheckpointError` on what is no tensor, or has a name that the table lacks.
-    """
+    """The tensors of a part under our names. Raises `CheckpointError` on any other thing or name."""
     if not isinstance(part, dict) or not all(isinstance(name, str) and _is_plain(part[name]) for name in part):
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: a part of it is not a table of tensors.")
     renamed = {}
-    for name in part:
-        tensor = part[name]
+    for name, tensor in part.items():
         start = next((start for start in keys.table if name.startswith(start)), None)
         if start is None:
             raise CheckpointError(f"{path} holds {name[:100]!r}, which no VSRN of 2019 has; it is another model's.")

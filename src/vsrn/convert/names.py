@@ -1,6 +1,7 @@
 """Where each name of a published checkpoint is mapped to ours: VSRN (2019), VSE++ (2018) and SCAN (2018).
 
-All three codes lay their checkpoints out alike: a pair of [image part, caption part], and the command-line options.
+All three lay their checkpoints out alike: a pair of [image part, caption part], and the command-line options. VSRN's
+captioner, where it was saved, is a file of its own.
 """
 
 from __future__ import annotations
@@ -31,12 +32,7 @@ class Renaming:
 
 @dataclass(frozen=True)
 class Family:
-    """One of the published codes.
-
-    images    names of the image part
-    captions  names of the caption part
-    model_of  options and renamed weights -> config of the model
-    """
+    """A published code: the names of its two parts, and options and renamed weights -> config of the model."""
 
     images: Renaming
     captions: Renaming
@@ -44,7 +40,6 @@ class Family:
 
 
 # Where their names and ours differ; everything else keeps the name it has after these.
-# Their checkpoint holds [image encoder, caption encoder]; the captioner, where saved, stands alone.
 IMAGE_KEYS = {
     "fc.": "projection.",
     "img_rnn.": "aggregator.gru.",
@@ -52,13 +47,7 @@ IMAGE_KEYS = {
     **{
         f"Rs_GCN_{layer + 1}.{theirs}.": f"reasoning.{layer}.{ours}."
         for layer in range(4)
-        for theirs, ours in (
-            ("theta", "theta"),
-            ("phi", "phi"),
-            ("g", "w_g"),
-            ("W.0", "w_r"),
-            ("W.1", "norm"),
-        )
+        for theirs, ours in (("theta", "theta"), ("phi", "phi"), ("g", "w_g"), ("W.0", "w_r"), ("W.1", "norm"))
     },
 }
 CAPTION_KEYS = {"embed.": "embedding.", "rnn.": "gru."}
@@ -128,17 +117,14 @@ def _captioner_config(options: Options, weights: Weights) -> CaptionerConfig:
 
 VSRN = Family(Renaming("image_encoder.", IMAGE_KEYS), Renaming("caption_encoder.", CAPTION_KEYS), vsrn_model_config)
 
-
-PROJECTION = {"fc.": "projection."}
 NETWORK = "network.trunk."
-WHOLE_KEYS = {**PROJECTION, "cnn.module.": NETWORK, "cnn.": NETWORK}
+WHOLE_KEYS = {"fc.": "projection.", "cnn.module.": NETWORK, "cnn.": NETWORK}
 # Before 2018 torchvision's VGG dropped out before its first linear layer, which moved the two that are left.
 VGG_KEYS = {
-    **PROJECTION,
     "cnn.classifier.1.": f"{NETWORK}classifier.0.",
     "cnn.classifier.4.": f"{NETWORK}classifier.3.",
     "cnn.features.module.": f"{NETWORK}features.",
-    "cnn.": NETWORK,
+    **WHOLE_KEYS,
 }
 
 
@@ -185,13 +171,12 @@ def scan_model_config(options: Options, weights: Weights) -> ModelConfig:
         "logsumexp_factor": float(options["lambda_lse"]),
         "bidirectional": "word_encoder.gru.weight_ih_l0_reverse" in weights,
     }
-    words = weights["word_encoder.embedding.weight"]
     layers = sum(name.startswith("word_encoder.gru.weight_hh_l") and "reverse" not in name for name in weights)
     return ModelConfig(
         kind="scan",
         feature_dim=feature_dim,
         joint_dim=joint_dim,
-        word_dim=words.shape[1],
+        word_dim=weights["word_encoder.embedding.weight"].shape[1],
         caption_layers=layers,
         scan=config_from_table({"model": {"scan": scan}}, where="its options").model.scan,
     )

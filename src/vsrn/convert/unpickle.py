@@ -1,7 +1,7 @@
 """The closed unpickler: `.pth.tar` checkpoints of 2018 to 2021, read without running anything.
 
-They are pickles, which can run any code when they are opened carelessly. Here a pickle may name only what is on a
-closed list; any other name is refused before it is looked up. Vocabularies: `vsrn.data.closed_pickle`.
+A pickle can run any code when it is opened carelessly. Here it may name only what is on a closed list; any other name
+is refused before it is looked up. Vocabularies: `vsrn.data.closed_pickle`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,10 @@ from vsrn.tensors import NUMPY_NUMBERS, Inert
 
 # What a checkpoint asks for: tables of tensors, options, and a float as numpy pickles it (`best_rsum`).
 _CHECKPOINT_NAMES = {
-    "argparse.Namespace",
-    "collections.OrderedDict",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
+    *("argparse.Namespace", "collections.OrderedDict", "torch._utils._rebuild_parameter"),
+    *("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"),
+    *(name for _, name in NUMPY_NUMBERS),
 }
-
-
 # torch itself admits what tensors are made of.
 _ADMITTED: list[Any] = [argparse.Namespace, *NUMPY_NUMBERS]
 
@@ -112,7 +108,7 @@ class _NameFinder(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         is_storage = module in ("torch", "torch.cuda") and name.endswith("Storage")
-        if is_storage or f"{module}.{name}" in _CHECKPOINT_NAMES | {name for _, name in NUMPY_NUMBERS}:
+        if is_storage or f"{module}.{name}" in _CHECKPOINT_NAMES:
             return Inert
         raise _NameError(f"{module}.{name}")
 

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def load_encoder(folder: Path | str, device: str = "auto", precision: Precision = "fp32") -> Encoder:
-    """A run, a converted model or an exported folder, of any kind, ready to use.
-
-    device     where torch computes: `cpu`, `cuda`, `mps` or `auto`; exported encoders run on the CPU
-    precision  "bf16" rounds weights and products, which is faster and keeps the cosine to "fp32" above 0.999; an
-               exported encoder computes in float32 only
+    """The model of a folder, as `vsrn.load` opens it; neither a packaged model's name nor one of the hub is known here.
 
     Raises `CheckpointError` where the folder cannot be used, and `ConfigError` where the device or the precision is not
     there.

@@ -1,4 +1,4 @@
-"""What every model at work has, and what a back end has to compute: the half of `Encoder` that needs no arithmetic.
+"""What every model at work has: what a back end has to compute, reading sentences and photos, and what fits together.
 
 B images or captions, N regions of an image at most, F numbers per region, D numbers per embedding.
 """
@@ -6,8 +6,9 @@ B images or captions, N regions of an image at most, F numbers per region, D num
 from __future__ import annotations
 
 import threading
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,14 +16,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from vsrn.config import Config, RegionOrder
+from vsrn.config import Config
 from vsrn.data.region_store import StoreInfo
 from vsrn.data.regions import RegionNames, Regions, pad_regions
 from vsrn.data.splits import CaptionedImages, Split
-from vsrn.data.stand_ins import StandIns
+from vsrn.data.stand_ins import ReadWords, StandIns, in_their_place, names
+from vsrn.data.tokenizer import tokenize
 from vsrn.data.vocabulary import Vocabulary
-from vsrn.encoders.inputs import check_features, list_of_photos, size_of_batches, slices
-from vsrn.errors import CheckpointError, DataError
+from vsrn.encoders.inputs import (
+    ProgressOf,
+    check_features,
+    list_of_captions,
+    list_of_photos,
+    reporting,
+    size_of_batches,
+    slices,
+)
+from vsrn.errors import CheckpointError, DataError, UnknownWordsWarning
 from vsrn.extractors.provenance import learned_extractor
 from vsrn.metrics import Advance, FloatArray, IntArray
 
@@ -40,29 +50,35 @@ ReadBatch = Callable[[], tuple[Features, IntArray | None]]
 
 IMAGES_AT_ONCE = 128
 PHOTOS_AT_ONCE = 32
+WORDS_NAMED = 10
+# Words of a sentence whose spelling is looked up; each takes some hundredths of a second.
+WORDS_SPELT = 5
 WHOLE_PHOTOS = "this model reads photos whole, so no region can be named; use one of regions."
 
 
 class BackEnd(ABC):
-    """A model, its vocabulary and its extractor, whichever library computes; `Encoder` is what people use of it.
+    """A model, its vocabulary and its extractor, whichever library computes; its attributes are those of `Encoder`.
 
-    config         the model's own
-    vocabulary     the words it can read
-    device         where torch computes: `cpu`, `cuda`, `mps` or `auto`. Photos are extracted there, too
-    learned_from   which extractor made the regions that the model learned from; empty where nobody recorded it
-    has_captioner  whether the model can write captions
-    main_file      the file by which a folder is known to hold a model of this back end
+    main_file  the file by which a folder is known to hold a model of this back end
     """
 
     main_file: ClassVar[str]
-    # Whether its sentences are embeddings, which the mean over several stand-ins is made of.
+    # Whether sentences are embeddings, whose mean over several stand-ins can be taken.
     reads_stand_ins: ClassVar[bool] = True
 
     def __init__(
-        self, config: Config, vocabulary: Vocabulary, device: str, learned_from: StoreInfo, *, has_captioner: bool
+        self,
+        config: Config,
+        vocabulary: Vocabulary,
+        folder: Path | None,
+        device: str,
+        learned_from: StoreInfo,
+        *,
+        has_captioner: bool,
     ) -> None:
-        self.config, self.vocabulary, self.device = config, vocabulary, device
+        self.config, self.vocabulary, self.folder, self.device = config, vocabulary, folder, device
         self.learned_from, self.has_captioner = learned_from, has_captioner
+        self.region_order = config.data.region_order
         self._extractor: RegionExtractor | None = None
         self._named_words: set[str] = set()
         self.standing_in = StandIns(vocabulary)
@@ -79,11 +95,6 @@ class BackEnd(ABC):
     @abstractmethod
     def extractor_weights(self) -> Path | None:
         """The extractor's weights, where the model's folder keeps them; None where it comes with its own."""
-
-    @property
-    @abstractmethod
-    def folder(self) -> Path | None:
-        """Where the model was read from; None where it was not read from a folder."""
 
     @abstractmethod
     def write_files(self, folder: Path) -> set[str]:
@@ -148,10 +159,82 @@ class BackEnd(ABC):
         """How an image and a caption are compared: "cosine" or "order" embeddings, or a name of the model's own."""
         return self.config.model.similarity
 
-    @property
-    def region_order(self) -> RegionOrder:
-        """The order in which the model reads an image's regions."""
-        return self.config.data.region_order
+    def encode_captions(
+        self,
+        captions: str | Iterable[str],
+        *,
+        batch_size: int | None = None,
+        progress: ProgressOf = False,
+        stand_ins: bool = True,
+    ) -> FloatArray:
+        """B sentences -> (B, D) float32 embeddings; a single string is one sentence, (1, D).
+
+        stand_ins  whether known words stand in for words that the model never read: the embedding is then the mean
+                   over the sentence with each of them, as long as these are on average. False reads such words as
+                   `<unk>`, as the field's protocol and `encode_split` do
+
+        Warns once of each word that the model never read and that nothing stands in for (`UnknownWordsWarning`).
+        Raises `DataError` where one of them is no string.
+        """
+        sentences = list_of_captions(captions)
+        instead = self.stand_ins(sentences) if stand_ins else {}
+        self._warn_of_words(sentences, instead)
+        with reporting(progress, "encoding captions", len(sentences)) as advance:
+            embeddings = self._encode_tokens(self._tokens(sentences), advance, batch_size)
+        if instead:
+            words = [tokenize(sentence) for sentence in sentences]
+            places = [place for place, some in enumerate(words) if not instead.keys().isdisjoint(some)]
+            count = max(map(len, instead.values()))
+            tokens = [
+                np.array(self.vocabulary.ids_of(in_their_place(words[place], instead, choice)))
+                for place in places
+                for choice in range(count)
+            ]
+            found = self._encode_tokens(tokens, lambda _: None, batch_size).reshape(len(places), count, -1)
+            means = found.mean(axis=1)
+            lengths = np.linalg.norm(found, axis=2).mean(axis=1) / np.maximum(np.linalg.norm(means, axis=1), 1e-12)
+            embeddings[places] = means * lengths[:, None]
+        return embeddings
+
+    def unknown_words(self, captions: str | Iterable[str]) -> list[str]:
+        """Words of captions that the model never read and that nothing stands in for, each once, in their order."""
+        captions = list_of_captions(captions)
+        instead = self.stand_ins(captions)
+        return [word for word in self.vocabulary.unknown_words(captions) if word not in instead]
+
+    def stand_ins(self, captions: str | Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Words of captions that the model never read -> the known words that stand in for each, nearest first."""
+        if not self.reads_stand_ins:
+            return {}
+        unknown = self.vocabulary.unknown_words(list_of_captions(captions))
+        return {word: found for word in unknown if (found := self.standing_in.of(word))}
+
+    def read_words(self, sentence: str) -> ReadWords:
+        """What the model makes of the words of a sentence."""
+        unknown, instead = self.unknown_words(sentence), self.stand_ins(sentence)
+        looked_up = [word for word in unknown if names(word)][:WORDS_SPELT]
+        spellings = {word: near for word in looked_up if (near := self.standing_in.spelling(word)) is not None}
+        words = set(tokenize(sentence))
+        naming = [word for word in words if names(word) and word not in unknown]
+        return ReadWords(unknown, instead, spellings, bool(naming) or not words, len(naming))
+
+    def _tokens(self, captions: Sequence[str]) -> list[IntArray]:
+        """The token ids of each caption."""
+        return [np.array(self.vocabulary.encode(caption)) for caption in captions]
+
+    def _warn_of_words(self, captions: Sequence[str], instead: Container[str]) -> None:
+        """Name the words that the model never read, those that nothing stands in for and no earlier call has named."""
+        unknown = self.vocabulary.unknown_words(captions)
+        new = [word for word in unknown if word not in instead and word not in self._named_words]
+        if new:
+            self._named_words |= set(new)
+            more = f" and {len(new) - WORDS_NAMED:,} more" if len(new) > WORDS_NAMED else ""
+            share = self.vocabulary.unknown_share(captions)
+            warnings.warn(
+                f"words the model never read: {', '.join(new[:WORDS_NAMED])}{more} ({share:.0%} of all words).",
+                UnknownWordsWarning,
+                stacklevel=3,
+            )
 
     @property
     def extractor(self) -> RegionExtractor:
@@ -170,8 +253,8 @@ class BackEnd(ABC):
     @property
     def region_names(self) -> RegionNames:
         """What the extractor calls its regions, or else what the model's folder does. Raises as `extractor` does."""
-        names = self.extractor.names
-        return names if names.classes else self._kept_names()
+        ours = self.extractor.names
+        return ours if ours.classes else self._kept_names()
 
     def extract(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """What `extractor.prepare` gave for each photo of a batch -> the regions of each. Threads take turns.

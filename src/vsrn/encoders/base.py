@@ -1,12 +1,5 @@
 """One model at work, whatever library runs it: sentences, regions and photos in; embeddings, captions and reasons out.
 
-    model = vsrn.load("flickr8k-small")                     # or a run, a converted model, an exported folder
-    captions = model.encode_captions(["two dogs play on a beach"])  # (1, D)
-    images = model.encode_images(["beach.jpg"])                     # (1, D)
-    model.similarity(images, captions)                              # (1, 1)
-    model.explain("beach.jpg", "two dogs")                  # which regions earned the match
-    model.caption("beach.jpg")                              # "two dogs play on the beach."
-
 This file checks what comes in and needs no torch; the back ends beside it do the arithmetic.
 
 B images or captions, N regions of an image at most, F numbers per region, D numbers per embedding.
@@ -17,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-import vsrn
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
 from vsrn.data.stand_ins import names
 from vsrn.data.vocabulary import SPECIAL_WORDS
 from vsrn.encoders.backend import IMAGES_AT_ONCE, Features
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
-from vsrn.encoders.hub import fetch, push, save
+from vsrn.encoders.hub import SharedEncoder
 from vsrn.encoders.inputs import (
     ProgressOf,
     batch_of,
@@ -40,14 +31,12 @@ from vsrn.encoders.inputs import (
     size_of_batches,
     slices,
 )
-from vsrn.encoders.sentences import SentenceEncoder
 from vsrn.metrics import SIMILARITIES, EncodedSplit, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.data.pictures import Photo
     from vsrn.encoders.captioning import Fit
     from vsrn.encoders.inputs import Photos
-    from vsrn.encoders.torch_backend import Precision
 
 DEFAULT_BEAM = 5
 # Heat points at more with 400 words than with 50 (76.3 and 74.4 % of things; docs/explain.md), and they are read once,
@@ -69,12 +58,11 @@ class WrittenCaption(NamedTuple):
     score: float
 
 
-class Encoder(SentenceEncoder):
+class Encoder(SharedEncoder):
     """A model ready to use; `vsrn.load` gives the right kind.
 
-    `TorchEncoder` runs a run or a converted model, `OnnxEncoder` an exported folder without torch, and `ScanEncoder`
-    a SCAN, which compares images with captions and has no embedding of either. Threads may share one. A copy
-    (`copy.deepcopy`) or a pickle takes the weights along; its extractor is loaded again when it is first used.
+    Threads may share one. A copy (`copy.deepcopy`) or a pickle takes the weights along; its extractor is loaded again
+    when it is first used.
 
     Regions come as arrays of numpy, which may lie on disk, tensors of torch or lists; photos as paths, the bytes of
     files, files opened with "rb", pictures of Pillow or (H, W, 3) uint8 RGB arrays. A single sentence or photo is a
@@ -85,59 +73,12 @@ class Encoder(SentenceEncoder):
 
     config         the model's own
     vocabulary     the words it can read
+    folder         where it was read from; None where it was not read from a folder
+    region_order   the order in which it reads an image's regions
     device         where torch computes: `cpu`, `cuda`, `mps` or `auto`. Photos are extracted there, too
     learned_from   which extractor made the regions that the model learned from; empty where nobody recorded it
     has_captioner  whether the model can write captions
     """
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: Path | str,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: Path | str | None = None,
-        device: str = "auto",
-        precision: Precision = "fp32",
-    ) -> Encoder:
-        """A model of a folder, of the package, or of Hugging Face's hub by its "user/name", ready to use.
-
-        A folder goes first, also where only "user" is one. The other arguments are those of `vsrn.encoders.hub.fetch`
-        and of `vsrn.load`, which this is but for them.
-
-        Raises what `vsrn.load` raises, and `CheckpointError` where the hub cannot give the model.
-        """
-        return vsrn.load(fetch(name, revision=revision, token=token, cache_dir=cache_dir), device, precision)
-
-    def save_pretrained(self, folder: Path | str) -> Path:
-        """Write the model as it is now to a folder that `vsrn.load` opens, over one that is there; gives the folder.
-
-        README.md becomes a model card with the numbers of the model's run, where they are known; a card that is there
-        is kept. Paths of data are cut to their names.
-
-        Raises `CheckpointError` where the folder is a run, or holds an export in place of a model or the reverse.
-        """
-        return save(self, folder)
-
-    def push_to_hub(
-        self,
-        name: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        message: str = "Upload a model of vsrn",
-    ) -> str:
-        """Send the model as it is now to "user/name" of Hugging Face's hub; gives the address of the commit.
-
-        private   whether a repository that is made for it is private; None for the user's own setting
-        token     of the hub, with the right to write; None for the one that `hf auth login` keeps
-        revision  branch to write to; None for the main one
-
-        A card that is there is kept. Raises `CheckpointError` where the hub refuses.
-        """
-        return push(self, name, private=private, token=token, revision=revision, message=message)
 
     def encode_regions(
         self,
@@ -152,22 +93,19 @@ class Encoder(SentenceEncoder):
         Raises `DataError` where they are not of the size that the model reads, hold NaN or infinity, or where a count
         is not 1 to N. Of an image of zeros, whose length the model would divide by, the embedding is NaN.
         """
-        features, counts = self._check_features(features, counts)
-        embeddings = np.empty((len(features), self.config.model.joint_dim), dtype=np.float32)
-        with reporting(progress, "encoding images", len(features)) as advance:
-            parts = list(slices(len(features), size_of_batches(batch_size, self.images_at_once)))
-            reads = (partial(self._read_features, features, counts, part) for part in parts)
-            for part, encoded in zip(parts, self._encode_batches(reads), strict=True):
+        checked, real = self._check_features(features, counts)
+
+        def read(part: slice) -> tuple[Features, IntArray | None]:
+            batch, real_of_batch = batch_of(checked, real, part)
+            return in_order(batch, real_of_batch, self.region_order), real_of_batch
+
+        embeddings = np.empty((len(checked), self.config.model.joint_dim), dtype=np.float32)
+        with reporting(progress, "encoding images", len(checked)) as advance:
+            parts = list(slices(len(checked), size_of_batches(batch_size, self.images_at_once)))
+            for part, encoded in zip(parts, self._encode_batches(partial(read, part) for part in parts), strict=True):
                 embeddings[part] = encoded
                 advance(len(encoded))
         return embeddings
-
-    def _read_features(
-        self, features: FloatArray, counts: IntArray | None, part: slice
-    ) -> tuple[Features, IntArray | None]:
-        """The features of these places in the order that the model reads them. Raises what `batch_of` raises."""
-        batch, real = batch_of(features, counts, part)
-        return in_order(batch, real, self.region_order), real
 
     def reasoned_regions(
         self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, *, batch_size: int | None = None
@@ -192,8 +130,8 @@ class Encoder(SentenceEncoder):
     ) -> FloatArray:
         """(B, N, F) features, (B,) counts or None -> (layers, B, N, N) float32 affinities of regions, R of Eq. 2.
 
-        Row i says how much of the message of each region j region i takes: theta(v_i) . phi(v_j) / n, with n real
-        regions. Regions stay in their places; rows and columns of padded ones are 0.
+        Row i, column j: theta(v_i) . phi(v_j) / n, with n real regions. Regions stay in their places; rows and columns
+        of padded ones are 0.
 
         Raises what `encode_regions` raises, and `CheckpointError` for an export, a SCAN or an encoder of another kind.
         """
@@ -212,8 +150,8 @@ class Encoder(SentenceEncoder):
     ) -> FloatArray:
         """B photos in any form -> (B, D) float32 embeddings, by the extractor of the model's training data.
 
-        A single photo is a batch of one, (1, D). Raises `PhotoError` where a photo cannot be read, and `DataError`
-        where the extractor here is not the one that the model learned from.
+        Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not the one that
+        the model learned from.
         """
         photos = list_of_photos(photos)
         encode = self._encode_regions if self.config.model.network.name else self.encode_regions
@@ -275,12 +213,10 @@ class Encoder(SentenceEncoder):
 
     @property
     def default_view(self) -> ExplainView:
-        """The view of explanations that points best for this kind of model.
-
-        Where an image is the mean of its regions, or pooled by channel, a region can be compared with a sentence; what
-        a GRU, a BatchNorm or absolute values make of regions is another space than theirs.
-        """
+        """The view of explanations that points best for this kind of model."""
         model = self.config.model
+        # Where an image is the mean of its regions, or pooled by channel, a region can be compared with a sentence;
+        # what a GRU, a BatchNorm or absolute values make of regions is another space than theirs.
         averages = model.kind == "vsepp" or (model.aggregator in ("mean", "gpo") and model.normalisation != "flickr30k")
         return "relevance" if averages and not model.absolute else "sentence"
 
@@ -297,7 +233,7 @@ class Encoder(SentenceEncoder):
     def average_word(self) -> FloatArray:
         """(D,) the mean embedding of the vocabulary's first naming words, each alone; of an empty caption without any.
 
-        A vocabulary that was counted begins with the words that captions have most often.
+        Counted vocabularies begin with the most frequent words.
         """
         if self._average_word is None or self._average_word[0] != self.fingerprint:
             words = self.vocabulary.words[len(SPECIAL_WORDS) :]
@@ -320,25 +256,17 @@ class Encoder(SentenceEncoder):
         return explain_regions(self, regions, sentence, view, self.region_names.labels_of(regions), cells)
 
     def caption(self, photo: Photo, beam: int = DEFAULT_BEAM) -> str:
-        """A sentence for one photo; arguments and errors are those of `caption_images`."""
+        """A sentence for one photo; arguments and errors are those of `write_photo_captions`."""
         return self.caption_images([photo], beam)[0]
 
     def caption_images(self, photos: Photos, beam: int = DEFAULT_BEAM) -> list[str]:
-        """A sentence for each photo.
-
-        beam  partial captions kept at every step, 1 to 100; 1 is greedy
-
-        Raises what `encode_images` raises, and `CheckpointError` where the model has no captioner.
-        """
+        """A sentence for each photo; arguments and errors are those of `write_photo_captions`."""
         return [caption.text for caption in self.write_photo_captions(photos, beam)]
 
     def caption_regions(
         self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, beam: int = DEFAULT_BEAM
     ) -> list[str]:
-        """(B, N, F) region features, (B,) counts or None for all -> a sentence for each image.
-
-        Raises what `encode_regions` raises, and `CheckpointError` where the model has no captioner.
-        """
+        """A sentence for each image; arguments and errors are those of `write_captions`."""
         return [caption.text for caption in self.write_captions(features, counts, beam)]
 
     def write_captions(
@@ -346,8 +274,9 @@ class Encoder(SentenceEncoder):
     ) -> list[WrittenCaption]:
         """(B, N, F) region features, (B,) counts or None for all -> a sentence for each image, with its probability.
 
-        Of the sentences in the beam, the best sum of mean log-probability and similarity with the image is taken, where
-        similarities are cosines; else the most probable one.
+        beam  partial captions kept at every step, 1 to 100; 1 is greedy. Of the sentences in it, the best sum of mean
+              log-probability and similarity with the image is taken, where similarities are cosines; else the most
+              probable one
 
         Raises what `encode_regions` raises, and `CheckpointError` where the model has no captioner.
         """
@@ -357,8 +286,7 @@ class Encoder(SentenceEncoder):
         # Reasoned regions take much more room than captions.
         for _, batch, real in batches_of(features, counts, IMAGES_AT_ONCE):
             # The captioner reads the regions one after the other, in the model's order.
-            ordered = in_order(batch, real, self.region_order)
-            embeddings, reasoned = self._reasoned_regions(ordered, real)
+            embeddings, reasoned = self._reasoned_regions(in_order(batch, real, self.region_order), real)
             # Greedy search finds one caption.
             written += writer.write(reasoned, real, beam, self._fit_to(embeddings) if beam > 1 else None)
         return written
@@ -370,15 +298,11 @@ class Encoder(SentenceEncoder):
         return lambda captions, places: (images[places] * self.encode_captions(captions)).sum(axis=1)
 
     def write_photo_captions(
-        self,
-        photos: Photos,
-        beam: int = DEFAULT_BEAM,
-        *,
-        batch_size: int | None = None,
-        workers: int | None = None,
+        self, photos: Photos, beam: int = DEFAULT_BEAM, *, batch_size: int | None = None, workers: int | None = None
     ) -> Iterator[WrittenCaption]:
         """A sentence for each photo, one after the other, with its probability.
 
+        beam        partial captions kept at every step, 1 to 100; 1 is greedy
         batch_size  photos at a time; None for 32
         workers     threads that read and decode photos ahead; None for one for each processor
 

@@ -1,12 +1,10 @@
 """Writing captions: beam search over the captioner's words, all images and beams of a batch in one step.
 
-A beam of K keeps the K most probable partial captions of an image. One that ends leaves the beam, which is then
-narrower by one, until none is left, or captions are as long as the captioner was trained for. Of the whole captions the
-best one wins, by the mean log-probability of its words and of its end, so that long captions do not lose by their
-length alone, and, where the model compares by cosines, by its similarity with the image besides: the sum of both. A
-beam of 1 is greedy.
+A beam of K keeps the K most probable partial captions of an image; 1 is greedy. One that ends leaves the beam, which
+is then narrower by one. Of the whole captions the one with the best mean log-probability of its words and of its end
+wins, to which its similarity with the image is added where the model compares by cosines.
 
-The search needs no torch; a captioner, by whatever library, only says how captions go on (`ReadsOn`).
+The search needs no torch; a captioner, by whatever library, only says how captions go on (`Continuations`).
 
 Shapes: B images, K partial captions of each, R = B K rows, T words so far, V vocabulary size.
 """
@@ -58,27 +56,19 @@ class Continuations(Protocol):
         """
 
 
-class ReadsOn(Protocol):
-    """A captioner: regions -> how captions begin and go on."""
-
-    @property
-    def longest(self) -> int:
-        """Words of a caption, its end among them, as it was trained for."""
-
-    @property
-    def vocabulary_size(self) -> int:
-        """V, <pad> and the like among them."""
-
-    def begin(self, regions: FloatArray, counts: IntArray | None) -> Continuations:
-        """(B, N, D) reasoned regions, (B,) real ones of each or None for all -> their captions, not begun."""
+# (B, N, D) reasoned regions, (B,) real ones of each or None for all -> their captions, not begun.
+Begin = Callable[[FloatArray, IntArray | None], Continuations]
 
 
 class CaptionWriter:
-    """A captioner with the words of its vocabulary."""
+    """A captioner with the words of its vocabulary.
 
-    def __init__(self, captioner: ReadsOn, vocabulary: Vocabulary) -> None:
-        self.captioner = captioner
-        self.vocabulary = vocabulary
+    begin       begins the captions of images
+    max_tokens  how long captions were in training, from <start> to <end>
+    """
+
+    def __init__(self, begin: Begin, max_tokens: int, vocabulary: Vocabulary) -> None:
+        self.begin, self.longest, self.vocabulary = begin, max_tokens - 1, vocabulary
 
     def write(
         self,
@@ -99,101 +89,69 @@ class CaptionWriter:
         written = list[WrittenCaption]()
         for part in slices(len(reasoned_regions), max(1, ROWS_AT_ONCE // beam)):
             real = None if counts is None else np.asarray(counts[part], np.int64)
-            found = _Search(self.captioner, reasoned_regions[part], real, beam).run()
-            texts = [join_words(self.vocabulary.decode(ids).split()) for ids in found.words]
-            places = np.arange(len(reasoned_regions))[part]
-            totals = found.scores + (fit(texts, places[found.images]) if fit is not None and texts else 0)
-            for image in range(len(places)):
-                own = np.flatnonzero((found.images == image) & np.isfinite(totals))
+            begun = self.begin(reasoned_regions[part], real)
+            found = _search(begun, part.stop - part.start, beam, self.longest, len(self.vocabulary))
+            texts = [join_words(self.vocabulary.decode(caption.words).split()) for caption in found]
+            images = np.array([caption.image for caption in found], np.int64)
+            totals = np.array([caption.score for caption in found])
+            if fit is not None and texts:
+                totals += fit(texts, part.start + images)
+            for image in range(part.stop - part.start):
+                own = np.flatnonzero((images == image) & np.isfinite(totals))
                 if not len(own):
                     raise CheckpointError(
                         "the captioner's weights give no probabilities (NaN or infinity); train it again."
                     )
                 best = own[totals[own].argmax()]
-                written.append(WrittenCaption(texts[best], float(found.scores[best])))
+                written.append(WrittenCaption(texts[best], found[best].score))
         return written
 
 
 class _Found(NamedTuple):
-    """Whole captions: (C,) the image of each, (C,) mean log-probabilities, and the words, <end> last."""
+    """A whole caption: the image it is of, its mean log-probability, and its words, <end> last."""
 
-    images: IntArray
-    scores: FloatArray
-    words: list[list[int]]
+    image: int
+    score: float
+    words: list[int]
 
 
-class _Search:
-    """Beam search over the images of one batch; images whose beam is empty leave it.
+def _search(captions: Continuations, B: int, beam: int, longest: int, vocabulary_size: int) -> list[_Found]:
+    """All captions of B images that end within the beams, those of an image in the order in which they end.
 
-    images  (B,) which of the images are still being written
-    words   (B, K, T) partial captions, from <start>
-    rows    (R,) which row of the step before each partial caption goes on with
-    totals  (B, K) their log-probabilities, -inf where a beam has become narrower
-    widths  (B,) how many of them there may be
+    longest  words of a caption, its end among them
     """
-
-    def __init__(self, captioner: ReadsOn, regions: FloatArray, counts: IntArray | None, beam: int) -> None:
-        B, longest = len(regions), captioner.longest
-        self.captions = captioner.begin(regions, counts)
-        self.beam, self.longest, self.vocabulary_size = beam, longest, captioner.vocabulary_size
-        self.images = self.rows = np.arange(B)
-        self.living: IntArray | None = None
-        # All partial captions begin alike, so there is one at first.
-        self.words = np.full((B, 1, 1), START)
-        self.totals = np.zeros((B, 1), np.float32)
-        self.widths = np.full(B, beam)
-        self.found = _Found(np.empty(0, np.int64), np.empty(0, np.float32), [])
-
-    def run(self) -> _Found:
-        """All captions that end within the beams, those of an image in the order in which they end."""
-        for length in range(1, self.longest + 1):
-            self._continue(length)
-            self._collect(length)
-            living = np.flatnonzero((self.totals > -np.inf).any(axis=1))
-            if not len(living):
-                break
-            if len(living) <= SHRINK_AT * len(self.images):
-                self._keep(living)
-        return self.found
-
-    def _allowed(self, length: int) -> Mask:
-        """(V,) which words may be the one of this number."""
-        allowed = np.full(self.vocabulary_size, length < self.longest)
+    found: list[_Found] = []
+    most = min(beam, vocabulary_size)
+    # Which images are still being written, and which row of the step before each partial caption goes on with.
+    images = rows = np.arange(B)
+    living: IntArray | None = None
+    # (B, K, T) partial captions, (B, K) their log-probabilities, -inf where a beam has become narrower, and (B,) how
+    # many of them there may be. All begin alike, so there is one at first.
+    words, totals, widths = np.full((B, 1, 1), START), np.zeros((B, 1), np.float32), np.full(B, beam)
+    for length in range(1, longest + 1):
+        allowed = np.full(vocabulary_size, length < longest)
         allowed[END] = length > 1
         allowed[list(FORBIDDEN)] = False
-        return allowed
-
-    def _continue(self, length: int) -> None:
-        """Keep the best continuations of each image's partial captions, as many as its beam is wide."""
-        most = min(self.beam, self.vocabulary_size)
-        last = self.words[:, :, -1].ravel()
-        scores, words = self.captions.step(last, self.rows, self.living, self._allowed(length), most)
-        self.living = None
-        B, K = self.totals.shape
-        totals = (self.totals[:, :, None] + scores.reshape(B, K, most)).reshape(B, -1)
-        places = np.argsort(-totals, axis=1, kind="stable")[:, : self.beam]
-        best = np.take_along_axis(totals, places, 1)
-        self.totals = np.where(np.arange(best.shape[1]) < self.widths[:, None], best, np.float32(-np.inf))
-        beams, added = places // most, np.take_along_axis(words.reshape(B, -1), places, 1)
-        continued = np.take_along_axis(self.words, beams[:, :, None], 1)
-        self.words = np.concatenate([continued, added[:, :, None]], axis=2)
-        self.rows = (np.arange(B)[:, None] * K + beams).ravel()
-
-    def _collect(self, length: int) -> None:
-        """Take captions that have ended out of the beams."""
-        ended = (self.words[:, :, -1] == END) & (self.totals > -np.inf)
-        images, scores, words = self.found
-        scores = np.concatenate([scores, self.totals[ended] / length])
-        self.found = _Found(
-            np.concatenate([images, self.images[np.nonzero(ended)[0]]]),
-            scores,
-            [*words, *self.words[ended][:, 1:].tolist()],
-        )
-        self.totals = np.where(ended, np.float32(-np.inf), self.totals)
-        self.widths = self.widths - ended.sum(axis=1)
-
-    def _keep(self, living: IntArray) -> None:
-        """Go on with these images of the batch alone."""
-        self.rows = self.rows.reshape(self.totals.shape)[living].ravel()
-        self.living, self.images, self.widths = living, self.images[living], self.widths[living]
-        self.words, self.totals = self.words[living], self.totals[living]
+        scores, following = captions.step(words[:, :, -1].ravel(), rows, living, allowed, most)
+        # The best continuations stay, as many as the image's beam is wide.
+        B, K = totals.shape
+        sums = (totals[:, :, None] + scores.reshape(B, K, most)).reshape(B, -1)
+        places = np.argsort(-sums, axis=1, kind="stable")[:, :beam]
+        best = np.take_along_axis(sums, places, 1)
+        totals = np.where(np.arange(best.shape[1]) < widths[:, None], best, np.float32(-np.inf))
+        beams, added = places // most, np.take_along_axis(following.reshape(B, -1), places, 1)
+        words = np.concatenate([np.take_along_axis(words, beams[:, :, None], 1), added[:, :, None]], axis=2)
+        rows = (np.arange(B)[:, None] * K + beams).ravel()
+        # Captions that have ended leave the beams.
+        ended = (added == END) & (totals > -np.inf)
+        owners, means = images[np.nonzero(ended)[0]], totals[ended] / length
+        found += map(_Found, owners.tolist(), means.tolist(), words[ended][:, 1:].tolist())
+        totals, widths = np.where(ended, np.float32(-np.inf), totals), widths - ended.sum(axis=1)
+        # Images whose beams are empty leave the batch.
+        left, living = np.flatnonzero((totals > -np.inf).any(axis=1)), None
+        if not len(left):
+            break
+        if len(left) <= SHRINK_AT * len(images):
+            living, images, widths = left, images[left], widths[left]
+            rows, words, totals = rows.reshape(totals.shape)[left].ravel(), words[left], totals[left]
+    return found

@@ -1,7 +1,4 @@
-"""An explanation as a picture: heat over the photo, boxes of the best regions with their share, the sentence below.
-
-draw_explanation(photo, explanation, "two dogs").save("why.png")
-"""
+"""An explanation as a picture: heat over the photo, boxes of the best regions with their share, the sentence below."""
 
 from __future__ import annotations
 
@@ -114,12 +111,11 @@ def _draw_tag(
     corners = [(x0, y0), (x1 - width, y0), (x0, y1 - height), (x1 - width, y1 - height)]
     places = [(min(max(x, 0), size[0] - width), min(max(y, 0), size[1] - height)) for x, y in corners]
     tags = [(x, y, x + width, y + height) for x, y in places]
-    free = [
-        (x0, y0, x1, y1)
-        for x0, y0, x1, y1 in tags
-        if not any(x0 < other[2] and other[0] < x1 and y0 < other[3] and other[1] < y1 for other in taken)
-    ]
-    tag = (free or tags)[0]
+
+    def is_free(x0: float, y0: float, x1: float, y1: float) -> bool:
+        return not any(x0 < other[2] and other[0] < x1 and y0 < other[3] and other[1] < y1 for other in taken)
+
+    tag = next((tag for tag in tags if is_free(*tag)), tags[0])
     draw.rectangle(tag, fill=INK, outline=PAPER)
     draw.text((tag[0] + 6 - left, tag[1] + 6 - top), text, PAPER, font)
     return tag

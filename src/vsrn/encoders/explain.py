@@ -1,8 +1,4 @@
-"""Why an image matches a sentence, region by region and word by word; the formulas are in docs/explain.md.
-
-explain_regions(encoder, regions, "two dogs")                 # how much each region fits the sentence, and each word
-explain_regions(encoder, regions, "two dogs", view="sentence")  # what the similarity loses without each region
-"""
+"""Why an image matches a sentence, region by region and word by word; the formulas are in docs/explain.md."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from vsrn.data.tokenizer import tokenize
 from vsrn.data.vocabulary import Vocabulary
 from vsrn.errors import DataError
 from vsrn.files import printable
-from vsrn.metrics import FloatArray, IntArray
+from vsrn.metrics import FloatArray
 
 if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
@@ -39,11 +35,7 @@ BLUR = 10
 
 
 class WeighedRegion(NamedTuple):
-    """One region of an explanation; as in `Explanation`.
-
-    box     (4,) xyxy, fractions of the photo's width and height; None where its place is not known
-    share   of everything that the regions add up to, from 0 to 1
-    """
+    """One region of an `Explanation`: (4,) its box or None, and its weight, share and label or None."""
 
     box: FloatArray | None
     weight: float
@@ -53,14 +45,12 @@ class WeighedRegion(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What each region of an image does for a match.
+    """What each of N regions of an image does for a match.
 
-    boxes    (N, 4) float32 xyxy, fractions of the photo's width and height, in the order of the regions; None where
-             regions come without boxes, as precomputed ones often do
+    boxes    (N, 4) float32 xyxy, fractions of the photo's width and height; None where regions come without boxes
     weights  (N,) float32. View "relevance": how much the region fits the sentence more than an average word. View
              "words": its largest share in any word's relevance. View "sentence": the similarity minus the similarity
-             without that region, so that what is positive earned the match. View "image": inner product of the reasoned
-             region with the image embedding
+             without that region. View "image": inner product of the reasoned region with the image embedding
     heat     (H, W) float32 from 0 to 1, laid over the whole photo whatever its shape; None without boxes
     score    the similarity of the image and the sentence
     labels   (N,) class names of the regions, empty for one without; None where they carry none
@@ -115,10 +105,7 @@ class Explanation:
             "stands_out": self.stands_out,
             "regions": [
                 ({} if region.box is None else {"box": [round(float(edge), 6) for edge in region.box]})
-                | {
-                    "weight": round(region.weight, 6),
-                    "share": round(region.share, 6),
-                }
+                | {"weight": round(region.weight, 6), "share": round(region.share, 6)}
                 | ({} if region.label is None else {"label": region.label})
                 for region in map(self._region, range(len(self.weights)))
             ],
@@ -157,13 +144,13 @@ def explain_regions(
     """
     view = view or encoder.default_view
     named = naming_words(sentence, encoder.vocabulary, encoder.stand_ins(sentence))
-    words_by: ExplainView = "sentence" if "sentence" in (view, encoder.default_view) else "relevance"
+    words_by = view if view in ("relevance", "sentence") else encoder.default_view
     found = np.zeros((0, len(regions.features)), np.float32)
     if view == "image":
         images, reasoned = encoder.reasoned_regions(regions.features[None])
         score = float(encoder.similarity(images, encoder.encode_captions([sentence]))[0, 0])
         weights = reasoned[0] @ images[0]
-    elif view == "sentence" or (view, words_by) == ("words", "sentence"):
+    elif words_by == "sentence":
         score, found = losses(encoder, regions.features, [sentence, *named])
         weights = found[0]
     else:
@@ -171,7 +158,7 @@ def explain_regions(
         if cells is not None:
             regions, labels = cells, None
         found = encoder.relevance(regions.features, sentence, named)
-        weights, words_by = found[0], "relevance"
+        weights = found[0]
     words = dict(zip(named, found[1:], strict=False))
     if view == "words":
         weights = np.max([np.zeros_like(weights), *(region_shares(word, words_by) for word in found[1:])], axis=0)
@@ -185,9 +172,14 @@ def losses(encoder: Encoder, features: FloatArray, sentences: list[str]) -> tupl
 
     Without its only region an image has no embedding; its similarity then counts as 0.
     """
-    similarities = encoder.compare(*without_each(features), sentences).T
+    N = len(features)
+    # The image as it is, and without each of several regions: that one goes behind the others, where it does not count.
+    places, lessened = np.arange(N), range(N) if N > 1 else ()
+    rows = [places, *(np.append(np.delete(places, without), without) for without in lessened)]
+    counts = np.array([N, *(N - 1 for _ in lessened)])
+    similarities = encoder.compare(features[np.stack(rows)], counts, sentences).T
     whole = similarities[:, :1]
-    return float(whole[0, 0]), whole - similarities[:, 1:] if len(features) > 1 else whole
+    return float(whole[0, 0]), whole - similarities[:, 1:] if N > 1 else whole
 
 
 def naming_words(sentence: str, vocabulary: Vocabulary, stood_in: Container[str] = ()) -> list[str]:
@@ -200,31 +192,6 @@ def naming_words(sentence: str, vocabulary: Vocabulary, stood_in: Container[str]
     """
     words = dict.fromkeys(tokenize(sentence))
     return [word for word in words if names(word) and (vocabulary.knows(word) or word in stood_in)]
-
-
-def without_each(features: FloatArray) -> tuple[FloatArray, IntArray]:
-    """(N, F) features of an image -> a batch of it whole and then without each of its regions in turn.
-
-    Returns (N + 1, N, F) features, the remaining regions in their order and padding after them, and (N + 1,) counts.
-    Of a single region there is only the whole.
-
-    >>> features, counts = without_each(np.array([[1.0], [2.0], [3.0]]))
-    >>> features[..., 0]
-    array([[1., 2., 3.],
-           [2., 3., 0.],
-           [1., 3., 0.],
-           [1., 2., 0.]])
-    >>> counts
-    array([3, 2, 2, 2])
-    """
-    N = len(features)
-    if N == 1:
-        return features[None], np.ones(1, dtype=np.int64)
-    kept = np.arange(N - 1)
-    kept = kept + (kept >= np.arange(N)[:, None])  # (N, N - 1) places without the one on the diagonal
-    batch = np.zeros((N + 1, *features.shape), dtype=features.dtype)
-    batch[0], batch[1:, :-1] = features, features[kept]
-    return batch, np.array([N] + [N - 1] * N)
 
 
 def region_shares(weights: FloatArray, view: ExplainView) -> FloatArray:
@@ -253,15 +220,11 @@ def _stands_out(weights: FloatArray, view: ExplainView) -> bool:
 
 
 def _heat_of(boxes: FloatArray | None, weights: FloatArray, view: ExplainView) -> FloatArray | None:
-    """The blurred heat of regions; None where they have no boxes."""
     return None if boxes is None else blurred(heat_map(boxes, region_shares(weights, view)))
 
 
 def blurred(heat: FloatArray, deviation: float = BLUR) -> FloatArray:
-    """(S, S) heat -> (S, S) float32 from 0 to 1, blurred by a Gaussian of this many pixels.
-
-    Outside of the photo there is no heat, so it fades towards the edges.
-    """
+    """(S, S) heat -> (S, S) float32 from 0 to 1, blurred by a Gaussian of this many pixels; no heat lies outside."""
     place = np.arange(len(heat))
     spread = np.exp(-((place[:, None] - place) ** 2) / (2 * deviation**2))
     smooth = spread @ heat.astype(np.float64) @ spread
@@ -272,8 +235,7 @@ def blurred(heat: FloatArray, deviation: float = BLUR) -> FloatArray:
 def heat_map(boxes: FloatArray, shares: FloatArray, side: int = HEAT_SIDE) -> FloatArray:
     """(N, 4) boxes, (N,) shares -> (side, side) float32 from 0 to 1 over the whole photo.
 
-    Each pixel sums the shares of the boxes that its centre lies in; the hottest pixel is 1, or none where no box has
-    a share.
+    Each pixel sums the shares of the boxes that its centre lies in, divided by the hottest pixel's sum.
     """
     heat = np.zeros((side, side), dtype=np.float64)
     # Pixel p's centre, (p + 0.5) / side, is not left of an edge from here on.

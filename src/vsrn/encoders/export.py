@@ -1,7 +1,4 @@
-"""A model -> a folder that answers queries without torch: `vsrn.encoders.onnx_backend` reads it.
-
-The encoders become ONNX graphs, and so does the network of the extractor `grid` where the model has its own.
-"""
+"""A model -> a folder that answers queries without torch: `vsrn.encoders.onnx_backend` reads it."""
 
 from __future__ import annotations
 
@@ -88,22 +85,17 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
             held = f"what {str(dtype).removeprefix('torch.')} cannot; train it again, or store its weights as float32"
             _check_finite(weights, "captioner", held)
             write_tensors(temporary / CAPTIONER_FILE, weights, {MODEL_KEY: info.model})
-        if stored.extractor_weights is not None:
-            info = _with_extractor(stored.extractor_weights, info, temporary)
+        weights_file = stored.extractor_weights
+        if weights_file is not None and info.extractor == "grid" and weights_file.suffix != ".onnx":
+            made_of = write_extractor(weights_file, temporary / f"{NAME}.onnx", halves=precision == "fp16")
+            # As halves they may be the weights of another extractor.
+            info = msgspec.structs.replace(info, extractor_fingerprint=made_of)
+        elif weights_file is not None:
+            carry_weights(weights_file, temporary)
         carry_names(stored.region_names, temporary)
         write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
         _check_same(OnnxEncoder(temporary, threads=1), images, captions)
     return info
-
-
-def _with_extractor(weights: Path, info: ExportInfo, folder: Path) -> ExportInfo:
-    """Give an export its extractor's weights: those of the grid as ONNX, others as they are."""
-    if info.extractor != "grid" or weights.suffix == ".onnx":
-        carry_weights(weights, folder)
-        return info
-    made_of = write_extractor(weights, folder / f"{NAME}.onnx", halves=info.precision == "fp16")
-    # As halves they may be the weights of another extractor.
-    return msgspec.structs.replace(info, extractor_fingerprint=made_of)
 
 
 def export_model(stored: StoredModel[BaseModel], folder: Path) -> None:
@@ -137,7 +129,6 @@ def _exportable(stored: StoredModel) -> tuple[ImageEncoder, BaseTextEncoder]:
                 f"the model cannot be exported: its {side} encoder is above the 2 GB of an ONNX file;"
                 " use it through torch."
             )
-    # Copies: the model's own encoders stay on their device and in their mode.
     return copy.deepcopy(images).cpu().float().eval(), copy.deepcopy(captions).cpu().float().eval()
 
 
@@ -149,15 +140,13 @@ def _check_finite(tensors: Mapping[str, torch.Tensor], part: str, remedy: str) -
 
 def _example_regions(feature_dim: int, images: int = 2, regions: int = 3, fewest: int = 1) -> Example:
     """Random regions; the first image has the fewest real ones, the last has all."""
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(images, regions, feature_dim, generator=generator)
+    features = torch.randn(images, regions, feature_dim, generator=torch.Generator().manual_seed(0))
     return {"features": features, "counts": torch.linspace(fewest, regions, images).long()}
 
 
 def _example_tokens(vocabulary_size: int, captions: int = 2, tokens: int = 4) -> Example:
     """Random tokens; the first caption has one, the last has all."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(START, vocabulary_size, (captions, tokens), generator=generator)
+    ids = torch.randint(START, vocabulary_size, (captions, tokens), generator=torch.Generator().manual_seed(0))
     return {"tokens": ids, "lengths": torch.linspace(1, tokens, captions).long()}
 
 
@@ -238,8 +227,7 @@ def _one_direction(gru: nn.GRU, name: str) -> nn.GRU:
 def write_graph(path: Path, encoder: nn.Module, inputs: Example, outputs: Sequence[str], info: ExportInfo) -> None:
     """Write an encoder as an ONNX graph that names its model, in the precision that `info` asks for.
 
-    inputs   example tensors by name; the graph takes any number of rows and of regions or tokens
-    outputs  names of what the encoder gives
+    inputs, outputs  as `trace` takes them; the graph takes any number of rows and of regions or tokens
 
     Raises `CheckpointError` where torch cannot export it. Weights beyond float16 become infinite.
     """

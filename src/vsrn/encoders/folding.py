@@ -2,9 +2,8 @@
 
 Images: products of weights and BatchNorms are folded into one matrix, once.
 
-Captions: what begins alike is read once. A one-directional GRU's state after a prefix depends on the prefix alone, so
-captions are walked as a tree, one level a step. Of real captions, a quarter to a third of the tokens share their whole
-prefix with another caption. The first layer's input product depends on the word alone and is taken once per word.
+Captions: a one-directional GRU's state after a prefix depends on the prefix alone, so captions are walked as a tree,
+one level a step: a quarter to a third of the tokens of real captions share their whole prefix with another caption.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeGuard, TypeVar, cast
+from typing import NamedTuple, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -98,26 +97,23 @@ class FoldedGlobalReasoning(nn.Module):
         return at_least_float32(state)
 
 
-AnyImageEncoder = TypeVar("AnyImageEncoder", bound=nn.Module)
-
-
 @torch.no_grad()
-def fold(encoder: AnyImageEncoder, dtype: torch.dtype | None = None) -> AnyImageEncoder:
+def fold(encoder: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """An image encoder that gives the same embeddings (to 1e-5) in evaluation mode, faster.
 
-    dtype  `torch.bfloat16` rounds the weights once, and so the matrix products and the GRU's states; the
-           cosine to float32 stays above 0.999
+    dtype  `torch.bfloat16` rounds weights, matrix products and the GRU's states; the cosine to float32 stays above
+           0.999
 
     The result shares with the encoder whatever is not folded or rounded, and its mode. What has hooks, adapters or
     wrapped layers is left as it is, so that they see every product; where that leaves nothing to fold or round, the
-    encoder itself comes back. No random number is drawn.
+    encoder itself comes back.
     """
     if not is_plain(encoder, ImageEncoder):
         hooked = not all(is_plain(part, type(part)) for part in encoder.modules())
         return encoder if dtype is None or hooked else copy.deepcopy(encoder).to(dtype)
     assert isinstance(encoder, ImageEncoder)
     if dtype is not None and not (is_plain(encoder.projection, nn.Linear) and all(map(_foldable, encoder.reasoning))):
-        return cast("AnyImageEncoder", encoder)
+        return encoder
     folded = copy.copy(encoder)
     folded._modules = dict(encoder._modules)
     folded.reasoning = folded_layers(encoder.reasoning, dtype)
@@ -126,12 +122,12 @@ def fold(encoder: AnyImageEncoder, dtype: torch.dtype | None = None) -> AnyImage
         aggregator = encoder.aggregator
         if is_plain(aggregator, GlobalSemanticReasoning) and is_plain(aggregator.get_submodule("gru"), nn.GRU):
             folded.aggregator = FoldedGlobalReasoning(cast("GlobalSemanticReasoning", aggregator), dtype)
-    return cast("AnyImageEncoder", folded)
+    return folded
 
 
 @torch.no_grad()
 def folded_layers(layers: nn.ModuleList, dtype: torch.dtype | None = None) -> nn.ModuleList:
-    """Layers of reasoning in evaluation mode, folded where nothing was added to them that would have to see them."""
+    """Layers of reasoning in evaluation mode, each folded if it is `_foldable`."""
     return nn.ModuleList(FoldedReasoning(layer).to(dtype) if _foldable(layer) else layer for layer in layers)
 
 
@@ -143,24 +139,21 @@ def _foldable(layer: nn.Module) -> TypeGuard[RegionRelationshipReasoning]:
 
 
 def state_of(module: nn.Module) -> tuple[object, ...]:
-    """What differs once a module has other weights, other parts or other hooks; a folded copy is good until then.
-
-    torch counts the changes of a tensor, but not those through `tensor.data`. So a few numbers of each tensor, evenly
-    spread, are looked at too: a change through `.data` is missed where it spares all of those.
-    """
+    """What differs once a module has other weights, other parts or other hooks; a folded copy is good until then."""
     parts = tuple((id(part), type(part), is_plain(part, type(part))) for part in module.modules())
     tensors = [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]
     kept = tuple(
         (tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version, tensor.dtype, tuple(tensor.shape))
         for tensor in tensors
     )
+    # torch does not count changes through `tensor.data`: they are seen where they meet one of these numbers.
     few = [tensor.flatten()[:: 1 + tensor.numel() // NUMBERS_LOOKED_AT].float() for tensor in tensors]
     return parts, kept, torch.cat(few).cpu().numpy().tobytes() if few else b""
 
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """A context in which a module is in evaluation mode; every part that was in training mode is afterwards, too."""
+    """A context in which a module is in evaluation mode; parts that were in training mode are so again afterwards."""
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False

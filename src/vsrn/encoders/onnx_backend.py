@@ -15,6 +15,7 @@ The folder comes from `vsrn export RUN --onnx FOLDER`:
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +57,7 @@ MODEL_KEY = "vsrn_model"
 EMBEDDINGS, REGIONS = "embeddings", "regions"
 
 CAPTIONS_PER_BATCH = 256
+_PUT_BACK = "`vsrn index PHOTOS -o INDEX --model MODEL`, with the model that the index was made by, puts it back."
 
 StoredPrecision = Literal["fp32", "fp16"]
 Inputs = dict[str, npt.NDArray[Any]]
@@ -86,17 +88,13 @@ class ExportInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OnnxEncoder(Encoder):
-    """An `Encoder` that runs an exported folder with onnxruntime, on the CPU.
+    """An `Encoder` that runs an exported folder with onnxruntime, on the CPU, and its captioner in numpy.
 
-    Its captioner runs in numpy. Its extractor runs in onnxruntime, where it is a fine-tuned `grid` on the CPU, or else
-    in torch, on `device`. Neither is loaded before it is needed.
-
-    >>> encoder = OnnxEncoder("exported/flickr8k")  # doctest: +SKIP
-    >>> encoder.encode_captions(["two dogs play on a beach"]).shape  # doctest: +SKIP
-    (1, 256)
+    Its extractor runs in onnxruntime, where it is a fine-tuned `grid` on the CPU, or else in torch, on `device`.
     """
 
     main_file = INFO_FILE
+    folder: Path
 
     def __init__(
         self,
@@ -105,18 +103,17 @@ class OnnxEncoder(Encoder):
         checksums: Mapping[str, str] | None = None,
         device: str = "auto",
     ) -> None:
-        """Open an exported folder; each encoder itself is read when first used, so a text search reads one.
+        """Open an exported folder; each of its encoders is read when first used.
 
         threads    for each operation; 0 leaves it to onnxruntime
-        checksums  of a folder inside an index: SHA-256 (hex) by file name, each compared before its file is used;
-                   every file must then be a regular one. Where the mapping is empty no checksum is known. None for
-                   any other folder.
+        checksums  of a folder inside an index, whose files must be regular ones: SHA-256 (hex) by file name, each
+                   compared before its file is used, or an empty mapping where none is known; None for other folders
         device     where the extractor computes: `cpu`, `cuda`, `mps` or `auto`
 
         Raises `CheckpointError` where the folder is no export, is broken, or mixes parts of several models; for
         an encoder that is broken itself, at its first use.
         """
-        self._folder, self.checksums, self._threads = Path(folder), checksums, threads
+        self.folder, self.checksums, self._threads = Path(folder), checksums, threads
         self.info = _read_info(self.file(INFO_FILE))
         try:
             config, vocabulary = read_config(self.file(CONFIG_FILE)), read_vocabulary(self.file(VOCABULARY_FILE))
@@ -133,28 +130,29 @@ class OnnxEncoder(Encoder):
                 raise CheckpointError(f"{folder} is not a whole export: it has no {name}; export it again.")
         learned_from = StoreInfo(self.info.extractor, self.info.extractor_fingerprint)
         able = config.model.captioner.enabled and (self.folder / CAPTIONER_FILE).is_file()
-        super().__init__(config, vocabulary, device, learned_from, has_captioner=able)
+        super().__init__(config, vocabulary, self.folder, device, learned_from, has_captioner=able)
 
     def file(self, name: str) -> Path:
         """The path of one of its files. Raises `CheckpointError` where `checksums` says that it is another."""
+        path = self.folder / name
         if self.checksums is not None:
-            check_file(self.folder, name, self.checksums)
-        return self.folder / name
+            try:
+                digest = hashlib.sha256(read_plain(path)).hexdigest()
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be used ({error.strerror}); {_PUT_BACK}") from error
+            if self.checksums and self.checksums.get(name) != digest:
+                raise CheckpointError(f"{path} is not the file that the index was made with; {_PUT_BACK}")
+        return path
 
     @cached_property
     def fit(self) -> Fit | None:
         """How likely a photo fits by its similarity; None where nobody measured it. Raises what `read_fit` raises."""
-        there = (self.folder / FIT_FILE).is_symlink() or (self.folder / FIT_FILE).exists()
+        there = os.path.lexists(self.folder / FIT_FILE)
         return read_fit(self.file(FIT_FILE), self.info.model) if there else None
 
     @override
     def check(self) -> None:
         assert self._image_session is not self._caption_session
-
-    @property
-    @override
-    def folder(self) -> Path:
-        return self._folder
 
     @override
     def write_files(self, folder: Path) -> set[str]:
@@ -193,7 +191,7 @@ class OnnxEncoder(Encoder):
         return read_captioner(self.folder / CAPTIONER_FILE, self.config, self.vocabulary, label)
 
     def _kept_names(self) -> RegionNames:
-        if (self.folder / NAMES_FILE).is_symlink() or (self.folder / NAMES_FILE).exists():
+        if os.path.lexists(self.folder / NAMES_FILE):
             self.file(NAMES_FILE)
         return kept_names(self.folder)
 
@@ -230,7 +228,7 @@ class OnnxEncoder(Encoder):
 
     @property
     def _gives_regions(self) -> bool:
-        """Whether the export is of a version whose encoders give their reasoned regions."""
+        """Whether the image encoder gives reasoned regions; those of earlier versions do not."""
         return REGIONS in {output.name for output in self._image_session.get_outputs()}
 
     @property
@@ -256,10 +254,9 @@ class OnnxEncoder(Encoder):
         session = open_session(path, path, self._threads)
         if session.get_modelmeta().custom_metadata_map.get(MODEL_KEY) != self.info.model:
             raise CheckpointError(f"{path} is not from the model that {INFO_FILE} names; export it again.")
-        sizes = {entry.name: _last_size(entry) for entry in session.get_inputs()}
-        outputs = {entry.name: _last_size(entry) for entry in session.get_outputs()}
-        fitting = {EMBEDDINGS: self.info.joint_dim}
-        if sizes != inputs or outputs not in (fitting, fitting | {REGIONS: self.info.joint_dim}):
+        outputs, fitting = _last_sizes(session.get_outputs()), {EMBEDDINGS: self.info.joint_dim}
+        fits = outputs in (fitting, fitting | {REGIONS: self.info.joint_dim})
+        if not fits or _last_sizes(session.get_inputs()) != inputs:
             raise CheckpointError(f"{path} is not an encoder of the sizes that {INFO_FILE} names; export it again.")
         return session
 
@@ -283,25 +280,11 @@ class OnnxEncoder(Encoder):
         return [np.asarray(values) for values in found]
 
 
-def check_file(folder: Path, name: str, checksums: Mapping[str, str]) -> None:
-    """Raise `CheckpointError` where a file of a model inside an index is not the one that the index was made with."""
-    path = folder / name
-    try:
-        digest = hashlib.sha256(read_plain(path)).hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be used ({error.strerror}); {_PUT_BACK}") from error
-    if checksums and checksums.get(name) != digest:
-        raise CheckpointError(f"{path} is not the file that the index was made with; {_PUT_BACK}")
-
-
 def files_of(weights: Path) -> list[Path]:
     """The files of an extractor's weights: the file itself, or everything in the folder but folders."""
     if weights.is_symlink() or not weights.is_dir():
         return [weights]
     return [path for path in sorted(weights.rglob("*")) if path.is_symlink() or not path.is_dir()]
-
-
-_PUT_BACK = "`vsrn index PHOTOS -o INDEX --model MODEL`, with the model that the index was made by, puts it back."
 
 
 def _read_info(path: Path) -> ExportInfo:
@@ -316,10 +299,10 @@ def _read_info(path: Path) -> ExportInfo:
         raise CheckpointError(f"{path} is not what `vsrn export` writes ({error}); export the model again.") from error
 
 
-def _last_size(entry: onnxruntime.NodeArg) -> int | None:
-    """The last axis of an input or output, None where it is free."""
-    size = entry.shape[-1] if entry.shape else None
-    return size if isinstance(size, int) else None
+def _last_sizes(entries: Sequence[onnxruntime.NodeArg]) -> dict[str, int | None]:
+    """The last axis of each input or output by its name, None where it is free."""
+    last = {entry.name: entry.shape[-1] if entry.shape else None for entry in entries}
+    return {name: size if isinstance(size, int) else None for name, size in last.items()}
 
 
 def _region_inputs(features: Features, counts: IntArray | None) -> Inputs:

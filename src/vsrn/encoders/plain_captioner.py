@@ -1,6 +1,4 @@
-"""The captioner in numpy: what an exported model writes captions with, so that nothing else need be loaded.
-
-It computes what `vsrn.model.captioner.Captioner` does in evaluation mode, from the same weights, in float32.
+"""The captioner in numpy, for exported models: what `vsrn.model.captioner.Captioner` does in evaluation mode.
 
 Shapes: B images, N regions, D joint size, K partial captions of each image, R = B K rows, H captioner size (doubled
 where its encoder is bidirectional), V vocabulary size.
@@ -8,9 +6,9 @@ where its encoder is bidirectional), V vocabulary size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import safetensors
@@ -25,19 +23,8 @@ from vsrn.metrics import FloatArray, IntArray
 Weights = Mapping[str, FloatArray]
 
 
-class State(NamedTuple):
-    """What a cell remembers: (R, H), and a second time for an LSTM."""
-
-    hidden: FloatArray
-    memory: FloatArray | None
-
-    def of(self, rows: IntArray) -> State:
-        """These rows of it."""
-        return State(self.hidden[rows], None if self.memory is None else self.memory[rows])
-
-
-# The part of the gates that comes from the input (R, gates H), and the state before -> the state after.
-Step = Callable[[FloatArray, State], State]
+# What a cell remembers: (R, H) its state, and for an LSTM its memory, of the same shape.
+State = tuple[FloatArray, ...]
 
 
 def read_captioner(path: Path, config: Config, vocabulary: Vocabulary, label: Mapping[str, str]) -> CaptionWriter:
@@ -60,8 +47,11 @@ def read_captioner(path: Path, config: Config, vocabulary: Vocabulary, label: Ma
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); it may be truncated.") from error
     if not metadata.items() >= label.items():
         raise CheckpointError(f"{path} is not from the model that the encoders are from; export it again.")
-    _check_fit(weights, shapes_of(sizes, config.model.joint_dim, len(vocabulary)), path)
-    return CaptionWriter(PlainCaptioner(weights, sizes), vocabulary)
+    fault = _fault_of(weights, shapes_of(sizes, config.model.joint_dim, len(vocabulary)))
+    if fault:
+        raise CheckpointError(f"{path} does not fit the network: it {fault}; export the model again.")
+    weights = {name: np.asarray(weight, np.float32) for name, weight in weights.items()}
+    return CaptionWriter(partial(PlainCaptions, weights, sizes), sizes.max_tokens, vocabulary)
 
 
 def shapes_of(config: CaptionerConfig, region_dim: int, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
@@ -87,94 +77,56 @@ def shapes_of(config: CaptionerConfig, region_dim: int, vocabulary_size: int) ->
     return shapes
 
 
-def _check_fit(weights: Weights, wanted: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """Raise `CheckpointError` where weights are not those of a captioner of these shapes."""
-    faults = [f"misses {name}" for name in wanted if name not in weights]
-    faults += [f"has left over {name[:100]!r}" for name in weights if name not in wanted]
+def _fault_of(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """Why weights are not those of a captioner of these shapes; empty where they are."""
+    for name in weights.keys() - wanted.keys():
+        return f"has left over {name[:100]!r}"
     for name, shape in wanted.items():
         found = weights.get(name)
         if found is None:
-            continue
+            return f"misses {name}"
         if found.shape != shape or found.dtype.kind != "f":
-            faults.append(f"has in another shape {name} ({found.shape} of {found.dtype}, not {shape})")
-        elif not np.isfinite(found).all():
-            faults.append(f"has with NaN or infinity {name}")
-    if faults:
-        raise CheckpointError(f"{path} does not fit the network: it {faults[0]}; export the model again.")
+            return f"has in another shape {name} ({found.shape} of {found.dtype}, not {shape})"
+        if not np.isfinite(found).all():
+            return f"has with NaN or infinity {name}"
+    return ""
 
 
-class PlainCaptioner:
-    """A captioner's weights at work; as `vsrn.encoders.captioning.ReadsOn`."""
+class PlainCaptions:
+    """The captions of a batch, being written; as `vsrn.encoders.captioning.Continuations`."""
 
-    def __init__(self, weights: Weights, config: CaptionerConfig) -> None:
+    def __init__(self, weights: Weights, config: CaptionerConfig, regions: FloatArray, counts: IntArray | None) -> None:
+        """Read the regions.
+
+        weights  float32, by torch's names, of the shapes of `shapes_of`
+        regions  (B, N, D) reasoned ones
+        counts   (B,) real ones of each or None for all
         """
-        weights  by torch's names, of the shapes of `shapes_of`
-        """
-        self.weights = {name: np.asarray(weight, np.float32) for name, weight in weights.items()}
-        # <start> is one of the tokens that it was trained for.
-        self.longest = config.max_tokens - 1
-        self.vocabulary_size = len(self.weights["output.weight"])
-        self.is_gru = config.cell == "gru"
-        self.directions = ("", "_reverse") if config.bidirectional else ("",)
-
-    def begin(self, regions: FloatArray, counts: IntArray | None) -> _Captions:
-        """(B, N, D) reasoned regions, (B,) real ones of each or None for all -> their captions, not begun."""
+        self.weights = weights
         counts = np.full(len(regions), regions.shape[1]) if counts is None else counts
-        real = np.arange(regions.shape[1]) < counts[:, None]
-        inputs = self.linear("projection", np.asarray(regions, np.float32))
-        read = [self._read(inputs, real, direction) for direction in self.directions]
-        states = np.concatenate([states for states, _ in read], axis=2)
-        hidden = np.concatenate([last.hidden for _, last in read], axis=1)
-        memories = [last.memory for _, last in read if last.memory is not None]
-        return _Captions(self, states, real, State(hidden, np.concatenate(memories, axis=1) if memories else None))
+        self.real = np.arange(regions.shape[1]) < counts[:, None]
+        inputs = self._linear("projection", np.asarray(regions, np.float32))
+        directions = ("", "_reverse") if config.bidirectional else ("",)
+        parts = 1 if config.cell == "gru" else 2
+        states, last = zip(*(self._read(inputs, parts, direction) for direction in directions), strict=True)
+        self.states: FloatArray = np.concatenate(states, axis=2)
+        self.state: State = tuple(np.concatenate(sides, axis=1) for sides in zip(*last, strict=True))
+        of_states, self.of_query = np.split(weights["attention_hidden.weight"], [self.states.shape[2]], axis=1)
+        self.keys = self.states @ of_states.T + weights["attention_hidden.bias"]
 
-    def _read(self, inputs: FloatArray, real: Mask, direction: str) -> tuple[FloatArray, State]:
-        """(B, N, H) inputs, (B, N) which are real -> (B, N, H) states of one direction, and its last one."""
+    def _read(self, inputs: FloatArray, parts: int, direction: str) -> tuple[FloatArray, State]:
+        """(B, N, H) inputs, parts of a state -> (B, N, H) states of one direction, and its last one."""
         gates = inputs @ self.weights[f"encoder.weight_ih_l0{direction}"].T
         gates += self.weights[f"encoder.bias_ih_l0{direction}"]
         states = np.zeros(inputs.shape, np.float32)
-        state = State(states[:, 0].copy(), None if self.is_gru else states[:, 0].copy())
+        state: State = (np.zeros_like(states[:, 0]),) * parts
         places = range(inputs.shape[1])
         for place in reversed(places) if direction else places:
-            after = self.cell(gates[:, place], state, f"encoder.{{}}_hh_l0{direction}")
+            after = self._cell(gates[:, place], state, f"encoder.{{}}_hh_l0{direction}")
             # What is no region leaves the state as it was.
-            here = real[:, place, None]
-            memory = None
-            if after.memory is not None and state.memory is not None:
-                memory = np.where(here, after.memory, state.memory)
-            state = State(np.where(here, after.hidden, state.hidden), memory)
-            states[:, place] = state.hidden
+            state = tuple(np.where(self.real[:, place, None], *sides) for sides in zip(after, state, strict=True))
+            states[:, place] = state[0]
         return states, state
-
-    def cell(self, gates: FloatArray, state: State, names: str) -> State:
-        """(R, gates H) of the input, the state before -> the state after one step of a GRU or an LSTM.
-
-        names  of the weight and the bias of the state, with {} for which of the two
-        """
-        of_state = state.hidden @ self.weights[names.format("weight")].T + self.weights[names.format("bias")]
-        size = state.hidden.shape[1]
-        if state.memory is None:
-            reset, update = np.split(_sigmoid(gates[:, : 2 * size] + of_state[:, : 2 * size]), 2, axis=1)
-            new = np.tanh(gates[:, 2 * size :] + reset * of_state[:, 2 * size :])
-            return State(new + update * (state.hidden - new), None)
-        entering, kept, new, leaving = np.split(gates + of_state, 4, axis=1)
-        memory = _sigmoid(kept) * state.memory + _sigmoid(entering) * np.tanh(new)
-        return State(_sigmoid(leaving) * np.tanh(memory), memory)
-
-    def linear(self, name: str, inputs: FloatArray) -> FloatArray:
-        """(..., in) -> (..., out) by a weight and a bias."""
-        found: FloatArray = inputs @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-        return found
-
-
-class _Captions:
-    """The captions of a batch, being written; as `vsrn.encoders.captioning.Continuations`."""
-
-    def __init__(self, captioner: PlainCaptioner, states: FloatArray, real: Mask, state: State) -> None:
-        hidden = states.shape[2]
-        of_states, self.of_query = np.split(captioner.weights["attention_hidden.weight"], [hidden], axis=1)
-        self.captioner, self.states, self.real, self.state = captioner, states, real, state
-        self.keys = states @ of_states.T + captioner.weights["attention_hidden.bias"]
 
     def step(
         self, words: IntArray, rows: IntArray, images: IntArray | None, allowed: Mask, most: int
@@ -182,11 +134,11 @@ class _Captions:
         """Write one word more of each row; as the protocol says."""
         if images is not None:
             self.states, self.keys, self.real = self.states[images], self.keys[images], self.real[images]
-        weights, state = self.captioner.weights, self.state.of(rows)
-        inputs = np.concatenate([weights["embedding.weight"][words], self._attended(state.hidden)], axis=1)
+        weights, state = self.weights, tuple(part[rows] for part in self.state)
+        inputs = np.concatenate([weights["embedding.weight"][words], self._attended(state[0])], axis=1)
         gates = inputs @ weights["decoder.weight_ih"].T + weights["decoder.bias_ih"]
-        self.state = self.captioner.cell(gates, state, "decoder.{}_hh")
-        scores = self.captioner.linear("output", self.state.hidden)
+        self.state = self._cell(gates, state, "decoder.{}_hh")
+        scores = self._linear("output", self.state[0])
         scores -= scores.max(axis=1, keepdims=True)
         scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
         scores[:, ~allowed] = -np.inf
@@ -195,15 +147,36 @@ class _Captions:
         order = np.argsort(-best, axis=1, kind="stable")
         return np.take_along_axis(best, order, 1), np.take_along_axis(places, order, 1)
 
+    def _cell(self, gates: FloatArray, state: State, names: str) -> State:
+        """(R, gates H) of the input, the state before -> the state after one step of a GRU or an LSTM.
+
+        names  of the weight and the bias of the state, with {} for which of the two
+        """
+        hidden, *memories = state
+        of_state = hidden @ self.weights[names.format("weight")].T + self.weights[names.format("bias")]
+        if not memories:
+            size = hidden.shape[1]
+            reset, update = np.split(_sigmoid(gates[:, : 2 * size] + of_state[:, : 2 * size]), 2, axis=1)
+            new = np.tanh(gates[:, 2 * size :] + reset * of_state[:, 2 * size :])
+            return (new + update * (hidden - new),)
+        entering, kept, new, leaving = np.split(gates + of_state, 4, axis=1)
+        memory = _sigmoid(kept) * memories[0] + _sigmoid(entering) * np.tanh(new)
+        return _sigmoid(leaving) * np.tanh(memory), memory
+
     def _attended(self, hidden: FloatArray) -> FloatArray:
         """(R, H) states of the decoder -> (R, H) weighted means of their images' regions."""
         images, _, size = self.states.shape
         query = (hidden @ self.of_query.T).reshape(images, -1, 1, size)
-        scores = np.tanh(self.keys[:, None] + query) @ self.captioner.weights["attention_score.weight"][0]
+        scores = np.tanh(self.keys[:, None] + query) @ self.weights["attention_score.weight"][0]
         scores = np.where(self.real[:, None], scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
         weights /= weights.sum(axis=2, keepdims=True)
         found: FloatArray = (weights @ self.states).reshape(len(hidden), size)
+        return found
+
+    def _linear(self, name: str, inputs: FloatArray) -> FloatArray:
+        """(..., in) -> (..., out) by a weight and a bias."""
+        found: FloatArray = inputs @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
         return found
 
 

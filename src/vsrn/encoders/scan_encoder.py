@@ -1,8 +1,8 @@
-"""A trained SCAN at work in torch: it compares sets of regions and words, and has no embedding of either."""
+"""A trained SCAN at work in torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -41,9 +41,7 @@ NO_EMBEDDING = (
 
 
 def encoder_of(stored: StoredModel[Any], device: str = "auto", precision: Precision = "fp32") -> Encoder:
-    """What runs a model that is already read.
-
-    precision  as `TorchEncoder` takes it
+    """What runs a model that is already read; the arguments are those of `vsrn.load`.
 
     Raises `ConfigError` where the device is not there, and `CheckpointError` where a registered kind of model has no
     embeddings.
@@ -76,38 +74,32 @@ class EncodedWords:
     def __getitem__(self, captions: IntArray | slice) -> EncodedWords:
         return EncodedWords(self.vectors, self.starts[captions], self.lengths[captions])
 
-    def batches(self, regions: int) -> Iterator[tuple[IntArray, torch.Tensor]]:
-        """Captions of equal length T, as many as go with so many regions, and their words (C, T, D)."""
-        for length in np.unique(self.lengths):
-            captions = np.flatnonzero(self.lengths == length)
-            for part in slices(len(captions), max(1, AFFINITIES_AT_ONCE // (regions * int(length)))):
-                places = self.starts[captions[part]][:, None] + np.arange(length)
-                yield captions[part], self.vectors[torch.from_numpy(places).to(self.vectors.device)]
-
 
 @torch.inference_mode()
 def compare_sets(config: ScanConfig, regions: EncodedRegions, words: EncodedWords) -> FloatArray:
     """Regions of I images, words of C captions -> (I, C) similarities."""
     found = np.empty((len(regions.vectors), len(words)), dtype=np.float32)
-    for captions, vectors in words.batches(regions.vectors.shape[0] * regions.vectors.shape[1]):
-        lengths = torch.from_numpy(words.lengths[captions])
-        found[:, captions] = similarities(regions.vectors, vectors, lengths, regions.mask, config).cpu()
+    num_regions = regions.vectors.shape[0] * regions.vectors.shape[1]
+    # Captions of equal length, so that none is padded.
+    for length in np.unique(words.lengths):
+        alike = np.flatnonzero(words.lengths == length)
+        for part in slices(len(alike), max(1, AFFINITIES_AT_ONCE // (num_regions * int(length)))):
+            captions = alike[part]
+            places = torch.from_numpy(words.starts[captions][:, None] + np.arange(length))
+            vectors = words.vectors[places.to(words.vectors.device)]
+            lengths = torch.from_numpy(words.lengths[captions])
+            found[:, captions] = similarities(regions.vectors, vectors, lengths, regions.mask, config).cpu()
     return found
 
 
 class ScanEncoder(StoredEncoder):
     """An `Encoder` that runs a SCAN in torch: it compares images with captions, and has no embedding of either.
 
-    `compare`, `similarity` of photos and sentences, and `encode_split` work; whatever needs an embedding raises
-    `CheckpointError`. Words that it never read stay `<unk>`.
+    What needs an embedding raises `CheckpointError`. Words that it never read stay `<unk>`.
     """
 
+    model: SCAN
     reads_stand_ins = False
-
-    def __init__(self, stored: StoredModel[SCAN], device: str = "auto", precision: Precision = "fp32") -> None:
-        """Move a SCAN to a device; arguments and errors are those of `StoredEncoder`."""
-        super().__init__(stored, device, precision)
-        self.model = stored.model
 
     @override
     def encode_split(
@@ -121,9 +113,9 @@ class ScanEncoder(StoredEncoder):
                 parts.append(self._sets_of_regions(*split.read_images(images)))
                 advance(len(images))
             words = self._sets_of_words(split.captions, advance, batch_size)
-        return EncodedSplit(
-            _joined_sets(parts), words, partial(compare_sets, self.model.config.scan), IMAGES_COMPARED_AT_ONCE
-        )
+        masks = [part.mask for part in parts if part.mask is not None]
+        regions = EncodedRegions(torch.cat([part.vectors for part in parts]), torch.cat(masks) if masks else None)
+        return EncodedSplit(regions, words, partial(compare_sets, self.model.config.scan), IMAGES_COMPARED_AT_ONCE)
 
     @override
     def similarity(self, images: Photos | FloatArray, captions: str | Iterable[str] | FloatArray) -> FloatArray:
@@ -156,9 +148,8 @@ class ScanEncoder(StoredEncoder):
     def relevance(self, features: FloatArray, sentence: str, words: Sequence[str]) -> FloatArray:
         """(N, F) regions of an image -> (1 + W, N) float32: how much each fits a sentence, then each of its W words.
 
-        That is the affinity that attention is made of: the cosine of the region with the word, read in its sentence.
-        A word that occurs several times has the mean, and the sentence that of these words, or of every token where
-        there are none. Raises what `compare` raises.
+        A word's is the cosine of the region with the word, read in its sentence, or the mean where it occurs several
+        times; the sentence's the mean of these words, or of every token where there are none.
         """
         checked, _ = self._check_features(features[None], None)
         regions = self._sets_of_regions(checked, None).vectors[0].float()
@@ -176,7 +167,7 @@ class ScanEncoder(StoredEncoder):
     def _sets_of_regions(self, features: Features, counts: IntArray | None) -> EncodedRegions:
         """(B, N, F) region features, (B,) real regions of each or None for all -> the vectors of each region."""
         with evaluating(self.model), self._autocast():
-            encoded: EncodedRegions = self.model.region_encoder(*self._on_device(features, counts))
+            encoded: EncodedRegions = self.model.region_encoder(*self._moved(*self._as_tensors(features, counts)))
         return encoded
 
     @torch.inference_mode()
@@ -184,7 +175,7 @@ class ScanEncoder(StoredEncoder):
         self, captions: str | Iterable[str], advance: Advance = lambda _: None, batch_size: int | None = None
     ) -> EncodedWords:
         """Sentences -> the vectors of their words; those of about one length are read together."""
-        tokens = [np.array(self.vocabulary.encode(caption)) for caption in list_of_captions(captions)]
+        tokens = self._tokens(list_of_captions(captions))
         device = device_of(self.model)
         lengths = np.array([len(ids) for ids in tokens])
         starts = np.cumsum(lengths) - lengths
@@ -199,9 +190,3 @@ class ScanEncoder(StoredEncoder):
                 vectors[starts[caption] : starts[caption] + lengths[caption]] = of_caption[: lengths[caption]]
             advance(len(batch))
         return EncodedWords(vectors, starts, lengths)
-
-
-def _joined_sets(parts: Sequence[EncodedRegions]) -> EncodedRegions:
-    """Regions of several batches as one."""
-    masks = [part.mask for part in parts if part.mask is not None]
-    return EncodedRegions(torch.cat([part.vectors for part in parts]), torch.cat(masks) if masks else None)

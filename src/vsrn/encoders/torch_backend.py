@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,7 +27,7 @@ from vsrn.encoders.inputs import ProgressOf, size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, NAMES_FILE
 from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
-from vsrn.model.base import EncodedImages
+from vsrn.model.base import EncodedImages, MatchingModel
 from vsrn.model.captioner import Captioner, rows_of
 from vsrn.model.gru import is_plain, pad_tokens
 from vsrn.model.saved import (
@@ -35,7 +36,6 @@ from vsrn.model.saved import (
     WEIGHTS_FILE,
     StoredModel,
     model_fingerprint,
-    read_model,
     write_model,
 )
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
@@ -50,10 +50,10 @@ _Tensors = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class StoredEncoder(Encoder):
-    """What `TorchEncoder` and `ScanEncoder` share: a model that was read into torch, on one device.
+    """A model that was read into torch, on one device; it stays the user's.
 
-    The model stays the user's: what is trained, loaded, moved, hooked or wrapped in it counts from the next call on.
-    Each call computes in evaluation mode, and leaves the model in the mode that it was in.
+    What is trained, loaded, moved, hooked or wrapped in it counts from the next call on. Each call computes in
+    evaluation mode, and leaves the model in the mode that it was in.
     """
 
     main_file = WEIGHTS_FILE
@@ -68,8 +68,9 @@ class StoredEncoder(Encoder):
         if precision not in get_args(Precision):
             raise ConfigError(f"there is no precision {precision!r}; use fp32 or bf16.")
         able = getattr(stored.model, "captioner", None) is not None
-        super().__init__(stored.config, stored.vocabulary, str(pick_device(device)), stored.regions, has_captioner=able)
-        self.stored = stored
+        where = str(pick_device(device))
+        super().__init__(stored.config, stored.vocabulary, stored.folder, where, stored.regions, has_captioner=able)
+        self.stored, self.model = stored, stored.model
         self.dtype = torch.bfloat16 if precision == "bf16" else None
         self._fingerprint: tuple[tuple[object, ...], str] | None = None
         here = torch.empty(0, device=self.device).device
@@ -90,11 +91,6 @@ class StoredEncoder(Encoder):
         if self._fingerprint is None or self._fingerprint[0] != state:
             self._fingerprint = state, model_fingerprint(self.stored)
         return self._fingerprint[1]
-
-    @property
-    @override
-    def folder(self) -> Path | None:
-        return self.stored.folder
 
     @override
     def write_files(self, folder: Path) -> set[str]:
@@ -122,14 +118,10 @@ class StoredEncoder(Encoder):
         captioner: Captioner | None = getattr(self.stored.model, "captioner", None)
         if captioner is None:
             raise CheckpointError(NO_CAPTIONER)
-        return CaptionWriter(TorchCaptioner(captioner), self.vocabulary)
+        return CaptionWriter(partial(TorchCaptions, captioner), captioner.config.max_tokens, self.vocabulary)
 
     def _kept_names(self) -> RegionNames:
         return self.stored.region_names
-
-    def _on_device(self, features: Features, counts: IntArray | None) -> _Tensors:
-        """Arrays as tensors where the model is now."""
-        return self._moved(*self._as_tensors(features, counts))
 
     def _as_tensors(self, features: Features, counts: IntArray | None) -> _Tensors:
         """Arrays as tensors on the CPU, ready to be moved; threads may call this."""
@@ -137,6 +129,7 @@ class StoredEncoder(Encoder):
         return tensor_for(device, features), None if counts is None else tensor_for(device, np.asarray(counts))
 
     def _moved(self, features: torch.Tensor, counts: torch.Tensor | None) -> _Tensors:
+        """Tensors of `_as_tensors` where the model is now."""
         device = device_of(self.stored.model)
         return moved(features, device), None if counts is None else moved(counts, device)
 
@@ -146,33 +139,23 @@ class StoredEncoder(Encoder):
 
 
 class TorchEncoder(StoredEncoder):
-    """An `Encoder` that runs a run or a converted model with torch, on one device.
+    """An `Encoder` that runs a run or a converted model with torch, on one device."""
 
-    >>> encoder = TorchEncoder.load("runs/flickr8k")  # doctest: +SKIP
-    >>> encoder.encode_captions(["two dogs play on a beach"]).shape  # doctest: +SKIP
-    (1, 256)
-    """
-
-    def __init__(self, stored: StoredModel, device: str = "auto", precision: Precision = "fp32") -> None:
-        """Move a model to a device; arguments and errors are those of `StoredEncoder`."""
-        super().__init__(stored, device, precision)
-        self.model = stored.model
-        self._folded: tuple[tuple[object, ...], nn.Module] | None = None
-
-    @classmethod
-    def load(cls, folder: Path | str, device: str = "auto", precision: Precision = "fp32") -> TorchEncoder:
-        """Load a run or a converted model. Raises `CheckpointError` where it cannot be used, or is a SCAN."""
-        return cls(read_model(folder), device, precision)
+    model: MatchingModel
+    # The state of the image encoder that was folded, and what that gave.
+    _folded: tuple[tuple[object, ...], nn.Module] | None = None
 
     @property
+    @torch.inference_mode()
     def image_encoder(self) -> nn.Module:
         """The model's image encoder as it computes here: folded again whenever weights, parts or hooks have changed."""
         encoder = self.model.image_encoder
         if self.dtype is None and not is_plain(encoder, ImageEncoder):
             return encoder
-        state = state_of(encoder)
-        if self._folded is None or self._folded[0] != state:
-            self._folded = state, fold(encoder, self.dtype)
+        with evaluating(self.model):
+            state = state_of(encoder)
+            if self._folded is None or self._folded[0] != state:
+                self._folded = state, fold(encoder, self.dtype)
         return self._folded[1]
 
     @override
@@ -201,7 +184,7 @@ class TorchEncoder(StoredEncoder):
     @override
     def _encode_batches(self, reads: Iterable[ReadBatch]) -> Iterator[FloatArray]:
         # Chosen once for all batches: to see whether the weights have changed takes a wait for the device.
-        encoder, pace = self._folded_encoder(), pace_of(device_of(self.model))
+        encoder, pace = self.image_encoder, pace_of(device_of(self.model))
 
         def read(batch: ReadBatch) -> _Tensors:
             return self._as_tensors(*batch())
@@ -209,31 +192,22 @@ class TorchEncoder(StoredEncoder):
         ready: Iterable[_Tensors] = map(read, reads)
         if pace.readers:
             ready = (batch for _, (batch,) in made_ready(([batch] for batch in reads), read, pace.readers))
-        results = (self._run(encoder, *self._moved(*batch)).embeddings for batch in ready)
+        results = (self._run(encoder, batch).embeddings for batch in ready)
         yield from brought_back(results, pace.launched_ahead)
 
     def _encode_regions(self, features: Features, counts: IntArray | None) -> FloatArray:
-        embeddings: FloatArray = self._encoded(features, counts).embeddings.float().cpu().numpy()
-        return embeddings
+        return next(self._encode_batches([lambda: (features, counts)]))
 
     def _reasoned_regions(self, features: Features, counts: IntArray | None) -> tuple[FloatArray, FloatArray]:
-        embeddings, regions = self._encoded(features, counts)
+        embeddings, regions = self._run(self.image_encoder, self._as_tensors(features, counts))
         return embeddings.float().cpu().numpy(), regions.float().cpu().numpy()
 
-    def _encoded(self, features: Features, counts: IntArray | None) -> EncodedImages:
-        return self._run(self._folded_encoder(), *self._on_device(features, counts))
-
     @torch.inference_mode()
-    def _folded_encoder(self) -> nn.Module:
-        with evaluating(self.model):
-            return self.image_encoder
-
-    @torch.inference_mode()
-    def _run(self, encoder: nn.Module, features: torch.Tensor, counts: torch.Tensor | None) -> EncodedImages:
+    def _run(self, encoder: nn.Module, batch: _Tensors) -> EncodedImages:
         # What could not be rounded beforehand is rounded product by product.
         rounding = self._autocast() if encoder is self.model.image_encoder else contextlib.nullcontext()
         with evaluating(self.model), rounding:
-            encoded: EncodedImages = encoder(features, counts)
+            encoded: EncodedImages = encoder(*self._moved(*batch))
         return encoded
 
     @torch.inference_mode()
@@ -242,7 +216,8 @@ class TorchEncoder(StoredEncoder):
         if not isinstance(encoder, ImageEncoder):
             return super()._affinities(features, counts)
         with evaluating(self.model), self._autocast():
-            found: FloatArray = encoder.affinities(*self._on_device(features, counts)).float().cpu().numpy()
+            tensors = self._moved(*self._as_tensors(features, counts))
+            found: FloatArray = encoder.affinities(*tensors).float().cpu().numpy()
         return found
 
 
@@ -295,25 +270,7 @@ def encode_tokens(
     return embeddings
 
 
-class TorchCaptioner:
-    """A captioner of torch, whose weights may change between two calls; as `vsrn.encoders.captioning.ReadsOn`."""
-
-    def __init__(self, captioner: Captioner) -> None:
-        self.module = captioner
-        # <start> is one of the tokens that it was trained for.
-        self.longest = captioner.config.max_tokens - 1
-
-    @property
-    def vocabulary_size(self) -> int:
-        """V, <pad> and the like among them."""
-        return self.module.embedding.num_embeddings
-
-    def begin(self, regions: FloatArray, counts: IntArray | None) -> _TorchCaptions:
-        """(B, N, D) reasoned regions, (B,) real ones of each or None for all -> their captions, not begun."""
-        return _TorchCaptions(self.module, regions, counts)
-
-
-class _TorchCaptions:
+class TorchCaptions:
     """The captions of a batch, being written where the captioner is; as `vsrn.encoders.captioning.Continuations`."""
 
     @torch.inference_mode()
