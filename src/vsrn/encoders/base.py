@@ -1,5 +1,12 @@
 """One model at work, whatever library runs it: sentences, regions and photos in; embeddings, captions and reasons out.
 
+    model = vsrn.load("flickr8k-small")                     # or a run, a converted model, an exported folder
+    captions = model.encode_captions(["two dogs play on a beach"])  # (1, D)
+    images = model.encode_images(["beach.jpg"])                     # (1, D)
+    model.similarity(images, captions)                              # (1, 1)
+    model.explain("beach.jpg", "two dogs")                  # which regions earned the match
+    model.caption("beach.jpg")                              # "two dogs play on the beach."
+
 This file checks what comes in and needs no torch; the back ends beside it do the arithmetic.
 
 B images or captions, N regions of an image at most, F numbers per region, D numbers per embedding.
@@ -256,17 +263,32 @@ class Encoder(SharedEncoder):
         return explain_regions(self, regions, sentence, view, self.region_names.labels_of(regions), cells)
 
     def caption(self, photo: Photo, beam: int = DEFAULT_BEAM) -> str:
-        """A sentence for one photo; arguments and errors are those of `write_photo_captions`."""
+        """A sentence for one photo in any form.
+
+        beam  partial captions kept at every step, 1 to 100; 1 is greedy
+
+        Raises what `encode_images` raises, and `CheckpointError` where the model has no captioner.
+        """
         return self.caption_images([photo], beam)[0]
 
     def caption_images(self, photos: Photos, beam: int = DEFAULT_BEAM) -> list[str]:
-        """A sentence for each photo; arguments and errors are those of `write_photo_captions`."""
+        """B photos in any form -> a sentence for each.
+
+        beam  partial captions kept at every step, 1 to 100; 1 is greedy
+
+        Raises what `encode_images` raises, and `CheckpointError` where the model has no captioner.
+        """
         return [caption.text for caption in self.write_photo_captions(photos, beam)]
 
     def caption_regions(
         self, features: npt.ArrayLike, counts: npt.ArrayLike | None = None, beam: int = DEFAULT_BEAM
     ) -> list[str]:
-        """A sentence for each image; arguments and errors are those of `write_captions`."""
+        """(B, N, F) region features, (B,) counts or None for all -> a sentence for each image.
+
+        beam  partial captions kept at every step, 1 to 100; 1 is greedy
+
+        Raises what `encode_regions` raises, and `CheckpointError` where the model has no captioner.
+        """
         return [caption.text for caption in self.write_captions(features, counts, beam)]
 
     def write_captions(

@@ -82,11 +82,14 @@ class SharedEncoder(BackEnd):
         device: str = "auto",
         precision: Precision = "fp32",
     ) -> Encoder:
-        """As `vsrn.load`, with more options of Hugging Face's hub.
+        """A model of a folder, of the package, or of Hugging Face's hub by its "user/name", ready to use.
 
         revision   branch, tag or commit on the hub; None for its main branch
         token      of the hub, for what is private; None for the one that `hf auth login` keeps
         cache_dir  where downloads are kept; None for the hub's own cache
+
+        A folder goes first, also where only "user" is one. `device` and `precision` are those of `vsrn.load`. Raises
+        what `vsrn.load` raises, and `CheckpointError` where the hub cannot give the model.
         """
         return vsrn.load(fetch(name, revision=revision, token=token, cache_dir=cache_dir), device, precision)
 
