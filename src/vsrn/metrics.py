@@ -173,6 +173,10 @@ class EncodedSplit:
         """These images and these captions alone, in this order."""
         return dataclasses.replace(self, images=self.images[images], captions=self.captions[captions])
 
+    def turned(self) -> EncodedSplit:
+        """The same with captions in the place of images."""
+        return EncodedSplit(self.captions, self.images, lambda captions, images: self.compare(images, captions).T)
+
     def similarities(self, images: slice = EVERY) -> FloatArray:
         """(images, num_captions) similarities of a range of images with all captions."""
         return self.compare(self.images[images], self.captions)
@@ -276,6 +280,11 @@ class Interval:
 
     low: float
     high: float
+
+
+def intervals_json(intervals: dict[str, Interval]) -> dict[str, list[float]]:
+    """Both ends of each interval, to two places."""
+    return {name: [round(interval.low, 2), round(interval.high, 2)] for name, interval in intervals.items()}
 
 
 def bootstrap_intervals(

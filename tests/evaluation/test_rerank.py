@@ -17,13 +17,7 @@ from vsrn.data.splits import open_split
 from vsrn.encoders import load_encoder
 from vsrn.errors import ConfigError
 from vsrn.evaluation.evaluate import Retrieval, evaluate
-from vsrn.evaluation.rerank import (
-    TwoStageRetrieval,
-    compare_candidates,
-    image_candidates,
-    rerank,
-    text_candidates,
-)
+from vsrn.evaluation.rerank import TwoStageRetrieval, candidates, reranked
 from vsrn.metrics import EncodedSplit, FloatArray, IntArray, rank_blocks
 
 
@@ -46,16 +40,13 @@ def test_ranks_are_those_of_sorting_twice(data: st.DataObject, images: int, per_
         np.array(data.draw(table), dtype=np.float32).reshape(images, len(owners)) for _ in ("first", "second")
     )
     one, other = (EncodedSplit(scores, np.eye(len(owners), dtype=np.float32)) for scores in (first, second))
-    to_text, to_image = text_candidates([one], owners, top), image_candidates([one], owners, top)
-    text_scores, image_scores = compare_candidates(other, to_text, to_image)
     found = rank_blocks(lambda: [(0, first)], owners)
-    images_ranks = rerank(found.image_to_text, to_text.correct, text_scores)
-    captions_ranks = rerank(found.text_to_image, to_image.correct, image_scores)
+    after = reranked(found, owners, other, *candidates([one], owners, top))
     for image in range(images):
-        assert images_ranks[image] == slow_rank(first[image], second[image], owners == image, top)
+        assert after.image_to_text[image] == slow_rank(first[image], second[image], owners == image, top)
     for caption, owner in enumerate(owners):
         correct = np.arange(images) == owner
-        assert captions_ranks[caption] == slow_rank(first[:, caption], second[:, caption], correct, top)
+        assert after.text_to_image[caption] == slow_rank(first[:, caption], second[:, caption], correct, top)
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
     from vsrn.encoders.torch_backend import Precision as PrecisionName
     from vsrn.evaluation.caption_scores import CaptionScores
-    from vsrn.evaluation.eccv import ExtendedEvaluation
     from vsrn.evaluation.evaluate import Evaluation, Retrieval
     from vsrn.metrics import Ranks
 
@@ -203,7 +202,7 @@ def _rank(retrieval: Retrieval, models: Sequence[Path], *, five_fold: bool, num_
         return evaluate(retrieval, names, five_fold=five_fold, **settings)
 
 
-def _extended(retrieval: Retrieval) -> ExtendedEvaluation:
+def _extended(retrieval: Retrieval) -> dict[str, Any]:
     """Judge by CxC and ECCV Caption."""
     from vsrn.evaluation.eccv import extended_evaluation
 
@@ -291,7 +290,7 @@ def _write_report(path: Path, evaluation: Evaluation, photos: Path | None, model
 
 def _show(
     evaluation: Evaluation,
-    extended: ExtendedEvaluation | None,
+    extended: dict[str, Any] | None,
     scores: CaptionScores | None,
     beam: int,
     form: str,
@@ -302,7 +301,7 @@ def _show(
     say_unknown_share(evaluation.unknown_share, "the model's vocabulary")
     if form == "json":
         written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
-        print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended.to_json()}))
+        print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended}))
     elif form == "table":
         print_tables(evaluation, extended, scores, beam)
     else:

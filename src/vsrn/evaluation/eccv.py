@@ -14,7 +14,6 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,32 +33,17 @@ CAVEAT = (
 Ids = npt.NDArray[np.int64]
 
 _DIRECTIONS = {"i2t": "image_to_text", "t2i": "text_to_image"}
-_CXC_METRICS = {f"cxc_r{k}": f"recall_at_{k}" for k in RECALL_AT}
-_ECCV_METRICS = {"eccv_map_at_r": "map_at_r", "eccv_rprecision": "r_precision", "eccv_r1": "recall_at_1"}
+_METRICS = {
+    "cxc": {f"cxc_r{k}": f"recall_at_{k}" for k in RECALL_AT},
+    "eccv_caption": {"eccv_map_at_r": "map_at_r", "eccv_rprecision": "r_precision", "eccv_r1": "recall_at_1"},
+}
 
 
-@dataclass(frozen=True)
-class ExtendedEvaluation:
-    """Both sets of retrievals, in percent, by direction ("image_to_text", "text_to_image") and name.
+def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> dict[str, Any]:
+    """Judge the similarities of COCO's 5,000 test images and their captions: percent, to two places.
 
-    cxc   recall_at_1, recall_at_5, recall_at_10
-    eccv  map_at_r, r_precision, recall_at_1
-    """
-
-    cxc: dict[str, dict[str, float]]
-    eccv: dict[str, dict[str, float]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, to two places."""
-        rounded = {
-            name: {way: {metric: round(value, 2) for metric, value in of.items()} for way, of in judged.items()}
-            for name, judged in (("cxc", self.cxc), ("eccv_caption", self.eccv))
-        }
-        return {**rounded, "caveat": CAVEAT}
-
-
-def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> ExtendedEvaluation:
-    """Judge the similarities of COCO's 5,000 test images and their captions.
+    "cxc" and "eccv_caption" have "image_to_text" and "text_to_image", and these recall_at_1, recall_at_5 and
+    recall_at_10 of CxC, and map_at_r, r_precision and recall_at_1 of ECCV Caption; "caveat" is `CAVEAT`.
 
     Raises what `check_split` raises, and `SimilarityError` where a similarity is NaN.
     """
@@ -79,18 +63,19 @@ def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> ExtendedEvalu
         found: dict[str, dict[str, float]] = judge.compute_all_metrics(
             _rankings(images, similarities, ids, deepest["i2t"]),
             _rankings(ids, similarities.T, images, deepest["t2i"]),
-            target_metrics=("cxc_recalls", *_ECCV_METRICS),
+            target_metrics=("cxc_recalls", *_METRICS["eccv_caption"]),
             Ks=RECALL_AT,
             verbose=False,
         )
 
-    def by_direction(names: dict[str, str]) -> dict[str, dict[str, float]]:
-        return {
-            ours: {name: 100 * float(found[theirs][way]) for theirs, name in names.items()}
+    by_metric = {
+        name: {
+            ours: {metric: round(100 * float(found[theirs][way]), 2) for theirs, metric in metrics.items()}
             for way, ours in _DIRECTIONS.items()
         }
-
-    return ExtendedEvaluation(by_direction(_CXC_METRICS), by_direction(_ECCV_METRICS))
+        for name, metrics in _METRICS.items()
+    }
+    return {**by_metric, "caveat": CAVEAT}
 
 
 def check_split(split: CaptionedImages) -> tuple[Any, Ids, Ids]:

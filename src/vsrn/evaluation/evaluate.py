@@ -1,7 +1,4 @@
-"""One model, or several as an ensemble, on one split: Recall@K both ways.
-
-`vsrn.evaluation.measure` has what a program calls; this file has the parts.
-"""
+"""One model, or several as an ensemble, on one split: Recall@K both ways; the parts of `vsrn.evaluation.measure`."""
 
 from __future__ import annotations
 
@@ -30,14 +27,15 @@ from vsrn.metrics import (
     RetrievalMetrics,
     bootstrap_intervals,
     five_folds,
+    intervals_json,
     mean_metrics,
+    mean_of,
     retrieval_metrics,
     similarity_blocks,
 )
 
 BoolArray = npt.NDArray[np.bool_]
 
-DIRECTIONS = ("image_to_text", "text_to_image")
 MATCHES_SHOWN = 5
 
 
@@ -153,9 +151,7 @@ class Evaluation:
             "num_folds": self.num_folds,
             "unknown_share": round(self.unknown_share, 6),
             **self.metrics.to_json(),
-            "intervals_95": {
-                name: [round(interval.low, 2), round(interval.high, 2)] for name, interval in self.intervals.items()
-            },
+            "intervals_95": intervals_json(self.intervals),
             **({} if self.reranking is None else {"reranking": self.reranking.to_json()}),
             **({} if self.weights is None else {"weights": self.weights}),
         }
@@ -192,30 +188,38 @@ class Retrieval:
             encoder.encode_split(split, advance, batch_size=batch_size) for encoder in encoders
         ]
 
+    def part(self, images: IntArray) -> tuple[list[EncodedSplit], IntArray, IntArray]:
+        """These images and their captions as each model encoded them, those captions, and which image each has."""
+        captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
+        encoded = [each.only(images, captions) for each in self.encoded]
+        return encoded, captions, self.split.only(images).image_of_caption
+
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
         """Ranks among these images and their captions alone, and the image of each of these captions.
 
         `advance` is called after each block with the number of its images.
         """
-        part = self.split.only(images)
-        captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
-        parts = [encoded.only(images, captions) for encoded in self.encoded]
-        return rank_encoded(parts, part.image_of_caption, advance, self.weights), part.image_of_caption
+        encoded, _, owners = self.part(images)
+        return rank_encoded(encoded, owners, advance, self.weights), owners
 
     def blocks(self) -> Blocks:
         """Similarities of all images and all captions, block by block."""
         return similarity_blocks(self.encoded, weights=self.weights)
 
+    def similarities(self, images: slice, captions: slice) -> FloatArray:
+        """(num_images, num_captions) similarities of some images to some captions."""
+        return mean_of((each.only(images, captions).similarities() for each in self.encoded), self.weights)
+
     def of_caption(self, caption: int) -> FloatArray:
         """(num_images,) similarity of every image to one caption."""
-        return mean_similarities(self.encoded, EVERY, slice(caption, caption + 1), self.weights)[:, 0]
+        return self.similarities(EVERY, slice(caption, caption + 1))[:, 0]
 
     def of_image(self, image: int) -> FloatArray:
         """(num_captions,) similarity of every caption to one image."""
-        return mean_similarities(self.encoded, slice(image, image + 1), EVERY, self.weights)[0]
+        return self.similarities(slice(image, image + 1), EVERY)[0]
 
     def reranking(self) -> Reranking | None:
-        """What a second stage gained and cost: None, as there is no second stage here."""
+        """What a second stage gained and cost; None where there is none."""
         return None
 
 
@@ -227,14 +231,6 @@ def check_weights(weights: Sequence[float] | None, models: int) -> None:
         raise ConfigError(f"there are {len(weights)} weights for {models} models; give one per model.")
     if not all(np.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights):
         raise ConfigError(f"the weights {' '.join(map(str, weights))} are no shares; give numbers above 0.")
-
-
-def mean_similarities(
-    encoded: Sequence[EncodedSplit], images: slice, captions: slice, weights: Sequence[float] | None = None
-) -> FloatArray:
-    """(num_images, num_captions) mean over the models of the similarities of some images to some captions."""
-    blocks = similarity_blocks([each.only(images, captions) for each in encoded], weights=weights)
-    return np.concatenate([block for _, block in blocks()])
 
 
 def evaluate(
@@ -258,48 +254,35 @@ def evaluate(
     split = retrieval.split
     everything = np.arange(split.num_images)
     parts = [everything[fold] for fold in five_folds(split.num_images)] if five_fold else [everything]
-    evaluation = summary(
-        [retrieval.ranks(images, advance) for images in parts],
+    return replace(
+        summary([retrieval.ranks(images, advance) for images in parts], seed),
         models=list(models),
         data=str(split.folder),
         split=split.name,
         examples=_examples(retrieval, num_examples),
         reranking=retrieval.reranking(),
+        has_ids=split.has_ids,
+        unknown_share=retrieval.unknown_share,
         weights=None if retrieval.weights is None else list(retrieval.weights),
-        seed=seed,
     )
-    return replace(evaluation, has_ids=split.has_ids, unknown_share=retrieval.unknown_share)
 
 
-def summary(
-    folds: Sequence[tuple[Ranks, IntArray]],
-    *,
-    models: list[str],
-    data: str = "",
-    split: str = "",
-    examples: list[Example] | None = None,
-    reranking: Reranking | None = None,
-    weights: list[float] | None = None,
-    seed: int = 0,
-) -> Evaluation:
-    """The metrics and intervals of the ranks of one or more folds, each with its `image_of_caption`."""
+def summary(folds: Sequence[tuple[Ranks, IntArray]], seed: int = 0) -> Evaluation:
+    """The metrics and intervals of the ranks of one or more folds, each with its `image_of_caption`, of no model."""
     ranks = Ranks(
         image_to_text=np.concatenate([found.image_to_text for found, _ in folds]),
         text_to_image=np.concatenate([found.text_to_image for found, _ in folds]),
     )
     return Evaluation(
-        models=models,
-        data=data,
-        split=split,
+        models=[],
+        data="",
+        split="",
         num_images=len(ranks.image_to_text),
         num_captions=len(ranks.text_to_image),
         num_folds=len(folds),
         metrics=mean_metrics([retrieval_metrics(ranks) for ranks, _ in folds]),
         intervals=bootstrap_intervals(folds, seed=seed),
         ranks=ranks,
-        examples=examples or [],
-        reranking=reranking,
-        weights=weights,
     )
 
 

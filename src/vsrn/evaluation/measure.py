@@ -59,7 +59,7 @@ def recall(
         part = scores[fold] if len(captions) == len(owners) else scores[fold][:, captions]
         own = owners[captions] - fold.start
         folds.append((rank_blocks(lambda part=part: [(0, part)], own), own))  # type: ignore[misc]
-    return summary(folds, models=[], seed=seed)
+    return summary(folds, seed)
 
 
 def evaluate(

@@ -27,7 +27,7 @@ from vsrn.data.listing import PhotoNames
 from vsrn.data.photos import decode_photo
 from vsrn.errors import DataError, PhotoError
 from vsrn.evaluation.caption_scores import CaptionScores
-from vsrn.evaluation.eccv import CAVEAT, ExtendedEvaluation
+from vsrn.evaluation.eccv import CAVEAT
 from vsrn.evaluation.evaluate import Evaluation
 from vsrn.evaluation.tables import (
     DIRECTION_WORDS,
@@ -50,7 +50,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\uff
 
 def print_tables(
     evaluation: Evaluation,
-    extended: ExtendedEvaluation | None = None,
+    extended: Mapping[str, Any] | None = None,
     scores: CaptionScores | None = None,
     beam: int = 1,
 ) -> None:
@@ -64,14 +64,14 @@ def print_tables(
         print(f"Captions written with a beam of {beam}: {words} {with_interval(scores, 'cider_d', scores.cider_d)}")
 
 
-def extended_table(extended: ExtendedEvaluation) -> Table:
+def extended_table(extended: Mapping[str, Any]) -> Table:
     """Both directions by CxC and ECCV Caption, in percent, with the caveat below."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=Text(CAVEAT))
     table.add_column("")
     for head in (*(f"CxC\nR@{k}" for k in RECALL_AT), "ECCV\nmAP@R", "ECCV\nR-prec.", "ECCV\nR@1"):
         table.add_column(head, justify="right")
     for direction, words in DIRECTION_WORDS.items():
-        values = [*extended.cxc[direction].values(), *extended.eccv[direction].values()]
+        values = [*extended["cxc"][direction].values(), *extended["eccv_caption"][direction].values()]
         table.add_row(words, *(f"{value:.1f}" for value in values))
     return table
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.base import Encoder
+from vsrn.encoders.ranking import rank_encoded
 from vsrn.errors import ConfigError
-from vsrn.evaluation.evaluate import BoolArray, Reranking, Retrieval, best_matches, mean_similarities
+from vsrn.evaluation.evaluate import BoolArray, Reranking, Retrieval, best_matches
 from vsrn.metrics import (
-    EVERY,
     Advance,
     EncodedSplit,
     FloatArray,
@@ -27,21 +26,8 @@ from vsrn.metrics import (
     check_no_nan,
     mean_metrics,
     retrieval_metrics,
-    rows_of_block,
     similarity_blocks,
 )
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The best few matches of each query.
-
-    matches  (num_queries, K) their places
-    correct  (num_queries, K) which of them are true
-    """
-
-    matches: IntArray
-    correct: BoolArray
 
 
 class TwoStageRetrieval(Retrieval):
@@ -78,18 +64,12 @@ class TwoStageRetrieval(Retrieval):
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
         """Ranks after both stages, and the image of each caption; `advance` is told of each image twice."""
         started = time.perf_counter()
-        found, owners = super().ranks(images, advance)
+        first, captions, owners = self.part(images)
+        found = rank_encoded(first, owners, advance, self.weights)
         self.found.append(found)
-        captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
-        first = [encoded.only(images, captions) for encoded in self.encoded]
-        to_text = text_candidates(first, owners, self.top, self.weights)
-        to_image = image_candidates(first, owners, self.top, self.weights)
+        to_text, to_image = candidates(first, owners, self.top, self.weights)
         halfway = time.perf_counter()
-        scores = compare_candidates(self.second.only(images, captions), to_text, to_image, advance)
-        ranks = Ranks(
-            image_to_text=rerank(found.image_to_text, to_text.correct, scores[0]),
-            text_to_image=rerank(found.text_to_image, to_image.correct, scores[1]),
-        )
+        ranks = reranked(found, owners, self.second.only(images, captions), to_text, to_image, advance)
         self.seconds[0] += halfway - started
         self.seconds[1] += time.perf_counter() - halfway
         return ranks, owners
@@ -112,59 +92,68 @@ class TwoStageRetrieval(Retrieval):
         return _after(found, best, self.second.only(np.array([image]), best).similarities()[0])
 
 
-def text_candidates(
+def candidates(
     first: Sequence[EncodedSplit], owners: IntArray, top: int, weights: Sequence[float] | None = None
-) -> Candidates:
-    """The best `top` captions of every image, by the first stage, whose models count as the weights say."""
-    matches = np.stack(
+) -> tuple[IntArray, IntArray]:
+    """The best K captions of every image (num_images, K), and the best K images of every caption (num_captions, K).
+
+    first    the first stage's models, which count as the weights say
+    owners   (num_captions,) the image of each caption
+    top      K, where there are as many
+
+    Ties count against the true match.
+    """
+    images = np.arange(len(first[0].images))
+    turned = [each.turned() for each in first]
+    return _best(first, top, images, owners, weights), _best(turned, top, owners, images, weights)
+
+
+def _best(
+    models: Sequence[EncodedSplit], top: int, rows: IntArray, columns: IntArray, weights: Sequence[float] | None
+) -> IntArray:
+    """Places of every query's best matches; `rows` and `columns` are the images of the queries and of the matches."""
+    return np.stack(
         [
-            best_matches(row, top, owners == image)
-            for start, block in similarity_blocks(first, weights=weights)()
-            for image, row in enumerate(block, start=start)
+            best_matches(row, top, columns == rows[query])
+            for start, block in similarity_blocks(models, weights=weights)()
+            for query, row in enumerate(block, start=start)
         ]
     )
-    return Candidates(matches, owners[matches] == np.arange(len(matches))[:, None])
 
 
-def image_candidates(
-    first: Sequence[EncodedSplit], owners: IntArray, top: int, weights: Sequence[float] | None = None
-) -> Candidates:
-    """The best `top` images of every caption, by the first stage, whose models count as the weights say."""
-    places, rows = np.arange(len(first[0].images)), []
-    at_once = rows_of_block(len(places))
-    for start in range(0, len(owners), at_once):
-        captions = slice(start, start + at_once)
-        columns = mean_similarities(first, EVERY, captions, weights).T
-        rows += [
-            best_matches(column, top, places == owner) for column, owner in zip(columns, owners[captions], strict=True)
-        ]
-    matches = np.stack(rows)
-    return Candidates(matches, matches == owners[:, None])
+def reranked(
+    found: Ranks,
+    owners: IntArray,
+    second: EncodedSplit,
+    to_text: IntArray,
+    to_image: IntArray,
+    advance: Advance = lambda _: None,
+) -> Ranks:
+    """Ranks after the second model re-ordered both kinds of `candidates`.
 
-
-def compare_candidates(
-    second: EncodedSplit, to_text: Candidates, to_image: Candidates, advance: Advance = lambda _: None
-) -> tuple[FloatArray, FloatArray]:
-    """The second model's similarities of the candidates: (num_images, K) and (num_captions, K).
+    found   ranks by the first stage
+    owners  (num_captions,) the image of each caption
 
     It goes image by image; an image is compared with the captions that it found and those that found it. `advance` is
-    called with 1 after each.
+    called with 1 after each. Raises `SimilarityError` where a similarity is NaN.
     """
-    text_scores = np.empty(to_text.matches.shape, dtype=np.float32)
-    image_scores = np.empty(to_image.matches.shape, dtype=np.float32)
-    num_images, per_caption = len(to_text.matches), to_image.matches.shape[1]
-    finders = np.argsort(to_image.matches, axis=None, kind="stable")
-    ends = np.cumsum(np.bincount(to_image.matches.ravel(), minlength=num_images))
-    for image, found in enumerate(to_text.matches):
+    text_scores = np.empty(to_text.shape, dtype=np.float32)
+    image_scores = np.empty(to_image.shape, dtype=np.float32)
+    finders = np.argsort(to_image, axis=None, kind="stable")
+    ends = np.cumsum(np.bincount(to_image.ravel(), minlength=len(to_text)))
+    for image, texts in enumerate(to_text):
         found_by = finders[ends[image - 1] if image else 0 : ends[image]]
-        captions, places = np.unique(np.concatenate([found, found_by // per_caption]), return_inverse=True)
+        captions, places = np.unique(np.concatenate([texts, found_by // to_image.shape[1]]), return_inverse=True)
         scores = second.only(np.array([image]), captions).similarities()[0][places]
-        text_scores[image] = scores[: len(found)]
-        image_scores.reshape(-1)[found_by] = scores[len(found) :]
+        check_no_nan(scores)
+        text_scores[image] = scores[: len(texts)]
+        image_scores.reshape(-1)[found_by] = scores[len(texts) :]
         advance(1)
-    check_no_nan(text_scores)
-    check_no_nan(image_scores)
-    return text_scores, image_scores
+    images = np.arange(len(to_text))[:, None]
+    return Ranks(
+        image_to_text=rerank(found.image_to_text, owners[to_text] == images, text_scores),
+        text_to_image=rerank(found.text_to_image, to_image == owners[:, None], image_scores),
+    )
 
 
 def rerank(ranks: IntArray, correct: BoolArray, scores: FloatArray) -> IntArray:
