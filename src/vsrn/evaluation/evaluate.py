@@ -164,10 +164,9 @@ class Retrieval:
 
     weights     how much each model counts; None for all alike
     batch_size  images, and captions, encoded at a time; None for what each model's kind does best
+    stages      how often `ranks` compares each image
 
     Raises what `check_weights` and `Encoder.encode_split` raise.
-
-    stages  how often `ranks` compares each image
     """
 
     stages = 1
@@ -184,9 +183,7 @@ class Retrieval:
         check_weights(weights, len(encoders))
         self.split, self.weights = split, weights if len(encoders) > 1 else None
         self.unknown_share = max(encoder.vocabulary.unknown_share(split.captions) for encoder in encoders)
-        self.encoded: list[EncodedSplit] = [
-            encoder.encode_split(split, advance, batch_size=batch_size) for encoder in encoders
-        ]
+        self.encoded = [encoder.encode_split(split, advance, batch_size=batch_size) for encoder in encoders]
 
     def part(self, images: IntArray) -> tuple[list[EncodedSplit], IntArray, IntArray]:
         """These images and their captions as each model encoded them, those captions, and which image each has."""
@@ -206,21 +203,28 @@ class Retrieval:
         """Similarities of all images and all captions, block by block."""
         return similarity_blocks(self.encoded, weights=self.weights)
 
-    def similarities(self, images: slice, captions: slice) -> FloatArray:
-        """(num_images, num_captions) similarities of some images to some captions."""
-        return mean_of((each.only(images, captions).similarities() for each in self.encoded), self.weights)
-
-    def of_caption(self, caption: int) -> FloatArray:
-        """(num_images,) similarity of every image to one caption."""
-        return self.similarities(EVERY, slice(caption, caption + 1))[:, 0]
-
-    def of_image(self, image: int) -> FloatArray:
-        """(num_captions,) similarity of every caption to one image."""
-        return self.similarities(slice(image, image + 1), EVERY)[0]
+    def query(self, place: int, *, is_caption: bool) -> tuple[FloatArray, BoolArray]:
+        """Similarities of one image to all captions, or of one caption to all images, and which matches are true."""
+        owners = self.split.image_of_caption
+        correct = np.arange(self.split.num_images) == owners[place] if is_caption else owners == place
+        return similarities_of(place, EVERY, self.encoded, self.weights, is_caption=is_caption), correct
 
     def reranking(self) -> Reranking | None:
         """What a second stage gained and cost; None where there is none."""
         return None
+
+
+def similarities_of(
+    place: int,
+    matches: IntArray | slice,
+    encoded: Sequence[EncodedSplit],
+    weights: Sequence[float] | None = None,
+    *,
+    is_caption: bool,
+) -> FloatArray:
+    """(matches,) mean similarities, over models, of one image to some captions or of one caption to some images."""
+    sides = [each.turned() if is_caption else each for each in encoded]
+    return mean_of((side.only(np.array([place]), matches).similarities()[0] for side in sides), weights)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> None:
@@ -321,24 +325,23 @@ def write_captions(
 
 def _examples(retrieval: Retrieval, number: int) -> list[Example]:
     """Queries spread evenly over the split, half of them sentences and half images."""
-    split, ids = retrieval.split, retrieval.split.image_ids()
-    everything, examples = np.arange(split.num_images), []
-    for caption in _spread(len(split.captions), number - number // 2):
-        correct = everything == split.image_of_caption[caption]
-        found = retrieval.of_caption(caption)
-        examples.append(_example("text_to_image", split.captions[caption], found, correct, ids))
-    for image in _spread(split.num_images, number // 2):
-        correct = split.image_of_caption == image
-        examples.append(_example("image_to_text", ids[image], retrieval.of_image(image), correct, split.captions))
-    return examples
+    captions = _spread(len(retrieval.split.captions), number - number // 2)
+    images = _spread(retrieval.split.num_images, number // 2)
+    return [
+        *(_example(retrieval, caption, is_caption=True) for caption in captions),
+        *(_example(retrieval, image, is_caption=False) for image in images),
+    ]
 
 
-def _example(direction: str, query: str, similarities: FloatArray, correct: BoolArray, texts: Sequence[str]) -> Example:
+def _example(retrieval: Retrieval, place: int, *, is_caption: bool) -> Example:
     """One query with its best matches; ties count against it."""
+    ids, captions = retrieval.split.image_ids(), retrieval.split.captions
+    queries, texts = (captions, ids) if is_caption else (ids, captions)
+    similarities, correct = retrieval.query(place, is_caption=is_caption)
     best = best_matches(similarities, MATCHES_SHOWN, correct)
-    matches = [Match(texts[place], float(similarities[place]), bool(correct[place])) for place in best]
+    matches = [Match(texts[match], float(similarities[match]), bool(correct[match])) for match in best]
     rank = int((similarities[~correct] >= similarities[correct].max()).sum())
-    return Example(direction, query, rank, matches)
+    return Example("text_to_image" if is_caption else "image_to_text", queries[place], rank, matches)
 
 
 def _spread(total: int, number: int) -> list[int]:

@@ -16,7 +16,7 @@ from vsrn.data.splits import CaptionedImages
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.ranking import rank_encoded
 from vsrn.errors import ConfigError
-from vsrn.evaluation.evaluate import BoolArray, Reranking, Retrieval, best_matches
+from vsrn.evaluation.evaluate import BoolArray, Reranking, Retrieval, best_matches, similarities_of
 from vsrn.metrics import (
     Advance,
     EncodedSplit,
@@ -79,17 +79,15 @@ class TwoStageRetrieval(Retrieval):
         alone = mean_metrics([retrieval_metrics(ranks) for ranks in self.found])
         return Reranking(self.name, self.top, alone, first_seconds=self.seconds[0], second_seconds=self.seconds[1])
 
-    def of_caption(self, caption: int) -> FloatArray:
-        """(num_images,) scores of every image for one caption, in the order after both stages."""
-        found, correct = super().of_caption(caption), np.arange(self.split.num_images)
-        best = best_matches(found, self.top, correct == self.split.image_of_caption[caption])
-        return _after(found, best, self.second.only(best, np.array([caption])).similarities()[:, 0])
-
-    def of_image(self, image: int) -> FloatArray:
-        """(num_captions,) scores of every caption for one image, in the order after both stages."""
-        found = super().of_image(image)
-        best = best_matches(found, self.top, self.split.image_of_caption == image)
-        return _after(found, best, self.second.only(np.array([image]), best).similarities()[0])
+    def query(self, place: int, *, is_caption: bool) -> tuple[FloatArray, BoolArray]:
+        """Scores of one query's matches in the order after both stages, and which of them are true."""
+        found, correct = super().query(place, is_caption=is_caption)
+        best = best_matches(found, self.top, correct)
+        scores = similarities_of(place, best, [self.second], is_caption=is_caption)
+        _, from_last = np.unique(found, return_inverse=True)
+        after = scores.min() - 1.0 - (from_last.max() - from_last)
+        after[best] = scores
+        return after, correct
 
 
 def candidates(
@@ -97,11 +95,9 @@ def candidates(
 ) -> tuple[IntArray, IntArray]:
     """The best K captions of every image (num_images, K), and the best K images of every caption (num_captions, K).
 
-    first    the first stage's models, which count as the weights say
-    owners   (num_captions,) the image of each caption
-    top      K, where there are as many
-
-    Ties count against the true match.
+    first   the first stage's models, which count as the weights say
+    owners  (num_captions,) the image of each caption
+    top     K, where there are as many
     """
     images = np.arange(len(first[0].images))
     turned = [each.turned() for each in first]
@@ -171,11 +167,3 @@ def rerank(ranks: IntArray, correct: BoolArray, scores: FloatArray) -> IntArray:
     best = np.where(correct, scores, -np.inf).max(axis=1, keepdims=True)
     ahead = ((scores >= best) & ~correct).sum(axis=1)
     return np.where(correct.any(axis=1), ahead, ranks)
-
-
-def _after(found: FloatArray, best: IntArray, scores: FloatArray) -> FloatArray:
-    """One query's scores: the second model's for its candidates, and the rest after them as they were found."""
-    _, from_last = np.unique(found, return_inverse=True)
-    after = scores.min() - 1.0 - (from_last.max() - from_last)
-    after[best] = scores
-    return after

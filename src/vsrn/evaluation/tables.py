@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vsrn.evaluation.evaluate import Evaluation
 
 DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image"}
-TEXT_WIDTH = 80
 # What LaTeX reads as a command, and how the character itself is written.
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -29,10 +28,11 @@ TextFormat = Literal["csv", "markdown", "latex"]
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Both directions with their recalls in percent, 95% intervals in brackets, and ranks from 1."""
+    split = f"on {evaluation.data}, split {evaluation.split}" if evaluation.data else ""
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # with its intervals below the recalls, the table fits 80 columns
-        title=Text(title_words(evaluation)),
+        title=Text(f"{name_words(evaluation)} {split}".strip()),
         caption=Text(
             f"rsum {with_interval(evaluation, 'rsum', evaluation.metrics.rsum)} of 600; {count_words(evaluation)}\n"
             f"{reranking_words(evaluation)}".rstrip()
@@ -56,10 +56,10 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 def as_text(evaluation: Evaluation) -> str:
     """`evaluation_table` as plain text of 80 columns at most."""
-    console = Console(file=io.StringIO(), width=TEXT_WIDTH, color_system=None)
-    console.print(evaluation_table(evaluation))
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(evaluation_table(evaluation))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
 
 
 def as_lines(evaluation: Evaluation, form: TextFormat) -> str:
@@ -77,18 +77,15 @@ def as_lines(evaluation: Evaluation, form: TextFormat) -> str:
     heads = [f"R@{k}" for k in RECALL_AT]
     if form == "markdown":
         ways = [f"{words} {head}" for words in DIRECTION_WORDS.values() for head in heads]
-        escaped = name.replace("|", "\\|")
-        return "\n".join((_cells("model", *ways, "rsum"), "|---|" + "--:|" * 7, _cells(escaped, *row)))
+        rows = ["model", *ways, "rsum"], [name.replace("|", "\\|"), *row]
+        head, body = (f"| {' | '.join(cells)} |" for cells in rows)
+        return "\n".join((head, "|---|" + "--:|" * 7, body))
     ways = [rf"\multicolumn{{3}}{{c}}{{{words}}}" for words in DIRECTION_WORDS.values()]
     escaped = re.sub(r"[&%$#_{}\\~^]", lambda found: _LATEX[found[0]], name)
     rows = (["", *ways, ""], ["model", *heads, *heads, "rsum"], [escaped, *row])
     first, second, third = (" & ".join(cells) + r" \\" for cells in rows)
     lines = (r"\begin{tabular}{lrrrrrrr}", r"\hline", first, second, r"\hline", third, r"\hline", r"\end{tabular}")
     return "\n".join(lines)
-
-
-def _cells(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _csv(evaluation: Evaluation) -> str:
@@ -110,12 +107,6 @@ def name_words(evaluation: Evaluation) -> str:
     if evaluation.weights is None:
         return " + ".join(evaluation.models)
     return " + ".join(f"{w:g} x {name}" for w, name in zip(evaluation.weights, evaluation.models, strict=True))
-
-
-def title_words(evaluation: Evaluation) -> str:
-    """What was evaluated on what: `runs/a on data/f30k, split test`."""
-    split = f"on {evaluation.data}, split {evaluation.split}" if evaluation.data else ""
-    return f"{name_words(evaluation)} {split}".strip()
 
 
 def count_words(evaluation: Evaluation) -> str:
@@ -154,8 +145,6 @@ def with_interval(evaluation: Evaluation | CaptionScores, name: str, value: floa
 
 
 def interval_words(evaluation: Evaluation | CaptionScores, name: str) -> str:
-    """The 95% interval of a metric as `[31.5–37.1]`, or nothing where there is none; a bound of 100 is a plain 100, so
-    that all intervals are equally wide.
-    """
+    """The 95% interval of a metric as `[31.5–37.1]`, with 100 for 100.0, or nothing where there is none."""
     interval = evaluation.intervals.get(name)
     return "" if interval is None else f"[{interval.low:.1f}–{interval.high:.1f}]".replace("100.0", "100")
