@@ -53,24 +53,19 @@ def pick_device(name: str = "auto") -> torch.device:
 
     Raises `ConfigError` where the device is not there.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = [kind for kind, available in there.items() if available]
+    name = here[0] if name == "auto" else name
     try:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"there is no device '{name}' here; use {' or '.join([*devices_here(), 'auto'])}.") from error
+        raise ConfigError(f"there is no device '{name}' here; use {' or '.join([*reversed(here), 'auto'])}.") from error
     if device.type == "cuda":
         # torch multiplies matrices in float32 unless told otherwise, but lets cuDNN's convolutions and GRUs round their
         # inputs to TF32's 10 bits, and features and embeddings would not be a processor's.
         torch.backends.cudnn.allow_tf32 = False
     return device
-
-
-def devices_here() -> list[str]:
-    """The kinds of device that torch can compute on here, `cpu` first."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return ["cpu", *(name for name, available in there.items() if available)]
 
 
 def tensor_for(device: torch.device, array: npt.NDArray[Any]) -> torch.Tensor:

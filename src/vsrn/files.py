@@ -8,7 +8,6 @@ import errno
 import glob
 import io
 import os
-import re
 import shutil
 import stat
 import threading
@@ -28,7 +27,6 @@ _BINARY = getattr(os, "O_BINARY", 0)
 # A file of Windows has one place for all threads.
 _ONE_AT_A_TIME = threading.Lock()
 _Page = TypeVar("_Page")
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 class Closing:
@@ -47,16 +45,18 @@ class Closing:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write; it takes `path`'s place when the block ends well and vanishes otherwise."""
+    """A temporary path to write, as a file or a folder; it takes `path`'s place when the block ends well and vanishes
+    otherwise."""
     clear_leftovers(path)
-    temporary = _temporary(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb+") as written:  # Windows syncs only what may be written
-            os.fsync(written.fileno())
+        if not temporary.is_dir():
+            with temporary.open("rb+") as written:  # Windows syncs only what may be written
+                os.fsync(written.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        delete(temporary)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -68,16 +68,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes `folder`'s place when the block ends well and vanishes otherwise."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(folder)
-    temporary = _temporary(folder)
-    temporary.mkdir()
-    try:
+    with replacing(folder.absolute()) as temporary:
+        temporary.mkdir(parents=True)
         yield temporary
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def normal_name(name: str) -> str:
@@ -111,10 +104,9 @@ def _escaped(code: int) -> str:
 def clear_leftovers(path: Path) -> None:
     """Delete what killed processes left while they wrote `path`: `.NAME.PID.tmp` of processes that are gone."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        match = _TEMPORARY.fullmatch(leftover.name)
-        if match is None or leftover.name != f".{path.name}.{match[1]}.tmp" or _is_running(int(match[1])):
-            continue
-        delete(leftover)
+        pid = leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        if pid.isdecimal() and not _is_running(int(pid)):
+            delete(leftover)
 
 
 def delete(path: Path) -> None:
@@ -259,13 +251,12 @@ def write_synced(path: Path, content: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on disk; Windows cannot open a folder, and writes names by itself."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_all(handle: int, content: bytes | memoryview) -> None:
@@ -275,10 +266,6 @@ def write_all(handle: int, content: bytes | memoryview) -> None:
         rest = rest[os.write(handle, rest) :]
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
 def _is_running(pid: int) -> bool:
     if os.name == "nt":  # os.kill would send Ctrl-C there
         return True
@@ -286,6 +273,6 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # another account's
-        return True
+    except OSError:
+        pass  # another account's
     return True

@@ -92,7 +92,7 @@ def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
     """
     if path.suffix == ".onnx":
         # The bytes of a file cannot be written to, as tensors can.
-        return {name: torch.from_numpy(array.copy()) for name, array in read_content(path)[1].weights.items()}
+        return {name: torch.from_numpy(array.copy()) for name, array in read_content(path)[1].items()}
     try:
         content = _read(path)
     except OSError as error:

@@ -28,7 +28,6 @@ from vsrn.metrics import (
     bootstrap_intervals,
     five_folds,
     intervals_json,
-    mean_metrics,
     mean_of,
     retrieval_metrics,
     similarity_blocks,
@@ -284,7 +283,7 @@ def summary(folds: Sequence[tuple[Ranks, IntArray]], seed: int = 0) -> Evaluatio
         num_images=len(ranks.image_to_text),
         num_captions=len(ranks.text_to_image),
         num_folds=len(folds),
-        metrics=mean_metrics([retrieval_metrics(ranks) for ranks, _ in folds]),
+        metrics=retrieval_metrics(*(found for found, _ in folds)),
         intervals=bootstrap_intervals(folds, seed=seed),
         ranks=ranks,
     )

@@ -24,7 +24,6 @@ from vsrn.metrics import (
     IntArray,
     Ranks,
     check_no_nan,
-    mean_metrics,
     retrieval_metrics,
     similarity_blocks,
 )
@@ -76,7 +75,7 @@ class TwoStageRetrieval(Retrieval):
 
     def reranking(self) -> Reranking:
         """What the second stage started from, and what it cost."""
-        alone = mean_metrics([retrieval_metrics(ranks) for ranks in self.found])
+        alone = retrieval_metrics(*self.found)
         return Reranking(self.name, self.top, alone, first_seconds=self.seconds[0], second_seconds=self.seconds[1])
 
     def query(self, place: int, *, is_caption: bool) -> tuple[FloatArray, BoolArray]:

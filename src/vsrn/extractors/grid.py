@@ -258,7 +258,7 @@ def load_network(path: Path) -> nn.Module:
 def kind_of(path: Path) -> GridKind:
     """Which network a file of fine-tuned weights names. Raises `CheckpointError` where that is none of the family."""
     if path.suffix == ".onnx":
-        return kind_in(read_content(path)[1].metadata, path)
+        return kind_in(read_content(path)[2], path)
     if path.suffix != ".safetensors":
         return GridKind()
     with safetensors.safe_open(path, framework="numpy") as opened:

@@ -71,11 +71,6 @@ class ToyObject:
     box: Box
 
     @property
-    def centre(self) -> tuple[float, float]:
-        """x and y of the box's middle, as fractions."""
-        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
-
-    @property
     def side(self) -> float:
         """Width of the (square) box, as a fraction of the picture."""
         return self.box[2] - self.box[0]
@@ -158,8 +153,8 @@ def _box(x: int, y: int, side: int) -> Box:
 def describe(scene: ToyScene, generator: np.random.Generator) -> list[str]:
     """Five different English sentences that are true of the scene.
 
-    In this order: the whole scene; the relation from the other object's side; both objects without
-    their relation; colours without names; names without colours.
+    The whole scene; the relation from the other object's side; both objects without their relation; colours without
+    names; names without colours.
     """
     first, second = scene.first, scene.second
 
