@@ -1,10 +1,8 @@
-"""Where torch computes, how arrays get there and back, and how work is cut for it.
-
-Whatever differs between kinds of device when a model is used, rather than trained, is a number of `Pace`.
-"""
+"""Where torch computes, how arrays get there and back, and how work is cut for it (`Pace`)."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -92,10 +90,6 @@ def brought_back(results: Iterable[torch.Tensor], launched_ahead: int = 1) -> It
 
     launched_ahead  how many are asked for before the first of them is copied back, for which the device has to finish
     """
-    waiting: list[torch.Tensor] = []
-    for result in results:
-        waiting.append(result.float())
-        if len(waiting) == launched_ahead:
-            yield from (each.cpu().numpy() for each in waiting)
-            waiting = []
-    yield from (each.cpu().numpy() for each in waiting)
+    results = iter(results)
+    while waiting := [result.float() for result in itertools.islice(results, launched_ahead)]:
+        yield from (each.cpu().numpy() for each in waiting)

@@ -45,8 +45,7 @@ class Closing:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write, as a file or a folder; it takes `path`'s place when the block ends well and vanishes
-    otherwise."""
+    """A temporary path to write as a file or folder; it takes `path`'s place when the block ends well, or vanishes."""
     clear_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -74,10 +73,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def normal_name(name: str) -> str:
-    """The form of a name in which names are compared: Unicode's NFC.
-
-    macOS writes "é" as two characters (NFD), other systems as one; both are the same name.
-    """
+    """A name in the form in which names are compared, Unicode's NFC: macOS writes "é" as two characters (NFD)."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -166,9 +162,7 @@ def write_at(descriptor: int, content: bytes | memoryview, start: int) -> int:
 
 
 def plain_utf8(content: bytes, where: Path | str) -> bytes:
-    """The bytes of a text file without the byte-order mark that some programs write first.
-
-    where  the file, as the message names it
+    """The bytes of a text file, which messages call `where`, without the byte-order mark that some programs write.
 
     Raises `DataError` where they are UTF-16 or UTF-32: a mark says so, or every second byte of the beginning is zero.
     """
@@ -182,8 +176,7 @@ def plain_utf8(content: bytes, where: Path | str) -> bytes:
 def read_text(path: Path) -> str:
     """A UTF-8 text file as it is, without a byte-order mark.
 
-    Raises `DataError` where it is other text, naming the first line that is not UTF-8, and `OSError` where it cannot be
-    read.
+    Raises `DataError` where it is other text, naming the first such line, and `OSError` where it cannot be read.
     """
     content = plain_utf8(path.read_bytes(), path)
     try:

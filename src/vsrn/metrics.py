@@ -42,8 +42,7 @@ def inner_products(images: FloatArray, captions: FloatArray) -> FloatArray:
 
 def order_similarities(images: FloatArray, captions: FloatArray) -> FloatArray:
     """(I, D), (C, D) -> (I, C): -|| max(0, c - i) ||_2 (Vendrov et al. 2016, order embeddings), image by image."""
-    rows = [-np.sqrt((np.maximum(captions - image, 0) ** 2).sum(axis=1)) for image in images]
-    return np.stack(rows)
+    return np.stack([-np.sqrt((np.maximum(captions - image, 0) ** 2).sum(axis=1)) for image in images])
 
 
 SIMILARITIES = {"cosine": inner_products, "order": order_similarities}
@@ -325,15 +324,13 @@ def draw_images(num_images: int, samples: int, generator: np.random.Generator) -
 def resampled_recalls(ranks: Ranks, image_of_caption: IntArray, draws: IntArray) -> dict[str, FloatArray]:
     """(samples,) values of each recall, with each image counted as often as it was drawn."""
     num_images = len(ranks.image_to_text)
-    own_captions = np.bincount(image_of_caption, minlength=num_images)
-    recalls: dict[str, FloatArray] = {}
-    for k in RECALL_AT:
-        found = ranks.image_to_text < k
-        recalls[f"image_to_text.recall_at_{k}"] = 100.0 * (draws @ found) / num_images
-    for k in RECALL_AT:
-        found_captions = np.bincount(image_of_caption, weights=ranks.text_to_image < k, minlength=num_images)
-        recalls[f"text_to_image.recall_at_{k}"] = 100.0 * (draws @ found_captions) / (draws @ own_captions)
-    return recalls
+    all_captions = draws @ np.bincount(image_of_caption, minlength=num_images)
+    to_text = {k: 100.0 * (draws @ (ranks.image_to_text < k)) / num_images for k in RECALL_AT}
+    found = {k: np.bincount(image_of_caption, ranks.text_to_image < k, num_images) for k in RECALL_AT}
+    return {
+        **{f"image_to_text.recall_at_{k}": to_text[k] for k in RECALL_AT},
+        **{f"text_to_image.recall_at_{k}": 100.0 * (draws @ found[k]) / all_captions for k in RECALL_AT},
+    }
 
 
 def percentile_interval(values: FloatArray) -> Interval:

@@ -1,7 +1,6 @@
-"""ONNX files: opened by onnxruntime with nothing outside of them, and what they hold read as arrays.
+"""ONNX files, which may come from anybody: opened by onnxruntime, and what they hold read as arrays.
 
-A file may come from anybody. Weights that lie outside of it are refused, sizes are checked before they are believed,
-and nothing but the operators of onnxruntime runs.
+Weights outside of a file are refused, sizes are checked, and nothing but the operators of onnxruntime runs.
 """
 
 from __future__ import annotations
@@ -97,8 +96,7 @@ def threads_here() -> int:
 
 def first_line(error: Exception) -> str:
     """What an error of onnxruntime says, without the rest of its lines."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _parsed(content: memoryview) -> tuple[Weights, dict[str, str]]:

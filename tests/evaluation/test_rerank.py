@@ -17,7 +17,7 @@ from vsrn.data.splits import open_split
 from vsrn.encoders import load_encoder
 from vsrn.errors import ConfigError
 from vsrn.evaluation.evaluate import Retrieval, evaluate
-from vsrn.evaluation.rerank import TwoStageRetrieval, candidates, reranked
+from vsrn.evaluation.rerank import candidates, reranked
 from vsrn.metrics import EncodedSplit, FloatArray, IntArray, rank_blocks
 
 
@@ -70,7 +70,7 @@ def test_vsrn_finds_and_scan_re_orders(
 ) -> None:
     monkeypatch.setattr("vsrn.metrics.FIVE_FOLD_IMAGES", 5)
     encoders, split = [load_encoder(vsrn), load_encoder(scan)], open_split(store, "dev")
-    retrieval = TwoStageRetrieval(encoders[:1], encoders[1], split, name="scan", top=4)
+    retrieval = Retrieval(encoders[:1], split, second=encoders[1], name="scan", top=4)
     heard: list[int] = []
     evaluation = evaluate(retrieval, ["vsrn"], five_fold=five_fold, num_examples=8, advance=heard.append)
     ranks = evaluation.ranks
@@ -100,12 +100,12 @@ def test_vsrn_finds_and_scan_re_orders(
 
 def test_all_candidates_give_the_second_models_ranks(store: Path, vsrn: Path, scan: Path) -> None:
     encoder, split = load_encoder(scan), open_split(store, "dev")
-    second = TwoStageRetrieval([load_encoder(vsrn)], encoder, split, name="scan", top=1000)
+    second = Retrieval([load_encoder(vsrn)], split, second=encoder, name="scan", top=1000)
     ranks, alone = evaluate(second, ["vsrn"]).ranks, evaluate(Retrieval([encoder], split), ["scan"]).ranks
     np.testing.assert_array_equal(ranks.image_to_text, alone.image_to_text)
     np.testing.assert_array_equal(ranks.text_to_image, alone.text_to_image)
     with pytest.raises(ConfigError, match="--top is 0"):
-        TwoStageRetrieval([encoder], encoder, split, name="scan", top=0)
+        Retrieval([encoder], split, second=encoder, name="scan", top=0)
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -238,13 +238,10 @@ def _judge(
 ) -> Retrieval:
     """Encode a split by every model, drawing the progress; a `second` model of this `name` is to re-order."""
     from vsrn.evaluation.evaluate import Retrieval
-    from vsrn.evaluation.rerank import TwoStageRetrieval
 
     total = (len(encoders) + (second is not None)) * (split.num_images + len(split.captions))
     with ProgressBar("encoding", "images and captions", total) as bar:
-        if second is None:
-            return Retrieval(encoders, split, bar.advance, **settings)
-        return TwoStageRetrieval(encoders, second, split, name=name, top=top, advance=bar.advance, **settings)
+        return Retrieval(encoders, split, bar.advance, second=second, name=name, top=top, **settings)
 
 
 def _save(
@@ -296,7 +293,7 @@ def _show(
     form: str,
 ) -> None:
     """Print all that was measured, as tables or as JSON; CSV, Markdown and LaTeX have the recalls alone."""
-    from vsrn.evaluation.report import print_tables
+    from vsrn.evaluation.tables import print_tables
 
     say_unknown_share(evaluation.unknown_share, "the model's vocabulary")
     if form == "json":

@@ -140,5 +140,4 @@ def _read_array(path: Path, name: str, wanted: str) -> Array:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

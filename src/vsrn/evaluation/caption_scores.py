@@ -2,8 +2,8 @@
 
 BLEU-4 (Papineni et al. 2002) over all images at once, with the reference nearest in length:
 
-    exp(min(0, 1 - R / C)) (p1 p2 p3 p4)^(1/4)    p_n  share of the n-grams written that some reference has, each
-                                                       as often as in the reference that has it most
+    exp(min(0, 1 - R / C)) (p1 p2 p3 p4)^(1/4)    p_n  share of the n-grams written that are in a reference, each as
+                                                       often as in the reference that has it most
                                                   C, R  words written, and in the references nearest in length
 
 CIDEr-D (Vedantam et al. 2015), the mean over images, references and n = 1 to 4 of
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,8 +89,8 @@ def bleu_counts(candidates: Sequence[Words], references: Sequence[Sequence[Words
     for words, people in zip(candidates, references, strict=True):
         most: Counter[Gram] = Counter()
         for reference in people:
-            most |= Counter(_grams(reference))
-        written = Counter(_grams(words))
+            most |= _grams(reference)
+        written = _grams(words)
         right = _by_length(written & most)
         nearest = min((len(reference) for reference in people), key=lambda length: (abs(length - len(words)), length))
         rows.append([*right, *_by_length(written), len(words), nearest])
@@ -112,7 +112,7 @@ def cider_d(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) 
     )
 
     def weights_of(words: Words) -> dict[Gram, float]:
-        counts = Counter(_grams(words)).items()
+        counts = _grams(words).items()
         return {gram: count * math.log(len(references) / max(1, images_with[gram])) for gram, count in counts}
 
     def score(words: Words, people: Sequence[Words]) -> float:
@@ -136,11 +136,10 @@ def _clipped_cosine(caption: Mapping[Gram, float], reference: Mapping[Gram, floa
     return float(np.divide(shared, norms, out=np.zeros(LONGEST_GRAM), where=norms > 0).mean())
 
 
-def _grams(words: Words) -> Iterable[Gram]:
-    """Every n-gram of a sentence, as often as it is there, n from 1 to 4."""
-    for n in range(1, LONGEST_GRAM + 1):
-        for first in range(len(words) - n + 1):
-            yield tuple(words[first : first + n])
+def _grams(words: Words) -> Counter[Gram]:
+    """Every n-gram of a sentence, n from 1 to 4, and how often it is there."""
+    sizes = range(1, LONGEST_GRAM + 1)
+    return Counter(tuple(words[first : first + n]) for n in sizes for first in range(len(words) - n + 1))
 
 
 def _by_length(of_gram: Mapping[Gram, float]) -> FloatArray:

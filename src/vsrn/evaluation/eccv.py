@@ -1,11 +1,7 @@
 """COCO's test images judged by more than their own captions: CxC and ECCV Caption, through the package `eccv_caption`.
 
-COCO counts one image as right for a caption, and its five captions for an image; many others fit as well. CxC (Parekh
-et al., EACL 2021) adds pairs that people rated alike, ECCV Caption (Chun et al., ECCV 2022) pairs that models found
-and people confirmed, scored by mAP@R and R-precision.
-
-The five models that found them are PVSE, VSRN, PCME, ViLT and CLIP, so the pairs that VSRN ranks high had a better
-chance to be judged: ECCV Caption favours VSRN and models that rank as it does.
+CxC (Parekh et al., EACL 2021) adds pairs that people rated alike, ECCV Caption (Chun et al., ECCV 2022) pairs that five
+models (PVSE, VSRN, PCME, ViLT and CLIP) found and people confirmed, scored by mAP@R and R-precision.
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ import numpy.typing as npt
 from vsrn.data.image_ids import coco_number
 from vsrn.data.splits import CaptionedImages
 from vsrn.errors import ConfigError, DataError
-from vsrn.evaluation.evaluate import best_matches
+from vsrn.evaluation.rerank import best_matches
 from vsrn.metrics import RECALL_AT, Blocks, FloatArray, check_no_nan
 
 CAPTIONS_JUDGED = 5
@@ -121,15 +117,13 @@ def coco_ids(split: CaptionedImages, test_captions: Sequence[int], image_of: dic
             f" '{split.name}' of {split.folder} has {len(ids):,} images, {among:,} of them among those."
         )
     images = np.array(numbers, np.int64)
-    seen = np.zeros(len(images), np.int64)
     captions = np.full(len(split.captions), -1, np.int64)
-    for place, image in enumerate(split.image_of_caption):
-        if seen[image] < CAPTIONS_JUDGED:
-            captions[place] = captions_of[int(images[image])][seen[image]]
-        seen[image] += 1
-    if seen.min() < CAPTIONS_JUDGED:
-        few = int(seen.argmin())
-        raise DataError(f"image {ids[few]} has {seen[few]} captions; CxC and ECCV Caption want COCO's first five.")
+    for image, number in enumerate(images.tolist()):
+        places = np.flatnonzero(split.image_of_caption == image)[:CAPTIONS_JUDGED]
+        if len(places) < CAPTIONS_JUDGED:
+            fact = f"image {ids[image]} has {len(places)} captions"
+            raise DataError(f"{fact}; CxC and ECCV Caption want COCO's first five.")
+        captions[places] = captions_of[number]
     return images, captions
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.encoders.backend import IMAGES_AT_ONCE
 from vsrn.encoders.base import DEFAULT_BEAM, Encoder
 from vsrn.encoders.ranking import rank_encoded
 from vsrn.errors import ConfigError
+from vsrn.evaluation.rerank import BoolArray, best_matches, candidates, reranked
 from vsrn.metrics import (
     EVERY,
     Advance,
@@ -32,8 +33,6 @@ from vsrn.metrics import (
     retrieval_metrics,
     similarity_blocks,
 )
-
-BoolArray = npt.NDArray[np.bool_]
 
 MATCHES_SHOWN = 5
 
@@ -141,13 +140,9 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as plain JSON types, without its examples."""
+        names = ("models", "data", "split", "num_images", "num_captions", "num_folds")
         return {
-            "models": self.models,
-            "data": self.data,
-            "split": self.split,
-            "num_images": self.num_images,
-            "num_captions": self.num_captions,
-            "num_folds": self.num_folds,
+            **{name: getattr(self, name) for name in names},
             "unknown_share": round(self.unknown_share, 6),
             **self.metrics.to_json(),
             "intervals_95": intervals_json(self.intervals),
@@ -161,14 +156,13 @@ class Retrieval:
 
     An ensemble averages *similarities*, as the paper does, so its models may be of any kinds and sizes.
 
-    weights     how much each model counts; None for all alike
-    batch_size  images, and captions, encoded at a time; None for what each model's kind does best
-    stages      how often `ranks` compares each image
+    weights      how much each model counts; None for all alike
+    second, top  a model that re-orders the best `top` matches of every query
+    name         of the second model, for the report
+    batch_size   images, and captions, encoded at a time; None for what each model's kind does best
 
-    Raises what `check_weights` and `Encoder.encode_split` raise.
+    Raises `ConfigError` where `top` is below 1, and what `check_weights` and `Encoder.encode_split` raise.
     """
-
-    stages = 1
 
     def __init__(
         self,
@@ -177,53 +171,84 @@ class Retrieval:
         advance: Advance = lambda _: None,
         *,
         weights: Sequence[float] | None = None,
+        second: Encoder | None = None,
+        name: str = "",
+        top: int = 1,
         batch_size: int | None = None,
     ) -> None:
         check_weights(weights, len(encoders))
-        self.split, self.weights = split, weights if len(encoders) > 1 else None
+        if second is not None and top < 1:
+            raise ConfigError(f"--top is {top}; let the second model re-order 1 match or more.")
+        started = time.perf_counter()
+        self.split, self.weights, self.name, self.top = split, weights if len(encoders) > 1 else None, name, top
         self.unknown_share = max(encoder.vocabulary.unknown_share(split.captions) for encoder in encoders)
         self.encoded = [encoder.encode_split(split, advance, batch_size=batch_size) for encoder in encoders]
+        halfway = time.perf_counter()
+        self.second = None if second is None else second.encode_split(split, advance, batch_size=batch_size)
+        self.seconds = [halfway - started, time.perf_counter() - halfway]
+        self.found: list[Ranks] = []
 
-    def part(self, images: IntArray) -> tuple[list[EncodedSplit], IntArray, IntArray]:
-        """These images and their captions as each model encoded them, those captions, and which image each has."""
-        captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
-        encoded = [each.only(images, captions) for each in self.encoded]
-        return encoded, captions, self.split.only(images).image_of_caption
+    @property
+    def stages(self) -> int:
+        """How often `ranks` compares each image."""
+        return 1 if self.second is None else 2
 
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
         """Ranks among these images and their captions alone, and the image of each of these captions.
 
-        `advance` is called after each block with the number of its images.
+        `advance` is called with numbers of images, each image once a stage.
         """
-        encoded, _, owners = self.part(images)
-        return rank_encoded(encoded, owners, advance, self.weights), owners
+        started = time.perf_counter()
+        captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
+        owners = self.split.only(images).image_of_caption
+        first = [each.only(images, captions) for each in self.encoded]
+        found = rank_encoded(first, owners, advance, self.weights)
+        if self.second is None:
+            return found, owners
+        self.found.append(found)
+        chosen = candidates(first, owners, self.top, self.weights)
+        halfway = time.perf_counter()
+        ranks = reranked(found, owners, self.second.only(images, captions), *chosen, advance)
+        self.seconds[0] += halfway - started
+        self.seconds[1] += time.perf_counter() - halfway
+        return ranks, owners
 
     def blocks(self) -> Blocks:
-        """Similarities of all images and all captions, block by block."""
+        """Similarities of all images and all captions by the first stage, block by block."""
         return similarity_blocks(self.encoded, weights=self.weights)
 
     def query(self, place: int, *, is_caption: bool) -> tuple[FloatArray, BoolArray]:
-        """Similarities of one image to all captions, or of one caption to all images, and which matches are true."""
+        """Similarities of one image to all captions, or of one caption to all images, and which matches are true.
+
+        With a second stage they are scores in the order after it.
+        """
         owners = self.split.image_of_caption
         correct = np.arange(self.split.num_images) == owners[place] if is_caption else owners == place
-        return similarities_of(place, EVERY, self.encoded, self.weights, is_caption=is_caption), correct
+        first, second = self.encoded, [] if self.second is None else [self.second]
+        if is_caption:
+            first, second = ([each.turned() for each in models] for models in (first, second))
+        found = _row(first, place, EVERY, self.weights)
+        if not second:
+            return found, correct
+        best = best_matches(found, self.top, correct)
+        scores = _row(second, place, best)
+        _, from_last = np.unique(found, return_inverse=True)
+        after = scores.min() - 1.0 - (from_last.max() - from_last)
+        after[best] = scores
+        return after, correct
 
     def reranking(self) -> Reranking | None:
-        """What a second stage gained and cost; None where there is none."""
-        return None
+        """What the second stage started from, and what it cost; None where there is none."""
+        if self.second is None:
+            return None
+        return Reranking(self.name, self.top, retrieval_metrics(*self.found), *self.seconds)
 
 
-def similarities_of(
-    place: int,
-    matches: IntArray | slice,
-    encoded: Sequence[EncodedSplit],
-    weights: Sequence[float] | None = None,
-    *,
-    is_caption: bool,
+def _row(
+    models: Sequence[EncodedSplit], image: int, captions: IntArray | slice, weights: Sequence[float] | None = None
 ) -> FloatArray:
-    """(matches,) mean similarities, over models, of one image to some captions or of one caption to some images."""
-    sides = [each.turned() if is_caption else each for each in encoded]
-    return mean_of((side.only(np.array([place]), matches).similarities()[0] for side in sides), weights)
+    """(captions,) mean similarities of an image to some captions."""
+    return mean_of((each.only(np.array([image]), captions).similarities()[0] for each in models), weights)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> None:
@@ -247,8 +272,7 @@ def evaluate(
 ) -> Evaluation:
     """Recall@K both ways with 95% intervals, a few examples, and the ranks they were counted from.
 
-    five_fold  average over consecutive blocks of 1,000 images (COCO 1K, read from `testall`);
-               the ranks are then those within each block, one block after another
+    five_fold  average over consecutive blocks of 1,000 images (COCO 1K, read from `testall`), whose ranks are their own
     advance    called with the number of images that were compared since the last call
     seed       of the draws that the intervals come from
 
@@ -287,21 +311,6 @@ def summary(folds: Sequence[tuple[Ranks, IntArray]], seed: int = 0) -> Evaluatio
         intervals=bootstrap_intervals(folds, seed=seed),
         ranks=ranks,
     )
-
-
-def best_matches(similarities: FloatArray, top: int, correct: BoolArray | None = None) -> IntArray:
-    """(min(top, M),) places of the largest of (M,) similarities, largest first.
-
-    Among equals the wrong ones come first, where `correct` (M,) says which are right, and then the earlier ones.
-
-    >>> best_matches(np.array([0.5, 0.9, 0.5, 0.1]), 2, np.array([True, False, False, False]))
-    array([1, 2])
-    """
-    top = min(top, len(similarities))
-    worst = np.partition(similarities, -top)[-top]
-    places = np.flatnonzero(similarities >= worst)
-    ties = () if correct is None else (correct[places],)
-    return places[np.lexsort((*ties, -similarities[places]))[:top]]
 
 
 def write_captions(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -26,6 +28,22 @@ _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasc
 TextFormat = Literal["csv", "markdown", "latex"]
 
 
+def print_tables(
+    evaluation: Evaluation,
+    extended: Mapping[str, Any] | None = None,
+    scores: CaptionScores | None = None,
+    beam: int = 1,
+) -> None:
+    """Print what was measured on standard output, as tables; `scores` are those of captions written with a `beam`."""
+    console = Console()
+    console.print(evaluation_table(evaluation))
+    if extended is not None:
+        console.print(extended_table(extended))
+    if scores is not None:
+        words = f"BLEU-4 {with_interval(scores, 'bleu_4')}, CIDEr-D {with_interval(scores, 'cider_d')}"
+        print(f"Captions written with a beam of {beam}: {words}")
+
+
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Both directions with their recalls in percent, 95% intervals in brackets, and ranks from 1."""
     split = f"on {evaluation.data}, split {evaluation.split}" if evaluation.data else ""
@@ -34,7 +52,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         padding=(0, 1, 0, 0),  # with its intervals below the recalls, the table fits 80 columns
         title=Text(f"{name_words(evaluation)} {split}".strip()),
         caption=Text(
-            f"rsum {with_interval(evaluation, 'rsum', evaluation.metrics.rsum)} of 600; {count_words(evaluation)}\n"
+            f"rsum {with_interval(evaluation, 'rsum')} of 600; {count_words(evaluation)}\n"
             f"{reranking_words(evaluation)}".rstrip()
         ),
     )
@@ -45,12 +63,21 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         table.add_column(head, justify="right")
     for direction, words in DIRECTION_WORDS.items():
         metrics: DirectionMetrics = getattr(evaluation.metrics, direction)
-        recalls = [
-            with_interval(evaluation, f"{direction}.recall_at_{k}", recall)
-            for k, recall in zip(RECALL_AT, metrics.recalls, strict=True)
-        ]
+        recalls = [with_interval(evaluation, f"{direction}.recall_at_{k}") for k in RECALL_AT]
         others = [f"{metrics.average_recall:.1f}", median_words(metrics.median_rank), f"{metrics.mean_rank:,.1f}"]
         table.add_row(*map(Text, [words, *recalls, *others]))
+    return table
+
+
+def extended_table(extended: Mapping[str, Any]) -> Table:
+    """Both directions by CxC and ECCV Caption, in percent, with the caveat below."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=Text(extended["caveat"]))
+    table.add_column("")
+    for head in (*(f"CxC\nR@{k}" for k in RECALL_AT), "ECCV\nmAP@R", "ECCV\nR-prec.", "ECCV\nR@1"):
+        table.add_column(head, justify="right")
+    for direction, words in DIRECTION_WORDS.items():
+        values = [*extended["cxc"][direction].values(), *extended["eccv_caption"][direction].values()]
+        table.add_row(words, *(f"{value:.1f}" for value in values))
     return table
 
 
@@ -77,8 +104,8 @@ def as_lines(evaluation: Evaluation, form: TextFormat) -> str:
     heads = [f"R@{k}" for k in RECALL_AT]
     if form == "markdown":
         ways = [f"{words} {head}" for words in DIRECTION_WORDS.values() for head in heads]
-        rows = ["model", *ways, "rsum"], [name.replace("|", "\\|"), *row]
-        head, body = (f"| {' | '.join(cells)} |" for cells in rows)
+        table = ["model", *ways, "rsum"], [name.replace("|", "\\|"), *row]
+        head, body = (f"| {' | '.join(cells)} |" for cells in table)
         return "\n".join((head, "|---|" + "--:|" * 7, body))
     ways = [rf"\multicolumn{{3}}{{c}}{{{words}}}" for words in DIRECTION_WORDS.values()]
     escaped = re.sub(r"[&%$#_{}\\~^]", lambda found: _LATEX[found[0]], name)
@@ -111,11 +138,9 @@ def name_words(evaluation: Evaluation) -> str:
 
 def count_words(evaluation: Evaluation) -> str:
     """Numbers of images and captions, and the folds where there are several."""
+    words = f"{evaluation.num_images:,} images, {evaluation.num_captions:,} captions"
     folds = f", mean of {evaluation.num_folds} folds of {FIVE_FOLD_IMAGES:,} images"
-    return (
-        f"{evaluation.num_images:,} images, {evaluation.num_captions:,} captions"
-        f"{folds if evaluation.num_folds > 1 else ''}"
-    )
+    return words + (folds if evaluation.num_folds > 1 else "")
 
 
 def reranking_words(evaluation: Evaluation) -> str:
@@ -139,9 +164,9 @@ def median_words(rank: float) -> str:
     return f"{rank:,.1f}".removesuffix(".0")
 
 
-def with_interval(evaluation: Evaluation | CaptionScores, name: str, value: float) -> str:
-    """A metric with its 95% interval, if it has one, as `493.2 [475.0–510.2]`."""
-    return f"{value:.1f} {interval_words(evaluation, name)}".rstrip()
+def with_interval(evaluation: Evaluation | CaptionScores, name: str) -> str:
+    """A metric, such as "rsum", with its 95% interval, if it has one, as `493.2 [475.0–510.2]`."""
+    return f"{attrgetter(name)(evaluation):.1f} {interval_words(evaluation, name)}".rstrip()
 
 
 def interval_words(evaluation: Evaluation | CaptionScores, name: str) -> str:
