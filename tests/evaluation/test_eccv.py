@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from vsrn.cli import main
 from vsrn.data.splits import open_split
 from vsrn.errors import DataError, SimilarityError
 from vsrn.evaluation.eccv import coco_ids, extended_evaluation
-from vsrn.metrics import Block, Blocks
+from vsrn.metrics import EncodedSplit
 
 NUM_IMAGES = 5000
 
@@ -59,14 +58,6 @@ def embeddings(seed: int, owners: npt.NDArray[np.integer]) -> tuple[npt.NDArray[
     return images, images[owners] + generator.normal(size=(len(owners), 12)).astype(np.float32)
 
 
-def blocks_of(images: npt.NDArray[np.float32], captions: npt.NDArray[np.float32], rows: int = 333) -> Blocks:
-    def make() -> Iterator[Block]:
-        for first in range(0, len(images), rows):
-            yield first, images[first : first + rows] @ captions.T
-
-    return make
-
-
 def test_shortened_rankings_are_judged_as_whole_ones(judge: Any, tmp_path: Path) -> None:
     of_image = captions_by_image(judge)
     numbers = list(of_image)
@@ -75,7 +66,7 @@ def test_shortened_rankings_are_judged_as_whole_ones(judge: Any, tmp_path: Path)
     store = write_store(tmp_path / "store", [f"val2014/COCO_val2014_{number:012}.jpg" for number in numbers], counts)
     split = open_split(store, "testall")
     images, captions = embeddings(1, split.image_of_caption)
-    ours = extended_evaluation(split, blocks_of(images, captions))
+    ours = extended_evaluation(split, [EncodedSplit(images, captions)])
 
     # The obvious way: every query's whole ranking, of which the metrics read the head.
     known = np.array([of_image[numbers[owner]][place] if place < 5 else -1 for owner, place in _places(counts)])
@@ -145,7 +136,7 @@ def test_nan_is_refused(judge: Any, tmp_path: Path) -> None:
     images, captions = embeddings(1, split.image_of_caption)
     captions[-1, 3] = np.nan
     with pytest.raises(SimilarityError, match="NaN"):
-        extended_evaluation(split, blocks_of(images, captions))
+        extended_evaluation(split, [EncodedSplit(images, captions)])
 
 
 def test_the_command_judges_a_model(judge: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -206,7 +206,7 @@ def _extended(retrieval: Retrieval) -> dict[str, Any]:
     """Judge by CxC and ECCV Caption."""
     from vsrn.evaluation.eccv import extended_evaluation
 
-    return extended_evaluation(retrieval.split, retrieval.blocks())
+    return extended_evaluation(retrieval.split, retrieval.encoded, retrieval.weights)
 
 
 def _reads_photos(model: Path) -> bool:

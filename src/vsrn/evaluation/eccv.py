@@ -18,11 +18,10 @@ import numpy.typing as npt
 from vsrn.data.image_ids import coco_number
 from vsrn.data.splits import CaptionedImages
 from vsrn.errors import ConfigError, DataError
-from vsrn.evaluation.rerank import best_matches
-from vsrn.metrics import RECALL_AT, Blocks, FloatArray, check_no_nan
+from vsrn.evaluation.rerank import candidates
+from vsrn.metrics import EVERY, RECALL_AT, EncodedSplit
 
 CAPTIONS_JUDGED = 5
-QUERIES_AT_ONCE = 256
 CAVEAT = (
     "VSRN was one of the five models that proposed ECCV Caption's positives, so it favours VSRN and models like it."
 )
@@ -35,8 +34,10 @@ _METRICS = {
 }
 
 
-def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> dict[str, Any]:
-    """Judge the similarities of COCO's 5,000 test images and their captions: percent, to two places.
+def extended_evaluation(
+    split: CaptionedImages, encoded: Sequence[EncodedSplit], weights: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Judge a model, or an ensemble, by COCO's 5,000 test images and their captions: percent, to two places.
 
     "cxc" and "eccv_caption" have "image_to_text" and "text_to_image", and these recall_at_1, recall_at_5 and
     recall_at_10 of CxC, and map_at_r, r_precision and recall_at_1 of ECCV Caption; "caveat" is `CAVEAT`.
@@ -47,23 +48,19 @@ def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> dict[str, Any
     judged = np.flatnonzero(captions >= 0)
     ids = captions[judged]
     # No metric looks further down a ranking than the longest list of positives.
-    truths = (judge.cxc_gts, judge.eccv_gts)
-    deepest = {way: max(len(positives) for truth in truths for positives in truth[way].values()) for way in _DIRECTIONS}
-    # 5,000 x 25,000 float32 similarities take 500 MB, as much as ranking keeps of them.
-    similarities = np.empty((len(images), len(judged)), dtype=np.float32)
-    for first, block in blocks():
-        check_no_nan(block)
-        similarities[first : first + len(block)] = block[:, judged]
+    truths = (truth[way] for truth in (judge.cxc_gts, judge.eccv_gts) for way in _DIRECTIONS)
+    deepest = max(len(positives) for truth in truths for positives in truth.values())
+    parts = [each.only(EVERY, judged) for each in encoded]
+    of_images, of_captions = candidates(parts, split.image_of_caption[judged], deepest, weights)
     # The package draws a progress bar in any case.
     with contextlib.redirect_stderr(io.StringIO()):
         found: dict[str, dict[str, float]] = judge.compute_all_metrics(
-            _rankings(images, similarities, ids, deepest["i2t"]),
-            _rankings(ids, similarities.T, images, deepest["t2i"]),
+            dict(zip(images.tolist(), ids[of_images].tolist(), strict=True)),
+            dict(zip(ids.tolist(), images[of_captions].tolist(), strict=True)),
             target_metrics=("cxc_recalls", *_METRICS["eccv_caption"]),
             Ks=RECALL_AT,
             verbose=False,
         )
-
     by_metric = {
         name: {
             ours: {metric: round(100 * float(found[theirs][way]), 2) for theirs, metric in metrics.items()}
@@ -125,14 +122,3 @@ def coco_ids(split: CaptionedImages, test_captions: Sequence[int], image_of: dic
             raise DataError(f"{fact}; CxC and ECCV Caption want COCO's first five.")
         captions[places] = captions_of[number]
     return images, captions
-
-
-def _rankings(queries: Ids, similarities: FloatArray, matches: Ids, top: int) -> dict[int, list[int]]:
-    """Query -> its `top` best matches, best first; `similarities` is (queries, matches)."""
-    found = {}
-    for first in range(0, len(queries), QUERIES_AT_ONCE):
-        # Columns of a table are far from each other in memory, so some hundred of them are copied at a time.
-        rows = np.ascontiguousarray(similarities[first : first + QUERIES_AT_ONCE])
-        for query, row in zip(queries[first : first + QUERIES_AT_ONCE].tolist(), rows, strict=True):
-            found[query] = matches[best_matches(row, top)].tolist()
-    return found

@@ -38,6 +38,8 @@ def candidates(
     first   the first stage's models, which count as the weights say
     owners  (num_captions,) the image of each caption
     top     K, where there are as many
+
+    Raises `SimilarityError` where a similarity is NaN.
     """
     images = np.arange(len(first[0].images))
     turned = [each.turned() for each in first]
@@ -48,13 +50,13 @@ def _best(
     models: Sequence[EncodedSplit], top: int, rows: IntArray, columns: IntArray, weights: Sequence[float] | None
 ) -> IntArray:
     """Places of every query's best matches; `rows` and `columns` are the images of the queries and of the matches."""
-    return np.stack(
-        [
-            best_matches(row, top, columns == rows[query])
-            for start, block in similarity_blocks(models, weights=weights)()
-            for query, row in enumerate(block, start=start)
-        ]
-    )
+    found = []
+    for first, block in similarity_blocks(models, weights=weights)():
+        check_no_nan(block)
+        # What was turned has its rows scattered in memory.
+        for query, row in enumerate(np.ascontiguousarray(block), start=first):
+            found.append(best_matches(row, top, columns == rows[query]))
+    return np.stack(found)
 
 
 def reranked(
