@@ -98,6 +98,7 @@ def evaluate(
     named = [models] if isinstance(models, Encoder | Path | str) else list(models)
     if not named:
         raise CheckpointError("name at least one model to evaluate.")
+    check_weights(weights, len(named))
     encoders = [_loaded(model, device, precision) for model in named]
     if data is None or isinstance(data, str | Path):
         # Decoding photos takes packages that similarities alone do without.
