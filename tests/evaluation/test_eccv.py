@@ -108,7 +108,7 @@ def test_images_are_told_by_number_or_by_the_fields_order(judge: Any, tmp_path: 
         "others": write_store(tmp_path / "others", [str(row) for row in range(NUM_IMAGES)], five),
     }
     for name, store in stores.items():
-        images, captions = coco_ids(open_split(store, "testall"), judge.coco_ids.tolist(), judge.coco_gts["t2i"])
+        images, captions = coco_ids(open_split(store, "testall"), judge)
         assert images.tolist() == (numbers[::-1] if name == "named" else numbers)
         assert all(judge.coco_gts["t2i"][caption] == [images[place // 5]] for place, caption in enumerate(captions))
         if name != "named":
@@ -116,7 +116,7 @@ def test_images_are_told_by_number_or_by_the_fields_order(judge: Any, tmp_path: 
 
 
 def test_other_splits_are_refused(judge: Any, tmp_path: Path) -> None:
-    numbers, test = list(captions_by_image(judge)), judge.coco_ids.tolist()
+    numbers = list(captions_by_image(judge))
     named = [f"COCO_val2014_{number:012}.jpg" for number in numbers]
     few = write_store(tmp_path / "few", named[:40], [5] * 40)
     other = write_store(tmp_path / "other", ["COCO_val2014_000000000001.jpg", *named[1:]], [5] * NUM_IMAGES)
@@ -127,7 +127,7 @@ def test_other_splits_are_refused(judge: Any, tmp_path: Path) -> None:
         (lacking, "has 4 captions; .* want COCO's first five"),
     ]:
         with pytest.raises(DataError, match=says):
-            coco_ids(open_split(store, "testall"), test, judge.coco_gts["t2i"])
+            coco_ids(open_split(store, "testall"), judge)
 
 
 def test_nan_is_refused(judge: Any, tmp_path: Path) -> None:

@@ -86,22 +86,19 @@ def check_split(split: CaptionedImages) -> tuple[Any, Ids, Ids]:
             "CxC and ECCV Caption need the package eccv-caption; run `pip install '.[eval]'` in the checkout."
         ) from error
     judge = Metrics()
-    return judge, *coco_ids(split, judge.coco_ids.tolist(), judge.coco_gts["t2i"])
+    return judge, *coco_ids(split, judge)
 
 
-def coco_ids(split: CaptionedImages, test_captions: Sequence[int], image_of: dict[int, list[int]]) -> tuple[Ids, Ids]:
+def coco_ids(split: CaptionedImages, judge: Any) -> tuple[Ids, Ids]:
     """COCO's number of every image, and of every caption or -1 where it is none of an image's first five.
 
-    test_captions  COCO's numbers of the 25,000 test captions, in the order of the published features
-    image_of       caption -> the one image it was written for
-
     Images are recognised by their ids: file names of COCO or its numbers. Where the ids are neither, as in the
-    published features, 5,000 images are taken to be their `testall` in its order. Raises `DataError` where the
-    split has other images, or one has fewer than five captions.
+    published features, 5,000 images are taken to be their `testall` in the order of the judge's captions.
+    Raises `DataError` where the split has other images, or one has fewer than five captions.
     """
     captions_of: dict[int, list[int]] = {}
-    for caption in test_captions:
-        captions_of.setdefault(image_of[caption][0], []).append(caption)
+    for caption in judge.coco_ids.tolist():
+        captions_of.setdefault(judge.coco_gts["t2i"][caption][0], []).append(caption)
     ids = split.image_ids()
     numbers = [coco_number(name) for name in ids]
     if not any(numbers):
