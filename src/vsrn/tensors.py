@@ -182,7 +182,7 @@ def check_fit(
         "has in another shape": misshapen,
         "has with NaN or infinity": [name for name in shared if not bool(tensors[name].isfinite().all())],
     }
-    said = [f"{what} {listed(names)}{shapes * (names is misshapen)}" for what, names in faults.items() if names]
+    said = [f"{what} {listed(names)}{shapes if names is misshapen else ''}" for what, names in faults.items() if names]
     if said:
         raise CheckpointError(f"{where} does not fit the network: it {' and '.join(said)}; {remedy}")
 

@@ -272,7 +272,7 @@ def evaluate(
 ) -> Evaluation:
     """Recall@K both ways with 95% intervals, a few examples, and the ranks they were counted from.
 
-    five_fold  average over consecutive blocks of 1,000 images (COCO 1K, read from `testall`), whose ranks are their own
+    five_fold  average over consecutive blocks of 1,000 images (COCO 1K, of `testall`); ranks are then within a block
     advance    called with the number of images that were compared since the last call
     seed       of the draws that the intervals come from
 

@@ -71,17 +71,14 @@ def write_html_report(
     def missing() -> list[str]:
         return [image_id for (_, image_id), picture in drawn.items() if not picture]
 
-    content = (
-        template_environment()
-        .get_template("report.html.j2")
-        .render(
-            evaluations=[evaluations] if isinstance(evaluations, Evaluation) else evaluations,
-            thumbnail=thumbnail,
-            missing=missing,
-            photos=folder,
-            curves=training_curves(history or []),
-            style=Path(__file__).with_name("report.css").read_text(encoding="utf-8"),
-        )
+    page = template_environment().get_template("report.html.j2")
+    content = page.render(
+        evaluations=[evaluations] if isinstance(evaluations, Evaluation) else evaluations,
+        thumbnail=thumbnail,
+        missing=missing,
+        photos=folder,
+        curves=training_curves(history or []),
+        style=Path(__file__).with_name("report.css").read_text(encoding="utf-8"),
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
