@@ -24,7 +24,7 @@ from vsrn.configs import find_packaged
 from vsrn.data import vocabulary
 from vsrn.data.splits import Split, hold_out, open_split
 from vsrn.devices import pick_device
-from vsrn.evaluation.rerank import compare_candidates, image_candidates, rerank, text_candidates
+from vsrn.evaluation.rerank import candidates, reranked
 from vsrn.files import replacing
 from vsrn.metrics import (
     EncodedSplit,
@@ -165,23 +165,18 @@ def combine(order: Order) -> dict[str, Any]:
     for name, split in splits.items():
         parts = [np.load(part / f"{name}.npy") for part in order.parts]
         if order.reranked:
-            ranks = reranked(parts[0], parts[1], split.image_of_caption)
+            ranks = reordered(parts[0], parts[1], split.image_of_caption)
         else:
             ranks = ranks_of(np.mean(parts, axis=0), split.image_of_caption)
         result |= {name: retrieval_metrics(ranks).to_json()} | ({"ranks": ranks} if name == VAL else {})
     return result | {"finished": True, "evaluation_seconds": round(time.time() - began, 2)}
 
 
-def reranked(first: FloatArray, second: FloatArray, owners: IntArray) -> Ranks:
+def reordered(first: FloatArray, second: FloatArray, owners: IntArray) -> Ranks:
     """Ranks after the second similarities re-ordered the best 50 matches of every query by the first ones."""
     found, by_first, by_second = ranks_of(first, owners), around(first), around(second)
     top = min(TOP, len(first))
-    to_text, to_image = text_candidates([by_first], owners, top), image_candidates([by_first], owners, top)
-    scores = compare_candidates(by_second, to_text, to_image)
-    return Ranks(
-        rerank(found.image_to_text, to_text.correct, scores[0]),
-        rerank(found.text_to_image, to_image.correct, scores[1]),
-    )
+    return reranked(found, owners, by_second, *candidates([by_first], owners, top))
 
 
 def around(similarities: FloatArray) -> EncodedSplit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -22,7 +23,7 @@ from rows import (
 )
 
 from vsrn.files import write_atomically
-from vsrn.metrics import IntArray, Interval, Ranks, draw_images, percentile_interval, resampled_recalls, rsum_difference
+from vsrn.metrics import FloatArray, IntArray, Interval, Ranks, draw_images, percentile_interval, resampled_recalls
 
 BEGIN, END = "<!-- flickr8k -->", "<!-- /flickr8k -->"
 TITLES = {row.name: row.title for row in (*ROWS, *COMBINATIONS)}
@@ -139,6 +140,28 @@ def difference(results: Results, ours: list[Result], theirs: list[Result]) -> tu
     number = comparable(ours, theirs)
     sides = [[results.ranks(line) for line in side[:number]] for side in (ours, theirs)]
     return rsum_difference(*sides, five_each(sides[0][0]), samples=10_000)
+
+
+def rsum_difference(
+    ours: Sequence[Ranks], theirs: Sequence[Ranks], image_of_caption: IntArray, *, samples: int = 2000, seed: int = 0
+) -> tuple[float, Interval]:
+    """How far one kind of model's rsum is ahead of another's on the same split: the difference, and its 95% interval.
+
+    ours, theirs  ranks of one or more runs (seeds) of each kind; a kind's rsum is the mean of its runs'
+
+    The bootstrap is paired: every sample draws the same images, with their captions, for both sides. It
+    speaks of other images, not of other seeds.
+    """
+
+    def rsums(runs: Sequence[Ranks], draws: IntArray) -> FloatArray:
+        recalls = [resampled_recalls(ranks, image_of_caption, draws) for ranks in runs]
+        return np.mean([np.sum(list(run.values()), axis=0) for run in recalls], axis=0)
+
+    num_images = len(ours[0].image_to_text)
+    as_it_is = np.ones((1, num_images), dtype=np.int64)
+    draws = draw_images(num_images, samples, np.random.default_rng(seed))
+    difference = rsums(ours, as_it_is) - rsums(theirs, as_it_is)
+    return float(difference[0]), percentile_interval(rsums(ours, draws) - rsums(theirs, draws))
 
 
 def bounds(interval: Interval) -> str:

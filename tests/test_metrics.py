@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,12 +28,10 @@ from vsrn.metrics import (
     bootstrap_intervals,
     direction_metrics,
     five_folds,
-    mean_metrics,
     order_similarities,
     rank_blocks,
     recall_at,
     retrieval_metrics,
-    rsum_difference,
     similarity_blocks,
 )
 
@@ -210,7 +210,7 @@ def test_five_folds_are_consecutive_thousands_and_their_metrics_are_averaged() -
         ranks[1000:2000].tolist(),
         ranks[2000:].tolist(),
     ]
-    mean = mean_metrics([retrieval_metrics(Ranks(ranks[fold], ranks[fold])) for fold in folds])
+    mean = retrieval_metrics(*(Ranks(ranks[fold], ranks[fold]) for fold in folds))
     slow = [sum(rank < 5 for rank in ranks[first : first + 1000]) / 10 for first in (0, 1000, 2000)]
     assert mean.text_to_image.recall_at_5 == pytest.approx(sum(slow) / 3)
     medians = [np.floor(np.median(ranks[first : first + 1000])) + 1 for first in (0, 1000, 2000)]
@@ -267,7 +267,14 @@ def test_a_perfect_model_has_intervals_without_width() -> None:
     assert intervals["rsum"].high == pytest.approx(600)
 
 
-def test_a_difference_draws_the_same_images_for_both_sides_and_averages_seeds() -> None:
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The experiment that writes the tables of docs/results.md."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "experiments")
+    return importlib.import_module("table")
+
+
+def test_a_difference_draws_the_same_images_for_both_sides_and_averages_seeds(table: ModuleType) -> None:
     owners = np.repeat(np.arange(40), 3)
     generator = np.random.default_rng(5)
 
@@ -275,7 +282,7 @@ def test_a_difference_draws_the_same_images_for_both_sides_and_averages_seeds() 
         return [Ranks(generator.integers(0, worst, 40), generator.integers(0, worst, 120)) for _ in range(seeds)]
 
     ours, theirs = runs(12, seeds=3), runs(20, seeds=2)
-    difference, interval = rsum_difference(ours, theirs, owners, samples=4000)
+    difference, interval = table.rsum_difference(ours, theirs, owners, samples=4000)
     assert difference == pytest.approx(
         np.mean([retrieval_metrics(run).rsum for run in ours])
         - np.mean([retrieval_metrics(run).rsum for run in theirs])
@@ -294,9 +301,9 @@ def test_a_difference_draws_the_same_images_for_both_sides_and_averages_seeds() 
     assert interval.high == pytest.approx(high, abs=0.06 * (high - low))
 
 
-def test_a_model_does_not_differ_from_itself() -> None:
+def test_a_model_does_not_differ_from_itself(table: ModuleType) -> None:
     ranks, owners = ragged_ranks(images=30, seed=7)
-    difference, interval = rsum_difference([ranks], [ranks], owners, samples=50)
+    difference, interval = table.rsum_difference([ranks], [ranks], owners, samples=50)
     assert (difference, interval.low, interval.high) == pytest.approx((0, 0, 0))
 
 

@@ -19,7 +19,7 @@ import msgspec
 import tomli_w
 from msgspec import Meta
 
-from vsrn.errors import ConfigError, DataError
+from vsrn.errors import ConfigError
 from vsrn.files import read_text
 from vsrn.other_names import nearest_field, siblings
 
@@ -62,9 +62,8 @@ class DataConfig:
     """File of GloVe's, fastText's or word2vec's (its .bin too, and gzipped), whose vectors the caption encoder's words
     start from instead of random ones; model.word_dim must be their size."""
     region_order: RegionOrder = "stored"
-    """Order in which the model reads an image's regions, wherever it reads any: in training, validation,
-    evaluation and use. `shuffled` is a random order of each image that never changes; `centre-out` and `centre-in`
-    are for windows of a square grid: from its middle to its border, and the reverse."""
+    """Order in which the model reads an image's regions, in training and in use. `shuffled` is a random order of each
+    image that never changes; `centre-out` is for windows of a square grid, as `centre-in`, the reverse."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +202,7 @@ class TrainConfig:
     """The recipe. Its defaults are the paper's for COCO."""
 
     init_from: str = ""
-    """Model whose weights training starts from: a run, a converted or an exported folder; with its vocabulary, unless
-    data.vocabulary names the same one."""
+    """Model whose weights and vocabulary training starts from: a run, a converted or an exported folder."""
     batch_size: Annotated[int, Meta(ge=2)] = 128
     """Captions per step, each with its image; the others are its negatives, so at least 2."""
     epochs: Count = 30
@@ -266,11 +264,9 @@ def read_config(path: Path | str) -> Config:
         table = tomllib.loads(read_text(path))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no config {path}; `vsrn configs` lists those that come with vsrn.") from error
-    except DataError as error:
-        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
         # tomllib leaves it to Python to refuse a number of more than 4,300 digits.
-        reason = "a number in it has thousands of digits" if type(error) is ValueError else error
+        reason = "a number in it has thousands of digits" if type(error) is ValueError else str(error).rstrip(".")
         raise ConfigError(f"{path} cannot be read as TOML: {reason}.") from error
     config = config_from_table(table, where=str(path))
     check_config(config, where=str(path))
@@ -286,8 +282,7 @@ def config_from_table(table: dict[str, Any], where: str = "the config") -> Confi
         # msgspec says: Expected `int`, got `str` - at `$.train.epochs`
         complaint, _, place = str(error).partition(" - at `$.")
         place = place.rstrip("`")
-        limit = _LIMIT.fullmatch(complaint)
-        if limit is not None:
+        if limit := _LIMIT.fullmatch(complaint):
             # or: Expected `int` >= 1 - at `$.train.epochs`
             number = float(limit["number"])
             bound = "finite" if number == FINITE else f"{_RELATIONS[limit['relation']]} {number:,.10g}"

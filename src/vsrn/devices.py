@@ -1,10 +1,8 @@
-"""Where torch computes, how arrays get there and back, and how work is cut for it.
-
-Whatever differs between kinds of device when a model is used, rather than trained, is a number of `Pace`.
-"""
+"""Where torch computes, how arrays get there and back, and how work is cut for it (`Pace`)."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -53,24 +51,19 @@ def pick_device(name: str = "auto") -> torch.device:
 
     Raises `ConfigError` where the device is not there.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = [kind for kind, available in there.items() if available]
+    name = here[0] if name == "auto" else name
     try:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"there is no device '{name}' here; use {' or '.join([*devices_here(), 'auto'])}.") from error
+        raise ConfigError(f"there is no device '{name}' here; use {' or '.join([*reversed(here), 'auto'])}.") from error
     if device.type == "cuda":
         # torch multiplies matrices in float32 unless told otherwise, but lets cuDNN's convolutions and GRUs round their
         # inputs to TF32's 10 bits, and features and embeddings would not be a processor's.
         torch.backends.cudnn.allow_tf32 = False
     return device
-
-
-def devices_here() -> list[str]:
-    """The kinds of device that torch can compute on here, `cpu` first."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return ["cpu", *(name for name, available in there.items() if available)]
 
 
 def tensor_for(device: torch.device, array: npt.NDArray[Any]) -> torch.Tensor:
@@ -97,10 +90,6 @@ def brought_back(results: Iterable[torch.Tensor], launched_ahead: int = 1) -> It
 
     launched_ahead  how many are asked for before the first of them is copied back, for which the device has to finish
     """
-    waiting: list[torch.Tensor] = []
-    for result in results:
-        waiting.append(result.float())
-        if len(waiting) == launched_ahead:
-            yield from (each.cpu().numpy() for each in waiting)
-            waiting = []
-    yield from (each.cpu().numpy() for each in waiting)
+    results = iter(results)
+    while waiting := [result.float() for result in itertools.islice(results, launched_ahead)]:
+        yield from (each.cpu().numpy() for each in waiting)

@@ -1,16 +1,4 @@
-"""Every error that a user of vsrn may see, as one tree.
-
-    VsrnError                  catch this one to catch them all
-    ├── ConfigError            a config file or option that is unknown, ill-typed or contradictory
-    ├── DataError              photos, regions, captions or splits on disk
-    │   ├── PhotoError         one photo that cannot be read
-    │   └── VocabularyError    a vocabulary that cannot be read or does not belong
-    ├── CheckpointError        a run, checkpoint or converted model that cannot be used
-    ├── SearchError            an index of photos that cannot be opened, added to or asked
-    │   ├── UnknownPhotoError  a photo that an index does not hold
-    │   └── UnknownFolderError a folder that an index does not hold
-    ├── SimilarityError        similarities that cannot be ranked
-    └── TrainingError          training that cannot go on
+"""Every error that a user of vsrn may see, as one tree below `VsrnError`.
 
 Each message is one sentence or two: what is wrong, where, and what to do about it.
 The command line prints it after `error:` and exits with code 2.
@@ -50,7 +38,6 @@ class PhotoError(DataError):
     """
 
     def __init__(self, message: str, kind: SkipKind = "damaged") -> None:
-        """Take the sentence for the user, and the kind."""
         super().__init__(message)
         self.kind = kind
 

@@ -8,7 +8,6 @@ import errno
 import glob
 import io
 import os
-import re
 import shutil
 import stat
 import threading
@@ -28,7 +27,6 @@ _BINARY = getattr(os, "O_BINARY", 0)
 # A file of Windows has one place for all threads.
 _ONE_AT_A_TIME = threading.Lock()
 _Page = TypeVar("_Page")
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 class Closing:
@@ -47,16 +45,17 @@ class Closing:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write; it takes `path`'s place when the block ends well and vanishes otherwise."""
+    """A temporary path to write as a file or folder; it takes `path`'s place when the block ends well, or vanishes."""
     clear_leftovers(path)
-    temporary = _temporary(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb+") as written:  # Windows syncs only what may be written
-            os.fsync(written.fileno())
+        if not temporary.is_dir():
+            with temporary.open("rb+") as written:  # Windows syncs only what may be written
+                os.fsync(written.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        delete(temporary)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -68,23 +67,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes `folder`'s place when the block ends well and vanishes otherwise."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(folder)
-    temporary = _temporary(folder)
-    temporary.mkdir()
-    try:
+    with replacing(folder.absolute()) as temporary:
+        temporary.mkdir(parents=True)
         yield temporary
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def normal_name(name: str) -> str:
-    """The form of a name in which names are compared: Unicode's NFC.
-
-    macOS writes "é" as two characters (NFD), other systems as one; both are the same name.
-    """
+    """A name in the form in which names are compared, Unicode's NFC: macOS writes "é" as two characters (NFD)."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -111,10 +100,9 @@ def _escaped(code: int) -> str:
 def clear_leftovers(path: Path) -> None:
     """Delete what killed processes left while they wrote `path`: `.NAME.PID.tmp` of processes that are gone."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        match = _TEMPORARY.fullmatch(leftover.name)
-        if match is None or leftover.name != f".{path.name}.{match[1]}.tmp" or _is_running(int(match[1])):
-            continue
-        delete(leftover)
+        pid = leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        if pid.isdecimal() and not _is_running(int(pid)):
+            delete(leftover)
 
 
 def delete(path: Path) -> None:
@@ -174,9 +162,7 @@ def write_at(descriptor: int, content: bytes | memoryview, start: int) -> int:
 
 
 def plain_utf8(content: bytes, where: Path | str) -> bytes:
-    """The bytes of a text file without the byte-order mark that some programs write first.
-
-    where  the file, as the message names it
+    """The bytes of a text file, which messages call `where`, without the byte-order mark that some programs write.
 
     Raises `DataError` where they are UTF-16 or UTF-32: a mark says so, or every second byte of the beginning is zero.
     """
@@ -190,8 +176,7 @@ def plain_utf8(content: bytes, where: Path | str) -> bytes:
 def read_text(path: Path) -> str:
     """A UTF-8 text file as it is, without a byte-order mark.
 
-    Raises `DataError` where it is other text, naming the first line that is not UTF-8, and `OSError` where it cannot be
-    read.
+    Raises `DataError` where it is other text, naming the first such line, and `OSError` where it cannot be read.
     """
     content = plain_utf8(path.read_bytes(), path)
     try:
@@ -259,13 +244,12 @@ def write_synced(path: Path, content: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on disk; Windows cannot open a folder, and writes names by itself."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_all(handle: int, content: bytes | memoryview) -> None:
@@ -275,10 +259,6 @@ def write_all(handle: int, content: bytes | memoryview) -> None:
         rest = rest[os.write(handle, rest) :]
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
 def _is_running(pid: int) -> bool:
     if os.name == "nt":  # os.kill would send Ctrl-C there
         return True
@@ -286,6 +266,6 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # another account's
-        return True
+    except OSError:
+        pass  # another account's
     return True

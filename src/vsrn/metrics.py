@@ -42,8 +42,7 @@ def inner_products(images: FloatArray, captions: FloatArray) -> FloatArray:
 
 def order_similarities(images: FloatArray, captions: FloatArray) -> FloatArray:
     """(I, D), (C, D) -> (I, C): -|| max(0, c - i) ||_2 (Vendrov et al. 2016, order embeddings), image by image."""
-    rows = [-np.sqrt((np.maximum(captions - image, 0) ** 2).sum(axis=1)) for image in images]
-    return np.stack(rows)
+    return np.stack([-np.sqrt((np.maximum(captions - image, 0) ** 2).sum(axis=1)) for image in images])
 
 
 SIMILARITIES = {"cosine": inner_products, "order": order_similarities}
@@ -83,13 +82,8 @@ class DirectionMetrics:
 
     def to_json(self) -> dict[str, float]:
         """Every number of this direction, to two places."""
-        recalls = {f"recall_at_{k}": getattr(self, f"recall_at_{k}") for k in RECALL_AT}
-        numbers = recalls | {
-            "average_recall": self.average_recall,
-            "median_rank": self.median_rank,
-            "mean_rank": self.mean_rank,
-        }
-        return {name: round(number, 2) for name, number in numbers.items()}
+        names = (*(f"recall_at_{k}" for k in RECALL_AT), "average_recall", "median_rank", "mean_rank")
+        return {name: round(getattr(self, name), 2) for name in names}
 
 
 @dataclass(frozen=True)
@@ -116,27 +110,26 @@ class RetrievalMetrics:
 def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
     """Ranks of both directions from similarities that are made block by block.
 
-    A rank is a count of what is at least as similar as the match, so nothing is sorted; rows are counted
-    one by one because a row stays in the processor's cache. Every caption's own similarity must be known
-    before others are counted against it, so the blocks are asked for twice; both times they must hold the
-    same numbers. Memory: one block and a few numbers per query.
+    A rank is a count of what is at least as similar as the match, so nothing is sorted; rows are counted one by one
+    because a row stays in the processor's cache. The blocks are asked for twice, since every caption's own similarity
+    must be known before others are counted against it. Memory: one block and a few numbers per query.
 
     image_of_caption  (num_captions,) the row of the image that a caption belongs to
 
-    A tie counts against the query. Raises `SimilarityError` on NaN, or where an image has no caption, or a caption no
-    image.
+    Raises `SimilarityError` on NaN, or where an image has no caption, or a caption no image.
 
     >>> similarities = np.array([[0.9, 0.1], [0.8, 0.3]])
     >>> rank_blocks(lambda: [(0, similarities)], np.array([0, 1]))
     Ranks(image_to_text=array([0, 1]), text_to_image=array([0, 0]))
     """
-    captions_of = _captions_by_image(image_of_caption)
+    order = np.argsort(image_of_caption, kind="stable")
+    owners = image_of_caption[order]
     own, image_to_text = np.full(len(image_of_caption), np.nan), []
     for first, block in blocks():
         own = own.astype(block.dtype, copy=False)
         for image, row in enumerate(block, start=first):
             check_no_nan(row, f" of image {image}")
-            captions = captions_of(image)
+            captions = order[slice(*np.searchsorted(owners, (image, image + 1)))]
             if not len(captions):
                 raise no_caption(image)
             own[captions] = row[captions]
@@ -172,6 +165,10 @@ class EncodedSplit:
     def only(self, images: IntArray | slice, captions: IntArray | slice) -> EncodedSplit:
         """These images and these captions alone, in this order."""
         return dataclasses.replace(self, images=self.images[images], captions=self.captions[captions])
+
+    def turned(self) -> EncodedSplit:
+        """The same with captions in the place of images."""
+        return EncodedSplit(self.captions, self.images, lambda captions, images: self.compare(images, captions).T)
 
     def similarities(self, images: slice = EVERY) -> FloatArray:
         """(images, num_captions) similarities of a range of images with all captions."""
@@ -233,16 +230,20 @@ def recall_at(ranks: IntArray, k: int) -> float:
     return 100.0 * float(np.count_nonzero(ranks < k)) / len(ranks)
 
 
-def direction_metrics(ranks: IntArray) -> DirectionMetrics:
-    """Summary of one direction's ranks; median and mean are counted from 1, as the field does."""
-    first, fifth, tenth = (recall_at(ranks, k) for k in RECALL_AT)
-    median, mean = float(np.floor(np.median(ranks)) + 1), float(ranks.mean() + 1)
-    return DirectionMetrics(first, fifth, tenth, median_rank=median, mean_rank=mean)
+def direction_metrics(*folds: IntArray) -> DirectionMetrics:
+    """Summary of one direction's ranks, each number a mean over folds; ranks are counted from 1, as the field does."""
+    numbers = [
+        [*(recall_at(ranks, k) for k in RECALL_AT), np.floor(np.median(ranks)) + 1, ranks.mean() + 1] for ranks in folds
+    ]
+    return DirectionMetrics(*np.mean(numbers, axis=0).tolist())
 
 
-def retrieval_metrics(ranks: Ranks) -> RetrievalMetrics:
-    """Summary of both directions."""
-    return RetrievalMetrics(direction_metrics(ranks.image_to_text), direction_metrics(ranks.text_to_image))
+def retrieval_metrics(*folds: Ranks) -> RetrievalMetrics:
+    """Summary of both directions, each number a mean over folds."""
+    return RetrievalMetrics(
+        direction_metrics(*(ranks.image_to_text for ranks in folds)),
+        direction_metrics(*(ranks.text_to_image for ranks in folds)),
+    )
 
 
 def five_folds(num_images: int) -> list[slice]:
@@ -258,24 +259,17 @@ def five_folds(num_images: int) -> list[slice]:
     return [slice(first, first + FIVE_FOLD_IMAGES) for first in range(0, num_images, FIVE_FOLD_IMAGES)]
 
 
-def mean_metrics(folds: Sequence[RetrievalMetrics]) -> RetrievalMetrics:
-    """Average of each metric over folds."""
-
-    def mean(pick: Callable[[RetrievalMetrics], DirectionMetrics]) -> DirectionMetrics:
-        rows = [pick(fold) for fold in folds]
-        return DirectionMetrics(
-            *(float(np.mean([getattr(row, name) for row in rows])) for name in DirectionMetrics.__dataclass_fields__)
-        )
-
-    return RetrievalMetrics(mean(lambda fold: fold.image_to_text), mean(lambda fold: fold.text_to_image))
-
-
 @dataclass(frozen=True)
 class Interval:
     """A 95% bootstrap interval, in the metric's own unit."""
 
     low: float
     high: float
+
+
+def intervals_json(intervals: dict[str, Interval]) -> dict[str, list[float]]:
+    """Both ends of each interval, to two places."""
+    return {name: [round(interval.low, 2), round(interval.high, 2)] for name, interval in intervals.items()}
 
 
 def bootstrap_intervals(
@@ -296,28 +290,6 @@ def bootstrap_intervals(
     recalls = {name: np.mean([fold[name] for fold in drawn], axis=0) for name in drawn[0]}
     recalls["rsum"] = np.sum(list(recalls.values()), axis=0)
     return {name: percentile_interval(values) for name, values in recalls.items()}
-
-
-def rsum_difference(
-    ours: Sequence[Ranks], theirs: Sequence[Ranks], image_of_caption: IntArray, *, samples: int = 2000, seed: int = 0
-) -> tuple[float, Interval]:
-    """How far one kind of model's rsum is ahead of another's on the same split: the difference, and its 95% interval.
-
-    ours, theirs  ranks of one or more runs (seeds) of each kind; a kind's rsum is the mean of its runs'
-
-    The bootstrap is paired: every sample draws the same images, with their captions, for both sides. It
-    speaks of other images, not of other seeds.
-    """
-
-    def rsums(runs: Sequence[Ranks], draws: IntArray) -> FloatArray:
-        recalls = [resampled_recalls(ranks, image_of_caption, draws) for ranks in runs]
-        return np.mean([np.sum(list(run.values()), axis=0) for run in recalls], axis=0)
-
-    num_images = len(ours[0].image_to_text)
-    as_it_is = np.ones((1, num_images), dtype=np.int64)
-    draws = draw_images(num_images, samples, np.random.default_rng(seed))
-    difference = rsums(ours, as_it_is) - rsums(theirs, as_it_is)
-    return float(difference[0]), percentile_interval(rsums(ours, draws) - rsums(theirs, draws))
 
 
 def check_no_nan(similarities: FloatArray, whose: str = "") -> None:
@@ -344,19 +316,6 @@ def no_image(caption: int, image_of_caption: IntArray) -> SimilarityError:
     )
 
 
-def _captions_by_image(image_of_caption: IntArray) -> Callable[[int], IntArray]:
-    """Image -> its captions, in their order; none for an image that no caption names."""
-    order = np.argsort(image_of_caption, kind="stable")
-    ends = np.cumsum(np.bincount(image_of_caption))
-
-    def captions_of(image: int) -> IntArray:
-        if image >= len(ends):
-            return order[:0]
-        return order[ends[image - 1] if image else 0 : ends[image]]
-
-    return captions_of
-
-
 def draw_images(num_images: int, samples: int, generator: np.random.Generator) -> IntArray:
     """(samples, num_images) how often each image is in a sample of as many images, drawn with replacement."""
     return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
@@ -365,17 +324,16 @@ def draw_images(num_images: int, samples: int, generator: np.random.Generator) -
 def resampled_recalls(ranks: Ranks, image_of_caption: IntArray, draws: IntArray) -> dict[str, FloatArray]:
     """(samples,) values of each recall, with each image counted as often as it was drawn."""
     num_images = len(ranks.image_to_text)
-    own_captions = np.bincount(image_of_caption, minlength=num_images)
-    recalls: dict[str, FloatArray] = {}
-    for k in RECALL_AT:
-        found = ranks.image_to_text < k
-        recalls[f"image_to_text.recall_at_{k}"] = 100.0 * (draws @ found) / num_images
-    for k in RECALL_AT:
-        found_captions = np.bincount(image_of_caption, weights=ranks.text_to_image < k, minlength=num_images)
-        recalls[f"text_to_image.recall_at_{k}"] = 100.0 * (draws @ found_captions) / (draws @ own_captions)
-    return recalls
+    all_captions = draws @ np.bincount(image_of_caption, minlength=num_images)
+    to_text = {k: 100.0 * (draws @ (ranks.image_to_text < k)) / num_images for k in RECALL_AT}
+    found = {k: np.bincount(image_of_caption, ranks.text_to_image < k, num_images) for k in RECALL_AT}
+    return {
+        **{f"image_to_text.recall_at_{k}": to_text[k] for k in RECALL_AT},
+        **{f"text_to_image.recall_at_{k}": 100.0 * (draws @ found[k]) / all_captions for k in RECALL_AT},
+    }
 
 
 def percentile_interval(values: FloatArray) -> Interval:
+    """The middle 95% of (samples,) values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(low), float(high))

@@ -1,23 +1,23 @@
-"""ONNX files: opened by onnxruntime with nothing outside of them, and what they hold read as arrays.
+"""ONNX files, which may come from anybody: opened by onnxruntime, and what they hold read as arrays.
 
-A file may come from anybody. Weights that lie outside of it are refused, sizes are checked before they are believed,
-and nothing but the operators of onnxruntime runs.
+Weights outside of a file are refused, sizes are checked, and nothing but the operators of onnxruntime runs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
 from vsrn.errors import CheckpointError
-from vsrn.memory import give_back
 
 # Fields of ONNX's protocol buffers that are read here, by message.
 _GRAPH, _METADATA = 7, 14
@@ -27,27 +27,17 @@ _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14
 _FLOATS = {1: "<f4", 10: "<f2"}
 # Weights stored as halves are called so; a Cast gives them their own name.
 HALF = "_half"
+Weights = dict[str, npt.NDArray[Any]]
 
 
-class OnnxContent(NamedTuple):
-    """What an ONNX file holds beside its operations.
-
-    weights   float arrays by name, float16 or float32 as they are stored
-    metadata  what the file says of itself
-    """
-
-    weights: dict[str, npt.NDArray[Any]]
-    metadata: dict[str, str]
-
-
-def read_content(path: Path) -> tuple[bytes, OnnxContent]:
-    """An ONNX file: its bytes, its weights and its metadata.
+def read_content(path: Path) -> tuple[bytes, Weights, dict[str, str]]:
+    """An ONNX file: its bytes, its float arrays by name (float16 or float32, as stored), and what it says of itself.
 
     Raises `CheckpointError` where it cannot be read, is cut short, or keeps weights in another file.
     """
     try:
         content = path.read_bytes()
-        return content, _parsed(memoryview(content))
+        return content, *_parsed(memoryview(content))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
     except (ValueError, IndexError) as error:
@@ -86,6 +76,16 @@ def open_session(content: bytes | Path, path: Path, threads: int) -> onnxruntime
     return session
 
 
+def give_back() -> None:
+    """Give back to the system what this process has freed, in about a millisecond; its next use costs time again.
+
+    glibc keeps it otherwise: 46 MB after the network of the model in the box was opened, and 50 MB after it read a
+    photo. Elsewhere this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def threads_here() -> int:
     """Threads for work that is cut by photos: OMP_NUM_THREADS where that is set, or else the processors we may use."""
     said = os.environ.get("OMP_NUM_THREADS", "")
@@ -96,12 +96,11 @@ def threads_here() -> int:
 
 def first_line(error: Exception) -> str:
     """What an error of onnxruntime says, without the rest of its lines."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _parsed(content: memoryview) -> OnnxContent:
-    weights, metadata = dict[str, npt.NDArray[Any]](), dict[str, str]()
+def _parsed(content: memoryview) -> tuple[Weights, dict[str, str]]:
+    weights, metadata = Weights(), dict[str, str]()
     for number, value in _fields(content):
         if number == _METADATA:
             entry = dict(_fields(_message(value)))
@@ -110,10 +109,10 @@ def _parsed(content: memoryview) -> OnnxContent:
             for kind, tensor in _fields(_message(value)):
                 if kind == _INITIALISER:
                     weights |= _weight(_message(tensor))
-    return OnnxContent(weights, metadata)
+    return weights, metadata
 
 
-def _weight(tensor: memoryview) -> dict[str, npt.NDArray[Any]]:
+def _weight(tensor: memoryview) -> Weights:
     """A stored tensor by its name, without the suffix of halves; nothing where it holds no floats."""
     dims, entry = list[int](), dict[int, int | memoryview]()
     for number, value in _fields(tensor):

@@ -8,21 +8,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
+# Those spelt alike, such as num_epochs, are found without a table.
 _NAMES = {
     "data.path": "data_path data_name data_dir dataset",
-    "data.vocabulary": "vocab_path vocab",
-    "data.restval": "use_restval",
     "model.feature_dim": "img_dim image_dim feature_size feat_dim",
     "model.joint_dim": "embed_size embed_dim embedding_dim emb_size joint_size",
-    "model.caption_layers": "num_layers",
-    "model.image_norm": "no_imgnorm imgnorm",
     "model.absolute": "use_abs",
     "model.similarity": "measure",
-    "model.captioner.hidden_dim": "dim_hidden hidden_size",
     "model.captioner.word_dim": "dim_word",
     "model.captioner.max_tokens": "max_len max_length",
     "model.captioner.cell": "rnn_type rnn_cell",
-    "model.captioner.dropout": "input_dropout_p",
     "model.scan.direction": "cross_attn",
     "model.scan.first_norm": "raw_feature_norm",
     "model.scan.inverse_temperature": "lambda_softmax",
@@ -30,22 +25,18 @@ _NAMES = {
     "model.scan.logsumexp_factor": "lambda_lse",
     "model.scan.bidirectional": "bi_gru",
     "model.network.name": "cnn_type backbone",
-    "model.network.fine_tune_after": "finetune fine_tune",
     "loss.negatives": "max_violation hard_negatives",
     "loss.warm_up_epochs": "warmup_epochs vse_mean_warmup_epochs",
     "loss.temperature": "tau temp",
     "train.init_from": "init init_weights pretrained checkpoint start_from from_pretrained finetune_from",
     "train.batch_size": "bs batch",
-    "train.epochs": "num_epochs n_epochs max_epochs",
     "train.max_steps": "steps num_steps max_iter max_iters iterations",
     "train.accumulate": "grad_accum accumulate_grad_batches gradient_accumulation_steps accumulation_steps",
     "train.patience": "early_stopping early_stop early_stopping_patience",
     "train.optimizer": "optim opt optimiser",
     "train.weight_decay": "wd decay l2",
     "train.learning_rate": "lr",
-    "train.schedule": "scheduler lr_scheduler lr_schedule lr_scheduler_type",
     "train.learning_rate_drop": "lr_update lr_drop milestones lr_step",
-    "train.warm_up_steps": "warmup warmup_steps num_warmup_steps",
     "train.gradient_clip": "grad_clip clip max_grad_norm clip_grad gradient_clip_val",
     "train.validate_every": "val_step eval_every eval_steps val_every val_check_interval",
     "train.precision": "fp16 bf16 amp mixed_precision",
@@ -62,8 +53,7 @@ def nearest_field(name: str, prefix: str, fields: Collection[str]) -> str | None
     prefix  the section it was looked for in, such as "train.", or ""
     fields  every field and section by its dotted name (`config_fields`)
 
-    It is the field of that very name elsewhere, else the one that other code calls so, else one spelt alike in this
-    section, else one spelt alike elsewhere.
+    The field of that very name elsewhere goes before what other code calls so, and that before names spelt alike.
     """
     name = name.replace("-", "_")
     if name not in [dotted.rpartition(".")[2] for dotted in fields] and name.lower() in FIELD_CALLED:

@@ -1,7 +1,6 @@
 """Files of tensors: read without running anything, checked against a network, written whole; and their fingerprint.
 
-Every file of weights is read here (2019 checkpoints, which hold more than tensors, by `vsrn.convert`), and every
-network is filled here, so that all of them take the same files and give the same errors.
+Every file of weights is read here, but for 2019 checkpoints (`vsrn.convert`), and every network is filled here.
 """
 
 from __future__ import annotations
@@ -84,17 +83,22 @@ NUMPY_NUMBERS: list[Any] = [
 def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
     """Read anybody's file of weights onto the CPU: tensors by name.
 
-    path  `.safetensors`, `.onnx` with its floats, or what `torch.save` wrote in its zip or its legacy format; of that,
-          only tensors and plain values are unpickled. Of a training checkpoint the weights are taken from under `model`
-          or `state_dict`, and `module.` before a name is dropped.
+    path  `.safetensors`, `.onnx` with its floats, or what `torch.save` wrote in either format, of which only tensors
+          and plain values are unpickled: names, or names under `model` or `state_dict`, without their `module.`
 
     Raises `CheckpointError` where the file cannot be read or its weights are anything but names and tensors.
     """
     if path.suffix == ".onnx":
         # The bytes of a file cannot be written to, as tensors can.
-        return {name: torch.from_numpy(array.copy()) for name, array in read_content(path)[1].weights.items()}
+        return {name: torch.from_numpy(array.copy()) for name, array in read_content(path)[1].items()}
     try:
-        content = _read(path)
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_NUMBERS):
+                # torch warns of what it goes on to refuse.
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
     except Exception as error:
@@ -110,15 +114,6 @@ def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
         raise CheckpointError(f"{path} does not hold names and tensors only; save the network's state dict alone.")
     return {str(name).removeprefix(_PARALLEL): tensor for name, tensor in content.items()}
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_NUMBERS):
-        # torch warns of what it goes on to refuse.
-        warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -151,10 +146,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 
 
 def _sort_metadata(path: Path) -> None:
-    """Write the metadata of a safetensors file in the order of its names, so that equal contents are equal files.
-
-    The library writes it in a random order.
-    """
+    """Sort the metadata of a safetensors file, whose order is random, so that equal contents are equal files."""
     with path.open("rb+") as file:
         size = int.from_bytes(file.read(8), "little")
         header = msgspec.json.decode(file.read(size))
@@ -178,21 +170,21 @@ def check_fit(
     Counters of BatchNorm may be missing. The precision is free, but whole numbers are no weights.
     """
     shared = sorted(wanted.keys() & tensors.keys())
-    misshapen = [name for name in shared if not _is_counter(name) and not _is_alike(tensors[name], wanted[name])]
-    unlike = misshapen[0] if misshapen else ""
-    shapes = f" ({_kind(tensors[unlike])}, not {_kind(wanted[unlike])})" if misshapen else ""
-    faults = [
-        f"{verb} {listed(names)}{after}"
-        for verb, names, after in (
-            ("misses", sorted(name for name in wanted.keys() - tensors.keys() if not _is_counter(name)), ""),
-            ("has left over", sorted(tensors.keys() - wanted.keys()), ""),
-            ("has in another shape", misshapen, shapes),
-            ("has with NaN or infinity", [name for name in shared if not bool(tensors[name].isfinite().all())], ""),
-        )
-        if names
-    ]
-    if faults:
-        raise CheckpointError(f"{where} does not fit the network: it {' and '.join(faults)}; {remedy}")
+    # Weights may come in any precision, but not as the whole numbers of a quantised network.
+    kinds = {
+        name: [(kind.shape, kind.is_floating_point()) for kind in (tensors[name], wanted[name])] for name in shared
+    }
+    misshapen = [name for name, (ours, theirs) in kinds.items() if ours != theirs and not _is_counter(name)]
+    shapes = f" ({_kind(tensors[misshapen[0]])}, not {_kind(wanted[misshapen[0]])})" if misshapen else ""
+    faults = {
+        "misses": sorted(name for name in wanted.keys() - tensors.keys() if not _is_counter(name)),
+        "has left over": sorted(tensors.keys() - wanted.keys()),
+        "has in another shape": misshapen,
+        "has with NaN or infinity": [name for name in shared if not bool(tensors[name].isfinite().all())],
+    }
+    said = [f"{what} {listed(names)}{shapes if names is misshapen else ''}" for what, names in faults.items() if names]
+    if said:
+        raise CheckpointError(f"{where} does not fit the network: it {' and '.join(said)}; {remedy}")
 
 
 def load_weights(
@@ -217,9 +209,7 @@ def load_weights(
 
 
 def load_tensors(network: nn.Module, path: Path, ignored: tuple[str, ...] = ()) -> None:
-    """Copy anybody's file of weights into a network.
-
-    ignored  tensors whose names begin so are not needed
+    """Copy anybody's file of weights into a network, but for tensors whose names begin as `ignored` says.
 
     Raises `CheckpointError` where the file cannot be read or does not fit.
     """
@@ -266,11 +256,8 @@ def from_hub(name: str, load: Callable[[], _Network]) -> _Network:
 
 
 def not_here(name: str) -> ConfigError:
-    """The error where an extractor's weights are not on this machine and may not be downloaded.
-
-    name  as `vsrn extract --extractor` takes it; it may come from somebody else's file, so it is escaped
-    """
-    shown = repr(name[:200])[1:-1]
+    """The error where weights of an extractor, as --extractor names it, are not here and may not be downloaded."""
+    shown = repr(name[:200])[1:-1]  # it may come from somebody else's file
     return ConfigError(
         f"the weights of '{shown}' are not on this machine, and nothing is downloaded because a model or an index names"
         f" it; to download them, type `vsrn extract PHOTOS -o STORE --extractor {shown}`."
@@ -281,11 +268,6 @@ def downloaded_before(url: str) -> Path | None:
     """Where torch keeps what it downloaded from an address, or None where it never did; no server is asked."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
     return path if path.is_file() else None
-
-
-def _is_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    # Weights may come in any precision, but not as the whole numbers of a quantised network.
-    return one.shape == other.shape and one.is_floating_point() == other.is_floating_point()
 
 
 def _is_counter(name: str) -> bool:

@@ -9,8 +9,18 @@ from xml.etree.ElementTree import fromstring
 import numpy as np
 import pytest
 
-from vsrn.evaluation.report import Curve, axis_ticks, interval_bar, line_chart, training_curves
+from vsrn.evaluation.report import Curve, axis_ticks, template_environment, training_curves
 from vsrn.metrics import Interval
+
+CHARTS: Any = template_environment().get_template("charts.html.j2").module
+
+
+def interval_bar(value: float, interval: Interval | None, full: float = 100.0) -> str:
+    return str(CHARTS.interval_bar(value, interval, full))
+
+
+def line_chart(curve: Curve) -> str:
+    return str(CHARTS.line_chart(curve))
 
 
 def rect(svg: str, css_class: str) -> tuple[float, float]:

@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from vsrn.cli import main
 from vsrn.data.splits import open_split
 from vsrn.errors import DataError, SimilarityError
 from vsrn.evaluation.eccv import coco_ids, extended_evaluation
-from vsrn.metrics import Block, Blocks
+from vsrn.metrics import EncodedSplit
 
 NUM_IMAGES = 5000
 
@@ -59,14 +58,6 @@ def embeddings(seed: int, owners: npt.NDArray[np.integer]) -> tuple[npt.NDArray[
     return images, images[owners] + generator.normal(size=(len(owners), 12)).astype(np.float32)
 
 
-def blocks_of(images: npt.NDArray[np.float32], captions: npt.NDArray[np.float32], rows: int = 333) -> Blocks:
-    def make() -> Iterator[Block]:
-        for first in range(0, len(images), rows):
-            yield first, images[first : first + rows] @ captions.T
-
-    return make
-
-
 def test_shortened_rankings_are_judged_as_whole_ones(judge: Any, tmp_path: Path) -> None:
     of_image = captions_by_image(judge)
     numbers = list(of_image)
@@ -75,7 +66,7 @@ def test_shortened_rankings_are_judged_as_whole_ones(judge: Any, tmp_path: Path)
     store = write_store(tmp_path / "store", [f"val2014/COCO_val2014_{number:012}.jpg" for number in numbers], counts)
     split = open_split(store, "testall")
     images, captions = embeddings(1, split.image_of_caption)
-    ours = extended_evaluation(split, blocks_of(images, captions))
+    ours = extended_evaluation(split, [EncodedSplit(images, captions)])
 
     # The obvious way: every query's whole ranking, of which the metrics read the head.
     known = np.array([of_image[numbers[owner]][place] if place < 5 else -1 for owner, place in _places(counts)])
@@ -93,11 +84,15 @@ def test_shortened_rankings_are_judged_as_whole_ones(judge: Any, tmp_path: Path)
         )
     for way, direction in (("i2t", "image_to_text"), ("t2i", "text_to_image")):
         for k in (1, 5, 10):
-            assert ours.cxc[direction][f"recall_at_{k}"] == pytest.approx(100 * theirs[f"cxc_r{k}"][way], abs=0.02)
-        assert ours.eccv[direction]["map_at_r"] == pytest.approx(100 * theirs["eccv_map_at_r"][way], abs=0.02)
-        assert ours.eccv[direction]["r_precision"] == pytest.approx(100 * theirs["eccv_rprecision"][way], abs=0.02)
-        assert ours.eccv[direction]["recall_at_1"] == pytest.approx(100 * theirs["eccv_r1"][way], abs=0.02)
-        assert 5 < ours.cxc[direction]["recall_at_1"] < 95
+            assert ours["cxc"][direction][f"recall_at_{k}"] == pytest.approx(100 * theirs[f"cxc_r{k}"][way], abs=0.02)
+        assert ours["eccv_caption"][direction]["map_at_r"] == pytest.approx(
+            100 * theirs["eccv_map_at_r"][way], abs=0.02
+        )
+        assert ours["eccv_caption"][direction]["r_precision"] == pytest.approx(
+            100 * theirs["eccv_rprecision"][way], abs=0.02
+        )
+        assert ours["eccv_caption"][direction]["recall_at_1"] == pytest.approx(100 * theirs["eccv_r1"][way], abs=0.02)
+        assert 5 < ours["cxc"][direction]["recall_at_1"] < 95
 
 
 def _places(counts: list[int]) -> list[tuple[int, int]]:
@@ -113,7 +108,7 @@ def test_images_are_told_by_number_or_by_the_fields_order(judge: Any, tmp_path: 
         "others": write_store(tmp_path / "others", [str(row) for row in range(NUM_IMAGES)], five),
     }
     for name, store in stores.items():
-        images, captions = coco_ids(open_split(store, "testall"), judge.coco_ids.tolist(), judge.coco_gts["t2i"])
+        images, captions = coco_ids(open_split(store, "testall"), judge)
         assert images.tolist() == (numbers[::-1] if name == "named" else numbers)
         assert all(judge.coco_gts["t2i"][caption] == [images[place // 5]] for place, caption in enumerate(captions))
         if name != "named":
@@ -121,7 +116,7 @@ def test_images_are_told_by_number_or_by_the_fields_order(judge: Any, tmp_path: 
 
 
 def test_other_splits_are_refused(judge: Any, tmp_path: Path) -> None:
-    numbers, test = list(captions_by_image(judge)), judge.coco_ids.tolist()
+    numbers = list(captions_by_image(judge))
     named = [f"COCO_val2014_{number:012}.jpg" for number in numbers]
     few = write_store(tmp_path / "few", named[:40], [5] * 40)
     other = write_store(tmp_path / "other", ["COCO_val2014_000000000001.jpg", *named[1:]], [5] * NUM_IMAGES)
@@ -132,7 +127,7 @@ def test_other_splits_are_refused(judge: Any, tmp_path: Path) -> None:
         (lacking, "has 4 captions; .* want COCO's first five"),
     ]:
         with pytest.raises(DataError, match=says):
-            coco_ids(open_split(store, "testall"), test, judge.coco_gts["t2i"])
+            coco_ids(open_split(store, "testall"), judge)
 
 
 def test_nan_is_refused(judge: Any, tmp_path: Path) -> None:
@@ -141,7 +136,7 @@ def test_nan_is_refused(judge: Any, tmp_path: Path) -> None:
     images, captions = embeddings(1, split.image_of_caption)
     captions[-1, 3] = np.nan
     with pytest.raises(SimilarityError, match="NaN"):
-        extended_evaluation(split, blocks_of(images, captions))
+        extended_evaluation(split, [EncodedSplit(images, captions)])
 
 
 def test_the_command_judges_a_model(judge: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

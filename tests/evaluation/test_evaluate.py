@@ -17,7 +17,8 @@ from vsrn.data.splits import Split, open_split
 from vsrn.encoders import load_encoder
 from vsrn.encoders.torch_backend import TorchEncoder
 from vsrn.errors import ConfigError, DataError
-from vsrn.evaluation.evaluate import Retrieval, best_matches, evaluate
+from vsrn.evaluation.evaluate import Retrieval, evaluate
+from vsrn.evaluation.rerank import best_matches
 from vsrn.model.saved import read_model
 
 

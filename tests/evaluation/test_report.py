@@ -18,9 +18,9 @@ from PIL import Image
 from rich.console import Console
 
 from vsrn.errors import DataError
-from vsrn.evaluation.evaluate import DIRECTIONS, Evaluation, Example, Match
+from vsrn.evaluation.evaluate import Evaluation, Example, Match
 from vsrn.evaluation.report import write_html_report
-from vsrn.evaluation.tables import evaluation_table
+from vsrn.evaluation.tables import DIRECTION_WORDS, evaluation_table
 from vsrn.metrics import DirectionMetrics, Interval, Ranks, RetrievalMetrics
 
 VOID = {"meta", "img", "rect", "line", "circle", "polyline"}
@@ -87,7 +87,7 @@ def evaluation_of(seed: int = 0, **changes: object) -> Evaluation:
     metrics = RetrievalMetrics(direction(), direction())
     intervals = {
         f"{name}.recall_at_{k}": Interval(max(recall - 2.25, 0), min(recall + 3.125, 100))
-        for name in DIRECTIONS
+        for name in DIRECTION_WORDS
         for k, recall in zip((1, 5, 10), getattr(metrics, name).recalls, strict=True)
     }
     intervals["rsum"] = Interval(metrics.rsum - 10, metrics.rsum + 10)
@@ -98,7 +98,7 @@ def evaluation_of(seed: int = 0, **changes: object) -> Evaluation:
 
 def expected_rows(evaluation: Evaluation) -> dict[str, list[list[float]]]:
     """Per row of the HTML table, per direction, the numbers it must show."""
-    directions = {name: getattr(evaluation.metrics, name) for name in DIRECTIONS}
+    directions = {name: getattr(evaluation.metrics, name) for name in DIRECTION_WORDS}
     rows = {
         f"R@{k}": [
             [
@@ -179,7 +179,7 @@ def test_several_evaluations_are_compared_and_then_shown_one_by_one(tmp_path: Pa
     shown = [[cell.text for cell in row.children] for row in comparison.all("tbody")[0].all("tr")]
     assert [name for name, *_ in shown] == ["runs/toy", "runs/a + runs/b"]
     for evaluation, (_, rsum, *recalls) in zip(both, shown, strict=True):
-        ours = [getattr(evaluation.metrics, direction).recall_at_1 for direction in DIRECTIONS]
+        ours = [getattr(evaluation.metrics, direction).recall_at_1 for direction in DIRECTION_WORDS]
         assert numbers(rsum)[0] == pytest.approx(evaluation.metrics.rsum, abs=0.051)
         assert [numbers(recall)[0] for recall in recalls] == pytest.approx(ours, abs=0.051)
     assert len(tables) == 2
@@ -189,7 +189,7 @@ def test_several_evaluations_are_compared_and_then_shown_one_by_one(tmp_path: Pa
 def test_an_evaluation_without_intervals_shows_bare_numbers(tmp_path: Path) -> None:
     evaluation = evaluation_of(3, intervals={})
     cells = report(tmp_path, evaluation).all("tbody")[0].all("tr")[0].all("td")
-    ours = [getattr(evaluation.metrics, direction).recall_at_1 for direction in DIRECTIONS]
+    ours = [getattr(evaluation.metrics, direction).recall_at_1 for direction in DIRECTION_WORDS]
     assert [numbers(cell.text) for cell in cells] == [pytest.approx([recall], abs=0.051) for recall in ours]
 
 
@@ -380,7 +380,9 @@ def test_the_terminal_table_holds_the_numbers_of_the_evaluation(seed: int) -> No
 
 def test_the_terminal_table_fits_80_columns_without_cutting_a_number() -> None:
     perfect = DirectionMetrics(100.0, 100.0, 100.0, median_rank=1.0, mean_rank=1234.5)
-    intervals = {f"{direction}.recall_at_{k}": Interval(99.4, 100.0) for direction in DIRECTIONS for k in (1, 5, 10)}
+    intervals = {
+        f"{direction}.recall_at_{k}": Interval(99.4, 100.0) for direction in DIRECTION_WORDS for k in (1, 5, 10)
+    }
     text = printed(evaluation_of(metrics=RetrievalMetrics(perfect, perfect), intervals=intervals), 80)
     assert text.count("[99.4–100]") == 6
     assert text.count("1,234.5") == 2

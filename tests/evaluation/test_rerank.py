@@ -17,13 +17,7 @@ from vsrn.data.splits import open_split
 from vsrn.encoders import load_encoder
 from vsrn.errors import ConfigError
 from vsrn.evaluation.evaluate import Retrieval, evaluate
-from vsrn.evaluation.rerank import (
-    TwoStageRetrieval,
-    compare_candidates,
-    image_candidates,
-    rerank,
-    text_candidates,
-)
+from vsrn.evaluation.rerank import candidates, reranked
 from vsrn.metrics import EncodedSplit, FloatArray, IntArray, rank_blocks
 
 
@@ -46,16 +40,13 @@ def test_ranks_are_those_of_sorting_twice(data: st.DataObject, images: int, per_
         np.array(data.draw(table), dtype=np.float32).reshape(images, len(owners)) for _ in ("first", "second")
     )
     one, other = (EncodedSplit(scores, np.eye(len(owners), dtype=np.float32)) for scores in (first, second))
-    to_text, to_image = text_candidates([one], owners, top), image_candidates([one], owners, top)
-    text_scores, image_scores = compare_candidates(other, to_text, to_image)
     found = rank_blocks(lambda: [(0, first)], owners)
-    images_ranks = rerank(found.image_to_text, to_text.correct, text_scores)
-    captions_ranks = rerank(found.text_to_image, to_image.correct, image_scores)
+    after = reranked(found, owners, other, *candidates([one], owners, top))
     for image in range(images):
-        assert images_ranks[image] == slow_rank(first[image], second[image], owners == image, top)
+        assert after.image_to_text[image] == slow_rank(first[image], second[image], owners == image, top)
     for caption, owner in enumerate(owners):
         correct = np.arange(images) == owner
-        assert captions_ranks[caption] == slow_rank(first[:, caption], second[:, caption], correct, top)
+        assert after.text_to_image[caption] == slow_rank(first[:, caption], second[:, caption], correct, top)
 
 
 @pytest.fixture
@@ -79,7 +70,7 @@ def test_vsrn_finds_and_scan_re_orders(
 ) -> None:
     monkeypatch.setattr("vsrn.metrics.FIVE_FOLD_IMAGES", 5)
     encoders, split = [load_encoder(vsrn), load_encoder(scan)], open_split(store, "dev")
-    retrieval = TwoStageRetrieval(encoders[:1], encoders[1], split, name="scan", top=4)
+    retrieval = Retrieval(encoders[:1], split, second=encoders[1], name="scan", top=4)
     heard: list[int] = []
     evaluation = evaluate(retrieval, ["vsrn"], five_fold=five_fold, num_examples=8, advance=heard.append)
     ranks = evaluation.ranks
@@ -109,12 +100,12 @@ def test_vsrn_finds_and_scan_re_orders(
 
 def test_all_candidates_give_the_second_models_ranks(store: Path, vsrn: Path, scan: Path) -> None:
     encoder, split = load_encoder(scan), open_split(store, "dev")
-    second = TwoStageRetrieval([load_encoder(vsrn)], encoder, split, name="scan", top=1000)
+    second = Retrieval([load_encoder(vsrn)], split, second=encoder, name="scan", top=1000)
     ranks, alone = evaluate(second, ["vsrn"]).ranks, evaluate(Retrieval([encoder], split), ["scan"]).ranks
     np.testing.assert_array_equal(ranks.image_to_text, alone.image_to_text)
     np.testing.assert_array_equal(ranks.text_to_image, alone.text_to_image)
     with pytest.raises(ConfigError, match="--top is 0"):
-        TwoStageRetrieval([encoder], encoder, split, name="scan", top=0)
+        Retrieval([encoder], split, second=encoder, name="scan", top=0)
 
 
 @pytest.mark.parametrize("as_json", [True, False])

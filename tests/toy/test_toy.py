@@ -182,7 +182,8 @@ def test_no_two_scenes_show_the_same() -> None:
         return (scene.background, scene.relation == "inside", frozenset(things))
 
     def _third(thing: ToyObject) -> tuple[int, int]:
-        x, y = thing.centre
+        left, top, right, bottom = thing.box
+        x, y = (left + right) / 2, (top + bottom) / 2
         return int(x * 3), int(y * 3)
 
     drawn = invent_scenes(3000, np.random.default_rng(0))

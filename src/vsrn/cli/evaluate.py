@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from vsrn.encoders.base import Encoder
     from vsrn.encoders.torch_backend import Precision as PrecisionName
     from vsrn.evaluation.caption_scores import CaptionScores
-    from vsrn.evaluation.eccv import ExtendedEvaluation
     from vsrn.evaluation.evaluate import Evaluation, Retrieval
 
 
@@ -156,11 +155,11 @@ def _rank(retrieval: Retrieval, models: Sequence[Path], *, five_fold: bool, num_
     return evaluation
 
 
-def _extended(retrieval: Retrieval) -> ExtendedEvaluation:
+def _extended(retrieval: Retrieval) -> dict[str, Any]:
     """Judge by CxC and ECCV Caption."""
     from vsrn.evaluation.eccv import extended_evaluation
 
-    return extended_evaluation(retrieval.split, retrieval.blocks())
+    return extended_evaluation(retrieval.split, retrieval.encoded, retrieval.weights)
 
 
 def _reads_photos(model: Path) -> bool:
@@ -190,13 +189,10 @@ def _encode(
     settings  `weights` and `batch_size` of `Retrieval`
     """
     from vsrn.evaluation.evaluate import Retrieval
-    from vsrn.evaluation.rerank import TwoStageRetrieval
 
     total = (len(encoders) + (second is not None)) * (split.num_images + len(split.captions))
     with ProgressBar("encoding", "images and captions", total) as bar:
-        if second is None:
-            return Retrieval(encoders, split, bar.advance, **settings)
-        return TwoStageRetrieval(encoders, second, split, name=name, top=top, advance=bar.advance, **settings)
+        return Retrieval(encoders, split, bar.advance, second=second, name=name, top=top, **settings)
 
 
 def _save(

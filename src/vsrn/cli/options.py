@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vsrn.data.region_store import SkippedPhoto
     from vsrn.data.stand_ins import ReadWords
     from vsrn.evaluation.caption_scores import CaptionScores
-    from vsrn.evaluation.eccv import ExtendedEvaluation
     from vsrn.evaluation.evaluate import Evaluation
     from vsrn.evaluation.tables import TextFormat
     from vsrn.extractors.batches import BatchMaker
@@ -303,7 +302,7 @@ def _by_ending(names: Sequence[str]) -> str:
 def print_evaluation(
     evaluation: Evaluation,
     form: str,
-    extended: ExtendedEvaluation | None = None,
+    extended: dict[str, Any] | None = None,
     scores: CaptionScores | None = None,
     beam: int = 0,
 ) -> None:
@@ -315,9 +314,9 @@ def print_evaluation(
     """
     if form == "json":
         written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
-        print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended.to_json()}))
+        print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended}))
     elif form == "table":
-        from vsrn.evaluation.report import print_tables
+        from vsrn.evaluation.tables import print_tables
 
         print_tables(evaluation, extended, scores, beam)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,8 +39,9 @@ def write_similarities(path: Path, retrieval: Retrieval, advance: Advance = lamb
     """
     owners = retrieval.split.image_of_caption
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(owners_path(path)) as temporary:
-        _save(temporary, lambda file: np.save(file, owners))
+    # numpy adds an ending to a path that lacks it, and none to an open file.
+    with replacing(owners_path(path)) as temporary, temporary.open("wb") as file:
+        np.save(file, owners)
     with replacing(path) as temporary:
         shape = (retrieval.split.num_images, len(owners))
         written = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
@@ -70,20 +71,14 @@ def write_embeddings(place: Path, retrieval: Retrieval) -> list[str]:
     }
     if place.suffix.lower() == ".npz":
         place.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(place) as temporary:
-            _save(temporary, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        with replacing(place) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
     else:
         place.mkdir(parents=True, exist_ok=True)
         for name, array in arrays.items():
-            with replacing(place / f"{name}.npy") as temporary:
-                _save(temporary, lambda file, array=array: np.save(file, array))  # type: ignore[misc]
+            with replacing(place / f"{name}.npy") as temporary, temporary.open("wb") as file:
+                np.save(file, array)
     return [f"{name} {array.shape}" for name, array in arrays.items()]
-
-
-def _save(path: Path, write: Callable[[Any], None]) -> None:
-    # numpy adds an ending to a path that lacks it, and none to a file.
-    with path.open("wb") as file:
-        write(file)
 
 
 def read_similarities(path: Path) -> FloatArray:
@@ -145,5 +140,4 @@ def _read_array(path: Path, name: str, wanted: str) -> Array:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -2,8 +2,8 @@
 
 BLEU-4 (Papineni et al. 2002) over all images at once, with the reference nearest in length:
 
-    exp(min(0, 1 - R / C)) (p1 p2 p3 p4)^(1/4)    p_n  share of the n-grams written that some reference has, each
-                                                       as often as in the reference that has it most
+    exp(min(0, 1 - R / C)) (p1 p2 p3 p4)^(1/4)    p_n  share of the n-grams written that are in a reference, each as
+                                                       often as in the reference that has it most
                                                   C, R  words written, and in the references nearest in length
 
 CIDEr-D (Vedantam et al. 2015), the mean over images, references and n = 1 to 4 of
@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vsrn.data.tokenizer import tokenize
-from vsrn.metrics import FloatArray, Interval, draw_images, percentile_interval
+from vsrn.metrics import FloatArray, Interval, draw_images, intervals_json, percentile_interval
 
 LONGEST_GRAM = 4
 SIGMA = 6.0
@@ -52,9 +52,7 @@ class CaptionScores:
         return {
             "bleu_4": round(self.bleu_4, 2),
             "cider_d": round(self.cider_d, 2),
-            "intervals_95": {
-                name: [round(interval.low, 2), round(interval.high, 2)] for name, interval in self.intervals.items()
-            },
+            "intervals_95": intervals_json(self.intervals),
         }
 
 
@@ -91,8 +89,8 @@ def bleu_counts(candidates: Sequence[Words], references: Sequence[Sequence[Words
     for words, people in zip(candidates, references, strict=True):
         most: Counter[Gram] = Counter()
         for reference in people:
-            most |= Counter(_grams(reference))
-        written = Counter(_grams(words))
+            most |= _grams(reference)
+        written = _grams(words)
         right = _by_length(written & most)
         nearest = min((len(reference) for reference in people), key=lambda length: (abs(length - len(words)), length))
         rows.append([*right, *_by_length(written), len(words), nearest])
@@ -109,35 +107,23 @@ def bleu_4(counts: FloatArray) -> FloatArray:
 
 def cider_d(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> FloatArray:
     """(num_images,) CIDEr-D of each image, from 0 to 10."""
-    score = CiderD(references)
-    return np.array(
-        [score(words, people) for words, people in zip(candidates, references, strict=True)], dtype=np.float64
+    images_with = Counter(
+        gram for people in references for gram in {gram for words in people for gram in _grams(words)}
     )
 
+    def weights_of(words: Words) -> dict[Gram, float]:
+        counts = _grams(words).items()
+        return {gram: count * math.log(len(references) / max(1, images_with[gram])) for gram, count in counts}
 
-class CiderD:
-    """CIDEr-D of single captions, with n-grams weighed by how many images of a corpus have them."""
-
-    def __init__(self, references: Sequence[Sequence[Words]]) -> None:
-        """references   the captions of each image of the corpus, split into words."""
-        self.num_images = len(references)
-        self.images_with = Counter(
-            gram for people in references for gram in {gram for words in people for gram in _grams(words)}
-        )
-
-    def __call__(self, words: Words, people: Sequence[Words]) -> float:
-        """A caption and those that people wrote of the same image -> 0 to 10."""
-        weights = self._weights_of(words)
+    def score(words: Words, people: Sequence[Words]) -> float:
+        weights = weights_of(words)
         similarities = [
-            math.exp(-((len(words) - len(person)) ** 2) / (2 * SIGMA**2))
-            * _clipped_cosine(weights, self._weights_of(person))
+            math.exp(-((len(words) - len(person)) ** 2) / (2 * SIGMA**2)) * _clipped_cosine(weights, weights_of(person))
             for person in people
         ]
         return 10 * sum(similarities) / len(similarities)
 
-    def _weights_of(self, words: Words) -> dict[Gram, float]:
-        counts = Counter(_grams(words)).items()
-        return {gram: count * math.log(self.num_images / max(1, self.images_with[gram])) for gram, count in counts}
+    return np.array([score(*pair) for pair in zip(candidates, references, strict=True)], dtype=np.float64)
 
 
 def _clipped_cosine(caption: Mapping[Gram, float], reference: Mapping[Gram, float]) -> float:
@@ -150,11 +136,10 @@ def _clipped_cosine(caption: Mapping[Gram, float], reference: Mapping[Gram, floa
     return float(np.divide(shared, norms, out=np.zeros(LONGEST_GRAM), where=norms > 0).mean())
 
 
-def _grams(words: Words) -> Iterable[Gram]:
-    """Every n-gram of a sentence, as often as it is there, n from 1 to 4."""
-    for n in range(1, LONGEST_GRAM + 1):
-        for first in range(len(words) - n + 1):
-            yield tuple(words[first : first + n])
+def _grams(words: Words) -> Counter[Gram]:
+    """Every n-gram of a sentence, n from 1 to 4, and how often it is there."""
+    sizes = range(1, LONGEST_GRAM + 1)
+    return Counter(tuple(words[first : first + n]) for n in sizes for first in range(len(words) - n + 1))
 
 
 def _by_length(of_gram: Mapping[Gram, float]) -> FloatArray:

@@ -1,11 +1,7 @@
 """COCO's test images judged by more than their own captions: CxC and ECCV Caption, through the package `eccv_caption`.
 
-COCO counts one image as right for a caption, and its five captions for an image; many others fit as well. CxC (Parekh
-et al., EACL 2021) adds pairs that people rated alike, ECCV Caption (Chun et al., ECCV 2022) pairs that models found
-and people confirmed, scored by mAP@R and R-precision.
-
-The five models that found them are PVSE, VSRN, PCME, ViLT and CLIP, so the pairs that VSRN ranks high had a better
-chance to be judged: ECCV Caption favours VSRN and models that rank as it does.
+CxC (Parekh et al., EACL 2021) adds pairs that people rated alike, ECCV Caption (Chun et al., ECCV 2022) pairs that five
+models (PVSE, VSRN, PCME, ViLT and CLIP) found and people confirmed, scored by mAP@R and R-precision.
 """
 
 from __future__ import annotations
@@ -14,7 +10,6 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,43 +18,29 @@ import numpy.typing as npt
 from vsrn.data.image_ids import coco_number
 from vsrn.data.splits import CaptionedImages
 from vsrn.errors import ConfigError, DataError
-from vsrn.evaluation.evaluate import best_matches
-from vsrn.metrics import RECALL_AT, Blocks, FloatArray, check_no_nan
+from vsrn.evaluation.rerank import candidates
+from vsrn.metrics import EVERY, RECALL_AT, EncodedSplit
 
 CAPTIONS_JUDGED = 5
-QUERIES_AT_ONCE = 256
 CAVEAT = (
     "VSRN was one of the five models that proposed ECCV Caption's positives, so it favours VSRN and models like it."
 )
 Ids = npt.NDArray[np.int64]
 
 _DIRECTIONS = {"i2t": "image_to_text", "t2i": "text_to_image"}
-_CXC_METRICS = {f"cxc_r{k}": f"recall_at_{k}" for k in RECALL_AT}
-_ECCV_METRICS = {"eccv_map_at_r": "map_at_r", "eccv_rprecision": "r_precision", "eccv_r1": "recall_at_1"}
+_METRICS = {
+    "cxc": {f"cxc_r{k}": f"recall_at_{k}" for k in RECALL_AT},
+    "eccv_caption": {"eccv_map_at_r": "map_at_r", "eccv_rprecision": "r_precision", "eccv_r1": "recall_at_1"},
+}
 
 
-@dataclass(frozen=True)
-class ExtendedEvaluation:
-    """Both sets of retrievals, in percent, by direction ("image_to_text", "text_to_image") and name.
+def extended_evaluation(
+    split: CaptionedImages, encoded: Sequence[EncodedSplit], weights: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Judge a model, or an ensemble, by COCO's 5,000 test images and their captions: percent, to two places.
 
-    cxc   recall_at_1, recall_at_5, recall_at_10
-    eccv  map_at_r, r_precision, recall_at_1
-    """
-
-    cxc: dict[str, dict[str, float]]
-    eccv: dict[str, dict[str, float]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, to two places."""
-        rounded = {
-            name: {way: {metric: round(value, 2) for metric, value in of.items()} for way, of in judged.items()}
-            for name, judged in (("cxc", self.cxc), ("eccv_caption", self.eccv))
-        }
-        return {**rounded, "caveat": CAVEAT}
-
-
-def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> ExtendedEvaluation:
-    """Judge the similarities of COCO's 5,000 test images and their captions.
+    "cxc" and "eccv_caption" have "image_to_text" and "text_to_image", and these recall_at_1, recall_at_5 and
+    recall_at_10 of CxC, and map_at_r, r_precision and recall_at_1 of ECCV Caption; "caveat" is `CAVEAT`.
 
     Raises what `check_split` raises, and `SimilarityError` where a similarity is NaN.
     """
@@ -67,30 +48,27 @@ def extended_evaluation(split: CaptionedImages, blocks: Blocks) -> ExtendedEvalu
     judged = np.flatnonzero(captions >= 0)
     ids = captions[judged]
     # No metric looks further down a ranking than the longest list of positives.
-    truths = (judge.cxc_gts, judge.eccv_gts)
-    deepest = {way: max(len(positives) for truth in truths for positives in truth[way].values()) for way in _DIRECTIONS}
-    # 5,000 x 25,000 float32 similarities take 500 MB, as much as ranking keeps of them.
-    similarities = np.empty((len(images), len(judged)), dtype=np.float32)
-    for first, block in blocks():
-        check_no_nan(block)
-        similarities[first : first + len(block)] = block[:, judged]
+    truths = (truth[way] for truth in (judge.cxc_gts, judge.eccv_gts) for way in _DIRECTIONS)
+    deepest = max(len(positives) for truth in truths for positives in truth.values())
+    parts = [each.only(EVERY, judged) for each in encoded]
+    of_images, of_captions = candidates(parts, split.image_of_caption[judged], deepest, weights)
     # The package draws a progress bar in any case.
     with contextlib.redirect_stderr(io.StringIO()):
         found: dict[str, dict[str, float]] = judge.compute_all_metrics(
-            _rankings(images, similarities, ids, deepest["i2t"]),
-            _rankings(ids, similarities.T, images, deepest["t2i"]),
-            target_metrics=("cxc_recalls", *_ECCV_METRICS),
+            dict(zip(images.tolist(), ids[of_images].tolist(), strict=True)),
+            dict(zip(ids.tolist(), images[of_captions].tolist(), strict=True)),
+            target_metrics=("cxc_recalls", *_METRICS["eccv_caption"]),
             Ks=RECALL_AT,
             verbose=False,
         )
-
-    def by_direction(names: dict[str, str]) -> dict[str, dict[str, float]]:
-        return {
-            ours: {name: 100 * float(found[theirs][way]) for theirs, name in names.items()}
+    by_metric = {
+        name: {
+            ours: {metric: round(100 * float(found[theirs][way]), 2) for theirs, metric in metrics.items()}
             for way, ours in _DIRECTIONS.items()
         }
-
-    return ExtendedEvaluation(by_direction(_CXC_METRICS), by_direction(_ECCV_METRICS))
+        for name, metrics in _METRICS.items()
+    }
+    return {**by_metric, "caveat": CAVEAT}
 
 
 def check_split(split: CaptionedImages) -> tuple[Any, Ids, Ids]:
@@ -108,22 +86,19 @@ def check_split(split: CaptionedImages) -> tuple[Any, Ids, Ids]:
             "CxC and ECCV Caption need the package eccv-caption; run `pip install '.[eval]'` in the checkout."
         ) from error
     judge = Metrics()
-    return judge, *coco_ids(split, judge.coco_ids.tolist(), judge.coco_gts["t2i"])
+    return judge, *coco_ids(split, judge)
 
 
-def coco_ids(split: CaptionedImages, test_captions: Sequence[int], image_of: dict[int, list[int]]) -> tuple[Ids, Ids]:
+def coco_ids(split: CaptionedImages, judge: Any) -> tuple[Ids, Ids]:
     """COCO's number of every image, and of every caption or -1 where it is none of an image's first five.
 
-    test_captions  COCO's numbers of the 25,000 test captions, in the order of the published features
-    image_of       caption -> the one image it was written for
-
     Images are recognised by their ids: file names of COCO or its numbers. Where the ids are neither, as in the
-    published features, 5,000 images are taken to be their `testall` in its order. Raises `DataError` where the
-    split has other images, or one has fewer than five captions.
+    published features, 5,000 images are taken to be their `testall` in the order of the judge's captions.
+    Raises `DataError` where the split has other images, or one has fewer than five captions.
     """
     captions_of: dict[int, list[int]] = {}
-    for caption in test_captions:
-        captions_of.setdefault(image_of[caption][0], []).append(caption)
+    for caption in judge.coco_ids.tolist():
+        captions_of.setdefault(judge.coco_gts["t2i"][caption][0], []).append(caption)
     ids = split.image_ids()
     numbers = [coco_number(name) for name in ids]
     if not any(numbers):
@@ -136,24 +111,11 @@ def coco_ids(split: CaptionedImages, test_captions: Sequence[int], image_of: dic
             f" '{split.name}' of {split.folder} has {len(ids):,} images, {among:,} of them among those."
         )
     images = np.array(numbers, np.int64)
-    seen = np.zeros(len(images), np.int64)
     captions = np.full(len(split.captions), -1, np.int64)
-    for place, image in enumerate(split.image_of_caption):
-        if seen[image] < CAPTIONS_JUDGED:
-            captions[place] = captions_of[int(images[image])][seen[image]]
-        seen[image] += 1
-    if seen.min() < CAPTIONS_JUDGED:
-        few = int(seen.argmin())
-        raise DataError(f"image {ids[few]} has {seen[few]} captions; CxC and ECCV Caption want COCO's first five.")
+    for image, number in enumerate(images.tolist()):
+        places = np.flatnonzero(split.image_of_caption == image)[:CAPTIONS_JUDGED]
+        if len(places) < CAPTIONS_JUDGED:
+            fact = f"image {ids[image]} has {len(places)} captions"
+            raise DataError(f"{fact}; CxC and ECCV Caption want COCO's first five.")
+        captions[places] = captions_of[number]
     return images, captions
-
-
-def _rankings(queries: Ids, similarities: FloatArray, matches: Ids, top: int) -> dict[int, list[int]]:
-    """Query -> its `top` best matches, best first; `similarities` is (queries, matches)."""
-    found = {}
-    for first in range(0, len(queries), QUERIES_AT_ONCE):
-        # Columns of a table are far from each other in memory, so some hundred of them are copied at a time.
-        rows = np.ascontiguousarray(similarities[first : first + QUERIES_AT_ONCE])
-        for query, row in zip(queries[first : first + QUERIES_AT_ONCE].tolist(), rows, strict=True):
-            found[query] = matches[best_matches(row, top)].tolist()
-    return found

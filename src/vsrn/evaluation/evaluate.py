@@ -1,22 +1,20 @@
-"""One model, or several as an ensemble, on one split: Recall@K both ways.
-
-`vsrn.evaluation.measure` has what a program calls; this file has the parts.
-"""
+"""One model, or several as an ensemble, on one split: Recall@K both ways; the parts of `vsrn.evaluation.measure`."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.encoders.backend import IMAGES_AT_ONCE
 from vsrn.encoders.base import DEFAULT_BEAM, Encoder
 from vsrn.encoders.ranking import rank_encoded
 from vsrn.errors import ConfigError
+from vsrn.evaluation.rerank import BoolArray, best_matches, candidates, reranked
 from vsrn.metrics import (
     EVERY,
     Advance,
@@ -30,14 +28,12 @@ from vsrn.metrics import (
     RetrievalMetrics,
     bootstrap_intervals,
     five_folds,
-    mean_metrics,
+    intervals_json,
+    mean_of,
     retrieval_metrics,
     similarity_blocks,
 )
 
-BoolArray = npt.NDArray[np.bool_]
-
-DIRECTIONS = ("image_to_text", "text_to_image")
 MATCHES_SHOWN = 5
 
 
@@ -144,18 +140,12 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as plain JSON types, without its examples."""
+        names = ("models", "data", "split", "num_images", "num_captions", "num_folds")
         return {
-            "models": self.models,
-            "data": self.data,
-            "split": self.split,
-            "num_images": self.num_images,
-            "num_captions": self.num_captions,
-            "num_folds": self.num_folds,
+            **{name: getattr(self, name) for name in names},
             "unknown_share": round(self.unknown_share, 6),
             **self.metrics.to_json(),
-            "intervals_95": {
-                name: [round(interval.low, 2), round(interval.high, 2)] for name, interval in self.intervals.items()
-            },
+            "intervals_95": intervals_json(self.intervals),
             **({} if self.reranking is None else {"reranking": self.reranking.to_json()}),
             **({} if self.weights is None else {"weights": self.weights}),
         }
@@ -166,15 +156,13 @@ class Retrieval:
 
     An ensemble averages *similarities*, as the paper does, so its models may be of any kinds and sizes.
 
-    weights     how much each model counts; None for all alike
-    batch_size  images, and captions, encoded at a time; None for what each model's kind does best
+    weights      how much each model counts; None for all alike
+    second, top  a model that re-orders the best `top` matches of every query
+    name         of the second model, for the report
+    batch_size   images, and captions, encoded at a time; None for what each model's kind does best
 
-    Raises what `check_weights` and `Encoder.encode_split` raise.
-
-    stages  how often `ranks` compares each image
+    Raises `ConfigError` where `top` is below 1, and what `check_weights` and `Encoder.encode_split` raise.
     """
-
-    stages = 1
 
     def __init__(
         self,
@@ -183,40 +171,84 @@ class Retrieval:
         advance: Advance = lambda _: None,
         *,
         weights: Sequence[float] | None = None,
+        second: Encoder | None = None,
+        name: str = "",
+        top: int = 1,
         batch_size: int | None = None,
     ) -> None:
         check_weights(weights, len(encoders))
-        self.split, self.weights = split, weights if len(encoders) > 1 else None
+        if second is not None and top < 1:
+            raise ConfigError(f"--top is {top}; let the second model re-order 1 match or more.")
+        started = time.perf_counter()
+        self.split, self.weights, self.name, self.top = split, weights if len(encoders) > 1 else None, name, top
         self.unknown_share = max(encoder.vocabulary.unknown_share(split.captions) for encoder in encoders)
-        self.encoded: list[EncodedSplit] = [
-            encoder.encode_split(split, advance, batch_size=batch_size) for encoder in encoders
-        ]
+        self.encoded = [encoder.encode_split(split, advance, batch_size=batch_size) for encoder in encoders]
+        halfway = time.perf_counter()
+        self.second = None if second is None else second.encode_split(split, advance, batch_size=batch_size)
+        self.seconds = [halfway - started, time.perf_counter() - halfway]
+        self.found: list[Ranks] = []
+
+    @property
+    def stages(self) -> int:
+        """How often `ranks` compares each image."""
+        return 1 if self.second is None else 2
 
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
         """Ranks among these images and their captions alone, and the image of each of these captions.
 
-        `advance` is called after each block with the number of its images.
+        `advance` is called with numbers of images, each image once a stage.
         """
-        part = self.split.only(images)
+        started = time.perf_counter()
         captions = np.flatnonzero(np.isin(self.split.image_of_caption, images))
-        parts = [encoded.only(images, captions) for encoded in self.encoded]
-        return rank_encoded(parts, part.image_of_caption, advance, self.weights), part.image_of_caption
+        owners = self.split.only(images).image_of_caption
+        first = [each.only(images, captions) for each in self.encoded]
+        found = rank_encoded(first, owners, advance, self.weights)
+        if self.second is None:
+            return found, owners
+        self.found.append(found)
+        chosen = candidates(first, owners, self.top, self.weights)
+        halfway = time.perf_counter()
+        ranks = reranked(found, owners, self.second.only(images, captions), *chosen, advance)
+        self.seconds[0] += halfway - started
+        self.seconds[1] += time.perf_counter() - halfway
+        return ranks, owners
 
     def blocks(self) -> Blocks:
-        """Similarities of all images and all captions, block by block."""
+        """Similarities of all images and all captions by the first stage, block by block."""
         return similarity_blocks(self.encoded, weights=self.weights)
 
-    def of_caption(self, caption: int) -> FloatArray:
-        """(num_images,) similarity of every image to one caption."""
-        return mean_similarities(self.encoded, EVERY, slice(caption, caption + 1), self.weights)[:, 0]
+    def query(self, place: int, *, is_caption: bool) -> tuple[FloatArray, BoolArray]:
+        """Similarities of one image to all captions, or of one caption to all images, and which matches are true.
 
-    def of_image(self, image: int) -> FloatArray:
-        """(num_captions,) similarity of every caption to one image."""
-        return mean_similarities(self.encoded, slice(image, image + 1), EVERY, self.weights)[0]
+        With a second stage they are scores in the order after it.
+        """
+        owners = self.split.image_of_caption
+        correct = np.arange(self.split.num_images) == owners[place] if is_caption else owners == place
+        first, second = self.encoded, [] if self.second is None else [self.second]
+        if is_caption:
+            first, second = ([each.turned() for each in models] for models in (first, second))
+        found = _row(first, place, EVERY, self.weights)
+        if not second:
+            return found, correct
+        best = best_matches(found, self.top, correct)
+        scores = _row(second, place, best)
+        _, from_last = np.unique(found, return_inverse=True)
+        after = scores.min() - 1.0 - (from_last.max() - from_last)
+        after[best] = scores
+        return after, correct
 
     def reranking(self) -> Reranking | None:
-        """What a second stage gained and cost: None, as there is no second stage here."""
-        return None
+        """What the second stage started from, and what it cost; None where there is none."""
+        if self.second is None:
+            return None
+        return Reranking(self.name, self.top, retrieval_metrics(*self.found), *self.seconds)
+
+
+def _row(
+    models: Sequence[EncodedSplit], image: int, captions: IntArray | slice, weights: Sequence[float] | None = None
+) -> FloatArray:
+    """(captions,) mean similarities of an image to some captions."""
+    return mean_of((each.only(np.array([image]), captions).similarities()[0] for each in models), weights)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> None:
@@ -227,14 +259,6 @@ def check_weights(weights: Sequence[float] | None, models: int) -> None:
         raise ConfigError(f"there are {len(weights)} weights for {models} models; give one per model.")
     if not all(np.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights):
         raise ConfigError(f"the weights {' '.join(map(str, weights))} are no shares; give numbers above 0.")
-
-
-def mean_similarities(
-    encoded: Sequence[EncodedSplit], images: slice, captions: slice, weights: Sequence[float] | None = None
-) -> FloatArray:
-    """(num_images, num_captions) mean over the models of the similarities of some images to some captions."""
-    blocks = similarity_blocks([each.only(images, captions) for each in encoded], weights=weights)
-    return np.concatenate([block for _, block in blocks()])
 
 
 def evaluate(
@@ -248,8 +272,7 @@ def evaluate(
 ) -> Evaluation:
     """Recall@K both ways with 95% intervals, a few examples, and the ranks they were counted from.
 
-    five_fold  average over consecutive blocks of 1,000 images (COCO 1K, read from `testall`);
-               the ranks are then those within each block, one block after another
+    five_fold  average over consecutive blocks of 1,000 images (COCO 1K, of `testall`); ranks are then within a block
     advance    called with the number of images that were compared since the last call
     seed       of the draws that the intervals come from
 
@@ -258,64 +281,36 @@ def evaluate(
     split = retrieval.split
     everything = np.arange(split.num_images)
     parts = [everything[fold] for fold in five_folds(split.num_images)] if five_fold else [everything]
-    evaluation = summary(
-        [retrieval.ranks(images, advance) for images in parts],
+    return replace(
+        summary([retrieval.ranks(images, advance) for images in parts], seed),
         models=list(models),
         data=str(split.folder),
         split=split.name,
         examples=_examples(retrieval, num_examples),
         reranking=retrieval.reranking(),
+        has_ids=split.has_ids,
+        unknown_share=retrieval.unknown_share,
         weights=None if retrieval.weights is None else list(retrieval.weights),
-        seed=seed,
     )
-    return replace(evaluation, has_ids=split.has_ids, unknown_share=retrieval.unknown_share)
 
 
-def summary(
-    folds: Sequence[tuple[Ranks, IntArray]],
-    *,
-    models: list[str],
-    data: str = "",
-    split: str = "",
-    examples: list[Example] | None = None,
-    reranking: Reranking | None = None,
-    weights: list[float] | None = None,
-    seed: int = 0,
-) -> Evaluation:
-    """The metrics and intervals of the ranks of one or more folds, each with its `image_of_caption`."""
+def summary(folds: Sequence[tuple[Ranks, IntArray]], seed: int = 0) -> Evaluation:
+    """The metrics and intervals of the ranks of one or more folds, each with its `image_of_caption`, of no model."""
     ranks = Ranks(
         image_to_text=np.concatenate([found.image_to_text for found, _ in folds]),
         text_to_image=np.concatenate([found.text_to_image for found, _ in folds]),
     )
     return Evaluation(
-        models=models,
-        data=data,
-        split=split,
+        models=[],
+        data="",
+        split="",
         num_images=len(ranks.image_to_text),
         num_captions=len(ranks.text_to_image),
         num_folds=len(folds),
-        metrics=mean_metrics([retrieval_metrics(ranks) for ranks, _ in folds]),
+        metrics=retrieval_metrics(*(found for found, _ in folds)),
         intervals=bootstrap_intervals(folds, seed=seed),
         ranks=ranks,
-        examples=examples or [],
-        reranking=reranking,
-        weights=weights,
     )
-
-
-def best_matches(similarities: FloatArray, top: int, correct: BoolArray | None = None) -> IntArray:
-    """(min(top, M),) places of the largest of (M,) similarities, largest first.
-
-    Among equals the wrong ones come first, where `correct` (M,) says which are right, and then the earlier ones.
-
-    >>> best_matches(np.array([0.5, 0.9, 0.5, 0.1]), 2, np.array([True, False, False, False]))
-    array([1, 2])
-    """
-    top = min(top, len(similarities))
-    worst = np.partition(similarities, -top)[-top]
-    places = np.flatnonzero(similarities >= worst)
-    ties = () if correct is None else (correct[places],)
-    return places[np.lexsort((*ties, -similarities[places]))[:top]]
 
 
 def write_captions(
@@ -338,24 +333,23 @@ def write_captions(
 
 def _examples(retrieval: Retrieval, number: int) -> list[Example]:
     """Queries spread evenly over the split, half of them sentences and half images."""
-    split, ids = retrieval.split, retrieval.split.image_ids()
-    everything, examples = np.arange(split.num_images), []
-    for caption in _spread(len(split.captions), number - number // 2):
-        correct = everything == split.image_of_caption[caption]
-        found = retrieval.of_caption(caption)
-        examples.append(_example("text_to_image", split.captions[caption], found, correct, ids))
-    for image in _spread(split.num_images, number // 2):
-        correct = split.image_of_caption == image
-        examples.append(_example("image_to_text", ids[image], retrieval.of_image(image), correct, split.captions))
-    return examples
+    captions = _spread(len(retrieval.split.captions), number - number // 2)
+    images = _spread(retrieval.split.num_images, number // 2)
+    return [
+        *(_example(retrieval, caption, is_caption=True) for caption in captions),
+        *(_example(retrieval, image, is_caption=False) for image in images),
+    ]
 
 
-def _example(direction: str, query: str, similarities: FloatArray, correct: BoolArray, texts: Sequence[str]) -> Example:
+def _example(retrieval: Retrieval, place: int, *, is_caption: bool) -> Example:
     """One query with its best matches; ties count against it."""
+    ids, captions = retrieval.split.image_ids(), retrieval.split.captions
+    queries, texts = (captions, ids) if is_caption else (ids, captions)
+    similarities, correct = retrieval.query(place, is_caption=is_caption)
     best = best_matches(similarities, MATCHES_SHOWN, correct)
-    matches = [Match(texts[place], float(similarities[place]), bool(correct[place])) for place in best]
+    matches = [Match(texts[match], float(similarities[match]), bool(correct[match])) for match in best]
     rank = int((similarities[~correct] >= similarities[correct].max()).sum())
-    return Example(direction, query, rank, matches)
+    return Example("text_to_image" if is_caption else "image_to_text", queries[place], rank, matches)
 
 
 def _spread(total: int, number: int) -> list[int]:

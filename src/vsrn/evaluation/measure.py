@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from vsrn.encoders.inputs import ProgressOf, reporting
 from vsrn.errors import CheckpointError, SimilarityError
 from vsrn.evaluation.evaluate import Evaluation, Retrieval, check_weights, summary
 from vsrn.evaluation.evaluate import evaluate as evaluate_retrieval
-from vsrn.evaluation.rerank import TwoStageRetrieval
 from vsrn.metrics import FloatArray, IntArray, five_folds, mean_of, rank_blocks
 from vsrn.pretrained import find_model
 
@@ -41,8 +40,7 @@ def recall(
     >>> found.image_to_text.recall_at_1, found.text_to_image.recall_at_1, found.rsum
     (100.0, 50.0, 550.0)
 
-    similarities      (num_images, num_captions), larger is closer: a numpy array of any numbers, or a torch tensor.
-                      Give distances with a minus
+    similarities      (num_images, num_captions), larger is closer: an array of numpy or torch; distances with a minus
     image_of_caption  (num_captions,) the row of the image that each caption belongs to, from 0; or a number n, where
                       row 0 has the first n captions, row 1 the next n, and so on; None for as many as divide evenly
     five_fold         average over consecutive blocks of 1,000 images, each with its own captions only: COCO 1K
@@ -59,7 +57,7 @@ def recall(
         part = scores[fold] if len(captions) == len(owners) else scores[fold][:, captions]
         own = owners[captions] - fold.start
         folds.append((rank_blocks(lambda part=part: [(0, part)], own), own))  # type: ignore[misc]
-    return summary(folds, models=[], seed=seed)
+    return summary(folds, seed)
 
 
 def evaluate(
@@ -82,8 +80,7 @@ def evaluate(
     """Recall@K of a model, or of an ensemble, on a split: what `vsrn evaluate` prints.
 
     models        what `vsrn.load` gives, or what it takes: runs, converted models, exports, names of packaged models
-    data          a region store, an opened split, or the captions for a model that reads photos; None for what the
-                  first model learned from
+    data          a region store, a split, or captions of photos; None for what the first model learned from
     split         its name on disk: train, dev, test, testall, ...
     photos        folder of the photos, for a model that reads them
     weights       how much each model of an ensemble counts; None for all alike
@@ -92,8 +89,7 @@ def evaluate(
     similarities  keep the (num_images, num_captions) matrix of the (first stage's) similarities in the result
     device, precision  of models that are named rather than loaded; as in `vsrn.load`
     batch_size    images, and captions, encoded at a time; None for what each model's kind does best
-    progress      True draws a bar; a function is called with how many images and captions were encoded, and images
-                  compared, since the last call
+    progress      True draws a bar; a function is called with numbers of images and captions encoded or compared
     seed          of the draws that the intervals come from
 
     Raises `CheckpointError` where a model cannot be used, `DataError` where the data is missing or not what a model
@@ -102,21 +98,22 @@ def evaluate(
     named = [models] if isinstance(models, Encoder | Path | str) else list(models)
     if not named:
         raise CheckpointError("name at least one model to evaluate.")
+    check_weights(weights, len(named))
     encoders = [_loaded(model, device, precision) for model in named]
-    check_weights(weights, len(encoders))
-    opened = _opened(encoders[0], data, split, photos)
+    if data is None or isinstance(data, str | Path):
+        # Decoding photos takes packages that similarities alone do without.
+        from vsrn.data.photo_splits import open_split_for  # noqa: PLC0415
+
+        data = open_split_for(encoders[0].config, split, data=data, photos=photos)
     if five_fold:
-        five_folds(opened.num_images)
+        five_folds(data.num_images)
     second = None if rerank is None else _loaded(rerank, device, precision)
     names = [model.config.model.kind if isinstance(model, Encoder) else str(model) for model in named]
-    encoded = (len(encoders) + (second is not None)) * (opened.num_images + len(opened.captions))
-    compared = opened.num_images * (1 if second is None else TwoStageRetrieval.stages)
-    with reporting(progress, "evaluating", encoded + compared) as advance:
-        settings: dict[str, Any] = {"advance": advance, "weights": weights, "batch_size": batch_size}
-        retrieval = (
-            Retrieval(encoders, opened, **settings)
-            if second is None
-            else TwoStageRetrieval(encoders, second, opened, name=str(rerank), top=top, **settings)
+    stages = 1 if second is None else 2
+    encoded = (len(encoders) + stages - 1) * (data.num_images + len(data.captions))
+    with reporting(progress, "evaluating", encoded + stages * data.num_images) as advance:
+        retrieval = Retrieval(
+            encoders, data, advance, weights=weights, second=second, name=str(rerank), top=top, batch_size=batch_size
         )
         found = evaluate_retrieval(retrieval, names, five_fold=five_fold, advance=advance, seed=seed)
     if not similarities:
@@ -128,26 +125,14 @@ def _loaded(model: Model, device: str, precision: Precision) -> Encoder:
     return model if isinstance(model, Encoder) else load_encoder(find_model(model), device, precision)
 
 
-def _opened(
-    encoder: Encoder, data: Path | str | CaptionedImages | None, split: str, photos: Path | str | None
-) -> CaptionedImages:
-    if data is None or isinstance(data, str | Path):
-        # Decoding photos takes packages that similarities alone do without.
-        from vsrn.data.photo_splits import open_split_for  # noqa: PLC0415
-
-        return open_split_for(encoder.config, split, data=data, photos=photos)
-    return data
-
-
 def as_similarities(given: npt.ArrayLike) -> FloatArray:
     """Similarities of anybody's making as (num_images, num_captions) numbers that can be ranked.
 
     Raises `SimilarityError` where they are no such matrix, naming the mistake.
     """
-    detach: Callable[[], Any] | None = getattr(given, "detach", None)
-    if detach is not None:
+    if hasattr(given, "detach"):
         # A torch tensor, which numpy reads on the CPU only, without gradients, and not in bfloat16.
-        tensor = detach().cpu()
+        tensor = given.detach().cpu()
         given = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
     try:
         scores = np.asarray(given)
@@ -165,7 +150,7 @@ def as_similarities(given: npt.ArrayLike) -> FloatArray:
 
 
 def owners_of(given: npt.ArrayLike | int | None, shape: tuple[int, ...]) -> IntArray:
-    """(num_captions,) the image of each caption, checked against similarities of this shape; see `recall`.
+    """(num_captions,) the image of each caption, given as `recall` takes it, for similarities of this shape.
 
     Raises `SimilarityError` where they do not fit, naming the mistake.
     """

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from vsrn.evaluation.evaluate import Evaluation
 
 DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image"}
-TEXT_WIDTH = 80
 # What LaTeX reads as a command, and how the character itself is written.
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -27,14 +28,31 @@ _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasc
 TextFormat = Literal["csv", "markdown", "latex"]
 
 
+def print_tables(
+    evaluation: Evaluation,
+    extended: Mapping[str, Any] | None = None,
+    scores: CaptionScores | None = None,
+    beam: int = 1,
+) -> None:
+    """Print what was measured on standard output, as tables; `scores` are those of captions written with a `beam`."""
+    console = Console()
+    console.print(evaluation_table(evaluation))
+    if extended is not None:
+        console.print(extended_table(extended))
+    if scores is not None:
+        words = f"BLEU-4 {with_interval(scores, 'bleu_4')}, CIDEr-D {with_interval(scores, 'cider_d')}"
+        print(f"Captions written with a beam of {beam}: {words}")
+
+
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Both directions with their recalls in percent, 95% intervals in brackets, and ranks from 1."""
+    split = f"on {evaluation.data}, split {evaluation.split}" if evaluation.data else ""
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # with its intervals below the recalls, the table fits 80 columns
-        title=Text(title_words(evaluation)),
+        title=Text(f"{name_words(evaluation)} {split}".strip()),
         caption=Text(
-            f"rsum {with_interval(evaluation, 'rsum', evaluation.metrics.rsum)} of 600; {count_words(evaluation)}\n"
+            f"rsum {with_interval(evaluation, 'rsum')} of 600; {count_words(evaluation)}\n"
             f"{reranking_words(evaluation)}".rstrip()
         ),
     )
@@ -45,21 +63,30 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         table.add_column(head, justify="right")
     for direction, words in DIRECTION_WORDS.items():
         metrics: DirectionMetrics = getattr(evaluation.metrics, direction)
-        recalls = [
-            with_interval(evaluation, f"{direction}.recall_at_{k}", recall)
-            for k, recall in zip(RECALL_AT, metrics.recalls, strict=True)
-        ]
+        recalls = [with_interval(evaluation, f"{direction}.recall_at_{k}") for k in RECALL_AT]
         others = [f"{metrics.average_recall:.1f}", median_words(metrics.median_rank), f"{metrics.mean_rank:,.1f}"]
         table.add_row(*map(Text, [words, *recalls, *others]))
     return table
 
 
+def extended_table(extended: Mapping[str, Any]) -> Table:
+    """Both directions by CxC and ECCV Caption, in percent, with the caveat below."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=Text(extended["caveat"]))
+    table.add_column("")
+    for head in (*(f"CxC\nR@{k}" for k in RECALL_AT), "ECCV\nmAP@R", "ECCV\nR-prec.", "ECCV\nR@1"):
+        table.add_column(head, justify="right")
+    for direction, words in DIRECTION_WORDS.items():
+        values = [*extended["cxc"][direction].values(), *extended["eccv_caption"][direction].values()]
+        table.add_row(words, *(f"{value:.1f}" for value in values))
+    return table
+
+
 def as_text(evaluation: Evaluation) -> str:
     """`evaluation_table` as plain text of 80 columns at most."""
-    console = Console(file=io.StringIO(), width=TEXT_WIDTH, color_system=None)
-    console.print(evaluation_table(evaluation))
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(evaluation_table(evaluation))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
 
 
 def as_lines(evaluation: Evaluation, form: TextFormat) -> str:
@@ -77,18 +104,15 @@ def as_lines(evaluation: Evaluation, form: TextFormat) -> str:
     heads = [f"R@{k}" for k in RECALL_AT]
     if form == "markdown":
         ways = [f"{words} {head}" for words in DIRECTION_WORDS.values() for head in heads]
-        escaped = name.replace("|", "\\|")
-        return "\n".join((_cells("model", *ways, "rsum"), "|---|" + "--:|" * 7, _cells(escaped, *row)))
+        table = ["model", *ways, "rsum"], [name.replace("|", "\\|"), *row]
+        head, body = (f"| {' | '.join(cells)} |" for cells in table)
+        return "\n".join((head, "|---|" + "--:|" * 7, body))
     ways = [rf"\multicolumn{{3}}{{c}}{{{words}}}" for words in DIRECTION_WORDS.values()]
     escaped = re.sub(r"[&%$#_{}\\~^]", lambda found: _LATEX[found[0]], name)
     rows = (["", *ways, ""], ["model", *heads, *heads, "rsum"], [escaped, *row])
     first, second, third = (" & ".join(cells) + r" \\" for cells in rows)
     lines = (r"\begin{tabular}{lrrrrrrr}", r"\hline", first, second, r"\hline", third, r"\hline", r"\end{tabular}")
     return "\n".join(lines)
-
-
-def _cells(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _csv(evaluation: Evaluation) -> str:
@@ -112,19 +136,11 @@ def name_words(evaluation: Evaluation) -> str:
     return " + ".join(f"{w:g} x {name}" for w, name in zip(evaluation.weights, evaluation.models, strict=True))
 
 
-def title_words(evaluation: Evaluation) -> str:
-    """What was evaluated on what: `runs/a on data/f30k, split test`."""
-    split = f"on {evaluation.data}, split {evaluation.split}" if evaluation.data else ""
-    return f"{name_words(evaluation)} {split}".strip()
-
-
 def count_words(evaluation: Evaluation) -> str:
     """Numbers of images and captions, and the folds where there are several."""
+    words = f"{evaluation.num_images:,} images, {evaluation.num_captions:,} captions"
     folds = f", mean of {evaluation.num_folds} folds of {FIVE_FOLD_IMAGES:,} images"
-    return (
-        f"{evaluation.num_images:,} images, {evaluation.num_captions:,} captions"
-        f"{folds if evaluation.num_folds > 1 else ''}"
-    )
+    return words + (folds if evaluation.num_folds > 1 else "")
 
 
 def reranking_words(evaluation: Evaluation) -> str:
@@ -148,14 +164,12 @@ def median_words(rank: float) -> str:
     return f"{rank:,.1f}".removesuffix(".0")
 
 
-def with_interval(evaluation: Evaluation | CaptionScores, name: str, value: float) -> str:
-    """A metric with its 95% interval, if it has one, as `493.2 [475.0–510.2]`."""
-    return f"{value:.1f} {interval_words(evaluation, name)}".rstrip()
+def with_interval(evaluation: Evaluation | CaptionScores, name: str) -> str:
+    """A metric, such as "rsum", with its 95% interval, if it has one, as `493.2 [475.0–510.2]`."""
+    return f"{attrgetter(name)(evaluation):.1f} {interval_words(evaluation, name)}".rstrip()
 
 
 def interval_words(evaluation: Evaluation | CaptionScores, name: str) -> str:
-    """The 95% interval of a metric as `[31.5–37.1]`, or nothing where there is none; a bound of 100 is a plain 100, so
-    that all intervals are equally wide.
-    """
+    """The 95% interval of a metric as `[31.5–37.1]`, with 100 for 100.0, or nothing where there is none."""
     interval = evaluation.intervals.get(name)
     return "" if interval is None else f"[{interval.low:.1f}–{interval.high:.1f}]".replace("100.0", "100")

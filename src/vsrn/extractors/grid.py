@@ -230,7 +230,7 @@ def fine_tuned_network(path: Path) -> tuple[Any, GridKind]:
     """The network of a file of fine-tuned weights, ready to run, and its kind. Raises `CheckpointError` for others."""
     tensors, kind = read_tensor_file(path), GridKind()
     if path.suffix == ".onnx":
-        kind = kind_in(read_content(path)[1].metadata, path)
+        kind = kind_in(read_content(path)[2], path)
     elif path.suffix == ".safetensors":
         with safetensors.safe_open(path, framework="numpy") as opened:
             kind = kind_in(opened.metadata() or {}, path)

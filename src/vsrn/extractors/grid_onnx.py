@@ -108,7 +108,7 @@ class OnnxGridExtractor:
 
     def __init__(self, weights: Path, device: str = "auto") -> None:
         """Open an exported network. Raises `CheckpointError` where the file is broken or holds another graph."""
-        content, (tensors, metadata) = read_content(weights)
+        content, tensors, metadata = read_content(weights)
         self.path, self.kind = weights, kind_in(metadata, weights)
         self.files = ExtractorFiles(weights, device=device)
         self.fingerprint = _fingerprint(f"{self.kind.settings}, fine-tuned", tensors, weights)

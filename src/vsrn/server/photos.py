@@ -184,7 +184,7 @@ def open_unchanged(path: Path, record: PhotoRecord) -> BinaryIO:
     raise PhotoError("this photo has changed since it was indexed; run `vsrn index` again.")
 
 
-def _digests(file: BinaryIO, size: int) -> Iterator[str]:
+def _digests(file: io.BufferedReader, size: int) -> Iterator[str]:
     """What a record may have as SHA-256 of this file: of a long video that of both its ends, else that of all of it."""
     from vsrn.data.photos import MAX_BYTES  # noqa: PLC0415 - as above
     from vsrn.data.stills import END_BYTES  # noqa: PLC0415 - as above

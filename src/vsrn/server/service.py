@@ -19,8 +19,8 @@ import anyio.to_thread
 from vsrn.data.regions import Regions, pad_regions
 from vsrn.data.stand_ins import ReadWords
 from vsrn.errors import SearchError
-from vsrn.memory import give_back
 from vsrn.metrics import FloatArray
+from vsrn.onnx_files import give_back
 from vsrn.search.index import Hit, Index
 from vsrn.search.mixing import mixed
 from vsrn.search.records import PhotoRecord

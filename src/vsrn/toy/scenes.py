@@ -71,11 +71,6 @@ class ToyObject:
     box: Box
 
     @property
-    def centre(self) -> tuple[float, float]:
-        """x and y of the box's middle, as fractions."""
-        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
-
-    @property
     def side(self) -> float:
         """Width of the (square) box, as a fraction of the picture."""
         return self.box[2] - self.box[0]
@@ -158,8 +153,8 @@ def _box(x: int, y: int, side: int) -> Box:
 def describe(scene: ToyScene, generator: np.random.Generator) -> list[str]:
     """Five different English sentences that are true of the scene.
 
-    In this order: the whole scene; the relation from the other object's side; both objects without
-    their relation; colours without names; names without colours.
+    The whole scene; the relation from the other object's side; both objects without their relation; colours without
+    names; names without colours.
     """
     first, second = scene.first, scene.second
 
@@ -172,14 +167,9 @@ def describe(scene: ToyScene, generator: np.random.Generator) -> list[str]:
     def noun(thing: ToyObject) -> str:
         return f"{thing.colour} {word(thing)}"
 
-    def relation() -> str:
-        return one_of(*PHRASES[scene.relation])
-
-    def place() -> str:
-        return one_of(*PLACES[scene.background])
-
+    phrases, places = PHRASES[scene.relation], PLACES[scene.background]
     # Each line draws from the generator, from left to right.
-    one, other, between, where = noun(first), noun(second), relation(), place()
+    one, other, between, where = noun(first), noun(second), one_of(*phrases), one_of(*places)
     opening = one_of("", "There is ", "Here is ")
     whole = f"{opening}{_a(one)} {between} {_a(other)} {where}"
 
@@ -188,10 +178,10 @@ def describe(scene: ToyScene, generator: np.random.Generator) -> list[str]:
 
     nouns = [noun(first), noun(second)]
     one, other = (nouns[index] for index in generator.permutation(2))
-    where, opening = place(), one_of("", "", "A picture of ", "We can see ")
+    where, opening = one_of(*places), one_of("", "", "A picture of ", "We can see ")
     both = f"{opening}{_a(one)} {one_of('and', 'together with')} {_a(other)} {where}"
 
-    between, where = relation(), place()
+    between, where = one_of(*phrases), one_of(*places)
     one, other = one_of(
         (f"something {first.colour}", f"something {second.colour}"),
         (f"{_a(first.colour)} shape", f"{_a(second.colour)} one"),
@@ -199,13 +189,13 @@ def describe(scene: ToyScene, generator: np.random.Generator) -> list[str]:
     )
     colours = f"{one} {between} {other} {where}"
 
-    one, other, where = word(first), word(second), place()
+    one, other, where = word(first), word(second), one_of(*places)
     difference = first.side - second.side
     if abs(difference) < 0.1:
-        names = f"{_a(one)} {relation()} {_a(other)} {where}"
+        names = f"{_a(one)} {one_of(*phrases)} {_a(other)} {where}"
     else:
         size, other_size = (one_of(*words) for words in ((LARGE, SMALL) if difference > 0 else (SMALL, LARGE)))
-        between = relation()
+        between = one_of(*phrases)
         names = one_of(
             f"{_a(size)} {one} {between} {_a(other_size)} {other} {where}",
             f"{_a(size)} {one} and {_a(other_size)} {other} {where}",

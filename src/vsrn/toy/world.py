@@ -7,7 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -23,12 +23,12 @@ MOST_SCENES = 5_000
 def draw_toy_world(folder: Path | str, *, train: int = 500, val: int = 100, seed: int = 0) -> Path:
     """Draw `train` + `val` pictures, write their captions, and return the path of dataset.json.
 
-    `folder/images/*.jpg` are 224 x 224 pixels; `folder/dataset.json` has the Karpathy layout with five
-    captions an image, and beside them `objects`: name, colour and box (xyxy as fractions) of both.
-    No two pictures show the same scene. The same arguments give the same bytes with the same Pillow.
+    `folder/images/*.jpg` are 224 x 224 pixels; `folder/dataset.json` has the Karpathy layout with five captions an
+    image, and `objects`: name, colour and box (xyxy as fractions) of both. No two pictures show the same scene. The
+    same arguments give the same bytes with the same Pillow.
 
-    Raises `DataError` where the folder already holds a dataset.json, cannot be written, or where
-    the number of pictures is above 5,000, or not at least one in each split.
+    Raises `DataError` where the folder holds a dataset.json or cannot be written, or for more than 5,000 pictures, or
+    none in a split.
     """
     folder = Path(folder)
     dataset_path = folder / "dataset.json"
@@ -85,22 +85,13 @@ SCALE = 4
 BROWN: RGB = (121, 85, 61)
 
 
-class _Backdrop(NamedTuple):
-    """A gradient from `top` to `bottom` with `number` ellipses (width, height in pixels) scattered over it."""
-
-    top: RGB
-    bottom: RGB
-    mark: RGB
-    size: tuple[int, int]
-    number: int
-
-
-BACKDROPS = {
-    "sky": _Backdrop((112, 182, 236), (211, 235, 250), (240, 246, 252), (64, 22), 8),
-    "sea": _Backdrop((98, 190, 214), (22, 98, 148), (130, 190, 215), (22, 3), 60),
-    "sand": _Backdrop((250, 233, 190), (231, 200, 142), (214, 178, 116), (3, 3), 90),
-    "grass": _Backdrop((164, 214, 112), (98, 168, 72), (84, 150, 64), (3, 9), 220),
-    "night": _Backdrop((14, 17, 48), (52, 50, 104), (255, 250, 220), (3, 3), 60),
+# Colours of the top, of the bottom and of the ellipses that are scattered over both; these' size in pixels and number.
+BACKDROPS: dict[str, tuple[RGB, RGB, RGB, tuple[int, int], int]] = {
+    "sky": ((112, 182, 236), (211, 235, 250), (240, 246, 252), (64, 22), 8),
+    "sea": ((98, 190, 214), (22, 98, 148), (130, 190, 215), (22, 3), 60),
+    "sand": ((250, 233, 190), (231, 200, 142), (214, 178, 116), (3, 3), 90),
+    "grass": ((164, 214, 112), (98, 168, 72), (84, 150, 64), (3, 9), 220),
+    "night": ((14, 17, 48), (52, 50, 104), (255, 250, 220), (3, 3), 60),
 }
 
 
@@ -116,14 +107,15 @@ def draw_scene(scene: ToyScene) -> Image.Image:
 
 @functools.cache
 def _draw_backdrop(background: str, variant: int) -> Image.Image:
-    backdrop, size = BACKDROPS[background], (PICTURE_SIZE * SCALE,) * 2
+    top_colour, bottom_colour, mark, sides, number = BACKDROPS[background]
+    size = (PICTURE_SIZE * SCALE,) * 2
     generator = np.random.default_rng([BACKGROUNDS.index(background), variant])
-    top, bottom = (Image.new("RGB", size, colour) for colour in (backdrop.top, backdrop.bottom))
+    top, bottom = (Image.new("RGB", size, colour) for colour in (top_colour, bottom_colour))
     image = Image.composite(bottom, top, Image.linear_gradient("L").resize(size))
     draw = ImageDraw.Draw(image)
-    width, height = (side * SCALE for side in backdrop.size)
-    for x, y in generator.uniform(0, PICTURE_SIZE * SCALE, size=(backdrop.number, 2)):
-        draw.ellipse((x - width / 2, y - height / 2, x + width / 2, y + height / 2), backdrop.mark)
+    width, height = (side * SCALE for side in sides)
+    for x, y in generator.uniform(0, PICTURE_SIZE * SCALE, size=(number, 2)):
+        draw.ellipse((x - width / 2, y - height / 2, x + width / 2, y + height / 2), mark)
     return image.reduce(SCALE)
 
 
