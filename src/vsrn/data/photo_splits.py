@@ -16,11 +16,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from vsrn.config import Config, NetworkConfig
-from vsrn.data.annotations import CaptionedPhoto, choose_split, read_annotations
+from vsrn.data.annotations import choose_split, read_annotations
 from vsrn.data.listing import PhotoNames
 from vsrn.data.photos import decode_photo
 from vsrn.data.pictures import Photo, picture_of
-from vsrn.data.splits import CaptionedImages, captions_of, open_split
+from vsrn.data.splits import CaptionedImages, open_split
 from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import IntArray
 
@@ -97,43 +97,27 @@ def random_box(height: int, width: int, smallest: float, generator: np.random.Ge
 
 
 @dataclass(frozen=True)
-class PhotoSplit:
+class PhotoSplit(CaptionedImages):
     """Photos with their captions, decoded when they are asked for; what `Split` is for regions.
 
-    ids               path of each photo below the folder, in Unicode's NFC form
-    captions          one string per caption
-    image_of_caption  (num_captions,) which of this split's photos a caption belongs to
-    view              how a photo becomes a square
-    files             the file of each photo, by its id
-    workers           threads that decode photos; None for one for each processor that this process may use
+    ids      path of each photo below the folder, in Unicode's NFC form; of all photos, as `files`
+    files    where each photo is
+    view     how a photo becomes a square
+    workers  threads that decode photos; None for one for each processor that this process may use
     """
 
-    folder: Path
-    name: str
     ids: list[str]
-    captions: list[str]
-    image_of_caption: IntArray
+    files: list[Path]
     view: View
-    files: dict[str, Path]
     workers: int | None = None
-
-    @property
-    def num_images(self) -> int:
-        """How many photos there are."""
-        return len(self.ids)
-
-    @property
-    def has_ids(self) -> bool:
-        """Photos always have ids."""
-        return True
 
     def image_ids(self) -> list[str]:
         """One id per photo."""
-        return self.ids
+        return [self.ids[row] for row in self.rows]
 
     def path(self, image: int) -> Path:
         """The file of a photo."""
-        return self.files[self.ids[image]]
+        return self.files[self.rows[image]]
 
     def read_images(self, images: IntArray) -> tuple[Pixels, None]:
         """(B,) photos -> (B, S, S, 3) uint8, the middle of each. Raises `PhotoError` where one cannot be read."""
@@ -141,15 +125,15 @@ class PhotoSplit:
         _, middles = next(made_ready([paths], self.view.read_middle, self.workers))
         return np.stack(middles), None
 
-    def only(self, images: IntArray) -> PhotoSplit:
-        """The split reduced to these photos, in this order, with their captions."""
-        captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
-        ids = [self.ids[image] for image in images]
-        return replace(self, ids=ids, captions=captions, image_of_caption=image_of_caption)
-
 
 def open_photo_split(
-    photos: Path | str, annotations: Path | str, split: str, view: View, *, restval: bool = False
+    photos: Path | str,
+    annotations: Path | str,
+    split: str,
+    view: View,
+    *,
+    restval: bool = False,
+    workers: int | None = None,
 ) -> PhotoSplit:
     """Open a split of captioned photos; `val` and `dev` stand for each other.
 
@@ -159,15 +143,24 @@ def open_photo_split(
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; name the folder that holds the photos.")
     name = choose_split(annotations, splits, split)
-    files = _find_files(folder, splits[name], annotations)
+    names, listed = PhotoNames(folder), splits[name]
+    found = [names.find(photo.id, photo.cocoid) for photo in listed]
+    missing = [photo.id for photo, path in zip(listed, found, strict=True) if path is None]
+    if missing:
+        raise DataError(
+            f"{annotations} names {len(missing):,} photos that {folder} does not have, such as {missing[0]};"
+            " check the folder."
+        )
     return PhotoSplit(
         folder,
         name,
-        ids=[photo.id for photo in splits[name]],
-        captions=[caption for photo in splits[name] for caption in photo.captions],
-        image_of_caption=np.repeat(np.arange(len(splits[name])), [len(photo.captions) for photo in splits[name]]),
+        rows=np.arange(len(listed)),
+        captions=[caption for photo in listed for caption in photo.captions],
+        image_of_caption=np.repeat(np.arange(len(listed)), [len(photo.captions) for photo in listed]),
+        ids=[photo.id for photo in listed],
+        files=[path for path in found if path is not None],
         view=view,
-        files=files,
+        workers=workers,
     )
 
 
@@ -203,19 +196,6 @@ def processors() -> int:
     """How many processors this process may use."""
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-
-
-def _find_files(folder: Path, photos: list[CaptionedPhoto], annotations: Path | str) -> dict[str, Path]:
-    """The file of each photo, by its id. Raises `DataError` where some have none."""
-    names = PhotoNames(folder)
-    found = {photo.id: names.find(photo.id, photo.cocoid) for photo in photos}
-    missing = [photo_id for photo_id, path in found.items() if path is None]
-    if missing:
-        raise DataError(
-            f"{annotations} names {len(missing):,} photos that {folder} does not have, such as {missing[0]};"
-            " check the folder."
-        )
-    return {photo_id: path for photo_id, path in found.items() if path is not None}
 
 
 def seen_by(split: CaptionedImages, network: NetworkConfig) -> CaptionedImages:
@@ -254,5 +234,5 @@ def open_split_for(
             "this model reads photos, and nobody says where they are: set data.photos to their folder and"
             " data.annotations to their captions (`vsrn evaluate` takes them as --photos and --data)."
         )
-    opened = open_photo_split(photos, data, split, View.of(config.model.network), restval=config.data.restval)
-    return replace(opened, workers=workers)
+    view = View.of(config.model.network)
+    return open_photo_split(photos, data, split, view, restval=config.data.restval, workers=workers)

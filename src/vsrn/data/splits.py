@@ -11,7 +11,7 @@ import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -93,78 +93,72 @@ def _checksums(regions: FloatArray) -> list[int]:
 _NAMED_CAPTION = re.compile(r"\S[^\t]*(#[0-9]+|\.(jpe?g|png|webp))\t", re.IGNORECASE)
 
 
-class CaptionedImages(Protocol):
-    """What training and evaluation ask of a split, whether its images are regions (`Split`) or photos."""
+@dataclass(frozen=True)
+class CaptionedImages:
+    """A split, whether its images are regions (`Split`) or photos; each image appears once, whatever lies on disk.
 
-    @property
-    def name(self) -> str:
-        """Name of the split on disk."""
+    folder            where the images are
+    name              of the split, on disk
+    rows              (num_images,) place of each image among those on disk
+    captions          one string per caption
+    image_of_caption  (num_captions,) which of this split's images a caption belongs to
+    """
 
-    @property
-    def folder(self) -> Path:
-        """Where its images are."""
+    folder: Path
+    name: str
+    rows: IntArray
+    captions: list[str]
+    image_of_caption: IntArray
 
     @property
     def num_images(self) -> int:
         """How many different images there are."""
-
-    @property
-    def captions(self) -> list[str]:
-        """One string per caption."""
-
-    @property
-    def image_of_caption(self) -> IntArray:
-        """(num_captions,) which of this split's images a caption belongs to."""
+        return len(self.rows)
 
     @property
     def has_ids(self) -> bool:
         """Whether images have ids on disk, and are not just numbered."""
+        return True
 
     def image_ids(self) -> list[str]:
-        """One id per image."""
+        """One id per image: those on disk, or the row number where there are none."""
+        raise NotImplementedError
+
+    def captions_by_image(self) -> list[list[str]]:
+        """The captions of each image, in their order."""
+        grouped: list[list[str]] = [[] for _ in range(self.num_images)]
+        for image, caption in zip(self.image_of_caption, self.captions, strict=True):
+            grouped[image].append(caption)
+        return grouped
 
     def read_images(self, images: IntArray) -> tuple[npt.NDArray[Any], IntArray | None]:
         """(B,) images -> what an image encoder reads of them, and (B,) real regions of each or None."""
+        raise NotImplementedError
 
     def only(self, images: IntArray) -> Self:
         """The split reduced to these images, in this order, with their captions."""
+        place = np.full(self.num_images, -1)
+        place[images] = np.arange(len(images))
+        kept = np.flatnonzero(place[self.image_of_caption] >= 0)
+        captions = [self.captions[caption] for caption in kept]
+        owners = place[self.image_of_caption[kept]]
+        return replace(self, rows=self.rows[images], captions=captions, image_of_caption=owners)
 
 
 AnySplit = TypeVar("AnySplit", bound=CaptionedImages)
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images with their captions; each image appears once, whatever the layout on disk.
+class Split(CaptionedImages):
+    """A split of a region store.
 
-    rows              (num_images,) row of each image in the region store
-    captions          one string per caption
-    image_of_caption  (num_captions,) which of this split's images a caption belongs to
-    region_order      order in which an image's regions are read
-    zeros_divide      whether an image of zeros is refused when it is read, for a model that would make 0 / 0 of it
+    region_order  order in which an image's regions are read
+    zeros_divide  whether an image of zeros is refused when it is read, for a model that would make 0 / 0 of it
     """
 
     regions: RegionStore
-    rows: IntArray
-    captions: list[str]
-    image_of_caption: IntArray
     region_order: RegionOrder = "stored"
     zeros_divide: bool = False
-
-    @property
-    def name(self) -> str:
-        """Name of the split on disk."""
-        return self.regions.split
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the region store."""
-        return self.regions.folder
-
-    @property
-    def num_images(self) -> int:
-        """How many different images there are."""
-        return len(self.rows)
 
     @property
     def has_ids(self) -> bool:
@@ -175,13 +169,6 @@ class Split:
         """One id per image: those on disk, or the row number where there are none."""
         ids = self.regions.ids
         return [ids[row] if ids else str(row) for row in self.rows]
-
-    def captions_by_image(self) -> list[list[str]]:
-        """The captions of each image, in their order."""
-        grouped: list[list[str]] = [[] for _ in range(self.num_images)]
-        for image, caption in zip(self.image_of_caption, self.captions, strict=True):
-            grouped[image].append(caption)
-        return grouped
 
     def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
         """(B,) images of this split -> (B, N, F) features, and (B,) real regions of each or None.
@@ -198,19 +185,6 @@ class Split:
         """The split with the regions of its images read in this order, whatever order they were read in before."""
         return replace(self, region_order=order)
 
-    def only(self, images: IntArray) -> Split:
-        """The split reduced to these images, in this order, with their captions."""
-        captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
-        return replace(self, rows=self.rows[images], captions=captions, image_of_caption=image_of_caption)
-
-
-def captions_of(images: IntArray, captions: list[str], image_of_caption: IntArray) -> tuple[list[str], IntArray]:
-    """The captions of some images, and which of *these* images each belongs to."""
-    place = np.full(max(image_of_caption.max(initial=-1), images.max(initial=-1)) + 1, -1)
-    place[images] = np.arange(len(images))
-    kept = np.flatnonzero(place[image_of_caption] >= 0)
-    return [captions[caption] for caption in kept], place[image_of_caption[kept]]
-
 
 def open_split(folder: Path | str, split: str) -> Split:
     """Open a split with its captions; features stay on disk.
@@ -221,7 +195,7 @@ def open_split(folder: Path | str, split: str) -> Split:
     regions = open_region_store(folder, split)
     captions = read_split_captions(regions.folder, regions.split)
     rows, image_of_caption = images_of_rows(regions, regions.folder / f"{regions.split}_caps.txt", len(captions))
-    return Split(regions, rows, captions, image_of_caption)
+    return Split(regions.folder, regions.split, rows, captions, image_of_caption, regions)
 
 
 def read_split_captions(folder: Path, split: str) -> list[str]:
