@@ -81,4 +81,6 @@ def test_the_real_photos(shared: Path) -> None:
     assert (split.num_images, len(split.captions)) == (1000, 5000)
     pixels, _ = split.read_images(np.array([17, 3]))
     for row, image in enumerate((17, 3)):
-        assert np.array_equal(pixels[row], np.asarray(Image.open(folder / "images" / split.image_ids()[image]).convert("RGB")))
+        assert np.array_equal(
+            pixels[row], np.asarray(Image.open(folder / "images" / split.image_ids()[image]).convert("RGB"))
+        )

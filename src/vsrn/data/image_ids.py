@@ -10,7 +10,6 @@ An id that may mean two different images means neither. Torch-free.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.data.kinds import PHOTO_ENDINGS
 from vsrn.errors import DataError
 from vsrn.files import normal_name, read_json, read_lines
 from vsrn.metrics import FloatArray, IntArray
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from vsrn.data.region_store import RegionStore
 
 MAPPING_FILE = "id_mapping.json"
-PHOTO_ENDINGS = frozenset(
-    [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"]
-)
 # Rows of one id are one image where they differ by less than this share of their length: half precision and bfloat16
 # round by 0.4 %, and other images differ by about their whole length.
 SAME_WITHIN = 0.1
@@ -87,23 +84,22 @@ class ImageNames(Generic[_Found]):
         """
         self._mapping = mapping or {}
         self._exact: dict[str, _Found] = {}
-        # A name that several images have is in its table with None.
-        self._whole: dict[str, _Found | None] = {}
-        self._below: dict[str, _Found | None] = {}
-        self._numbered: dict[int, _Found | None] = {}
-        self._plain: dict[int, _Found | None] = {}
+        # By kind of name and name; None where several images have it.
+        self._named: dict[tuple[str, str | int | None], _Found | None] = {}
         for image_id, found in images:
             self._exact.setdefault(normal_name(image_id), found)
         for image_id, found in () if exact else self._exact.items():
             name = normal_name(self._mapping.get(as_image_id(image_id), image_id))
-            for place, key in enumerate(_from_each_folder(name)):
-                for form in _known_as(key):
-                    _note(self._below if place else self._whole, form, found)
-            coco, plain = coco_number(name), _digits(name)
+            for place, path in enumerate(_from_each_folder(name)):
+                stem, ending = _cut(path)
+                # Where it has an ending, also for who asks without any.
+                for form in [path, f"{stem}.*"] if ending else [path]:
+                    self._note("below" if place else "whole", form, found)
+            coco, digits = coco_number(name), _digits(name)
             if coco is not None:
-                _note(self._numbered, coco, found)
-            elif plain is not None:
-                _note(self._plain, plain, found)
+                self._note("coco", coco, found)
+            elif digits is not None:
+                self._note("digits", digits, found)
 
     def find(self, image_id: str, cocoid: int | None = None) -> _Found | None:
         """What is known of the image that an id means, or None where it is none of these or may be several.
@@ -118,18 +114,21 @@ class ImageNames(Generic[_Found]):
             return self._exact[name]
         name = normal_name(self._mapping.get(as_image_id(name), name))
         whole, *below = _from_each_folder(name)
-        coco, plain = coco_number(name), _digits(name)
-        tries: list[tuple[Mapping[str, _Found | None] | Mapping[int, _Found | None], Sequence[str | int | None]]] = [
-            (self._numbered, [cocoid]),
-            (self._plain, [cocoid]),
-            (self._whole, _asked_as(whole)),
-            (self._below, _asked_as(whole)),
-            *((self._whole, _asked_as(key)) for key in below),
-            (self._numbered, [coco]),
-            (self._plain, [coco]),
-            (self._numbered, [plain]),
+        coco = coco_number(name)
+        tries = [
+            ("coco", cocoid),
+            ("digits", cocoid),
+            *(("whole", form) for form in _asked_as(whole)),
+            *(("below", form) for form in _asked_as(whole)),
+            *(("whole", form) for path in below for form in _asked_as(path)),
+            ("coco", coco),
+            ("digits", coco),
+            ("coco", _digits(name)),
         ]
-        return next((table[key] for table, keys in tries for key in keys if key in table), None)  # type: ignore[index]
+        return next((self._named[key] for key in tries if key in self._named), None)
+
+    def _note(self, kind: str, name: str | int, found: _Found) -> None:
+        self._named[kind, name] = None if (kind, name) in self._named else found
 
 
 def _from_each_folder(name: str) -> list[str]:
@@ -150,23 +149,15 @@ def _cut(name: str) -> tuple[str, str]:
     >>> _cut("a.JPEG"), _cut("mr.smith")
     (('a', '.jpg'), ('mr.smith', ''))
     """
-    stem, dot, ending = name.rpartition(".")
-    ending = (dot + ending).lower()
-    return (
-        (stem, {".jpeg": ".jpg", ".tiff": ".tif"}.get(ending, ending))
-        if stem and ending in PHOTO_ENDINGS
-        else (name, "")
-    )
-
-
-def _known_as(name: str) -> list[str]:
-    """The keys of an image's name: where it has an ending, also one for who asks without any."""
-    stem, ending = _cut(name)
-    return [name, f"{stem}.*"] if ending else [name]
+    stem, _, ending = name.rpartition(".")
+    ending = f".{ending}".lower()
+    if not stem or ending not in PHOTO_ENDINGS:
+        return name, ""
+    return stem, {".jpeg": ".jpg", ".tiff": ".tif"}.get(ending, ending)
 
 
 def _asked_as(name: str) -> list[str]:
-    """The keys under which a name is looked for."""
+    """The forms of a path that are looked for: as it is, and where either has no ending, without."""
     stem, ending = _cut(name)
     return [name, stem] if ending else [name, f"{name}.*"]
 
@@ -175,13 +166,6 @@ def _digits(name: str) -> int | None:
     """The number that a file name is, without folder and ending, or None."""
     stem = _cut(PurePosixPath(name).name)[0]
     return int(stem) if stem.isascii() and stem.isdigit() and len(stem) < 19 else None
-
-
-_Key = TypeVar("_Key", str, int)
-
-
-def _note(table: dict[_Key, _Found | None], key: _Key, found: _Found) -> None:
-    table[key] = None if key in table else found
 
 
 def read_row_ids(path: Path, features: FloatArray) -> tuple[list[str], list[str]]:
@@ -275,13 +259,14 @@ def _by_id(ids: Sequence[str]) -> tuple[IntArray, IntArray]:
 
 def _check_different(regions: RegionStore) -> None:
     """Raise `DataError` where two rows that are two images have one id."""
-    twice = next((name for name, count in Counter(regions.ids).items() if count > 1), None)
-    if twice is not None:
-        rows = [row for row, name in enumerate(regions.ids) if name == twice]
-        raise DataError(
-            f"{regions.folder / f'{regions.split}_ids.txt'} gives the id {twice} to rows {rows[0]} and {rows[1]}, which"
-            " are two images with captions of their own; give each image its own id."
-        )
+    firsts: dict[str, int] = {}
+    for row, name in enumerate(regions.ids):
+        first = firsts.setdefault(name, row)
+        if first != row:
+            raise DataError(
+                f"{regions.folder / f'{regions.split}_ids.txt'} gives the id {name} to rows {first} and {row}, which"
+                " are two images with captions of their own; give each image its own id."
+            )
 
 
 def _check_alike(regions: RegionStore, first_of_row: IntArray) -> None:

@@ -47,7 +47,7 @@ _RAW_ENDINGS = frozenset(
 # What a photo beside a raw file or beside a Live photo's video is called, and such a video.
 _CAMERA_ENDINGS, _LIVE_ENDINGS = frozenset([".jpg", ".jpeg", ".heic", ".heif", ".hif"]), frozenset([".mov", ".mp4"])
 # A file of such a name, or that begins like this, ought to be a photo; where it cannot be read it is damaged.
-_PHOTO_ENDINGS = frozenset(
+PHOTO_ENDINGS = frozenset(
     [
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
         *(".avif", ".heic", ".heif", ".hif"),
@@ -109,7 +109,7 @@ def _is_raw_tiff(content: bytes, ending: str) -> bool:
 
 def ought_to_be_photo(content: bytes, ending: str) -> bool:
     """Whether a file that cannot be read is a damaged photo or video, by its name or how it begins."""
-    if ending.lower() in _PHOTO_ENDINGS or content.startswith(_BEGINNINGS):
+    if ending.lower() in PHOTO_ENDINGS or content.startswith(_BEGINNINGS):
         return True
     return kind_of(content) in ("HEIF", "AVIF", "VIDEO")
 

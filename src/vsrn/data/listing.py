@@ -1,8 +1,7 @@
 """Which files of a folder ought to be photos: every file once, each with an id; what cannot be listed has its reason.
 
 find_photos("photos/")                       every file under the folder
-PhotoNames("photos/").path("2019/café.jpg")  one file by its id, in whichever Unicode form the disk has its name
-PhotoNames("photos/").find("391895")         the same by any of its names, such as COCO's number
+PhotoNames("photos/").find("391895")         one file by any of its names, such as COCO's number
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from vsrn.data.exclusion import Exclusion
-from vsrn.data.image_ids import PHOTO_ENDINGS, ImageNames, as_image_id
-from vsrn.data.kinds import parts_of_photos
+from vsrn.data.image_ids import ImageNames, as_image_id
+from vsrn.data.kinds import PHOTO_ENDINGS, parts_of_photos
 from vsrn.errors import DataError, PhotoError
 from vsrn.files import normal_name, printable
 
@@ -95,14 +94,13 @@ def photo_id(relative: Path) -> str:
 class PhotoNames:
     """Files below a folder by their ids, whichever Unicode form the disk has their names in.
 
-    A folder is listed only where it does not hold a name as it is asked for, and then once.
+    The folder is listed only where it does not hold a name as it is asked for, and then once.
 
     mapping  file names of ids (`read_id_mapping`)
     """
 
     def __init__(self, folder: Path | str, mapping: Mapping[str, str] | None = None) -> None:
         self.folder, self.mapping = Path(folder), mapping or {}
-        self._listed: dict[Path, dict[str, str]] = {}
         self._all: ImageNames[Path] | None = None
 
     def find(self, image_id: str, cocoid: int | None = None) -> Path | None:
@@ -110,45 +108,22 @@ class PhotoNames:
 
         cocoid  COCO's number of the image, where a data set says it
         """
-        path = self.path(self.mapping.get(as_image_id(image_id), image_id))
-        if path.is_file():
-            return path
+        plain = self.folder / self.mapping.get(as_image_id(image_id), image_id)
+        if plain.is_file():
+            return plain
         if self._all is None:
             self._all = ImageNames(self._photos(), self.mapping)
         return self._all.find(image_id, cocoid)
 
     def _photos(self) -> Iterator[tuple[str, Path]]:
-        """Path below the folder, and path, of every file in it that has a photo's ending and is not left out."""
+        """Path below the folder, and path, of every file in it that is not left out."""
         everywhere = Exclusion(self.folder)
         for top, folders, files in os.walk(self.folder):
             folders[:] = sorted(name for name in folders if not everywhere.has_folder(name))
             for name in sorted(files):
-                path = Path(top, name)
-                if path.suffix.lower() in PHOTO_ENDINGS and not name.startswith("."):
+                if not name.startswith("."):
+                    path = Path(top, name)
                     yield path.relative_to(self.folder).as_posix(), path
-
-    def path(self, name: str) -> Path:
-        """Where the file is; `folder / name` where there is none."""
-        plain = self.folder / name
-        if name.isascii() or os.path.lexists(plain):
-            return plain
-        path = self.folder
-        for part in Path(name).parts:
-            below = path / part
-            if not part.isascii() and not os.path.lexists(below):
-                below = path / self._names(path).get(normal_name(part), part)
-            path = below
-        return path
-
-    def _names(self, folder: Path) -> dict[str, str]:
-        """Names in a folder, by their NFC form."""
-        if folder not in self._listed:
-            try:
-                names = sorted((entry.name for entry in os.scandir(folder)), reverse=True)
-                self._listed[folder] = {normal_name(name): name for name in names}
-            except OSError:
-                self._listed[folder] = {}
-        return self._listed[folder]
 
 
 @dataclass
