@@ -5,8 +5,7 @@
     annotations/             a folder of these, and optional lists such as coco_train_ids.npy that make splits of them
     captions.csv, ...        `vsrn.data.caption_tables`
 
-Without a list, each JSON of COCO's is a split, `train2014` as `train` and so on. A photo of `captions_train2014.json`
-is named as in the folder `train2014`.
+Without a list, each JSON of COCO's is a split, `train2014` as `train`, of photos in a folder `train2014`.
 """
 
 from __future__ import annotations
@@ -60,8 +59,8 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
 
     restval  whether COCO's `restval` images, left over from its validation set, count as `train`
 
-    Raises `DataError` where the file is missing or laid out otherwise, where an image has no captions, an
-    empty one, another's number, is listed twice in a split, or has a path that leads out of the image folder.
+    Raises `DataError` where the file is missing or laid out otherwise, or where an image has no captions, an empty one,
+    another's number, a path that leads out of the image folder, or is listed twice in a split.
     """
     path = Path(path)
     splits: dict[str, list[CaptionedPhoto]] = {}
@@ -86,10 +85,7 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
 
 
 def safe_photo_id(folder: str, filename: str, path: Path) -> str:
-    """`folder/filename` in NFC. Raises `DataError` where opening it could reach a file outside the image folder.
-
-    path  the file that says so
-    """
+    """`folder/filename` in NFC, which the file `path` names. Raises `DataError` where it may lead out of the folder."""
     joined = PurePosixPath(folder) / filename
     windows = PureWindowsPath(folder) / filename
     leads_out = joined.is_absolute() or bool(windows.anchor) or ".." in windows.parts
@@ -147,19 +143,19 @@ _Sentences = dict[int, CaptionedPhoto]
 def read_coco(folder: Path) -> dict[str, list[CaptionedPhoto]]:
     """Splits of a folder of COCO caption annotations, by name, photos in the order of their first caption.
 
-    Raises `DataError` where a file is malformed, a list names an annotation that no JSON has, a caption is empty,
-    or a photo has a path that leads out of the image folder.
+    Raises `DataError` where a file is malformed or a list names an annotation that no JSON has.
     """
     # COCO's archive unpacks to a folder of this name.
     folder = folder / "annotations" if (folder / "annotations").is_dir() else folder
-    parts = {path: _PART.fullmatch(path.name) for path in sorted(folder.glob("captions_*.json"))}
-    sentences = {path: _read_part(path, found[1]) for path, found in parts.items() if found}
+    paths = sorted(folder.iterdir())
+    parts = {path: found for path in paths if (found := _PART.fullmatch(path.name))}
+    sentences = {path: _read_part(path, found[1]) for path, found in parts.items()}
     if not sentences:
         raise DataError(f"{folder} holds no COCO captions: no file is named like captions_train2014.json.")
-    lists = {path: _LIST.fullmatch(path.name) for path in sorted(folder.glob("coco_*_ids.npy"))}
+    lists = {path: found[1] for path in paths if (found := _LIST.fullmatch(path.name))}
     if not lists:
-        return {found[2] or found[1]: _gather(sentences[path], path) for path, found in parts.items() if found}
-    return {found[1]: _gather(_listed(path, sentences), path) for path, found in lists.items() if found}
+        return {found[2] or found[1]: _gather(sentences[path], path) for path, found in parts.items()}
+    return {split: _gather(_listed(path, sentences), path) for path, split in lists.items()}
 
 
 def is_coco_folder(folder: Path) -> bool:
@@ -232,11 +228,6 @@ RESTVAL = "restval"
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test)(?![a-z])")
 
 
-class _Layout(msgspec.Struct):
-    images: msgspec.Raw
-    annotations: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
 def read_annotations(
     path: Path | str, *, restval: bool = False, name: str = "train"
 ) -> dict[str, list[CaptionedPhoto]]:
@@ -281,7 +272,7 @@ def choose_split(path: Path | str, splits: Mapping[str, list[CaptionedPhoto]], s
 def _is_coco(path: Path) -> bool:
     """Whether a JSON has COCO's layout; False where it cannot be read."""
     try:
-        return read_json(path, _Layout, "").annotations is not msgspec.UNSET
+        return "annotations" in read_json(path, dict[str, msgspec.Raw], "")
     except DataError:
         return False
 

@@ -6,7 +6,7 @@
     [{"image": "a.jpg", "caption": "..."}]     JSON, or a record a line (JSONL); several captions as a list
     {"a.jpg": ["...", "..."]}                  JSON of captions by image
 
-A column or field `split` says the split. Torch-free.
+A column or field `split` says the split.
 """
 
 from __future__ import annotations
@@ -21,23 +21,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vsrn.errors import DataError
-from vsrn.files import plain_utf8, read_text
+from vsrn.files import plain_utf8, read_json, read_text
 
 # Names of columns, the surest first.
 IMAGE_COLUMNS = (
-    "filename",
-    "file_name",
-    "image",
-    "image_name",
-    "image_path",
-    "img",
-    "path",
-    "file",
-    "photo",
-    "image_id",
+    *("filename", "file_name", "image", "image_name", "image_path"),
+    *("img", "path", "file", "photo", "image_id"),
 )
 CAPTION_COLUMNS = ("caption", "captions", "comment", "raw", "sentence", "sentences", "text", "description")
-_JSON_STARTS = (b"{", b"[")
 _NUMBER_OF_CAPTION = re.compile(r"#[0-9]+$")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 # A line of Flickr30K's results.csv lacks the mark behind the number of its caption.
@@ -67,16 +58,14 @@ def is_table(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         start = plain_utf8(file.read(4096), path).lstrip()
-    if not start.startswith(_JSON_STARTS):
+    if not start.startswith((b"{", b"[")):
         # What is empty or broken is refused as JSON is.
         return bool(start) and path.suffix.lower() != ".json"
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
+    if start.startswith(b"[") or path.suffix.lower() in (".jsonl", ".ndjson"):
         return True
     try:
-        content = msgspec.json.decode(
-            plain_utf8(path.read_bytes(), path), type=list[msgspec.Raw] | dict[str, msgspec.Raw]
-        )
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        content = read_json(path, dict[str, msgspec.Raw], "")
+    except DataError:
         return False
     return bool(content) and "images" not in content
 
@@ -126,12 +115,12 @@ def _of_lines(text: str, path: Path) -> Iterator[CaptionRow]:
     said = next((columns.index(name) for name in CAPTION_COLUMNS if name in columns), None)
     named = next((columns.index(name) for name in IMAGE_COLUMNS if name in columns), None)
     if said is None or (named is None and len(columns) > 2):
-        yield from (_without_head(number, fields, comma, path) for number, fields in [first, *lines])
+        yield from (_without_head(where, fields, comma) for where, fields in [first, *lines])
         return
     named = 1 - said if named is None else named
     split = columns.index("split") if "split" in columns else None
-    for number, found in lines:
-        where, fields = f"{path}, line {number}", found
+    for where, found in lines:
+        fields = found
         slip = _NUMBER_AND_CAPTION.fullmatch(fields[-1])
         if len(fields) == len(columns) - 1 and slip:
             fields = [*fields[:-1], slip[1], slip[2]]
@@ -145,14 +134,14 @@ def _of_lines(text: str, path: Path) -> Iterator[CaptionRow]:
         yield CaptionRow(where, fields[named], _captions(fields[said]), "" if split is None else fields[split])
 
 
-def _without_head(number: int, fields: Sequence[str], comma: str, path: Path) -> CaptionRow:
+def _without_head(where: str, fields: Sequence[str], comma: str) -> CaptionRow:
     """A line that begins with the image and ends with the caption, whose number may stand between."""
     image, *rest = fields
     if len(rest) > 1 and rest[0].isdecimal():
         del rest[0]
     if not rest or not image:
-        raise DataError(f"{path}, line {number} does not name an image and a caption; {_HINT}")
-    return CaptionRow(f"{path}, line {number}", image, [_BETWEEN[comma].join(rest)])
+        raise DataError(f"{where} does not name an image and a caption; {_HINT}")
+    return CaptionRow(where, image, [_BETWEEN[comma].join(rest)])
 
 
 def _captions(said: str) -> list[str]:
@@ -165,18 +154,18 @@ def _captions(said: str) -> list[str]:
     return [said]
 
 
-def _fields(text: str, comma: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and fields of every line that is not blank; `comma` is what stands between fields."""
+def _fields(text: str, comma: str, path: Path) -> Iterator[tuple[str, list[str]]]:
+    """File and line, and the fields, of every line that is not blank; `comma` is what stands between fields."""
     if comma in "\t|":
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
-                yield number, [_unquoted(field.strip()) for field in line.split(comma)]
+                yield f"{path}, line {number}", [_unquoted(field.strip()) for field in line.split(comma)]
         return
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=comma, skipinitialspace=True, strict=True)
     try:
         for fields in reader:
             if any(field.strip() for field in fields):
-                yield reader.line_num, [field.strip() for field in fields]
+                yield f"{path}, line {reader.line_num}", [field.strip() for field in fields]
     except csv.Error as error:
         raise DataError(
             f"{path}, line {reader.line_num}: {error}; a quote in a quoted field is written twice."

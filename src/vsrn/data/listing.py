@@ -1,7 +1,7 @@
 """Which files of a folder ought to be photos: every file once, each with an id; what cannot be listed has its reason.
 
-find_photos("photos/")                       every file under the folder
-PhotoNames("photos/").find("391895")         one file by any of its names, such as COCO's number
+find_photos("photos/")                  every file under the folder
+PhotoNames("photos/").find("391895")    one file by any of its names, such as COCO's number
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ _NO_MEDIA = {".nomedia", ".noindex"}
 class PhotoFile:
     """A file that ought to be a photo, or a folder or link that cannot be looked into.
 
-    id       its path below the folder that was searched, with forward slashes, in Unicode's NFC form;
-             a folder that cannot be listed has a slash at its end
+    id       its path below the folder that was searched, as `photo_id` writes it; of a folder with a slash at its end
     path     where to open it
     refusal  why it is not to be opened, for instance a link that leads out of the folder; None where it may be
     """
@@ -60,9 +59,8 @@ def find_photos(
 
     Passed over are hidden files and folders, those of systems, folders below `folder` that hold `.nomedia` or
     `.noindex`, an index or a region store, and files that are part of a photo (`parts_of_photos`). What is not a photo
-    is listed all the same, so that the decoder can say so. Each folder is searched once and each file listed once,
-    whatever links lead to it: real folders and files go first, of hard links the first by id. A folder that cannot be
-    listed and a link that leads nowhere are listed with a refusal.
+    is listed too. Each file is listed once, whatever links lead to it: real folders and files go first, of hard links
+    the first by id. A folder that cannot be listed and a link that leads nowhere are listed with a refusal.
 
     Raises `DataError` where `folder` is missing, cannot be listed, or holds nothing.
     """
@@ -74,12 +72,9 @@ def find_photos(
     if leave_out is not None and leave_out.is_dir():
         walk.searched.add(_identity(leave_out.stat(), leave_out))
     found = walk.run()
-    if not found and (exclusion.num_folders or exclusion.num_files):
-        raise DataError(
-            f"{folder} holds no files beside those that are left out; name the folder that holds the photos."
-        )
     if not found:
-        raise DataError(f"{folder} holds no files; name the folder that holds the photos.")
+        but = " beside those that are left out" if exclusion.num_folders or exclusion.num_files else ""
+        raise DataError(f"{folder} holds no files{but}; name the folder that holds the photos.")
     parts = parts_of_photos(photo.id for photo in found)
     exclusion.num_files += len(parts)
     return _with_own_ids([photo for photo in found if photo.id not in parts])
@@ -95,11 +90,10 @@ class PhotoNames:
     """Files below a folder by their ids, whichever Unicode form the disk has their names in.
 
     The folder is listed only where it does not hold a name as it is asked for, and then once.
-
-    mapping  file names of ids (`read_id_mapping`)
     """
 
     def __init__(self, folder: Path | str, mapping: Mapping[str, str] | None = None) -> None:
+        """Take the folder, and file names of ids (`read_id_mapping`)."""
         self.folder, self.mapping = Path(folder), mapping or {}
         self._all: ImageNames[Path] | None = None
 
@@ -150,8 +144,7 @@ class _Walk:
         self._search(self.root)
         while self.links:
             # Folders first: what lies in them is listed there, and not by further links to it.
-            folders = [link for link in self.links if _leads_to_folder(link)]
-            links = set(folders or self.links)
+            links = {link for link in self.links if os.path.isdir(link)} or set(self.links)  # noqa: PTH112
             self.links = [link for link in self.links if link not in links]
             for link in sorted(links):
                 self._follow(link)
@@ -169,21 +162,25 @@ class _Walk:
                 self.searched.add(identity)
                 entries = sorted(os.scandir(current), key=lambda entry: entry.name)
             except OSError as error:
-                self._skip_folder(current, error)
+                reason = f"{printable(current)} cannot be listed ({error.strerror}); check its permissions."
+                if current == self.root:
+                    raise DataError(reason) from error
+                refusal = PhotoError(reason, "unreadable")
+                self.found.append(PhotoFile(f"{self._id(current)}/", current, refusal))
                 continue
             if current != self.root and _holds_no_photos({entry.name for entry in entries}):
-                self.exclusion.leave_out(photo_id(current.relative_to(self.root)))
+                self.exclusion.leave_out(self._id(current))
                 continue
             for entry in entries:
                 path, kind = current / entry.name, _kind(entry)
-                if self.exclusion.passes_over(photo_id(path.relative_to(self.root)), kind):
+                if self.exclusion.passes_over(self._id(path), kind):
                     continue
                 if kind == "link":
                     self.links.append(path)
                 elif kind == "folder":
                     folders.append(path)
                 else:
-                    files.append((self._photo(path), _hard_link(entry)))
+                    files.append((PhotoFile(self._id(path), path), _hard_link(entry)))
         # Sorted, so that of several hard links the first by id stays.
         for photo, identity in sorted(files, key=lambda file: _order(file[0])):
             if identity is None or identity not in self.files:
@@ -205,7 +202,7 @@ class _Walk:
             self._search(link)
         elif not self._is_listed(target, status):
             self.files.add(_identity(status, target))
-            self.found.append(self._photo(link))
+            self.found.append(PhotoFile(self._id(link), link))
 
     def _is_listed(self, target: Path, status: os.stat_result) -> bool:
         """Whether the file that a link leads to has an entry of its own."""
@@ -217,19 +214,12 @@ class _Walk:
             return False
         return parent in self.searched and not target.name.startswith(".")
 
-    def _photo(self, path: Path) -> PhotoFile:
-        return PhotoFile(photo_id(path.relative_to(self.root)), path)
+    def _id(self, path: Path) -> str:
+        return photo_id(path.relative_to(self.root))
 
     def _skip(self, link: Path, reason: str) -> None:
         refusal = PhotoError(f"{printable(link)} {reason}", "link")
-        self.found.append(PhotoFile(photo_id(link.relative_to(self.root)), link, refusal))
-
-    def _skip_folder(self, folder: Path, error: OSError) -> None:
-        reason = f"{printable(folder)} cannot be listed ({error.strerror}); check its permissions."
-        if folder == self.root:
-            raise DataError(reason) from error
-        refusal = PhotoError(reason, "unreadable")
-        self.found.append(PhotoFile(f"{photo_id(folder.relative_to(self.root))}/", folder, refusal))
+        self.found.append(PhotoFile(self._id(link), link, refusal))
 
 
 def _holds_no_photos(names: set[str]) -> bool:
@@ -243,13 +233,6 @@ def _holds_no_photos(names: set[str]) -> bool:
 def _identity(status: os.stat_result, path: Path) -> Hashable:
     """What is the same for all names of one file or folder. Some file systems do not number their files."""
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
-
-
-def _leads_to_folder(link: Path) -> bool:
-    try:
-        return link.is_dir()
-    except OSError:
-        return False
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["link", "folder", "file"]:
@@ -275,10 +258,7 @@ def _order(photo: PhotoFile) -> tuple[str, bytes]:
 
 
 def _with_own_ids(found: list[PhotoFile]) -> list[PhotoFile]:
-    """Sorted by id. Of files with one id, the later ones get another id and a refusal.
-
-    Their names differ in their Unicode form, or one holds what stands for a control character in an id.
-    """
+    """Sorted by id. Of files whose names make one id, the later ones get another id and a refusal."""
     taken: dict[str, PhotoFile] = {}
     later: list[PhotoFile] = []
     for photo in sorted(found, key=_order):

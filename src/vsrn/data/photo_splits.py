@@ -81,10 +81,8 @@ class View:
 
 
 def random_box(height: int, width: int, smallest: float, generator: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part of a photo, as torchvision's `RandomResizedCrop` draws them.
-
-    Its own draws come from one generator for the whole process, which threads would race for.
-    """
+    """Top, left, height and width of a random part of a photo, as torchvision's `RandomResizedCrop` draws them."""
+    # Its own draws come from one generator for the whole process, which threads would race for.
     for _ in range(TRIES):
         area = height * width * generator.uniform(smallest, 1)
         shape = math.exp(generator.uniform(math.log(NARROWEST), math.log(WIDEST)))
@@ -200,7 +198,7 @@ def processors() -> int:
 
 def seen_by(split: CaptionedImages, network: NetworkConfig) -> CaptionedImages:
     """A split of photos as another network's settings bring them to size."""
-    assert isinstance(split, PhotoSplit), "a split that is no store of regions is a folder of photos"
+    assert isinstance(split, PhotoSplit)
     return replace(split, view=View.of(network))
 
 
@@ -218,8 +216,7 @@ def open_split_for(
     photos   folder of photos, instead of the config's own
     workers  threads that decode photos; None for one for each processor
 
-    Raises `ConfigError` where neither config nor arguments say where the data is, and `DataError` where it cannot be
-    read.
+    Raises `ConfigError` where nothing says where the data is, and `DataError` where it cannot be read.
     """
     if not config.model.network.name:
         if not (data or config.data.path):

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from vsrn.data.photos import MAX_BYTES, MAX_RATIO, decode_photo
+from vsrn.data.photos import MAX_BYTES, MAX_RATIO, decode_photo, one_line
 from vsrn.data.to_rgb import shrink_factor, to_rgb
 from vsrn.errors import PhotoError
-from vsrn.files import printable
 
 # A path; the bytes of a file, or the file opened with "rb"; a picture of Pillow; (H, W, 3) uint8 RGB pixels.
 Photo = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any]
@@ -32,9 +31,8 @@ def picture_of(photo: Photo, target_size: int | None = None) -> Image.Image:
         return decode_photo(bytes(photo), target_size=target_size)
     if isinstance(photo, Image.Image):
         return _rgb_of(photo, target_size)
-    read = getattr(photo, "read", None)
-    if read is not None:
-        content = read(MAX_BYTES + 1)
+    if hasattr(photo, "read"):
+        content = photo.read(MAX_BYTES + 1)
         if not isinstance(content, bytes):
             raise PhotoError('the file of a photo was opened as text; open it with mode "rb".', "unreadable")
         return decode_photo(content, target_size=target_size)
@@ -74,5 +72,4 @@ def _rgb_of(picture: Image.Image, target_size: int | None) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(picture), shrink_factor(picture.size, target_size))
     except Exception as error:
         # Pillow reads a file only now, and its decoders raise anything.
-        said = printable(" ".join(str(error).split())[:200])
-        raise PhotoError(f"this picture cannot be read ({said}); open its file again.") from error
+        raise PhotoError(f"this picture cannot be read ({one_line(error)}); open its file again.") from error

@@ -1,7 +1,7 @@
 """A split: the regions of some images, their captions, and which caption belongs to which image.
 
-The precomputed layout of the field (docs/data-formats.md): beside a region store's arrays lies
-`{split}_caps.txt`, one caption per line, in the order of the images. Torch-free.
+Beside a region store's arrays lies `{split}_caps.txt` (docs/data-formats.md), one caption per line, in the order of the
+images.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ NO_GRID = (
 def reading_places(features: FloatArray, counts: IntArray | None, order: RegionOrder) -> IntArray:
     """(B, N, F) regions, (B,) real ones of each or None for all -> (B, N) places in the order they are read.
 
-    Padded regions stay where they are, last. A shuffled order is that of checksums of the regions' own features,
-    rounded to float16: random, and yet the same in whatever batch, split or file an image is met, and of the regions
-    that stay when one is taken out. From the centre of a grid, regions at the same distance are read in raster order.
+    Padded regions stay last. A shuffled order is that of checksums of their features, rounded to float16: random, and
+    yet the same in whatever batch, split or file an image is met, also when some regions are taken out. From the
+    centre of a grid, regions at the same distance are read in raster order.
 
     >>> reading_places(np.ones((1, 4, 2)), np.array([3]), "reversed")
     array([[2, 1, 0, 3]])
@@ -52,7 +52,12 @@ def reading_places(features: FloatArray, counts: IntArray | None, order: RegionO
         return np.broadcast_to(outwards if order == "centre-out" else outwards[::-1], places.shape)
     for image, row in enumerate(places):
         real = features.shape[1] if counts is None else int(counts[image])
-        row[:real] = row[:real][::-1] if order == "reversed" else np.argsort(_checksums(features[image, :real]))
+        if order == "reversed":
+            row[:real] = row[:real][::-1]
+        else:
+            with np.errstate(over="ignore"):
+                rounded = np.ascontiguousarray(features[image, :real], np.float16)
+            row[:real] = np.argsort([zlib.crc32(region.data) for region in rounded])
     return places
 
 
@@ -72,22 +77,16 @@ def in_order(features: FloatArray, counts: IntArray | None, order: RegionOrder) 
 
 
 def at_places(regions: FloatArray, places: IntArray) -> FloatArray:
-    """(B, N, D) features or what a model says of regions, as stored; (B, N) `reading_places` -> the same, as read."""
+    """(B, N, D) values of regions as stored, (B, N) `reading_places` -> the same, as read."""
     # Whole regions are copied: an eighth of the time of np.take_along_axis, which looks each number up.
     return np.asarray(regions[np.arange(len(regions))[:, None], places])
 
 
 def back_in_place(regions: FloatArray, places: IntArray) -> FloatArray:
-    """The inverse of `at_places`: (B, N, D) as read, (B, N) `reading_places` -> the same, as stored."""
+    """The inverse of `at_places`: (B, N, D) values of regions as read, (B, N) places -> the same, as stored."""
     stored = np.empty_like(regions)
     np.put_along_axis(stored, places[..., None], regions, axis=1)
     return stored
-
-
-def _checksums(regions: FloatArray) -> list[int]:
-    with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(regions, dtype=np.float16)
-    return [zlib.crc32(region.data) for region in rounded]
 
 
 _NAMED_CAPTION = re.compile(r"\S[^\t]*(#[0-9]+|\.(jpe?g|png|webp))\t", re.IGNORECASE)
@@ -189,8 +188,7 @@ class Split(CaptionedImages):
 def open_split(folder: Path | str, split: str) -> Split:
     """Open a split with its captions; features stay on disk.
 
-    Raises `DataError` where a file is missing or malformed, a caption is empty or not UTF-8, or the
-    numbers of images and captions do not fit.
+    Raises `DataError` where a file is missing or malformed, or the numbers of images and captions do not fit.
     """
     regions = open_region_store(folder, split)
     captions = read_split_captions(regions.folder, regions.split)

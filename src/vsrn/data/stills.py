@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from vsrn.data.exif import DATE_TAKEN, EXIF_IFD, ORIENTATION
 from vsrn.data.kinds import extra_module
 from vsrn.errors import PhotoError
 
@@ -25,7 +26,6 @@ SECONDS = 20.0
 ENDING_BYTES = 64
 
 _JPEG_QUALITY = 95
-_ORIENTATION, _EXIF_IFD, _DATE_TAKEN = 0x0112, 0x8769, 0x9003
 # LibRaw's numbers of turned sensors, and EXIF's; FFmpeg's degrees, counter-clockwise, and EXIF's.
 _FLIPS = {3: 3, 5: 8, 6: 6}
 _ROTATIONS = {90: 8, 180: 3, 270: 6}
@@ -34,22 +34,12 @@ _APPLE_DATE, _UTC_DATE = "com.apple.quicktime.creationdate", "creation_time"
 _DECODERS = "h264,hevc,vp8,vp9,libdav1d,av1,mpeg4,msmpeg4,msmpeg4v2,h263,mjpeg,mpeg1video,mpeg2video,prores,dvvideo"
 
 
-class _Ends(io.RawIOBase):
-    """A file of which only the first and the last bytes were read: what lies between cannot be had."""
+class _Ends:
+    """A file to read and seek in, of which only as many first as last bytes are there; what lies between is empty."""
 
     def __init__(self, content: bytes, size: int) -> None:
-        """
-        content  first half of it from the beginning of the file, the other half from its end
-        size     of the file
-        """
-        self._half, self._size, self._place = len(content) // 2, size, 0
-        self._content = content
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
+        self._content, self._half = content, len(content) // 2
+        self._size, self._place = size, 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._place = max(0, offset + (0, self._place, self._size)[whence])
@@ -148,8 +138,8 @@ def _date_of(metadata: Mapping[str, str]) -> datetime | None:
 
 def _as_jpeg(picture: Image.Image, orientation: int, taken: datetime | None) -> bytes:
     exif, stream = Image.Exif(), io.BytesIO()
-    exif[_ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     if taken is not None:
-        exif.get_ifd(_EXIF_IFD)[_DATE_TAKEN] = taken.strftime("%Y:%m:%d %H:%M:%S")
+        exif.get_ifd(EXIF_IFD)[DATE_TAKEN] = taken.strftime("%Y:%m:%d %H:%M:%S")
     picture.convert("RGB").save(stream, "JPEG", quality=_JPEG_QUALITY, exif=exif)
     return stream.getvalue()
