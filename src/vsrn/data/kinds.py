@@ -115,7 +115,7 @@ def ought_to_be_photo(content: bytes, ending: str) -> bool:
 
 
 def parts_of_photos(ids: Iterable[str]) -> set[str]:
-    """Of these ids, those of files that are a part of a photo beside them, of the same name but for its ending.
+    """Of these ids, those of files that belong to a photo of the same name but for its ending.
 
     That is the video of a Live photo, and what a camera's sensor gave beside the camera's own JPEG or HEIC.
     """
@@ -131,12 +131,7 @@ def installed() -> list[str]:
 
 
 def extra_module(kind: Extra, name: str) -> ModuleType:
-    """The module that reads a kind of files.
-
-    name  what messages call the file
-
-    Raises `PhotoError` where its package is not installed.
-    """
+    """The module that reads a kind of files. Raises `PhotoError`, naming the file `name`, where it is not installed."""
     extra, module, package, what, skip_kind = _EXTRAS[kind]
     try:
         return importlib.import_module(module)

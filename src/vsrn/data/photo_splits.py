@@ -109,9 +109,9 @@ class PhotoSplit(CaptionedImages):
     view: View
     workers: int | None = None
 
-    def image_ids(self) -> list[str]:
-        """One id per photo."""
-        return [self.ids[row] for row in self.rows]
+    def ids_on_disk(self) -> list[str]:
+        """One id per photo of the captions."""
+        return self.ids
 
     def path(self, image: int) -> Path:
         """The file of a photo."""

@@ -24,7 +24,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from vsrn.data.exif import ORIENTATION, date_of, orientation_of
 from vsrn.data.kinds import FIRST_BYTES, Kind, extra_module, installed, kind_of, ought_to_be_photo
-from vsrn.data.stills import END_BYTES, still_of
+from vsrn.data.stills import END_BYTES, first_frame, preview_of
 from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
 from vsrn.errors import PhotoError, SkipKind
 from vsrn.files import printable
@@ -156,10 +156,12 @@ def read_photo(
         raise PhotoError(f"{name} has {len(content):,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large")
     _silence_pillow()
     try:
-        still = still_of(kind, content, source.size, name, max_pixels) if kind in ("RAW", "VIDEO") else content
-        if still is None:
-            kind = None
-        return _decode(still or content, kind, name, max_pixels, target_size, always_twice=always_twice)
+        if kind == "VIDEO":
+            content = first_frame(content, source.size, name, max_pixels)
+        elif kind == "RAW":
+            preview = preview_of(content, name)
+            content, kind = (preview, kind) if preview is not None else (content, None)
+        return _decode(content, kind, name, max_pixels, target_size, always_twice=always_twice)
     except PhotoError:
         raise
     except UnidentifiedImageError as error:
@@ -247,6 +249,7 @@ def _decode(
         image.load()
         # Pillow opens some files with a header that their pixels then outgrow (a frame of a GIF).
         _check_size(image.size, name, max_pixels, max_pixels)
+        # Counting a PNG's bytes takes as long as decoding it, so only one whose last row is zero is worth it.
         if image.format == "PNG" and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
             _check_whole_png(content, name)
         picture = to_rgb(image, shrink_factor(image.size, target_size))
@@ -306,8 +309,7 @@ def _check_memory(image: Image.Image, name: str, coefficients: int, max_pixels: 
 def _coefficient_bytes(image: Image.Image, content: bytes, header_end: int) -> int:
     """What libjpeg keeps in memory of a JPEG that comes in several scans, at whatever fraction it is decoded.
 
-    A progressive one, or one whose first scan lacks a component, is kept whole as coefficients of 2 bytes: 6 for
-    each pixel, or 3 where colours have half the resolution. Others are decoded as they are read.
+    A progressive one, or one whose first scan lacks a component, is kept whole as coefficients of 2 bytes.
     """
     if not isinstance(image, JpegImageFile):
         return 0
@@ -336,11 +338,7 @@ def _buffer_bytes(image: Image.Image) -> int:
 
 
 def _check_whole_png(content: bytes, name: str) -> None:
-    """Raise `PhotoError` where a PNG's pixels end before its last row.
-
-    Pillow leaves such rows zero and says nothing. Counting them takes as long as decoding, so only a picture whose
-    last row is zero is worth it.
-    """
+    """Raise `PhotoError` where a PNG's pixels end before its last row: Pillow leaves such rows zero."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
     bits = depth * {2: 3, 4: 2, 6: 4}.get(colour, 1)
     expected = 0

@@ -117,11 +117,16 @@ class CaptionedImages:
     @property
     def has_ids(self) -> bool:
         """Whether images have ids on disk, and are not just numbered."""
-        return True
+        return bool(self.ids_on_disk())
+
+    def ids_on_disk(self) -> list[str]:
+        """One id per image on disk; none where they are only numbered."""
+        raise NotImplementedError
 
     def image_ids(self) -> list[str]:
         """One id per image: those on disk, or the row number where there are none."""
-        raise NotImplementedError
+        ids = self.ids_on_disk()
+        return [ids[row] if ids else str(row) for row in self.rows]
 
     def captions_by_image(self) -> list[list[str]]:
         """The captions of each image, in their order."""
@@ -159,15 +164,9 @@ class Split(CaptionedImages):
     region_order: RegionOrder = "stored"
     zeros_divide: bool = False
 
-    @property
-    def has_ids(self) -> bool:
-        """Whether images have ids on disk, and are not just numbered."""
-        return bool(self.regions.ids)
-
-    def image_ids(self) -> list[str]:
-        """One id per image: those on disk, or the row number where there are none."""
-        ids = self.regions.ids
-        return [ids[row] if ids else str(row) for row in self.rows]
+    def ids_on_disk(self) -> list[str]:
+        """One id per row of the store; none where it has no ids."""
+        return self.regions.ids
 
     def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
         """(B,) images of this split -> (B, N, F) features, and (B,) real regions of each or None.

@@ -1,6 +1,6 @@
 """One JPEG of a file that is no picture itself: the preview in a camera's raw file, the first frame of a video.
 
-Its EXIF has the orientation and the date of the file, so that it is read like any other photo, within the same limits.
+Its EXIF has the orientation and the date of the file.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
@@ -59,21 +59,12 @@ class _Ends:
         return found
 
 
-def still_of(kind: Literal["RAW", "VIDEO"], content: bytes, size: int, name: str, max_pixels: int) -> bytes | None:
-    """A JPEG of a raw file or a video; None of a TIFF that is no raw file after all.
+def preview_of(content: bytes, name: str) -> bytes | None:
+    """The largest preview in a raw file of a camera, as JPEG; None of a TIFF that is no raw file after all.
 
-    content     the file; of a longer video its first and last bytes, as many of each
-    size        of the file, in bytes
-    name        what messages call it
-    max_pixels  of a frame
-
-    Raises `PhotoError` where the extra is missing or there is no picture, and what decoders raise.
+    Raises `PhotoError`, naming the file `name`, where the extra is missing or there is no preview, and what LibRaw
+    raises, which writes EXIF into a preview that has none.
     """
-    return _preview(content, name) if kind == "RAW" else _first_frame(content, size, name, max_pixels)
-
-
-def _preview(content: bytes, name: str) -> bytes | None:
-    """The largest preview of a raw file. LibRaw writes EXIF into one that has none."""
     rawpy: Any = extra_module("RAW", name)
     try:
         with rawpy.imread(io.BytesIO(content)) as raw:
@@ -92,8 +83,15 @@ def _preview(content: bytes, name: str) -> bytes | None:
     return _as_jpeg(Image.fromarray(found.data), _FLIPS.get(flip, 1), None)
 
 
-def _first_frame(content: bytes, size: int, name: str, max_pixels: int) -> bytes:
-    """The first frame of a video that is complete in itself."""
+def first_frame(content: bytes, size: int, name: str, max_pixels: int) -> bytes:
+    """The first frame of a video that is complete in itself, as JPEG.
+
+    content     the file; of a longer one its first and last bytes, as many of each
+    size        of the file, in bytes
+    max_pixels  of a frame
+
+    Raises `PhotoError`, naming the file `name`, where the extra or a frame is missing, and what FFmpeg raises.
+    """
     av: Any = extra_module("VIDEO", name)
     most = str(min(max_pixels, MOST_FRAME_PIXELS))
     container = av.open(

@@ -117,11 +117,7 @@ class SubwordVocabulary(Vocabulary):
         # Half of a surrogate pair, which Python's strings may hold, is no text to the tokenizer.
         text = caption.encode("utf-8", "replace").decode()
         pieces = self._opened.encode(text, add_special_tokens=False).tokens
-        return [START, *(self._places.get(piece, UNK) for piece in pieces), END]
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        return {piece: place for piece, place in self.ids.items() if place > UNK}
+        return [START, *(max(UNK, self.ids.get(piece, UNK)) for piece in pieces), END]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Words up to <end>, put together of their pieces, with spaces between; <start> and <pad> are left out."""
