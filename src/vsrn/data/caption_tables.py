@@ -14,12 +14,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from vsrn.data.image_ids import NUMBER_OF_CAPTION
 from vsrn.errors import DataError
 from vsrn.files import plain_utf8, read_json, read_text
 
@@ -29,7 +30,6 @@ IMAGE_COLUMNS = (
     *("img", "path", "file", "photo", "image_id"),
 )
 CAPTION_COLUMNS = ("caption", "captions", "comment", "raw", "sentence", "sentences", "text", "description")
-_NUMBER_OF_CAPTION = re.compile(r"#[0-9]+$")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 # A line of Flickr30K's results.csv lacks the mark behind the number of its caption.
 _NUMBER_AND_CAPTION = re.compile(r"([0-9]+)\s+(\S.*)")
@@ -75,7 +75,7 @@ def read_table(path: Path) -> Iterator[CaptionRow]:
     text = read_text(path)
     is_json = text.lstrip().startswith(("{", "["))
     for row in _of_json(text, path) if is_json else _of_lines(text, path):
-        image = _NUMBER_OF_CAPTION.sub("", row.image.strip())
+        image = NUMBER_OF_CAPTION.sub("", row.image.strip())
         split = row.split.strip().lower()
         yield row._replace(image=image, split=_SPLITS.get(split, split))
 
@@ -92,18 +92,15 @@ def _of_json(text: str, path: Path) -> Iterator[CaptionRow]:
         content = [{"image": image, "caption": said} for image, said in content.items()]
     for number, record in enumerate(content, start=1):
         where = f"{path}, record {number}"
-        if not isinstance(record, dict):
-            raise DataError(f"{where} is no image with its caption; {_HINT}")
-        image, said = _first(record, IMAGE_COLUMNS), _first(record, CAPTION_COLUMNS)
+        fields = record if isinstance(record, dict) else {}
+        image, said = (
+            next((fields[name] for name in names if name in fields), None) for names in (IMAGE_COLUMNS, CAPTION_COLUMNS)
+        )
         captions = said if isinstance(said, list) else [said]
         captions = [each.get("raw") if isinstance(each, dict) else each for each in captions]
         if not isinstance(image, str | int) or not all(isinstance(caption, str) for caption in captions):
             raise DataError(f"{where} is no image with its caption; {_HINT}")
-        yield CaptionRow(where, str(image), captions, str(record.get("split") or ""))
-
-
-def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((record[name] for name in names if name in record), None)
+        yield CaptionRow(where, str(image), captions, str(fields.get("split") or ""))
 
 
 def _of_lines(text: str, path: Path) -> Iterator[CaptionRow]:

@@ -31,7 +31,8 @@ MAPPING_FILE = "id_mapping.json"
 SAME_WITHIN = 0.1
 _Found = TypeVar("_Found")
 _COCO_NAME = re.compile(r"COCO_[a-z]+20[0-9]{2}_([0-9]{12})")
-_NUMBER_OF_CAPTION = re.compile(r"#[0-9]+$")
+# Flickr's captions are numbered: 1000.jpg#0 to 1000.jpg#4.
+NUMBER_OF_CAPTION = re.compile(r"#[0-9]+$")
 
 
 def as_image_id(name: str) -> str:
@@ -56,8 +57,7 @@ def coco_number(photo_id: str) -> int | None:
 def read_id_mapping(folder: Path) -> dict[str, str]:
     """The file name of each id, from the `id_mapping.json` in a folder or in the one above it; empty without one.
 
-    VSE-infinity's data has such a file: {"391895": "COCO_val2014_000000391895.jpg", ...}. Raises `DataError` where it
-    is laid out otherwise.
+    VSE-infinity's data has {"391895": "COCO_val2014_000000391895.jpg", ...}. Raises `DataError` for any other layout.
     """
     for path in (folder / MAPPING_FILE, folder.absolute().parent / MAPPING_FILE):
         if path.is_file():
@@ -74,13 +74,10 @@ class ImageNames(Generic[_Found]):
     (0, 1, 1, None)
     """
 
-    def __init__(
-        self, images: Iterable[tuple[str, _Found]], mapping: Mapping[str, str] | None = None, *, exact: bool = False
-    ) -> None:
+    def __init__(self, images: Iterable[tuple[str, _Found]], mapping: Mapping[str, str] | None = None) -> None:
         """Take ids of images with what is to be found of each: of equal ids, the first.
 
         mapping  file names of ids (`read_id_mapping`), of these and of those that are asked for
-        exact    whether an image is found by its id alone, as numbers of rows are, which name no file
         """
         self._mapping = mapping or {}
         self._exact: dict[str, _Found] = {}
@@ -88,7 +85,7 @@ class ImageNames(Generic[_Found]):
         self._named: dict[tuple[str, str | int | None], _Found | None] = {}
         for image_id, found in images:
             self._exact.setdefault(normal_name(image_id), found)
-        for image_id, found in () if exact else self._exact.items():
+        for image_id, found in self._exact.items():
             name = normal_name(self._mapping.get(as_image_id(image_id), image_id))
             for place, path in enumerate(_from_each_folder(name)):
                 stem, ending = _cut(path)
@@ -106,8 +103,8 @@ class ImageNames(Generic[_Found]):
 
         cocoid  COCO's number of the image, where a data set says it
 
-        The surest name decides: the id itself, COCO's number, the path, the path below some folder (each with its
-        ending, or without where one of the two has none), and the number in a file name of COCO's.
+        The surest name decides: the id, COCO's number, the path, the path below some folder (without its ending where
+        one of the two has none), and the number in a file name of COCO's.
         """
         name = normal_name(image_id)
         if name in self._exact:
@@ -171,17 +168,15 @@ def _digits(name: str) -> int | None:
 def read_row_ids(path: Path, features: FloatArray) -> tuple[list[str], list[str]]:
     """The ids of a split of a region store: one per row, and one per caption where the file lists them so.
 
-    path      `{split}_ids.txt`, which need not be there
+    path      `{split}_ids.txt`, which need not be there: an id for each row; for each caption (equal ones are one
+              image; if all differ they say nothing); or for each image, where each caption has a row
     features  (num_rows, N, F)
 
-    The file may have an id for each row; for each caption (equal ones are one image; if all differ they are captions'
-    own, and say nothing); or for each image, where each caption has a row. Raises `DataError` for any other number of
-    ids, or an empty one.
+    Raises `DataError` for any other number of ids, or an empty one.
     """
     ids = read_lines(path) if path.exists() else []
-    if ids and all(_NUMBER_OF_CAPTION.search(name) for name in ids):
-        # Flickr's captions are numbered: 1000.jpg#0 to 1000.jpg#4.
-        ids = [_NUMBER_OF_CAPTION.sub("", name) for name in ids]
+    if ids and all(NUMBER_OF_CAPTION.search(name) for name in ids):
+        ids = [NUMBER_OF_CAPTION.sub("", name) for name in ids]
     if "" in ids:
         raise DataError(f"{path}, line {ids.index('') + 1}: the id is empty; write one.")
     if any("\t" in name for name in ids):
@@ -211,8 +206,7 @@ def images_of_rows(regions: RegionStore, captions_path: Path, num_captions: int)
 
     In this order: `{split}.json` says how many captions each row has; ids of captions say whose they are; there are
     several captions to a row; or there is a row for each caption. Then rows with one id are one image, and without ids
-    rows that hold the same regions one after another. Ids that all differ are those of captions where every row repeats
-    another.
+    (or where all differ and every row repeats another) rows that hold the same regions one after another.
 
     Raises `DataError` where the numbers of rows and captions do not fit, or where one id is given to two images.
     """
@@ -270,10 +264,7 @@ def _check_different(regions: RegionStore) -> None:
 
 
 def _check_alike(regions: RegionStore, first_of_row: IntArray) -> None:
-    """Raise `DataError` where a row holds other regions than the first row of its id.
-
-    first_of_row  (num_rows,) the first row that has the id of each
-    """
+    """Raise `DataError` where a row holds other regions than the first row of its id, (num_rows,) `first_of_row`."""
     for row in np.flatnonzero(first_of_row != np.arange(len(regions))).tolist():
         first = int(first_of_row[row])
         # The first region alone tells nearly always, and costs a 36th; a detector that ran twice may have given others

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -101,23 +101,16 @@ class PhotoNames:
         """The file that an id means (`ImageNames`), or None where there is none, or several may be meant.
 
         cocoid  COCO's number of the image, where a data set says it
+
+        Raises `DataError` where the folder is missing, cannot be listed, or holds nothing.
         """
         plain = self.folder / self.mapping.get(as_image_id(image_id), image_id)
         if plain.is_file():
             return plain
         if self._all is None:
-            self._all = ImageNames(self._photos(), self.mapping)
+            found = find_photos(self.folder, follow_links=True)
+            self._all = ImageNames(((photo.id, photo.path) for photo in found if not photo.refusal), self.mapping)
         return self._all.find(image_id, cocoid)
-
-    def _photos(self) -> Iterator[tuple[str, Path]]:
-        """Path below the folder, and path, of every file in it that is not left out."""
-        everywhere = Exclusion(self.folder)
-        for top, folders, files in os.walk(self.folder):
-            folders[:] = sorted(name for name in folders if not everywhere.has_folder(name))
-            for name in sorted(files):
-                if not name.startswith("."):
-                    path = Path(top, name)
-                    yield path.relative_to(self.folder).as_posix(), path
 
 
 @dataclass

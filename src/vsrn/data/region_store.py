@@ -80,7 +80,6 @@ class RegionStore:
     ids      one per row, or empty
     caption_ids  id of the image of each caption, where the file of ids lists them so; else empty
     counts   (num_rows,) real regions of each row, or None where every region is real
-    names    what the numbers of classes and attributes mean
     parts    folder and first row of each shard, where the split lies in shards
     """
 
@@ -126,11 +125,9 @@ class RegionStore:
         Raises `DataError` where a feature is NaN or infinite, naming the row.
         """
         batch = native(self.features[np.asarray(rows)])
-        if may_not_be_finite(batch):
-            finite = np.isfinite(batch).all(axis=(1, 2))
-            if not finite.all():
-                row = int(np.asarray(rows)[~finite][0])
-                raise DataError(f"{self.where(row)} holds NaN or infinite features; extract that image again.")
+        if may_not_be_finite(batch) and not (finite := np.isfinite(batch).all(axis=(1, 2))).all():
+            row = int(np.asarray(rows)[~finite][0])
+            raise DataError(f"{self.where(row)} holds NaN or infinite features; extract that image again.")
         return batch
 
     def read_regions(self, row: int) -> Regions:
@@ -167,7 +164,7 @@ class RegionStore:
 
 
 def open_region_store(folder: Path | str, split: str) -> RegionStore:
-    """Open one split of a region store, also one that lies in shards, without reading its features into memory.
+    """Open one split of a region store, also one that lies in shards; its arrays stay on disk.
 
     Raises `DataError` where a file or a shard is missing, malformed, or disagrees with the others.
     """
@@ -198,9 +195,8 @@ def store_around(features: FloatArray, folder: Path, split: str) -> RegionStore:
 
     Raises `DataError` where a file of it is malformed, or does not fit the features.
     """
-    rows = len(features)
     ids, caption_ids = read_row_ids(folder / f"{split}_ids.txt", features)
-    size = (rows, features.shape[1])
+    size = features.shape[0], features.shape[1]
     arrays: dict[str, Any] = {
         array.name: _map_optional(folder / f"{split}{array.suffix}", (*size, *array.shape), array)
         for array in ARRAYS
@@ -337,10 +333,9 @@ def _map_optional(path: Path, shape: tuple[int, ...], array: RegionArray) -> npt
     if not path.exists():
         return None
     values = map_array(path, dims=(len(shape),))
-    if array.named and values.dtype.kind != "i":
-        raise DataError(f"{path} holds {values.dtype}; it must hold whole numbers, -1 for none.")
-    if values.dtype.kind not in "fiu":
-        raise DataError(f"{path} holds {values.dtype}; it must hold numbers.")
+    if values.dtype.kind not in ("i" if array.named else "fiu"):
+        wanted = "whole numbers, -1 for none" if array.named else "numbers"
+        raise DataError(f"{path} holds {values.dtype}; it must hold {wanted}.")
     if values.shape != shape:
         raise DataError(f"{path} has shape {values.shape}, but the features beside it call for {shape}.")
     return values

@@ -235,17 +235,15 @@ class JoinedRows:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
-        wanted = np.arange(len(self))[rows]
-        if wanted.ndim == 0:
-            place = int(np.searchsorted(self.ends, wanted, side="right"))
-            return np.asarray(self._part(place)[wanted - self.ends[place]])
+        numbers = np.arange(len(self))[rows]
+        wanted = np.atleast_1d(numbers)
         gathered = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         places = np.searchsorted(self.ends, wanted, side="right")
         for place in np.unique(places):
             here = places == place
             # Counted from the part's end, which is its number of rows.
             gathered[here] = self._part(int(place))[wanted[here] - self.ends[place]]
-        return gathered
+        return gathered.reshape(numbers.shape + self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return self[:].astype(dtype or self.dtype, copy=bool(copy))

@@ -232,13 +232,10 @@ def hold_out(split: AnySplit, list_path: Path) -> tuple[AnySplit, AnySplit]:
     if not list_path.exists():
         raise DataError(f"there is no list of held-out images {list_path}.")
     listed = sorted({normal_name(name) for name in read_lines(list_path) if name})
+    places = {name: place for place, name in enumerate(split.image_ids())}
     # Without ids on disk, numbers of rows are listed, which are no names of files.
-    names = ImageNames(
-        [(name, place) for place, name in enumerate(split.image_ids())],
-        read_id_mapping(split.folder),
-        exact=not split.has_ids,
-    )
-    found = {name: names.find(name) for name in listed}
+    find = ImageNames(places.items(), read_id_mapping(split.folder)).find if split.has_ids else places.get
+    found = {name: find(name) for name in listed}
     unknown = [name for name in listed if found[name] is None]
     if unknown:
         raise DataError(
