@@ -23,10 +23,12 @@ from vsrn.data.region_store import SPLIT_ALIASES, map_array
 from vsrn.errors import DataError, did_you_mean
 from vsrn.files import normal_name, read_json
 
+RESTVAL = "restval"
+
 
 @dataclass(frozen=True)
 class CaptionedPhoto:
-    """One image of the JSON.
+    """One image with its captions.
 
     id        path below the image folder, with forward slashes, in Unicode's NFC form; never leads out of it
     captions  at least one, each on one line with single spaces
@@ -63,25 +65,22 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
     another's number, a path that leads out of the image folder, or is listed twice in a split.
     """
     path = Path(path)
-    splits: dict[str, list[CaptionedPhoto]] = {}
-    seen: set[tuple[str, str]] = set()
+    splits: dict[str, dict[str, CaptionedPhoto]] = {}
     numbered: dict[int, str] = {}
     layout = 'the Karpathy layout, {"images": [{"filename": ..., "split": ..., "sentences": [{"raw": ...}]}]}.'
     for image in read_json(path, _Dataset, f"it must be in {layout}").images:
         photo_id = safe_photo_id(image.filepath, image.filename, path)
         photo = CaptionedPhoto(photo_id, _captions(image, path), image.cocoid)
-        split = "train" if restval and image.split == "restval" else image.split
-        if (split, photo.id) in seen:
+        split = "train" if restval and image.split == RESTVAL else image.split
+        if splits.setdefault(split, {}).setdefault(photo_id, photo) is not photo:
             raise DataError(f"{path} lists {photo.id} twice in split '{split}'; remove one of the two.")
-        seen.add((split, photo.id))
         if photo.cocoid is not None and numbered.setdefault(photo.cocoid, photo.id) != photo.id:
             raise DataError(
                 f"{path} gives cocoid {photo.cocoid} to {numbered[photo.cocoid]} and {photo.id}; mend one of the two."
             )
-        splits.setdefault(split, []).append(photo)
     if not splits:
         raise DataError(f"{path} lists no images; name a JSON in the Karpathy layout that does.")
-    return splits
+    return {split: list(photos.values()) for split, photos in splits.items()}
 
 
 def safe_photo_id(folder: str, filename: str, path: Path) -> str:
@@ -224,7 +223,6 @@ def joined(photos: Iterable[CaptionedPhoto]) -> list[CaptionedPhoto]:
     return [CaptionedPhoto(name, said, cocoid) for (name, cocoid), said in captions.items()]
 
 
-RESTVAL = "restval"
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test)(?![a-z])")
 
 
@@ -257,10 +255,7 @@ def read_annotations(
 
 
 def choose_split(path: Path | str, splits: Mapping[str, list[CaptionedPhoto]], split: str) -> str:
-    """The name of one of the splits that `read_annotations` read from a path; `val` and `dev` stand for each other.
-
-    Raises `DataError` where there is no such split.
-    """
+    """The split's name among those of a path; `val` and `dev` stand for each other. Raises `DataError` without any."""
     name = next((known for known in (split, SPLIT_ALIASES.get(split, split)) if known in splits), None)
     if name is None:
         raise DataError(

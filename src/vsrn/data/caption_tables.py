@@ -92,7 +92,7 @@ def _of_json(text: str, path: Path) -> Iterator[CaptionRow]:
         content = [{"image": image, "caption": said} for image, said in content.items()]
     for number, record in enumerate(content, start=1):
         where = f"{path}, record {number}"
-        fields = record if isinstance(record, dict) else {}
+        fields: dict[str, Any] = record if isinstance(record, dict) else {}
         image, said = (
             next((fields[name] for name in names if name in fields), None) for names in (IMAGE_COLUMNS, CAPTION_COLUMNS)
         )

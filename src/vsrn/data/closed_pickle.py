@@ -30,10 +30,7 @@ def check_memo(file: IO[bytes], limit: int) -> None:
 
 
 def read_pickled_words(path: Path) -> dict[Any, Any]:
-    """Id -> word, as a pickled vocabulary has them, unchecked.
-
-    Raises `VocabularyError` where the file is broken, or names anything but its own class.
-    """
+    """Id -> word of a pickled vocabulary, unchecked. Raises `VocabularyError` where it is broken or hostile."""
     try:
         pickled = path.read_bytes()
         check_memo(io.BytesIO(pickled), limit=len(pickled))

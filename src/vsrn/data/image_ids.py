@@ -103,8 +103,7 @@ class ImageNames(Generic[_Found]):
 
         cocoid  COCO's number of the image, where a data set says it
 
-        The surest name decides: the id, COCO's number, the path, the path below some folder (without its ending where
-        one of the two has none), and the number in a file name of COCO's.
+        The surest name decides: the id, COCO's number, the path, a path below a folder, the number in a name of COCO's.
         """
         name = normal_name(image_id)
         if name in self._exact:

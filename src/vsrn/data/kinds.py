@@ -115,10 +115,7 @@ def ought_to_be_photo(content: bytes, ending: str) -> bool:
 
 
 def parts_of_photos(ids: Iterable[str]) -> set[str]:
-    """Of these ids, those of files that belong to a photo of the same name but for its ending.
-
-    That is the video of a Live photo, and what a camera's sensor gave beside the camera's own JPEG or HEIC.
-    """
+    """Of these ids, those of Live photos' videos and of cameras' raw files that lie beside a photo of the same name."""
     split = {photo_id: posixpath.splitext(photo_id) for photo_id in ids}
     stills = {stem for stem, ending in split.values() if ending.lower() in _CAMERA_ENDINGS}
     parts = _RAW_ENDINGS | _LIVE_ENDINGS

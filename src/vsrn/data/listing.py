@@ -87,10 +87,7 @@ def photo_id(relative: Path) -> str:
 
 
 class PhotoNames:
-    """Files below a folder by their ids, whichever Unicode form the disk has their names in.
-
-    The folder is listed only where it does not hold a name as it is asked for, and then once.
-    """
+    """Files below a folder by their ids; it is listed, once, where it does not hold a name as it is asked for."""
 
     def __init__(self, folder: Path | str, mapping: Mapping[str, str] | None = None) -> None:
         """Take the folder, and file names of ids (`read_id_mapping`)."""
@@ -102,7 +99,7 @@ class PhotoNames:
 
         cocoid  COCO's number of the image, where a data set says it
 
-        Raises `DataError` where the folder is missing, cannot be listed, or holds nothing.
+        Raises what `find_photos` raises.
         """
         plain = self.folder / self.mapping.get(as_image_id(image_id), image_id)
         if plain.is_file():

@@ -21,10 +21,7 @@ def remedy_for_split(folder: Path, split: str) -> str:
 
 
 def remedy_for_folder(folder: Path, split: str) -> str:
-    """The end of a sentence about a folder that is no region store: what to do instead.
-
-    split  that was asked for; a file of this split is named before others
-    """
+    """What to do with a folder that is no region store, as the end of a sentence; a file of `split` is named first."""
     if said := remedy_for_split(folder, split):
         return said
     names = sorted(path.name for path in itertools.islice(folder.iterdir(), _LOOKED_AT))

@@ -98,8 +98,8 @@ def random_box(height: int, width: int, smallest: float, generator: np.random.Ge
 class PhotoSplit(CaptionedImages):
     """Photos with their captions, decoded when they are asked for; what `Split` is for regions.
 
-    ids      path of each photo below the folder, in Unicode's NFC form; of all photos, as `files`
-    files    where each photo is
+    ids      of all photos: the path below the folder, in Unicode's NFC form
+    files    of all photos
     view     how a photo becomes a square
     workers  threads that decode photos; None for one for each processor that this process may use
     """
@@ -133,13 +133,8 @@ def open_photo_split(
     restval: bool = False,
     workers: int | None = None,
 ) -> PhotoSplit:
-    """Open a split of captioned photos; `val` and `dev` stand for each other.
-
-    Raises `DataError` where the captions are malformed, have no such split, or name a photo that is not there.
-    """
+    """Open a split of captioned photos. Raises `DataError` where captions are malformed or photos are missing."""
     folder, splits = Path(photos), read_annotations(annotations, restval=restval)
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; name the folder that holds the photos.")
     name = choose_split(annotations, splits, split)
     names, listed = PhotoNames(folder), splits[name]
     found = [names.find(photo.id, photo.cocoid) for photo in listed]

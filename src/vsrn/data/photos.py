@@ -307,10 +307,7 @@ def _check_memory(image: Image.Image, name: str, coefficients: int, max_pixels: 
 
 
 def _coefficient_bytes(image: Image.Image, content: bytes, header_end: int) -> int:
-    """What libjpeg keeps in memory of a JPEG that comes in several scans, at whatever fraction it is decoded.
-
-    A progressive one, or one whose first scan lacks a component, is kept whole as coefficients of 2 bytes.
-    """
+    """What libjpeg keeps whole of a JPEG in several scans, whatever fraction is decoded: 2 bytes a coefficient."""
     if not isinstance(image, JpegImageFile):
         return 0
     scan = content.rfind(b"\xff\xda", max(0, header_end - 16), header_end)

@@ -145,11 +145,10 @@ class RegionStore:
         return f"{folder / self.split}{FEATURES_FILE}: row {row - first}{name}"
 
     def check_zeros(self, rows: Sequence[int] | IntArray, batch: FloatArray, counts: IntArray | None = None) -> None:
-        """Raise `DataError` where an image is all zeros, as a detector that failed leaves it, naming the row.
+        """Raise `DataError`, naming the row, where an image is all zeros, as a detector that failed leaves it.
 
         rows    (B,) rows that were read
-        batch   (B, N, F) their features
-        counts  (B,) real regions of each, the first ones; None where all are
+        batch   (B, N, F) their features; `counts` (B,) the real ones of each, which are first, or None for all
         """
         place = first_of_zeros(batch, counts)
         if place is not None:
@@ -183,18 +182,12 @@ def store_folder(folder: Path) -> Path:
 
 
 def folders_of(folder: Path, split: str) -> list[Path]:
-    """The folders that a split's files lie in: the store's own, or those of its shards, in order.
-
-    Raises `DataError` where shards are missing, unfinished, or do not belong together.
-    """
+    """The folders of a split's files: the store's own, or its shards', in order. Raises what `whole_shards` raises."""
     return [folder] if (folder / f"{split}{FEATURES_FILE}").exists() else whole_shards(folder, split)
 
 
 def store_around(features: FloatArray, folder: Path, split: str) -> RegionStore:
-    """A store of these features, (num_rows, N, F), with what else lies in the folder for the split.
-
-    Raises `DataError` where a file of it is malformed, or does not fit the features.
-    """
+    """A store of features, (num_rows, N, F), and a split's other files. Raises `DataError` where they do not fit."""
     ids, caption_ids = read_row_ids(folder / f"{split}_ids.txt", features)
     size = features.shape[0], features.shape[1]
     arrays: dict[str, Any] = {
@@ -267,10 +260,7 @@ def splits_of(folder: Path) -> list[str]:
 
 
 def resolve_split(folder: Path, split: str) -> str:
-    """The split's name on disk; `val` and `dev` stand for each other.
-
-    Raises `DataError` where the folder is missing, holds no splits, or not this one.
-    """
+    """The split's name on disk; `val` and `dev` stand for each other. Raises `DataError` where there is none."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; make a region store with `vsrn extract PHOTOS -o {folder}`.")
     present = splits_of(folder)

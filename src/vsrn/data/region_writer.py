@@ -42,16 +42,10 @@ _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 class GrowingArray:
-    """An array on disk that grows along its first axis; its header says 0 rows until `seal` writes the real number.
-
-    numpy leaves room in the header for any number of rows, so the header never changes its length.
-    """
+    """An array on disk that grows along its first axis; its header says 0 rows until `seal` writes their number."""
 
     def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...], rows: int) -> None:
-        """Open `path` with its first `rows` rows kept and everything after them cut off.
-
-        Raises `DataError` where the file is shorter than that.
-        """
+        """Open `path`, cut off behind its first `rows` rows. Raises `DataError` where it is shorter."""
         self.path, self.dtype, self.row_shape, self.rows = path, np.dtype(dtype), row_shape, rows
         self._file = open_or_make(path)
         try:
@@ -122,11 +116,7 @@ class RegionWriter(Closing):
     """
 
     def __init__(self, folder: Path | str, split: str, header: SplitHeader) -> None:
-        """Open the split for writing, anew or where it stopped.
-
-        Raises `DataError` where the split is finished, is being written by another process, or was begun
-        from other photos or with another extractor.
-        """
+        """Open a split, anew or where it stopped. Raises `DataError` where it is finished, busy or another's."""
         check_split_name(split)
         self.folder, self.split, self.header = Path(folder), split, header
         self._partial = partial(_partial, self.folder, split)

@@ -185,10 +185,7 @@ class Split(CaptionedImages):
 
 
 def open_split(folder: Path | str, split: str) -> Split:
-    """Open a split with its captions; features stay on disk.
-
-    Raises `DataError` where a file is missing or malformed, or the numbers of images and captions do not fit.
-    """
+    """Open a split with its captions. Raises `DataError` where its files are missing or malformed, or do not fit."""
     regions = open_region_store(folder, split)
     captions = read_split_captions(regions.folder, regions.split)
     rows, image_of_caption = images_of_rows(regions, regions.folder / f"{regions.split}_caps.txt", len(captions))

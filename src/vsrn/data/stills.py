@@ -62,8 +62,7 @@ class _Ends:
 def preview_of(content: bytes, name: str) -> bytes | None:
     """The largest preview in a raw file of a camera, as JPEG; None of a TIFF that is no raw file after all.
 
-    Raises `PhotoError`, naming the file `name`, where the extra is missing or there is no preview, and what LibRaw
-    raises, which writes EXIF into a preview that has none.
+    Raises `PhotoError`, naming the file `name`, where the extra or a preview is missing, and what LibRaw raises.
     """
     rawpy: Any = extra_module("RAW", name)
     try:

@@ -30,8 +30,7 @@ def shrunk_size(size: tuple[int, int], factor: int) -> tuple[int, int]:
 def to_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
     """A loaded picture of any mode -> a new one in RGB, 1 / `factor` of its size by averaging squares of pixels.
 
-    Transparency is laid on white; greys of 16 bits, of floating point and of 32 bits are scaled to 8.
-    Beside the two pictures, it takes memory for a band of about a million pixels.
+    Transparency is laid on white; wide greys are scaled to 8 bits. It takes memory for a band of a million pixels.
     """
     if factor == 1 and image.mode == "RGB" and "transparency" not in image.info:
         rgb = image.copy()

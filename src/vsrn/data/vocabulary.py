@@ -136,10 +136,7 @@ class SubwordVocabulary(Vocabulary):
 
 
 def open_tokenizer(content: str) -> Any:
-    """A tokenizer of the package tokenizers, of the content of a tokenizer.json; it neither cuts nor pads.
-
-    Raises `VocabularyError` where the package is missing or the content is no tokenizer.
-    """
+    """A tokenizer of the package tokenizers that neither cuts nor pads. Raises `VocabularyError` where that fails."""
     try:
         tokenizers = importlib.import_module("tokenizers")
     except ImportError as error:
@@ -214,10 +211,7 @@ def is_vocabulary(path: Path) -> bool:
 
 
 def _words_by_id(word_of_id: dict[Any, Any]) -> list[str]:
-    """{0: "<pad>", ...} with whole-number keys (or their digits) -> words in the order of their ids.
-
-    Raises `VocabularyError` where ids have gaps or are not numbers, or a word is not text.
-    """
+    """Words by whole numbers, or their digits -> words in order. Raises `VocabularyError` for gaps and other things."""
     try:
         words = {int(number): word for number, word in word_of_id.items()}
     except (TypeError, ValueError) as error:

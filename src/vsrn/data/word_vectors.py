@@ -89,10 +89,7 @@ def _binary_vectors(file: IO[bytes], path: Path, rows: int, size: int) -> Iterat
 def _text_vectors(
     file: IO[bytes], path: Path, wanted: Collection[bytes], size: int | None
 ) -> Iterator[tuple[bytes, Vector]]:
-    """The words that are wanted with their vectors, of a text.
-
-    size  numbers of each, where the first line says it
-    """
+    """The wanted words of a text with their vectors, of `size` numbers where the first line says it."""
     first = list(itertools.islice(file, _LINES_COUNTED))
     if first:
         first[0] = first[0].removeprefix(_BYTE_ORDER_MARK)
