@@ -18,7 +18,7 @@ from typing import Annotated
 
 import msgspec
 
-from vsrn.data.caption_tables import CaptionRow, is_table, read_table
+from vsrn.data.caption_tables import CaptionRow, fields_of, is_table, read_table
 from vsrn.data.region_store import SPLIT_ALIASES, map_array
 from vsrn.errors import DataError, did_you_mean
 from vsrn.files import normal_name, read_json
@@ -241,7 +241,7 @@ def read_annotations(
         splits = read_coco(path)
     elif is_table(path):
         splits = _by_split(read_table(path), path, name)
-    elif _is_coco(path):
+    elif "annotations" in fields_of(path):
         found, named = _PART.fullmatch(path.name), _SPLIT_IN_NAME.search(path.stem)
         subfolder, split = (found[1], found[2] or found[1]) if found else ("", named[1] if named else name)
         splits = {split: _gather(_read_part(path, subfolder), path)}
@@ -262,14 +262,6 @@ def choose_split(path: Path | str, splits: Mapping[str, list[CaptionedPhoto]], s
             f"{path} has no split '{split}'; it has {', '.join(sorted(splits))}.{did_you_mean(split, splits)}"
         )
     return name
-
-
-def _is_coco(path: Path) -> bool:
-    """Whether a JSON has COCO's layout; False where it cannot be read."""
-    try:
-        return "annotations" in read_json(path, dict[str, msgspec.Raw], "")
-    except DataError:
-        return False
 
 
 def _by_split(rows: Iterable[CaptionRow], path: Path, name: str) -> dict[str, list[CaptionedPhoto]]:

@@ -63,11 +63,16 @@ def is_table(path: Path) -> bool:
         return bool(start) and path.suffix.lower() != ".json"
     if start.startswith(b"[") or path.suffix.lower() in (".jsonl", ".ndjson"):
         return True
+    fields = fields_of(path)
+    return bool(fields) and "images" not in fields
+
+
+def fields_of(path: Path) -> set[str]:
+    """The names at the top of a JSON; none where it cannot be read."""
     try:
-        content = read_json(path, dict[str, msgspec.Raw], "")
+        return set(read_json(path, dict[str, msgspec.Raw], ""))
     except DataError:
-        return False
-    return bool(content) and "images" not in content
+        return set()
 
 
 def read_table(path: Path) -> Iterator[CaptionRow]:
@@ -96,7 +101,7 @@ def _of_json(text: str, path: Path) -> Iterator[CaptionRow]:
         image, said = (
             next((fields[name] for name in names if name in fields), None) for names in (IMAGE_COLUMNS, CAPTION_COLUMNS)
         )
-        captions = said if isinstance(said, list) else [said]
+        captions: list[Any] = said if isinstance(said, list) else [said]
         captions = [each.get("raw") if isinstance(each, dict) else each for each in captions]
         if not isinstance(image, str | int) or not all(isinstance(caption, str) for caption in captions):
             raise DataError(f"{where} is no image with its caption; {_HINT}")

@@ -30,7 +30,7 @@ def check_memo(file: IO[bytes], limit: int) -> None:
 
 
 def read_pickled_words(path: Path) -> dict[Any, Any]:
-    """Id -> word of a pickled vocabulary, unchecked. Raises `VocabularyError` where it is broken or hostile."""
+    """Id -> word of a pickled vocabulary. Raises `VocabularyError` where it is broken or names any other class."""
     try:
         pickled = path.read_bytes()
         check_memo(io.BytesIO(pickled), limit=len(pickled))

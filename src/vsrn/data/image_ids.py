@@ -218,18 +218,18 @@ def images_of_rows(regions: RegionStore, captions_path: Path, num_captions: int)
                 f" {len(stated):,} images, but there are {num_captions:,} lines in {captions_path.name} and"
                 f" {rows:,} images in {regions.split}_ims.npy."
             )
-        _check_different(regions)
-        return everything, np.repeat(everything, stated)
-    if regions.caption_ids:
+    elif regions.caption_ids:
         return everything, _by_id(regions.caption_ids)[1]
-    if rows == 0 or num_captions % rows:
+    elif rows == 0 or num_captions % rows:
         raise DataError(
             f"{captions_path} has {num_captions:,} captions and {regions.split}_ims.npy {rows:,} images, which do"
             f" not divide; one of them is cut short, or {regions.split}.json must say how many captions each has."
         )
-    if num_captions > rows:
+    elif num_captions > rows:
+        stated = [num_captions // rows] * rows
+    if stated is not None:
         _check_different(regions)
-        return everything, np.repeat(everything, num_captions // rows)
+        return everything, np.repeat(everything, stated)
     if regions.ids:
         firsts, image_of_row = _by_id(regions.ids)
         if len(firsts) < rows:

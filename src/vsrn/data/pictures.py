@@ -26,7 +26,7 @@ def picture_of(photo: Photo, target_size: int | None = None) -> Image.Image:
     Raises `PhotoError` where it cannot be read or is no photo.
     """
     if isinstance(photo, str | os.PathLike):
-        return decode_photo(photo if isinstance(photo, Path) else Path(photo), target_size=target_size)
+        return decode_photo(Path(photo), target_size=target_size)
     if isinstance(photo, bytes | bytearray | memoryview):
         return decode_photo(bytes(photo), target_size=target_size)
     if isinstance(photo, Image.Image):
@@ -53,13 +53,11 @@ def _from_pixels(photo: Any) -> Image.Image:
             "no-photo",
         )
     pixels = np.asarray(photo.cpu() if hasattr(photo, "cpu") else photo)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise PhotoError(
             f"an array of shape {pixels.shape} and type {pixels.dtype} is no photo; give (height, width, 3) uint8 RGB.",
             "no-photo",
         )
-    if not pixels.size:
-        raise PhotoError(f"a photo of {pixels.shape[1]} x {pixels.shape[0]} pixels has none; give another.", "no-photo")
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 

@@ -1,16 +1,7 @@
-"""The folder that holds the regions of many images, memory-mapped.
+"""The folder that holds the regions of many images, memory-mapped; docs/data-formats.md describes its files.
 
-One split of a region store is a handful of files (docs/data-formats.md):
-
-    {split}_ims.npy      (num_rows, N, F) float16 or float32, in any byte order; float64 is read as float32;
-                         (num_rows, F) is read as N = 1
-    {split}_ids.txt      optional, one id per row
-    {split}_boxes.npy    optional, (num_rows, N, 4) xyxy as fractions of width and height
-    {split}_scores.npy   optional, (num_rows, N) detection confidence
-    {split}_counts.npy   optional, (num_rows,) real regions of each row; the rest is padding
-    {split}_classes.npy, {split}_attributes.npy, {split}_names.json
-                         optional, (num_rows, N) numbers of `RegionNames`, -1 for none
-    {split}.json         optional, `StoreInfo`: which extractor made the regions
+    {split}_ims.npy    (num_rows, N, F) floats; (num_rows, F) is read as N = 1
+    {split}_ids.txt, _boxes.npy, _scores.npy, _counts.npy, _classes.npy, _attributes.npy, _names.json, .json: optional
 
 A split whose files lie in shards/*-of-*/ is read from there as one (`vsrn.data.shards`).
 """

@@ -116,7 +116,7 @@ class RegionWriter(Closing):
     """
 
     def __init__(self, folder: Path | str, split: str, header: SplitHeader) -> None:
-        """Open a split, anew or where it stopped. Raises `DataError` where it is finished, busy or another's."""
+        """Open a split, anew or where it stopped. Raises `DataError` where it is finished, busy or begun otherwise."""
         check_split_name(split)
         self.folder, self.split, self.header = Path(folder), split, header
         self._partial = partial(_partial, self.folder, split)

@@ -23,10 +23,6 @@ from vsrn.errors import DataError
 from vsrn.files import normal_name, read_lines
 from vsrn.metrics import FloatArray, IntArray
 
-NO_GRID = (
-    'an image has {regions} regions, which are no square grid; data.region_order = "{order}" is for a grid\'s windows.'
-)
-
 
 def reading_places(features: FloatArray, counts: IntArray | None, order: RegionOrder) -> IntArray:
     """(B, N, F) regions, (B,) real ones of each or None for all -> (B, N) places in the order they are read.
@@ -42,16 +38,23 @@ def reading_places(features: FloatArray, counts: IntArray | None, order: RegionO
 
     Raises `DataError` where an order from the centre is asked for and the regions are not those of a square grid.
     """
-    places = np.tile(np.arange(features.shape[1]), (len(features), 1))
+    B, N = features.shape[:2]
+    places = np.tile(np.arange(N), (B, 1))
     if order == "stored":
         return places
     if order in ("centre-out", "centre-in"):
-        if counts is not None and (counts != features.shape[1]).any():
-            raise DataError(NO_GRID.format(regions=int(counts.min()), order=order))
-        outwards = _from_the_centre(features.shape[1], order)
+        side, fewest = math.isqrt(N), N if counts is None else int(counts.min(initial=N))
+        if fewest < N or side * side < N:
+            raise DataError(
+                f'an image has {fewest} regions, which are no square grid; data.region_order = "{order}" is for a'
+                " grid's windows."
+            )
+        # Twice the distance from the middle, so that it is whole and ties are exact.
+        along = 2 * np.arange(side) - (side - 1)
+        outwards = np.argsort((along[:, None] ** 2 + along**2).ravel(), kind="stable")
         return np.broadcast_to(outwards if order == "centre-out" else outwards[::-1], places.shape)
     for image, row in enumerate(places):
-        real = features.shape[1] if counts is None else int(counts[image])
+        real = N if counts is None else int(counts[image])
         if order == "reversed":
             row[:real] = row[:real][::-1]
         else:
@@ -59,16 +62,6 @@ def reading_places(features: FloatArray, counts: IntArray | None, order: RegionO
                 rounded = np.ascontiguousarray(features[image, :real], np.float16)
             row[:real] = np.argsort([zlib.crc32(region.data) for region in rounded])
     return places
-
-
-def _from_the_centre(regions: int, order: RegionOrder) -> IntArray:
-    """(N,) places of the windows of a square grid, in raster order, by their distance from its middle."""
-    side = math.isqrt(regions)
-    if side * side != regions:
-        raise DataError(NO_GRID.format(regions=regions, order=order))
-    # Twice the distance, so that it is whole and ties are exact.
-    along = 2 * np.arange(side) - (side - 1)
-    return np.argsort((along[:, None] ** 2 + along[None, :] ** 2).ravel(), kind="stable")
 
 
 def in_order(features: FloatArray, counts: IntArray | None, order: RegionOrder) -> FloatArray:
@@ -84,9 +77,7 @@ def at_places(regions: FloatArray, places: IntArray) -> FloatArray:
 
 def back_in_place(regions: FloatArray, places: IntArray) -> FloatArray:
     """The inverse of `at_places`: (B, N, D) values of regions as read, (B, N) places -> the same, as stored."""
-    stored = np.empty_like(regions)
-    np.put_along_axis(stored, places[..., None], regions, axis=1)
-    return stored
+    return at_places(regions, places.argsort(axis=1))
 
 
 _NAMED_CAPTION = re.compile(r"\S[^\t]*(#[0-9]+|\.(jpe?g|png|webp))\t", re.IGNORECASE)

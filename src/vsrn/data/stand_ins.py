@@ -33,24 +33,13 @@ FUNCTION_WORDS = re.compile(
 )
 
 
-class Table(NamedTuple):
-    """English words and their vectors.
-
-    rows     word -> row
-    vectors  (W, 64) float32 of length 1
-    """
-
-    rows: dict[str, int]
-    vectors: npt.NDArray[np.float32]
-
-
 @cache
-def read_table() -> Table:
-    """The table of the package, read once."""
+def read_table() -> tuple[dict[str, int], npt.NDArray[np.float32]]:
+    """English words by their rows, and the vector of length 1 of each, (W, 64): the table of the package, read once."""
     with np.load(WORDS_FILE) as file:
         words, vectors = file["words"].tobytes().decode().split("\n"), file["vectors"].astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Table({word: row for row, word in enumerate(words)}, vectors)
+    return {word: row for row, word in enumerate(words)}, vectors
 
 
 class ReadWords(NamedTuple):
@@ -92,22 +81,22 @@ class StandIns:
 
     def of(self, word: str) -> tuple[str, ...]:
         """The known words that stand in for a word, nearest first; none for a word that is known or names nothing."""
-        table = read_table()
-        if word in self.vocabulary.ids or word not in table.rows or not names(word):
+        rows, vectors = read_table()
+        if word in self.vocabulary.ids or word not in rows or not names(word):
             return ()
         if word not in self._found:
-            known, vectors = self._known
-            cosines = vectors @ table.vectors[table.rows[word]]
+            known, theirs = self._known
+            cosines = theirs @ vectors[rows[word]]
             best = np.argsort(-cosines, kind="stable")[:STAND_INS]
             self._found[word] = tuple(known[place] for place in best if cosines[place] >= LEAST_COSINE)
         return self._found[word]
 
     @cached_property
     def _known(self) -> tuple[list[str], npt.NDArray[np.float32]]:
-        """The words that the table and the vocabulary have, and the vector of each."""
-        table = read_table()
-        known = [word for word in self.vocabulary.words if word in table.rows and names(word)]
-        return known, table.vectors[[table.rows[word] for word in known]]
+        """The words that both the table and the vocabulary have, and the vector of each."""
+        rows, vectors = read_table()
+        known = [word for word in self.vocabulary.words if word in rows and names(word)]
+        return known, vectors[[rows[word] for word in known]]
 
     def spelling(self, word: str) -> str | None:
         """The word that an unknown one may be a misspelling of; None for a word of the table, or where none is near.
@@ -117,7 +106,7 @@ class StandIns:
         >>> StandIns(Vocabulary(["<pad>", "<start>", "<end>", "<unk>", "dog", "snow"])).spelling("dgo")
         'dog'
         """
-        table, ids = read_table().rows, self.vocabulary.ids
+        (table, _), ids = read_table(), self.vocabulary.ids
         no_word = not (word.isalpha() and word.isascii() and 3 <= len(word) <= LONGEST)
         if no_word or word in ids or word in table:
             return None

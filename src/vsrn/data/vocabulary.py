@@ -211,7 +211,7 @@ def is_vocabulary(path: Path) -> bool:
 
 
 def _words_by_id(word_of_id: dict[Any, Any]) -> list[str]:
-    """Words by whole numbers, or their digits -> words in order. Raises `VocabularyError` for gaps and other things."""
+    """Words by whole numbers, or by their digits -> words in order. Raises `VocabularyError` for anything else."""
     try:
         words = {int(number): word for number, word in word_of_id.items()}
     except (TypeError, ValueError) as error:
