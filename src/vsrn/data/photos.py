@@ -241,11 +241,11 @@ def _decode(
     with JpegImageFile(stream) if is_jpeg else Image.open(stream, formats=formats) as image:
         size = image.size
         _check_size(size, name, max_pixels * (JPEG_EXCESS if is_jpeg else 1), max_pixels)
-        coefficients = _coefficient_bytes(image, content, stream.tell())
+        buffers = _buffer_bytes(image, content, stream.tell())
         if is_jpeg:  # of a HEIC it would be the thumbnail within, which may show anything
             image.draft(None, _draft_size(size, max_pixels, target_size, always_twice=always_twice))
         _check_size(image.size, name, max_pixels, max_pixels)
-        _check_memory(image, name, coefficients, max_pixels, target_size)
+        _check_memory(image, name, buffers, max_pixels, target_size)
         image.load()
         # Pillow opens some files with a header that their pixels then outgrow (a frame of a GIF).
         _check_size(image.size, name, max_pixels, max_pixels)
@@ -291,12 +291,11 @@ def _check_size(size: tuple[int, int], name: str, most: int, max_pixels: int) ->
         )
 
 
-def _check_memory(image: Image.Image, name: str, coefficients: int, max_pixels: int, target_size: int | None) -> None:
+def _check_memory(image: Image.Image, name: str, buffers: int, max_pixels: int, target_size: int | None) -> None:
     """Raise `PhotoError` where decoding would take too much memory: the picture as stored, as RGB, and buffers."""
     width, height = image.size
     shrunk = shrunk_size(image.size, shrink_factor(image.size, target_size))
-    decoded = width * height * stored_bytes(image.mode) + 4 * shrunk[0] * shrunk[1]
-    needed = decoded + coefficients + _buffer_bytes(image)
+    needed = width * height * stored_bytes(image.mode) + 4 * shrunk[0] * shrunk[1] + buffers
     most = max(BYTES_PER_PIXEL * max_pixels, LEAST_MEMORY)
     if needed > most:
         raise PhotoError(
@@ -306,21 +305,17 @@ def _check_memory(image: Image.Image, name: str, coefficients: int, max_pixels: 
         )
 
 
-def _coefficient_bytes(image: Image.Image, content: bytes, header_end: int) -> int:
-    """What libjpeg keeps whole of a JPEG in several scans, whatever fraction is decoded: 2 bytes a coefficient."""
-    if not isinstance(image, JpegImageFile):
-        return 0
-    scan = content.rfind(b"\xff\xda", max(0, header_end - 16), header_end)
-    if scan >= 0 and "progressive" not in image.info and content[scan + 4] == len(image.layer):
-        return 0
-    samples = [across * down for _, across, down, _ in image.layer]
-    most = max(across for _, across, _, _ in image.layer) * max(down for _, _, down, _ in image.layer)
-    return 2 * image.width * image.height * sum(samples) // max(1, most)
-
-
-def _buffer_bytes(image: Image.Image) -> int:
-    """What the decoder takes beside the picture itself."""
+def _buffer_bytes(image: Image.Image, content: bytes, header_end: int) -> int:
+    """What the decoder takes beside the picture itself, whatever fraction of it is decoded."""
     width, height = image.size
+    if isinstance(image, JpegImageFile):
+        scan = content.rfind(b"\xff\xda", max(0, header_end - 16), header_end)
+        if scan >= 0 and "progressive" not in image.info and content[scan + 4] == len(image.layer):
+            return 0
+        # One in several scans, progressive or with a first that lacks a component, is kept as coefficients of 2 bytes.
+        samples = [across * down for _, across, down, _ in image.layer]
+        most = max(across for _, across, _, _ in image.layer) * max(down for _, _, down, _ in image.layer)
+        return 2 * width * height * sum(samples) // max(1, most)
     if image.format in ("WEBP", "AVIF", "HEIF"):
         # Two canvases of libwebp and a copy in bytes, 4 bytes a pixel each; planes of up to 16 bits and such a copy.
         return 12 * width * height

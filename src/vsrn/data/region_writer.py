@@ -83,11 +83,9 @@ class GrowingArray:
         self._file.close()
 
     def _write_header(self, rows: int) -> None:
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (rows, *self.row_shape)}
         self._file.seek(0)
-        np.lib.format.write_array_header_1_0(
-            self._file,
-            {"descr": self.dtype.str, "fortran_order": False, "shape": (rows, *self.row_shape)},
-        )
+        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,7 +130,8 @@ class RegionWriter(Closing):
                 raise DataError(f"{self.folder} already holds a split '{split}'; choose another -o.")
             with ExitStack() as opened:
                 opened.enter_context(_locked(self.folder, split))
-                self._journal = opened.enter_context(open_or_make(self._partial("_journal.jsonl")))
+                self._files = opened.enter_context(ExitStack())
+                self._journal = self._files.enter_context(open_or_make(self._partial("_journal.jsonl")))
                 self._replay()
                 kinds: dict[str, tuple[str, tuple[int, ...]]] = {COUNTS: ("<i4", ())}
                 for array in header.arrays():
@@ -140,7 +139,7 @@ class RegionWriter(Closing):
                 self._arrays = {}
                 for name, kind in kinds.items():
                     self._arrays[name] = GrowingArray(self._partial(name), *kind, len(self.ids))
-                    opened.callback(self._arrays[name].close)
+                    self._files.callback(self._arrays[name].close)
                 self._opened = opened.pop_all()
 
     @property
@@ -190,24 +189,20 @@ class RegionWriter(Closing):
             for name, content in texts.items():
                 write_synced(self._partial(name), content)
             # Where every row is full, counts say nothing; they are dropped when the split is published.
-            lengths = np.lib.format.open_memmap(self._partial(COUNTS), mode="r")
-            published = {*self._arrays, *texts} - ({COUNTS} if (lengths == self.header.num_regions).all() else set())
+            full = (np.lib.format.open_memmap(self._partial(COUNTS), mode="r") == self.header.num_regions).all()
+            published = {*self._arrays, *texts} - ({COUNTS} if full else set())
             # The features go last: a split whose features have their name is complete.
             in_order = sorted(published, key=lambda name: (name == FEATURES_FILE, name))
             self._acknowledge(_Publish(in_order))
-            for array in self._arrays.values():
-                array.close()  # Windows renames no open file
-            self._journal.close()
+            self._files.close()  # Windows renames no open file
             _publish(self.folder, self.split, in_order)
         self.close()
 
     def discard(self) -> None:
         """Take back everything: as if the split had never been begun."""
-        self._journal.close()
-        for name, array in self._arrays.items():
-            array.close()
+        self._files.close()
+        for name in (*self._arrays, "_journal.jsonl"):
             self._partial(name).unlink(missing_ok=True)
-        self._partial("_journal.jsonl").unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
