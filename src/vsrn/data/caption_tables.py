@@ -40,11 +40,7 @@ _HINT = "write a line for each caption, the image first, with tabs or commas bet
 
 
 class CaptionRow(NamedTuple):
-    """What one line or record says.
-
-    where  file and line, as errors name it
-    split  name of its split, or "" where the table has none
-    """
+    """What one line or record says; `where` is its file and line, as errors name it, and `split` may be ""."""
 
     where: str
     image: str

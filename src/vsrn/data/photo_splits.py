@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vsrn.config import Config, NetworkConfig
 from vsrn.data.annotations import choose_split, read_annotations
@@ -55,27 +55,26 @@ class View:
 
     def middle(self, photo: Image.Image) -> Pixels:
         """An RGB photo -> (S, S, 3): brought to size, and its middle."""
-        from torchvision.transforms.v2 import functional  # noqa: PLC0415 - takes torch along
-
-        resized = functional.resize(photo, [self.photo_size])
-        return np.array(functional.center_crop(resized, [self.crop_size]))
+        width, height = (int(self.photo_size * side / min(photo.size)) for side in photo.size)
+        left, top = round((width - self.crop_size) / 2), round((height - self.crop_size) / 2)
+        resized = photo.resize((width, height), Image.Resampling.BILINEAR)
+        return np.array(resized.crop((left, top, left + self.crop_size, top + self.crop_size)))
 
     def random_part(self, photo: Image.Image, generator: np.random.Generator) -> Pixels:
         """An RGB photo -> (S, S, 3): a random part of random shape, brought to size, and half of them mirrored."""
-        from torchvision.transforms.v2 import functional  # noqa: PLC0415 - takes torch along
-
         if self.smallest_crop == 1:
             return self.middle(photo)
         top, left, height, width = random_box(photo.height, photo.width, self.smallest_crop, generator)
-        part = functional.resized_crop(photo, top, left, height, width, [self.crop_size, self.crop_size])
-        return np.array(functional.horizontal_flip(part) if generator.random() < 0.5 else part)
+        part = photo.crop((left, top, left + width, top + height))
+        square = part.resize((self.crop_size, self.crop_size), Image.Resampling.BILINEAR)
+        return np.array(ImageOps.mirror(square) if generator.random() < 0.5 else square)
 
     def read_middle(self, photo: Photo) -> Pixels:
         """`middle` of a photo in any form. Raises `PhotoError` where it cannot be read."""
         return self.middle(picture_of(photo, self.photo_size))
 
     def read_random_part(self, path: Path, *seeds: int) -> Pixels:
-        """`random_part` of a photo file, the same for the same seeds. Raises `PhotoError`."""
+        """`random_part` of a photo file, the same for the same seeds. Raises `PhotoError` where it cannot be read."""
         photo = decode_photo(path, target_size=self.photo_size)
         return self.random_part(photo, np.random.default_rng(seeds))
 
@@ -165,7 +164,7 @@ def made_ready(
 ) -> Iterator[tuple[Sequence[_Item], list[_Ready]]]:
     """Batches in order, with what `make` made of each item; threads work `batches_ahead` batches ahead.
 
-    workers  how many threads; None for one for each processor that this process may use
+    workers  how many threads; None for one for each processor
     """
     pool = ThreadPoolExecutor(workers or processors(), thread_name_prefix="decode")
     ahead: deque[tuple[Sequence[_Item], list[Future[_Ready]]]] = deque()

@@ -160,10 +160,7 @@ class Split(CaptionedImages):
         return self.regions.ids
 
     def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
-        """(B,) images of this split -> (B, N, F) features, and (B,) real regions of each or None.
-
-        Raises `DataError` where a feature is no number, or an image is refused for its zeros, naming the row.
-        """
+        """(B,) images -> (B, N, F) features, (B,) real regions of each or None. Raises `DataError` for a bad row."""
         rows = self.rows[images]
         features, counts = self.regions.read(rows), self.regions.read_counts(rows)
         if self.zeros_divide:
