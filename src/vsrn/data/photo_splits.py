@@ -97,8 +97,8 @@ def random_box(height: int, width: int, smallest: float, generator: np.random.Ge
 class PhotoSplit(CaptionedImages):
     """Photos with their captions, decoded when they are asked for; what `Split` is for regions.
 
-    ids      of all photos: the path below the folder, in Unicode's NFC form
-    files    of all photos
+    ids      path of each photo below the folder, in Unicode's NFC form
+    files    the file of each, in the same order
     view     how a photo becomes a square
     workers  threads that decode photos; None for one for each processor that this process may use
     """

@@ -35,7 +35,7 @@ _DECODERS = "h264,hevc,vp8,vp9,libdav1d,av1,mpeg4,msmpeg4,msmpeg4v2,h263,mjpeg,m
 
 
 class _Ends:
-    """A file to read and seek in, of which only as many first as last bytes are there; what lies between is empty."""
+    """A file of `size` bytes of which `content` has the first and, as many, the last; between them nothing is read."""
 
     def __init__(self, content: bytes, size: int) -> None:
         self._content, self._half = content, len(content) // 2
