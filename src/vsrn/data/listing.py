@@ -105,8 +105,9 @@ class PhotoNames:
         if plain.is_file():
             return plain
         if self._all is None:
-            found = find_photos(self.folder, follow_links=True)
-            self._all = ImageNames(((photo.id, photo.path) for photo in found if not photo.refusal), self.mapping)
+            # A link out of the folder counts where it leads to one file: photos may lie on another disk.
+            found = (one for one in find_photos(self.folder) if one.refusal is None or one.path.is_file())
+            self._all = ImageNames(((photo.id, photo.path) for photo in found), self.mapping)
         return self._all.find(image_id, cocoid)
 
 
