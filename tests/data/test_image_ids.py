@@ -120,6 +120,18 @@ def test_a_file_is_found_by_any_of_its_names_and_no_other_is(
     assert ImageNames((name, name) for name in names).find(asked, cocoid) == expected or expected is None
 
 
+def test_a_link_to_a_photo_elsewhere_is_found_and_a_link_to_a_folder_is_not_searched(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "photos").mkdir()
+    for number in (9, 11):
+        (tmp_path / "elsewhere" / f"COCO_val2014_{number:012}.jpg").write_bytes(b"")
+    link = tmp_path / "photos" / "COCO_val2014_000000000009.jpg"
+    link.symlink_to(tmp_path / "elsewhere" / link.name)
+    (tmp_path / "photos" / "more").symlink_to(tmp_path / "elsewhere")
+    names = PhotoNames(tmp_path / "photos")
+    assert (names.find("9"), names.find("11")) == (link, None)
+
+
 def test_a_mapping_of_ids_decides(tmp_path: Path) -> None:
     for name in ("0.jpg", "1000.jpg"):
         (tmp_path / name).write_bytes(b"")

@@ -160,10 +160,12 @@ def test_a_file_is_found_by_its_name_in_any_unicode_form(
 ) -> None:
     write(tmp_path, unicodedata.normalize(on_disk, "Übung/d'été/é.jpg"), "plain.jpg")
     names = PhotoNames(tmp_path)
-    assert names.path(unicodedata.normalize(asked, "Übung/d'été/é.jpg")).is_file()
-    assert names.path("plain.jpg") == tmp_path / "plain.jpg"
+    found = names.find(unicodedata.normalize(asked, "Übung/d'été/é.jpg"))
+    assert found is not None
+    assert found.is_file()
+    assert names.find("plain.jpg") == tmp_path / "plain.jpg"
     for missing in ("nothing.jpg", "é/nothing.jpg", "Übung/è.jpg"):
-        assert not names.path(missing).exists()
+        assert names.find(missing) is None
 
 
 def unprivileged() -> list[str]:

@@ -44,11 +44,11 @@ def test_a_part_of_a_split_keeps_its_captions(folder: Path) -> None:
     split = open_photo_split(folder, folder / "dataset.json", "val", VIEW)
     (folder / "held.txt").write_text("2.png\n0.png\n")
     rest, held = hold_out(split, folder / "held.txt")
-    assert (rest.ids, held.ids) == (["1.png", "3.png"], ["0.png", "2.png"])
+    assert (rest.image_ids(), held.image_ids()) == (["1.png", "3.png"], ["0.png", "2.png"])
     for part in (rest, held):
-        assert sorted(part.captions) == sorted(c for c in split.captions if f"{c.split()[1]}.png" in part.ids)
+        assert sorted(part.captions) == sorted(c for c in split.captions if f"{c.split()[1]}.png" in part.image_ids())
         for caption, owner in zip(part.captions, part.image_of_caption, strict=True):
-            assert part.ids[owner] == f"{caption.split()[1]}.png"
+            assert part.image_ids()[owner] == f"{caption.split()[1]}.png"
 
 
 @pytest.mark.parametrize(("in_json", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
@@ -81,4 +81,6 @@ def test_the_real_photos(shared: Path) -> None:
     assert (split.num_images, len(split.captions)) == (1000, 5000)
     pixels, _ = split.read_images(np.array([17, 3]))
     for row, image in enumerate((17, 3)):
-        assert np.array_equal(pixels[row], np.asarray(Image.open(folder / "images" / split.ids[image]).convert("RGB")))
+        assert np.array_equal(
+            pixels[row], np.asarray(Image.open(folder / "images" / split.image_ids()[image]).convert("RGB"))
+        )

@@ -5,8 +5,7 @@
     annotations/             a folder of these, and optional lists such as coco_train_ids.npy that make splits of them
     captions.csv, ...        `vsrn.data.caption_tables`
 
-Without a list, each JSON of COCO's is a split, `train2014` as `train` and so on. A photo of `captions_train2014.json`
-is named as in the folder `train2014`.
+Without a list, each JSON of COCO's is a split, `train2014` as `train`, of photos in a folder `train2014`.
 """
 
 from __future__ import annotations
@@ -19,15 +18,17 @@ from typing import Annotated
 
 import msgspec
 
-from vsrn.data.caption_tables import CaptionRow, is_table, read_table
+from vsrn.data.caption_tables import CaptionRow, fields_of, is_table, read_table
 from vsrn.data.region_store import SPLIT_ALIASES, map_array
 from vsrn.errors import DataError, did_you_mean
 from vsrn.files import normal_name, read_json
 
+RESTVAL = "restval"
+
 
 @dataclass(frozen=True)
 class CaptionedPhoto:
-    """One image of the JSON.
+    """One image with its captions.
 
     id        path below the image folder, with forward slashes, in Unicode's NFC form; never leads out of it
     captions  at least one, each on one line with single spaces
@@ -60,36 +61,30 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
 
     restval  whether COCO's `restval` images, left over from its validation set, count as `train`
 
-    Raises `DataError` where the file is missing or laid out otherwise, where an image has no captions, an
-    empty one, another's number, is listed twice in a split, or has a path that leads out of the image folder.
+    Raises `DataError` where the file is missing or laid out otherwise, or where an image has no captions, an empty one,
+    another's number, a path that leads out of the image folder, or is listed twice in a split.
     """
     path = Path(path)
-    splits: dict[str, list[CaptionedPhoto]] = {}
-    seen: set[tuple[str, str]] = set()
+    splits: dict[str, dict[str, CaptionedPhoto]] = {}
     numbered: dict[int, str] = {}
     layout = 'the Karpathy layout, {"images": [{"filename": ..., "split": ..., "sentences": [{"raw": ...}]}]}.'
     for image in read_json(path, _Dataset, f"it must be in {layout}").images:
         photo_id = safe_photo_id(image.filepath, image.filename, path)
         photo = CaptionedPhoto(photo_id, _captions(image, path), image.cocoid)
-        split = "train" if restval and image.split == "restval" else image.split
-        if (split, photo.id) in seen:
+        split = "train" if restval and image.split == RESTVAL else image.split
+        if splits.setdefault(split, {}).setdefault(photo_id, photo) is not photo:
             raise DataError(f"{path} lists {photo.id} twice in split '{split}'; remove one of the two.")
-        seen.add((split, photo.id))
         if photo.cocoid is not None and numbered.setdefault(photo.cocoid, photo.id) != photo.id:
             raise DataError(
                 f"{path} gives cocoid {photo.cocoid} to {numbered[photo.cocoid]} and {photo.id}; mend one of the two."
             )
-        splits.setdefault(split, []).append(photo)
     if not splits:
         raise DataError(f"{path} lists no images; name a JSON in the Karpathy layout that does.")
-    return splits
+    return {split: list(photos.values()) for split, photos in splits.items()}
 
 
 def safe_photo_id(folder: str, filename: str, path: Path) -> str:
-    """`folder/filename` in NFC. Raises `DataError` where opening it could reach a file outside the image folder.
-
-    path  the file that says so
-    """
+    """`folder/filename` in NFC, which the file `path` names. Raises `DataError` where it may lead out of the folder."""
     joined = PurePosixPath(folder) / filename
     windows = PureWindowsPath(folder) / filename
     leads_out = joined.is_absolute() or bool(windows.anchor) or ".." in windows.parts
@@ -147,19 +142,19 @@ _Sentences = dict[int, CaptionedPhoto]
 def read_coco(folder: Path) -> dict[str, list[CaptionedPhoto]]:
     """Splits of a folder of COCO caption annotations, by name, photos in the order of their first caption.
 
-    Raises `DataError` where a file is malformed, a list names an annotation that no JSON has, a caption is empty,
-    or a photo has a path that leads out of the image folder.
+    Raises `DataError` where a file is malformed or a list names an annotation that no JSON has.
     """
     # COCO's archive unpacks to a folder of this name.
     folder = folder / "annotations" if (folder / "annotations").is_dir() else folder
-    parts = {path: _PART.fullmatch(path.name) for path in sorted(folder.glob("captions_*.json"))}
-    sentences = {path: _read_part(path, found[1]) for path, found in parts.items() if found}
+    paths = sorted(folder.iterdir())
+    parts = {path: found for path in paths if (found := _PART.fullmatch(path.name))}
+    sentences = {path: _read_part(path, found[1]) for path, found in parts.items()}
     if not sentences:
         raise DataError(f"{folder} holds no COCO captions: no file is named like captions_train2014.json.")
-    lists = {path: _LIST.fullmatch(path.name) for path in sorted(folder.glob("coco_*_ids.npy"))}
+    lists = {path: found[1] for path in paths if (found := _LIST.fullmatch(path.name))}
     if not lists:
-        return {found[2] or found[1]: _gather(sentences[path], path) for path, found in parts.items() if found}
-    return {found[1]: _gather(_listed(path, sentences), path) for path, found in lists.items() if found}
+        return {found[2] or found[1]: _gather(sentences[path], path) for path, found in parts.items()}
+    return {split: _gather(_listed(path, sentences), path) for path, split in lists.items()}
 
 
 def is_coco_folder(folder: Path) -> bool:
@@ -228,13 +223,7 @@ def joined(photos: Iterable[CaptionedPhoto]) -> list[CaptionedPhoto]:
     return [CaptionedPhoto(name, said, cocoid) for (name, cocoid), said in captions.items()]
 
 
-RESTVAL = "restval"
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test)(?![a-z])")
-
-
-class _Layout(msgspec.Struct):
-    images: msgspec.Raw
-    annotations: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 def read_annotations(
@@ -252,7 +241,7 @@ def read_annotations(
         splits = read_coco(path)
     elif is_table(path):
         splits = _by_split(read_table(path), path, name)
-    elif _is_coco(path):
+    elif "annotations" in fields_of(path):
         found, named = _PART.fullmatch(path.name), _SPLIT_IN_NAME.search(path.stem)
         subfolder, split = (found[1], found[2] or found[1]) if found else ("", named[1] if named else name)
         splits = {split: _gather(_read_part(path, subfolder), path)}
@@ -266,24 +255,13 @@ def read_annotations(
 
 
 def choose_split(path: Path | str, splits: Mapping[str, list[CaptionedPhoto]], split: str) -> str:
-    """The name of one of the splits that `read_annotations` read from a path; `val` and `dev` stand for each other.
-
-    Raises `DataError` where there is no such split.
-    """
+    """The split's name among those of a path; `val` and `dev` stand for each other. Raises `DataError` without any."""
     name = next((known for known in (split, SPLIT_ALIASES.get(split, split)) if known in splits), None)
     if name is None:
         raise DataError(
             f"{path} has no split '{split}'; it has {', '.join(sorted(splits))}.{did_you_mean(split, splits)}"
         )
     return name
-
-
-def _is_coco(path: Path) -> bool:
-    """Whether a JSON has COCO's layout; False where it cannot be read."""
-    try:
-        return read_json(path, _Layout, "").annotations is not msgspec.UNSET
-    except DataError:
-        return False
 
 
 def _by_split(rows: Iterable[CaptionRow], path: Path, name: str) -> dict[str, list[CaptionedPhoto]]:

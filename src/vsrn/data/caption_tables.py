@@ -6,7 +6,7 @@
     [{"image": "a.jpg", "caption": "..."}]     JSON, or a record a line (JSONL); several captions as a list
     {"a.jpg": ["...", "..."]}                  JSON of captions by image
 
-A column or field `split` says the split. Torch-free.
+A column or field `split` says the split.
 """
 
 from __future__ import annotations
@@ -14,31 +14,19 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from vsrn.data.image_ids import NUMBER_OF_CAPTION
 from vsrn.errors import DataError
-from vsrn.files import plain_utf8, read_text
+from vsrn.files import plain_utf8, read_json, read_text
 
 # Names of columns, the surest first.
-IMAGE_COLUMNS = (
-    "filename",
-    "file_name",
-    "image",
-    "image_name",
-    "image_path",
-    "img",
-    "path",
-    "file",
-    "photo",
-    "image_id",
-)
+IMAGE_COLUMNS = tuple("filename file_name image image_name image_path img path file photo image_id".split())
 CAPTION_COLUMNS = ("caption", "captions", "comment", "raw", "sentence", "sentences", "text", "description")
-_JSON_STARTS = (b"{", b"[")
-_NUMBER_OF_CAPTION = re.compile(r"#[0-9]+$")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 # A line of Flickr30K's results.csv lacks the mark behind the number of its caption.
 _NUMBER_AND_CAPTION = re.compile(r"([0-9]+)\s+(\S.*)")
@@ -49,11 +37,7 @@ _HINT = "write a line for each caption, the image first, with tabs or commas bet
 
 
 class CaptionRow(NamedTuple):
-    """What one line or record says.
-
-    where  file and line, as errors name it
-    split  name of its split, or "" where the table has none
-    """
+    """What one line or record says; `where` is its file and line, as errors name it, and `split` may be ""."""
 
     where: str
     image: str
@@ -67,18 +51,21 @@ def is_table(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         start = plain_utf8(file.read(4096), path).lstrip()
-    if not start.startswith(_JSON_STARTS):
+    if not start.startswith((b"{", b"[")):
         # What is empty or broken is refused as JSON is.
         return bool(start) and path.suffix.lower() != ".json"
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
+    if start.startswith(b"[") or path.suffix.lower() in (".jsonl", ".ndjson"):
         return True
+    fields = fields_of(path)
+    return bool(fields) and "images" not in fields
+
+
+def fields_of(path: Path) -> set[str]:
+    """The names at the top of a JSON; none where it cannot be read."""
     try:
-        content = msgspec.json.decode(
-            plain_utf8(path.read_bytes(), path), type=list[msgspec.Raw] | dict[str, msgspec.Raw]
-        )
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return bool(content) and "images" not in content
+        return set(read_json(path, dict[str, msgspec.Raw], ""))
+    except DataError:
+        return set()
 
 
 def read_table(path: Path) -> Iterator[CaptionRow]:
@@ -86,7 +73,7 @@ def read_table(path: Path) -> Iterator[CaptionRow]:
     text = read_text(path)
     is_json = text.lstrip().startswith(("{", "["))
     for row in _of_json(text, path) if is_json else _of_lines(text, path):
-        image = _NUMBER_OF_CAPTION.sub("", row.image.strip())
+        image = NUMBER_OF_CAPTION.sub("", row.image.strip())
         split = row.split.strip().lower()
         yield row._replace(image=image, split=_SPLITS.get(split, split))
 
@@ -103,18 +90,15 @@ def _of_json(text: str, path: Path) -> Iterator[CaptionRow]:
         content = [{"image": image, "caption": said} for image, said in content.items()]
     for number, record in enumerate(content, start=1):
         where = f"{path}, record {number}"
-        if not isinstance(record, dict):
-            raise DataError(f"{where} is no image with its caption; {_HINT}")
-        image, said = _first(record, IMAGE_COLUMNS), _first(record, CAPTION_COLUMNS)
-        captions = said if isinstance(said, list) else [said]
+        fields: dict[str, Any] = record if isinstance(record, dict) else {}
+        image, said = (
+            next((fields[name] for name in names if name in fields), None) for names in (IMAGE_COLUMNS, CAPTION_COLUMNS)
+        )
+        captions: list[Any] = said if isinstance(said, list) else [said]
         captions = [each.get("raw") if isinstance(each, dict) else each for each in captions]
         if not isinstance(image, str | int) or not all(isinstance(caption, str) for caption in captions):
             raise DataError(f"{where} is no image with its caption; {_HINT}")
-        yield CaptionRow(where, str(image), captions, str(record.get("split") or ""))
-
-
-def _first(record: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((record[name] for name in names if name in record), None)
+        yield CaptionRow(where, str(image), captions, str(fields.get("split") or ""))
 
 
 def _of_lines(text: str, path: Path) -> Iterator[CaptionRow]:
@@ -126,12 +110,12 @@ def _of_lines(text: str, path: Path) -> Iterator[CaptionRow]:
     said = next((columns.index(name) for name in CAPTION_COLUMNS if name in columns), None)
     named = next((columns.index(name) for name in IMAGE_COLUMNS if name in columns), None)
     if said is None or (named is None and len(columns) > 2):
-        yield from (_without_head(number, fields, comma, path) for number, fields in [first, *lines])
+        yield from (_without_head(where, fields, comma) for where, fields in [first, *lines])
         return
     named = 1 - said if named is None else named
     split = columns.index("split") if "split" in columns else None
-    for number, found in lines:
-        where, fields = f"{path}, line {number}", found
+    for where, found in lines:
+        fields = found
         slip = _NUMBER_AND_CAPTION.fullmatch(fields[-1])
         if len(fields) == len(columns) - 1 and slip:
             fields = [*fields[:-1], slip[1], slip[2]]
@@ -145,14 +129,14 @@ def _of_lines(text: str, path: Path) -> Iterator[CaptionRow]:
         yield CaptionRow(where, fields[named], _captions(fields[said]), "" if split is None else fields[split])
 
 
-def _without_head(number: int, fields: Sequence[str], comma: str, path: Path) -> CaptionRow:
+def _without_head(where: str, fields: Sequence[str], comma: str) -> CaptionRow:
     """A line that begins with the image and ends with the caption, whose number may stand between."""
     image, *rest = fields
     if len(rest) > 1 and rest[0].isdecimal():
         del rest[0]
     if not rest or not image:
-        raise DataError(f"{path}, line {number} does not name an image and a caption; {_HINT}")
-    return CaptionRow(f"{path}, line {number}", image, [_BETWEEN[comma].join(rest)])
+        raise DataError(f"{where} does not name an image and a caption; {_HINT}")
+    return CaptionRow(where, image, [_BETWEEN[comma].join(rest)])
 
 
 def _captions(said: str) -> list[str]:
@@ -165,18 +149,18 @@ def _captions(said: str) -> list[str]:
     return [said]
 
 
-def _fields(text: str, comma: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and fields of every line that is not blank; `comma` is what stands between fields."""
+def _fields(text: str, comma: str, path: Path) -> Iterator[tuple[str, list[str]]]:
+    """File and line, and the fields, of every line that is not blank; `comma` is what stands between fields."""
     if comma in "\t|":
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
-                yield number, [_unquoted(field.strip()) for field in line.split(comma)]
+                yield f"{path}, line {number}", [_unquoted(field.strip()) for field in line.split(comma)]
         return
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=comma, skipinitialspace=True, strict=True)
     try:
         for fields in reader:
             if any(field.strip() for field in fields):
-                yield reader.line_num, [field.strip() for field in fields]
+                yield f"{path}, line {reader.line_num}", [field.strip() for field in fields]
     except csv.Error as error:
         raise DataError(
             f"{path}, line {reader.line_num}: {error}; a quote in a quoted field is written twice."

@@ -1,7 +1,7 @@
 """Vocabularies that the 2019 code pickled, read without running anything.
 
-A pickle can run any code when it is opened carelessly. Here it may name only its own class, which becomes an empty one;
-any other name is refused before it is looked up. Torch-free.
+A pickle can run any code. Here it may name only its own class, which becomes an empty one; any other name is refused
+before it is looked up.
 """
 
 from __future__ import annotations
@@ -30,12 +30,7 @@ def check_memo(file: IO[bytes], limit: int) -> None:
 
 
 def read_pickled_words(path: Path) -> dict[Any, Any]:
-    """Id -> word, as a pickled vocabulary has them, unchecked.
-
-    Raises `VocabularyError` where the file is missing, broken, or names anything but its own class.
-    """
-    if not path.is_file():
-        raise VocabularyError(f"there is no vocabulary {path}.")
+    """Id -> word of a pickled vocabulary. Raises `VocabularyError` where it is broken or names any other class."""
     try:
         pickled = path.read_bytes()
         check_memo(io.BytesIO(pickled), limit=len(pickled))

@@ -23,8 +23,7 @@ _SYSTEM_FOLDERS = frozenset([*_SYNOLOGY, *_QNAP, *_WINDOWS, *_LINUX, *_MACOS])
 
 
 class Exclusion:
-    """Which files and folders below a folder are left out: hidden ones, folders of the system such as Synology's
-    `@eaDir` or the recycle bin, folders that `leave_out` was told of, and what globs say.
+    """What below a folder is left out: what is hidden, folders of systems, and what globs and `leave_out` say.
 
     num_folders  that `find_photos` came across and left out
     num_files    that globs left out, beside those in such folders
@@ -43,12 +42,12 @@ class Exclusion:
         self._told: set[str] = set()
 
     def leave_out(self, name: str) -> None:
-        """Leave out, and count, a folder for what lies in it; `name` is its path below the folder that is searched."""
+        """Leave out, and count, a folder by its path below the folder that is searched."""
         self._told.add(name)
         self.num_folders += 1
 
     def has_folder(self, name: str) -> bool:
-        """Whether a folder is left out, by its path below the folder that is searched."""
+        """Whether a folder is left out, by its path."""
         last = posixpath.basename(name)
         hidden = last.startswith(".") or last.casefold() in _SYSTEM_FOLDERS
         return hidden or name in self._told or self._is_named(f"{name}/")
@@ -83,8 +82,8 @@ class Exclusion:
 def lasting_glob(folders: Sequence[Path], written: str) -> str:
     """A glob that means in every working directory what `written` means in this one.
 
-    A path to a place below one of the folders becomes absolute; any other path begins with a slash, and is one below
-    each of the folders. Raises `ConfigError` where it is empty or names one of the folders.
+    A path to somewhere below one of the folders becomes absolute; any other is one below each of them. Raises
+    `ConfigError` where it is empty or names one of the folders.
     """
     for folder in folders:
         if os.path.abspath(written) == os.path.abspath(folder):  # noqa: PTH100

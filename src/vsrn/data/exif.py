@@ -7,8 +7,7 @@ from datetime import datetime
 
 from PIL import Image
 
-ORIENTATION = 0x0112
-_EXIF_IFD, _DATE_TAKEN, _DATE_DIGITIZED, _DATE_CHANGED = 0x8769, 0x9003, 0x9004, 0x0132
+ORIENTATION, EXIF_IFD, DATE_TAKEN, _DATE_DIGITIZED, _DATE_CHANGED = 0x0112, 0x8769, 0x9003, 0x9004, 0x0132
 # As EXIF says it, 2024:05:17 14:03:00, and as programs do; what follows the time is a fraction or a zone.
 _DATE = re.compile(
     r"\s*(\d{4})[:/.-]\s?(\d{1,2})[:/.-]\s?(\d{1,2})"
@@ -21,8 +20,7 @@ def orientation_of(image: Image.Image) -> int:
     """How a photo is to be turned, 1 to 8; 1, which is not at all, where that cannot be read."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:
-        # Damaged EXIF is no reason to lose the photo: its pixels have been read.
+    except Exception:  # damaged EXIF is no reason to lose the photo
         return 1
 
 
@@ -30,13 +28,10 @@ def date_of(image: Image.Image) -> datetime | None:
     """When the photo was taken, digitized, or else changed, by its EXIF: the first of them that is a real date."""
     try:
         exif = image.getexif()
-        if not exif:
-            return None
-        camera = exif.get_ifd(_EXIF_IFD)
-        written = [camera.get(_DATE_TAKEN), camera.get(_DATE_DIGITIZED), exif.get(_DATE_CHANGED)]
+        camera = exif.get_ifd(EXIF_IFD)
+        written = [camera.get(DATE_TAKEN), camera.get(_DATE_DIGITIZED), exif.get(_DATE_CHANGED)]
         return next((date for date in map(_as_date, written) if date is not None), None)
-    except Exception:
-        # As above.
+    except Exception:  # as above
         return None
 
 

@@ -10,7 +10,6 @@ An id that may mean two different images means neither. Torch-free.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.data.kinds import PHOTO_ENDINGS
 from vsrn.errors import DataError
 from vsrn.files import normal_name, read_json, read_lines
 from vsrn.metrics import FloatArray, IntArray
@@ -26,15 +26,13 @@ if TYPE_CHECKING:
     from vsrn.data.region_store import RegionStore
 
 MAPPING_FILE = "id_mapping.json"
-PHOTO_ENDINGS = frozenset(
-    [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"]
-)
 # Rows of one id are one image where they differ by less than this share of their length: half precision and bfloat16
 # round by 0.4 %, and other images differ by about their whole length.
 SAME_WITHIN = 0.1
 _Found = TypeVar("_Found")
 _COCO_NAME = re.compile(r"COCO_[a-z]+20[0-9]{2}_([0-9]{12})")
-_NUMBER_OF_CAPTION = re.compile(r"#[0-9]+$")
+# Flickr's captions are numbered: 1000.jpg#0 to 1000.jpg#4.
+NUMBER_OF_CAPTION = re.compile(r"#[0-9]+$")
 
 
 def as_image_id(name: str) -> str:
@@ -59,8 +57,7 @@ def coco_number(photo_id: str) -> int | None:
 def read_id_mapping(folder: Path) -> dict[str, str]:
     """The file name of each id, from the `id_mapping.json` in a folder or in the one above it; empty without one.
 
-    VSE-infinity's data has such a file: {"391895": "COCO_val2014_000000391895.jpg", ...}. Raises `DataError` where it
-    is laid out otherwise.
+    VSE-infinity's data has {"391895": "COCO_val2014_000000391895.jpg", ...}. Raises `DataError` for any other layout.
     """
     for path in (folder / MAPPING_FILE, folder.absolute().parent / MAPPING_FILE):
         if path.is_file():
@@ -77,59 +74,57 @@ class ImageNames(Generic[_Found]):
     (0, 1, 1, None)
     """
 
-    def __init__(
-        self, images: Iterable[tuple[str, _Found]], mapping: Mapping[str, str] | None = None, *, exact: bool = False
-    ) -> None:
+    def __init__(self, images: Iterable[tuple[str, _Found]], mapping: Mapping[str, str] | None = None) -> None:
         """Take ids of images with what is to be found of each: of equal ids, the first.
 
         mapping  file names of ids (`read_id_mapping`), of these and of those that are asked for
-        exact    whether an image is found by its id alone, as numbers of rows are, which name no file
         """
         self._mapping = mapping or {}
         self._exact: dict[str, _Found] = {}
-        # A name that several images have is in its table with None.
-        self._whole: dict[str, _Found | None] = {}
-        self._below: dict[str, _Found | None] = {}
-        self._numbered: dict[int, _Found | None] = {}
-        self._plain: dict[int, _Found | None] = {}
+        # By kind of name and name; None where several images have it.
+        self._named: dict[tuple[str, str | int | None], _Found | None] = {}
         for image_id, found in images:
             self._exact.setdefault(normal_name(image_id), found)
-        for image_id, found in () if exact else self._exact.items():
+        for image_id, found in self._exact.items():
             name = normal_name(self._mapping.get(as_image_id(image_id), image_id))
-            for place, key in enumerate(_from_each_folder(name)):
-                for form in _known_as(key):
-                    _note(self._below if place else self._whole, form, found)
-            coco, plain = coco_number(name), _digits(name)
+            for place, path in enumerate(_from_each_folder(name)):
+                stem, ending = _cut(path)
+                # Where it has an ending, also for who asks without any.
+                for form in [path, f"{stem}.*"] if ending else [path]:
+                    self._note("below" if place else "whole", form, found)
+            coco, digits = coco_number(name), _digits(name)
             if coco is not None:
-                _note(self._numbered, coco, found)
-            elif plain is not None:
-                _note(self._plain, plain, found)
+                self._note("coco", coco, found)
+            elif digits is not None:
+                self._note("digits", digits, found)
 
     def find(self, image_id: str, cocoid: int | None = None) -> _Found | None:
         """What is known of the image that an id means, or None where it is none of these or may be several.
 
         cocoid  COCO's number of the image, where a data set says it
 
-        The surest name decides: the id itself, COCO's number, the path, the path below some folder (each with its
-        ending, or without where one of the two has none), and the number in a file name of COCO's.
+        The surest name decides: the id, COCO's number, the path, a path below a folder, the number in a name of COCO's.
         """
         name = normal_name(image_id)
         if name in self._exact:
             return self._exact[name]
         name = normal_name(self._mapping.get(as_image_id(name), name))
         whole, *below = _from_each_folder(name)
-        coco, plain = coco_number(name), _digits(name)
-        tries: list[tuple[Mapping[str, _Found | None] | Mapping[int, _Found | None], Sequence[str | int | None]]] = [
-            (self._numbered, [cocoid]),
-            (self._plain, [cocoid]),
-            (self._whole, _asked_as(whole)),
-            (self._below, _asked_as(whole)),
-            *((self._whole, _asked_as(key)) for key in below),
-            (self._numbered, [coco]),
-            (self._plain, [coco]),
-            (self._numbered, [plain]),
+        coco = coco_number(name)
+        tries = [
+            ("coco", cocoid),
+            ("digits", cocoid),
+            *(("whole", form) for form in _asked_as(whole)),
+            *(("below", form) for form in _asked_as(whole)),
+            *(("whole", form) for path in below for form in _asked_as(path)),
+            ("coco", coco),
+            ("digits", coco),
+            ("coco", _digits(name)),
         ]
-        return next((table[key] for table, keys in tries for key in keys if key in table), None)  # type: ignore[index]
+        return next((self._named[key] for key in tries if key in self._named), None)
+
+    def _note(self, kind: str, name: str | int, found: _Found) -> None:
+        self._named[kind, name] = None if (kind, name) in self._named else found
 
 
 def _from_each_folder(name: str) -> list[str]:
@@ -150,23 +145,15 @@ def _cut(name: str) -> tuple[str, str]:
     >>> _cut("a.JPEG"), _cut("mr.smith")
     (('a', '.jpg'), ('mr.smith', ''))
     """
-    stem, dot, ending = name.rpartition(".")
-    ending = (dot + ending).lower()
-    return (
-        (stem, {".jpeg": ".jpg", ".tiff": ".tif"}.get(ending, ending))
-        if stem and ending in PHOTO_ENDINGS
-        else (name, "")
-    )
-
-
-def _known_as(name: str) -> list[str]:
-    """The keys of an image's name: where it has an ending, also one for who asks without any."""
-    stem, ending = _cut(name)
-    return [name, f"{stem}.*"] if ending else [name]
+    stem, _, ending = name.rpartition(".")
+    ending = f".{ending}".lower()
+    if not stem or ending not in PHOTO_ENDINGS:
+        return name, ""
+    return stem, {".jpeg": ".jpg", ".tiff": ".tif"}.get(ending, ending)
 
 
 def _asked_as(name: str) -> list[str]:
-    """The keys under which a name is looked for."""
+    """The forms of a path that are looked for: as it is, and where either has no ending, without."""
     stem, ending = _cut(name)
     return [name, stem] if ending else [name, f"{name}.*"]
 
@@ -177,27 +164,18 @@ def _digits(name: str) -> int | None:
     return int(stem) if stem.isascii() and stem.isdigit() and len(stem) < 19 else None
 
 
-_Key = TypeVar("_Key", str, int)
-
-
-def _note(table: dict[_Key, _Found | None], key: _Key, found: _Found) -> None:
-    table[key] = None if key in table else found
-
-
 def read_row_ids(path: Path, features: FloatArray) -> tuple[list[str], list[str]]:
     """The ids of a split of a region store: one per row, and one per caption where the file lists them so.
 
-    path      `{split}_ids.txt`, which need not be there
+    path      `{split}_ids.txt`, which need not be there: an id for each row; for each caption (equal ones are one
+              image; if all differ they say nothing); or for each image, where each caption has a row
     features  (num_rows, N, F)
 
-    The file may have an id for each row; for each caption (equal ones are one image; if all differ they are captions'
-    own, and say nothing); or for each image, where each caption has a row. Raises `DataError` for any other number of
-    ids, or an empty one.
+    Raises `DataError` for any other number of ids, or an empty one.
     """
     ids = read_lines(path) if path.exists() else []
-    if ids and all(_NUMBER_OF_CAPTION.search(name) for name in ids):
-        # Flickr's captions are numbered: 1000.jpg#0 to 1000.jpg#4.
-        ids = [_NUMBER_OF_CAPTION.sub("", name) for name in ids]
+    if ids and all(NUMBER_OF_CAPTION.search(name) for name in ids):
+        ids = [NUMBER_OF_CAPTION.sub("", name) for name in ids]
     if "" in ids:
         raise DataError(f"{path}, line {ids.index('') + 1}: the id is empty; write one.")
     if any("\t" in name for name in ids):
@@ -227,8 +205,7 @@ def images_of_rows(regions: RegionStore, captions_path: Path, num_captions: int)
 
     In this order: `{split}.json` says how many captions each row has; ids of captions say whose they are; there are
     several captions to a row; or there is a row for each caption. Then rows with one id are one image, and without ids
-    rows that hold the same regions one after another. Ids that all differ are those of captions where every row repeats
-    another.
+    (or where all differ and every row repeats another) rows that hold the same regions one after another.
 
     Raises `DataError` where the numbers of rows and captions do not fit, or where one id is given to two images.
     """
@@ -241,18 +218,18 @@ def images_of_rows(regions: RegionStore, captions_path: Path, num_captions: int)
                 f" {len(stated):,} images, but there are {num_captions:,} lines in {captions_path.name} and"
                 f" {rows:,} images in {regions.split}_ims.npy."
             )
-        _check_different(regions)
-        return everything, np.repeat(everything, stated)
-    if regions.caption_ids:
+    elif regions.caption_ids:
         return everything, _by_id(regions.caption_ids)[1]
-    if rows == 0 or num_captions % rows:
+    elif rows == 0 or num_captions % rows:
         raise DataError(
             f"{captions_path} has {num_captions:,} captions and {regions.split}_ims.npy {rows:,} images, which do"
             f" not divide; one of them is cut short, or {regions.split}.json must say how many captions each has."
         )
-    if num_captions > rows:
+    elif num_captions > rows:
+        stated = [num_captions // rows] * rows
+    if stated is not None:
         _check_different(regions)
-        return everything, np.repeat(everything, num_captions // rows)
+        return everything, np.repeat(everything, stated)
     if regions.ids:
         firsts, image_of_row = _by_id(regions.ids)
         if len(firsts) < rows:
@@ -275,20 +252,18 @@ def _by_id(ids: Sequence[str]) -> tuple[IntArray, IntArray]:
 
 def _check_different(regions: RegionStore) -> None:
     """Raise `DataError` where two rows that are two images have one id."""
-    twice = next((name for name, count in Counter(regions.ids).items() if count > 1), None)
-    if twice is not None:
-        rows = [row for row, name in enumerate(regions.ids) if name == twice]
-        raise DataError(
-            f"{regions.folder / f'{regions.split}_ids.txt'} gives the id {twice} to rows {rows[0]} and {rows[1]}, which"
-            " are two images with captions of their own; give each image its own id."
-        )
+    firsts: dict[str, int] = {}
+    for row, name in enumerate(regions.ids):
+        first = firsts.setdefault(name, row)
+        if first != row:
+            raise DataError(
+                f"{regions.folder / f'{regions.split}_ids.txt'} gives the id {name} to rows {first} and {row}, which"
+                " are two images with captions of their own; give each image its own id."
+            )
 
 
 def _check_alike(regions: RegionStore, first_of_row: IntArray) -> None:
-    """Raise `DataError` where a row holds other regions than the first row of its id.
-
-    first_of_row  (num_rows,) the first row that has the id of each
-    """
+    """Raise `DataError` where a row holds other regions than the first row of its id, (num_rows,) `first_of_row`."""
     for row in np.flatnonzero(first_of_row != np.arange(len(regions))).tolist():
         first = int(first_of_row[row])
         # The first region alone tells nearly always, and costs a 36th; a detector that ran twice may have given others

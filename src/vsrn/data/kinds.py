@@ -47,7 +47,7 @@ _RAW_ENDINGS = frozenset(
 # What a photo beside a raw file or beside a Live photo's video is called, and such a video.
 _CAMERA_ENDINGS, _LIVE_ENDINGS = frozenset([".jpg", ".jpeg", ".heic", ".heif", ".hif"]), frozenset([".mov", ".mp4"])
 # A file of such a name, or that begins like this, ought to be a photo; where it cannot be read it is damaged.
-_PHOTO_ENDINGS = frozenset(
+PHOTO_ENDINGS = frozenset(
     [
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
         *(".avif", ".heic", ".heif", ".hif"),
@@ -109,16 +109,13 @@ def _is_raw_tiff(content: bytes, ending: str) -> bool:
 
 def ought_to_be_photo(content: bytes, ending: str) -> bool:
     """Whether a file that cannot be read is a damaged photo or video, by its name or how it begins."""
-    if ending.lower() in _PHOTO_ENDINGS or content.startswith(_BEGINNINGS):
+    if ending.lower() in PHOTO_ENDINGS or content.startswith(_BEGINNINGS):
         return True
     return kind_of(content) in ("HEIF", "AVIF", "VIDEO")
 
 
 def parts_of_photos(ids: Iterable[str]) -> set[str]:
-    """Of these ids, those of files that are a part of a photo beside them, of the same name but for its ending.
-
-    That is the video of a Live photo, and what a camera's sensor gave beside the camera's own JPEG or HEIC.
-    """
+    """Of these ids, those of Live photos' videos and of cameras' raw files that lie beside a photo of the same name."""
     split = {photo_id: posixpath.splitext(photo_id) for photo_id in ids}
     stills = {stem for stem, ending in split.values() if ending.lower() in _CAMERA_ENDINGS}
     parts = _RAW_ENDINGS | _LIVE_ENDINGS
@@ -131,12 +128,7 @@ def installed() -> list[str]:
 
 
 def extra_module(kind: Extra, name: str) -> ModuleType:
-    """The module that reads a kind of files.
-
-    name  what messages call the file
-
-    Raises `PhotoError` where its package is not installed.
-    """
+    """The module that reads a kind of files. Raises `PhotoError`, naming the file `name`, where it is not installed."""
     extra, module, package, what, skip_kind = _EXTRAS[kind]
     try:
         return importlib.import_module(module)

@@ -1,8 +1,7 @@
 """Which files of a folder ought to be photos: every file once, each with an id; what cannot be listed has its reason.
 
-find_photos("photos/")                       every file under the folder
-PhotoNames("photos/").path("2019/café.jpg")  one file by its id, in whichever Unicode form the disk has its name
-PhotoNames("photos/").find("391895")         the same by any of its names, such as COCO's number
+find_photos("photos/")                  every file under the folder
+PhotoNames("photos/").find("391895")    one file by any of its names, such as COCO's number
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from vsrn.data.exclusion import Exclusion
-from vsrn.data.image_ids import PHOTO_ENDINGS, ImageNames, as_image_id
-from vsrn.data.kinds import parts_of_photos
+from vsrn.data.image_ids import ImageNames, as_image_id
+from vsrn.data.kinds import PHOTO_ENDINGS, parts_of_photos
 from vsrn.errors import DataError, PhotoError
 from vsrn.files import normal_name, printable
 
@@ -35,8 +34,7 @@ _NO_MEDIA = {".nomedia", ".noindex"}
 class PhotoFile:
     """A file that ought to be a photo, or a folder or link that cannot be looked into.
 
-    id       its path below the folder that was searched, with forward slashes, in Unicode's NFC form;
-             a folder that cannot be listed has a slash at its end
+    id       its path below the folder that was searched, as `photo_id` writes it; of a folder with a slash at its end
     path     where to open it
     refusal  why it is not to be opened, for instance a link that leads out of the folder; None where it may be
     """
@@ -61,9 +59,8 @@ def find_photos(
 
     Passed over are hidden files and folders, those of systems, folders below `folder` that hold `.nomedia` or
     `.noindex`, an index or a region store, and files that are part of a photo (`parts_of_photos`). What is not a photo
-    is listed all the same, so that the decoder can say so. Each folder is searched once and each file listed once,
-    whatever links lead to it: real folders and files go first, of hard links the first by id. A folder that cannot be
-    listed and a link that leads nowhere are listed with a refusal.
+    is listed too. Each file is listed once, whatever links lead to it: real folders and files go first, of hard links
+    the first by id. A folder that cannot be listed and a link that leads nowhere are listed with a refusal.
 
     Raises `DataError` where `folder` is missing, cannot be listed, or holds nothing.
     """
@@ -75,12 +72,9 @@ def find_photos(
     if leave_out is not None and leave_out.is_dir():
         walk.searched.add(_identity(leave_out.stat(), leave_out))
     found = walk.run()
-    if not found and (exclusion.num_folders or exclusion.num_files):
-        raise DataError(
-            f"{folder} holds no files beside those that are left out; name the folder that holds the photos."
-        )
     if not found:
-        raise DataError(f"{folder} holds no files; name the folder that holds the photos.")
+        but = " beside those that are left out" if exclusion.num_folders or exclusion.num_files else ""
+        raise DataError(f"{folder} holds no files{but}; name the folder that holds the photos.")
     parts = parts_of_photos(photo.id for photo in found)
     exclusion.num_files += len(parts)
     return _with_own_ids([photo for photo in found if photo.id not in parts])
@@ -93,62 +87,28 @@ def photo_id(relative: Path) -> str:
 
 
 class PhotoNames:
-    """Files below a folder by their ids, whichever Unicode form the disk has their names in.
-
-    A folder is listed only where it does not hold a name as it is asked for, and then once.
-
-    mapping  file names of ids (`read_id_mapping`)
-    """
+    """Files below a folder by their ids; it is listed, once, where it does not hold a name as it is asked for."""
 
     def __init__(self, folder: Path | str, mapping: Mapping[str, str] | None = None) -> None:
+        """Take the folder, and file names of ids (`read_id_mapping`)."""
         self.folder, self.mapping = Path(folder), mapping or {}
-        self._listed: dict[Path, dict[str, str]] = {}
         self._all: ImageNames[Path] | None = None
 
     def find(self, image_id: str, cocoid: int | None = None) -> Path | None:
         """The file that an id means (`ImageNames`), or None where there is none, or several may be meant.
 
         cocoid  COCO's number of the image, where a data set says it
+
+        Raises what `find_photos` raises.
         """
-        path = self.path(self.mapping.get(as_image_id(image_id), image_id))
-        if path.is_file():
-            return path
-        if self._all is None:
-            self._all = ImageNames(self._photos(), self.mapping)
-        return self._all.find(image_id, cocoid)
-
-    def _photos(self) -> Iterator[tuple[str, Path]]:
-        """Path below the folder, and path, of every file in it that has a photo's ending and is not left out."""
-        everywhere = Exclusion(self.folder)
-        for top, folders, files in os.walk(self.folder):
-            folders[:] = sorted(name for name in folders if not everywhere.has_folder(name))
-            for name in sorted(files):
-                path = Path(top, name)
-                if path.suffix.lower() in PHOTO_ENDINGS and not name.startswith("."):
-                    yield path.relative_to(self.folder).as_posix(), path
-
-    def path(self, name: str) -> Path:
-        """Where the file is; `folder / name` where there is none."""
-        plain = self.folder / name
-        if name.isascii() or os.path.lexists(plain):
+        plain = self.folder / self.mapping.get(as_image_id(image_id), image_id)
+        if plain.is_file():
             return plain
-        path = self.folder
-        for part in Path(name).parts:
-            below = path / part
-            if not part.isascii() and not os.path.lexists(below):
-                below = path / self._names(path).get(normal_name(part), part)
-            path = below
-        return path
-
-    def _names(self, folder: Path) -> dict[str, str]:
-        """Names in a folder, by their NFC form."""
-        if folder not in self._listed:
-            try:
-                names = sorted((entry.name for entry in os.scandir(folder)), reverse=True)
-                self._listed[folder] = {normal_name(name): name for name in names}
-            except OSError:
-                self._listed[folder] = {}
-        return self._listed[folder]
+        if self._all is None:
+            # A link out of the folder counts where it leads to one file: photos may lie on another disk.
+            found = (one for one in find_photos(self.folder) if one.refusal is None or one.path.is_file())
+            self._all = ImageNames(((photo.id, photo.path) for photo in found), self.mapping)
+        return self._all.find(image_id, cocoid)
 
 
 @dataclass
@@ -175,8 +135,7 @@ class _Walk:
         self._search(self.root)
         while self.links:
             # Folders first: what lies in them is listed there, and not by further links to it.
-            folders = [link for link in self.links if _leads_to_folder(link)]
-            links = set(folders or self.links)
+            links = {link for link in self.links if os.path.isdir(link)} or set(self.links)  # noqa: PTH112
             self.links = [link for link in self.links if link not in links]
             for link in sorted(links):
                 self._follow(link)
@@ -194,21 +153,25 @@ class _Walk:
                 self.searched.add(identity)
                 entries = sorted(os.scandir(current), key=lambda entry: entry.name)
             except OSError as error:
-                self._skip_folder(current, error)
+                reason = f"{printable(current)} cannot be listed ({error.strerror}); check its permissions."
+                if current == self.root:
+                    raise DataError(reason) from error
+                refusal = PhotoError(reason, "unreadable")
+                self.found.append(PhotoFile(f"{self._id(current)}/", current, refusal))
                 continue
             if current != self.root and _holds_no_photos({entry.name for entry in entries}):
-                self.exclusion.leave_out(photo_id(current.relative_to(self.root)))
+                self.exclusion.leave_out(self._id(current))
                 continue
             for entry in entries:
                 path, kind = current / entry.name, _kind(entry)
-                if self.exclusion.passes_over(photo_id(path.relative_to(self.root)), kind):
+                if self.exclusion.passes_over(self._id(path), kind):
                     continue
                 if kind == "link":
                     self.links.append(path)
                 elif kind == "folder":
                     folders.append(path)
                 else:
-                    files.append((self._photo(path), _hard_link(entry)))
+                    files.append((PhotoFile(self._id(path), path), _hard_link(entry)))
         # Sorted, so that of several hard links the first by id stays.
         for photo, identity in sorted(files, key=lambda file: _order(file[0])):
             if identity is None or identity not in self.files:
@@ -230,7 +193,7 @@ class _Walk:
             self._search(link)
         elif not self._is_listed(target, status):
             self.files.add(_identity(status, target))
-            self.found.append(self._photo(link))
+            self.found.append(PhotoFile(self._id(link), link))
 
     def _is_listed(self, target: Path, status: os.stat_result) -> bool:
         """Whether the file that a link leads to has an entry of its own."""
@@ -242,19 +205,12 @@ class _Walk:
             return False
         return parent in self.searched and not target.name.startswith(".")
 
-    def _photo(self, path: Path) -> PhotoFile:
-        return PhotoFile(photo_id(path.relative_to(self.root)), path)
+    def _id(self, path: Path) -> str:
+        return photo_id(path.relative_to(self.root))
 
     def _skip(self, link: Path, reason: str) -> None:
         refusal = PhotoError(f"{printable(link)} {reason}", "link")
-        self.found.append(PhotoFile(photo_id(link.relative_to(self.root)), link, refusal))
-
-    def _skip_folder(self, folder: Path, error: OSError) -> None:
-        reason = f"{printable(folder)} cannot be listed ({error.strerror}); check its permissions."
-        if folder == self.root:
-            raise DataError(reason) from error
-        refusal = PhotoError(reason, "unreadable")
-        self.found.append(PhotoFile(f"{photo_id(folder.relative_to(self.root))}/", folder, refusal))
+        self.found.append(PhotoFile(self._id(link), link, refusal))
 
 
 def _holds_no_photos(names: set[str]) -> bool:
@@ -268,13 +224,6 @@ def _holds_no_photos(names: set[str]) -> bool:
 def _identity(status: os.stat_result, path: Path) -> Hashable:
     """What is the same for all names of one file or folder. Some file systems do not number their files."""
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
-
-
-def _leads_to_folder(link: Path) -> bool:
-    try:
-        return link.is_dir()
-    except OSError:
-        return False
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["link", "folder", "file"]:
@@ -300,10 +249,7 @@ def _order(photo: PhotoFile) -> tuple[str, bytes]:
 
 
 def _with_own_ids(found: list[PhotoFile]) -> list[PhotoFile]:
-    """Sorted by id. Of files with one id, the later ones get another id and a refusal.
-
-    Their names differ in their Unicode form, or one holds what stands for a control character in an id.
-    """
+    """Sorted by id. Of files whose names make one id, the later ones get another id and a refusal."""
     taken: dict[str, PhotoFile] = {}
     later: list[PhotoFile] = []
     for photo in sorted(found, key=_order):

@@ -1,10 +1,8 @@
-"""Regions in other forms than a region store: what they look like on disk, and the sentence that says what to do.
-
-A region store is read as it lies (`vsrn.data.region_store`). Everything else is converted once by `vsrn import`.
-"""
+"""Regions in other forms than a region store, which `vsrn import` converts: the sentence that says what to do."""
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from pathlib import Path
 
@@ -23,23 +21,17 @@ def remedy_for_split(folder: Path, split: str) -> str:
 
 
 def remedy_for_folder(folder: Path, split: str) -> str:
-    """The end of a sentence about a folder that is no region store: what to do instead.
-
-    split  that was asked for; a file of this split is named before others
-
-    Takes a folder that holds features in another form, or folders that are region stores, into account.
-    """
-    names = sorted(path.name for path, _ in zip(folder.iterdir(), range(_LOOKED_AT), strict=False))
-    others = [name for name in names if name.lower().endswith(ENDINGS)]
+    """What to do with a folder that is no region store, as the end of a sentence; a file of `split` is named first."""
     if said := remedy_for_split(folder, split):
         return said
-    arrays = [name for name in names if name.endswith((".npy", ".npz"))]
-    if len(arrays) > 1:
+    names = sorted(path.name for path in itertools.islice(folder.iterdir(), _LOOKED_AT))
+    if sum(name.endswith((".npy", ".npz")) for name in names) > 1:
         return (
             f"of a folder with one file an image, make a region store with `vsrn import {for_shell(folder)} -o STORE`."
         )
-    if others:
-        return f"turn {others[0]} into a region store with `vsrn import {for_shell(folder / others[0])} -o STORE`."
+    other = next((name for name in names if name.lower().endswith(ENDINGS)), None)
+    if other is not None:
+        return f"turn {other} into a region store with `vsrn import {for_shell(folder / other)} -o STORE`."
     below = [name for name in names if (folder / name).is_dir() and next((folder / name).glob("*_ims.npy"), None)]
     if below:
         return f"the region stores in it are {', '.join(str(folder / name) for name in below[:3])}; name one of them."

@@ -13,14 +13,14 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vsrn.config import Config, NetworkConfig
-from vsrn.data.annotations import CaptionedPhoto, choose_split, read_annotations
+from vsrn.data.annotations import choose_split, read_annotations
 from vsrn.data.listing import PhotoNames
 from vsrn.data.photos import decode_photo
 from vsrn.data.pictures import Photo, picture_of
-from vsrn.data.splits import CaptionedImages, captions_of, open_split
+from vsrn.data.splits import CaptionedImages, open_split
 from vsrn.errors import ConfigError, DataError
 from vsrn.metrics import IntArray
 
@@ -55,36 +55,33 @@ class View:
 
     def middle(self, photo: Image.Image) -> Pixels:
         """An RGB photo -> (S, S, 3): brought to size, and its middle."""
-        from torchvision.transforms.v2 import functional  # noqa: PLC0415 - takes torch along
-
-        resized = functional.resize(photo, [self.photo_size])
-        return np.array(functional.center_crop(resized, [self.crop_size]))
+        width, height = (int(self.photo_size * side / min(photo.size)) for side in photo.size)
+        left, top = round((width - self.crop_size) / 2), round((height - self.crop_size) / 2)
+        resized = photo.resize((width, height), Image.Resampling.BILINEAR)
+        return np.array(resized.crop((left, top, left + self.crop_size, top + self.crop_size)))
 
     def random_part(self, photo: Image.Image, generator: np.random.Generator) -> Pixels:
         """An RGB photo -> (S, S, 3): a random part of random shape, brought to size, and half of them mirrored."""
-        from torchvision.transforms.v2 import functional  # noqa: PLC0415 - takes torch along
-
         if self.smallest_crop == 1:
             return self.middle(photo)
         top, left, height, width = random_box(photo.height, photo.width, self.smallest_crop, generator)
-        part = functional.resized_crop(photo, top, left, height, width, [self.crop_size, self.crop_size])
-        return np.array(functional.horizontal_flip(part) if generator.random() < 0.5 else part)
+        part = photo.crop((left, top, left + width, top + height))
+        square = part.resize((self.crop_size, self.crop_size), Image.Resampling.BILINEAR)
+        return np.array(ImageOps.mirror(square) if generator.random() < 0.5 else square)
 
     def read_middle(self, photo: Photo) -> Pixels:
         """`middle` of a photo in any form. Raises `PhotoError` where it cannot be read."""
         return self.middle(picture_of(photo, self.photo_size))
 
     def read_random_part(self, path: Path, *seeds: int) -> Pixels:
-        """`random_part` of a photo file, the same for the same seeds. Raises `PhotoError`."""
+        """`random_part` of a photo file, the same for the same seeds. Raises `PhotoError` where it cannot be read."""
         photo = decode_photo(path, target_size=self.photo_size)
         return self.random_part(photo, np.random.default_rng(seeds))
 
 
 def random_box(height: int, width: int, smallest: float, generator: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part of a photo, as torchvision's `RandomResizedCrop` draws them.
-
-    Its own draws come from one generator for the whole process, which threads would race for.
-    """
+    """Top, left, height and width of a random part of a photo, as torchvision's `RandomResizedCrop` draws them."""
+    # Its own draws come from one generator for the whole process, which threads would race for.
     for _ in range(TRIES):
         area = height * width * generator.uniform(smallest, 1)
         shape = math.exp(generator.uniform(math.log(NARROWEST), math.log(WIDEST)))
@@ -97,43 +94,27 @@ def random_box(height: int, width: int, smallest: float, generator: np.random.Ge
 
 
 @dataclass(frozen=True)
-class PhotoSplit:
+class PhotoSplit(CaptionedImages):
     """Photos with their captions, decoded when they are asked for; what `Split` is for regions.
 
-    ids               path of each photo below the folder, in Unicode's NFC form
-    captions          one string per caption
-    image_of_caption  (num_captions,) which of this split's photos a caption belongs to
-    view              how a photo becomes a square
-    files             the file of each photo, by its id
-    workers           threads that decode photos; None for one for each processor that this process may use
+    ids      path of each photo below the folder, in Unicode's NFC form
+    files    the file of each, in the same order
+    view     how a photo becomes a square
+    workers  threads that decode photos; None for one for each processor that this process may use
     """
 
-    folder: Path
-    name: str
     ids: list[str]
-    captions: list[str]
-    image_of_caption: IntArray
+    files: list[Path]
     view: View
-    files: dict[str, Path]
     workers: int | None = None
 
-    @property
-    def num_images(self) -> int:
-        """How many photos there are."""
-        return len(self.ids)
-
-    @property
-    def has_ids(self) -> bool:
-        """Photos always have ids."""
-        return True
-
-    def image_ids(self) -> list[str]:
-        """One id per photo."""
+    def ids_on_disk(self) -> list[str]:
+        """One id per photo of the captions."""
         return self.ids
 
     def path(self, image: int) -> Path:
         """The file of a photo."""
-        return self.files[self.ids[image]]
+        return self.files[self.rows[image]]
 
     def read_images(self, images: IntArray) -> tuple[Pixels, None]:
         """(B,) photos -> (B, S, S, 3) uint8, the middle of each. Raises `PhotoError` where one cannot be read."""
@@ -141,33 +122,37 @@ class PhotoSplit:
         _, middles = next(made_ready([paths], self.view.read_middle, self.workers))
         return np.stack(middles), None
 
-    def only(self, images: IntArray) -> PhotoSplit:
-        """The split reduced to these photos, in this order, with their captions."""
-        captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
-        ids = [self.ids[image] for image in images]
-        return replace(self, ids=ids, captions=captions, image_of_caption=image_of_caption)
-
 
 def open_photo_split(
-    photos: Path | str, annotations: Path | str, split: str, view: View, *, restval: bool = False
+    photos: Path | str,
+    annotations: Path | str,
+    split: str,
+    view: View,
+    *,
+    restval: bool = False,
+    workers: int | None = None,
 ) -> PhotoSplit:
-    """Open a split of captioned photos; `val` and `dev` stand for each other.
-
-    Raises `DataError` where the captions are malformed, have no such split, or name a photo that is not there.
-    """
+    """Open a split of captioned photos. Raises `DataError` where captions are malformed or photos are missing."""
     folder, splits = Path(photos), read_annotations(annotations, restval=restval)
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; name the folder that holds the photos.")
     name = choose_split(annotations, splits, split)
-    files = _find_files(folder, splits[name], annotations)
+    names, listed = PhotoNames(folder), splits[name]
+    found = [names.find(photo.id, photo.cocoid) for photo in listed]
+    missing = [photo.id for photo, path in zip(listed, found, strict=True) if path is None]
+    if missing:
+        raise DataError(
+            f"{annotations} names {len(missing):,} photos that {folder} does not have, such as {missing[0]};"
+            " check the folder."
+        )
     return PhotoSplit(
         folder,
         name,
-        ids=[photo.id for photo in splits[name]],
-        captions=[caption for photo in splits[name] for caption in photo.captions],
-        image_of_caption=np.repeat(np.arange(len(splits[name])), [len(photo.captions) for photo in splits[name]]),
+        rows=np.arange(len(listed)),
+        captions=[caption for photo in listed for caption in photo.captions],
+        image_of_caption=np.repeat(np.arange(len(listed)), [len(photo.captions) for photo in listed]),
+        ids=[photo.id for photo in listed],
+        files=[path for path in found if path is not None],
         view=view,
-        files=files,
+        workers=workers,
     )
 
 
@@ -180,7 +165,7 @@ def made_ready(
 ) -> Iterator[tuple[Sequence[_Item], list[_Ready]]]:
     """Batches in order, with what `make` made of each item; threads work `batches_ahead` batches ahead.
 
-    workers  how many threads; None for one for each processor that this process may use
+    workers  how many threads; None for one for each processor
     pool     who works instead of threads; it is shut down in the end
     """
     pool = pool or ThreadPoolExecutor(workers or processors(), thread_name_prefix="decode")
@@ -207,22 +192,9 @@ def processors() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def _find_files(folder: Path, photos: list[CaptionedPhoto], annotations: Path | str) -> dict[str, Path]:
-    """The file of each photo, by its id. Raises `DataError` where some have none."""
-    names = PhotoNames(folder)
-    found = {photo.id: names.find(photo.id, photo.cocoid) for photo in photos}
-    missing = [photo_id for photo_id, path in found.items() if path is None]
-    if missing:
-        raise DataError(
-            f"{annotations} names {len(missing):,} photos that {folder} does not have, such as {missing[0]};"
-            " check the folder."
-        )
-    return {photo_id: path for photo_id, path in found.items() if path is not None}
-
-
 def seen_by(split: CaptionedImages, network: NetworkConfig) -> CaptionedImages:
     """A split of photos as another network's settings bring them to size."""
-    assert isinstance(split, PhotoSplit), "a split that is no store of regions is a folder of photos"
+    assert isinstance(split, PhotoSplit)
     return replace(split, view=View.of(network))
 
 
@@ -240,8 +212,7 @@ def open_split_for(
     photos   folder of photos, instead of the config's own
     workers  threads that decode photos; None for one for each processor
 
-    Raises `ConfigError` where neither config nor arguments say where the data is, and `DataError` where it cannot be
-    read.
+    Raises `ConfigError` where nothing says where the data is, and `DataError` where it cannot be read.
     """
     if not config.model.network.name:
         if not (data or config.data.path):
@@ -256,5 +227,5 @@ def open_split_for(
             "this model reads photos, and nobody says where they are: set data.photos to their folder and"
             " data.annotations to their captions (`vsrn evaluate` takes them as --photos and --data)."
         )
-    opened = open_photo_split(photos, data, split, View.of(config.model.network), restval=config.data.restval)
-    return replace(opened, workers=workers)
+    view = View.of(config.model.network)
+    return open_photo_split(photos, data, split, view, restval=config.data.restval, workers=workers)

@@ -24,7 +24,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from vsrn.data.exif import ORIENTATION, date_of, orientation_of
 from vsrn.data.kinds import FIRST_BYTES, Kind, extra_module, installed, kind_of, ought_to_be_photo
-from vsrn.data.stills import END_BYTES, still_of
+from vsrn.data.stills import END_BYTES, first_frame, preview_of
 from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
 from vsrn.errors import PhotoError, SkipKind
 from vsrn.files import printable
@@ -62,7 +62,8 @@ class FileContent:
     content      its bytes; of a video of more than twice `END_BYTES`, its first and its last `END_BYTES`
     size         of the file, in bytes
     modified_ns, changed_ns  times of the last change of its bytes, and of its bytes or status, in ns since 1970
-    inode                    its number on its disk
+    inode        its number on its disk
+    ending       of its name, with the dot
     """
 
     content: bytes
@@ -95,15 +96,15 @@ def decode_photo(
     target_size: int | None = None,
     always_twice: bool = False,
 ) -> Image.Image:
-    """One photo as an upright RGB picture: `read_photo` without what the file says of it; raises what that raises."""
+    """The picture alone of what `read_photo` gives; raises what that raises."""
     return read_photo(source, max_pixels=max_pixels, target_size=target_size, always_twice=always_twice).pixels
 
 
 def read_file(path: Path) -> FileContent:
-    """Read a whole file, again where it changes meanwhile.
+    """Read a whole file, again where it changes meanwhile; opening it cannot hang.
 
-    Opening it cannot hang: a pipe is refused like everything else that is no regular file. Raises `PhotoError`
-    where the file cannot be read, has more than `MAX_BYTES` bytes, or changed during each of `READ_TRIES` readings.
+    Raises `PhotoError` where it is no regular file, cannot be read, has more than `MAX_BYTES` bytes, or changed during
+    each of `READ_TRIES` readings.
     """
     name = printable(path)
     try:
@@ -128,18 +129,16 @@ def read_photo(
 ) -> DecodedPhoto:
     """Decode one photo into an RGB picture of 8 bits a channel, turned upright as its EXIF says.
 
-    source       a path, the bytes of the file, or what `read_file` gave of it
-    max_pixels   photos of which more would be decoded are refused before any pixel is
-    target_size  the side, in pixels, that the caller is going to shrink to: the photo is then brought to a fraction of
-                 its size, never below twice this side, or below 15/16 of it where that is an eighth of a JPEG
+    source        a path, the bytes of the file, or what `read_file` gave of it
+    max_pixels    most that are decoded; a JPEG may have `JPEG_EXCESS` times as many, and is then decoded at a fraction
+    target_size   the side, in pixels, that the caller is going to shrink to: the photo is brought to a fraction of its
+                  size, never below twice this side, or below 15/16 of it where that is an eighth of a JPEG
     always_twice  whether an eighth, too, must have twice that side
-    name         what messages call it; None for the path, or "this photo"
+    name          what messages call it; None for the path, or "this photo"
 
-    Of a raw file of a camera the picture is its largest preview, of a video its first frame.
-    Transparency is laid on white, 16-bit and floating-point greys are scaled to 8 bits, an animation gives its
-    first frame. What the header claims is checked before decoding: sides of more than 1 to `MAX_RATIO`, pixels, and
-    the memory that decoding will take, at most `BYTES_PER_PIXEL` times `max_pixels` or `LEAST_MEMORY`. A JPEG may have
-    `JPEG_EXCESS` times as many pixels; it is then decoded at a fraction that has no more than `max_pixels`.
+    Of a raw file of a camera the picture is its largest preview, of a video or an animation its first frame.
+    Transparency is laid on white, 16-bit and floating-point greys are scaled to 8 bits. What the header claims is
+    checked before decoding: the ratio of the sides, pixels, and memory (`BYTES_PER_PIXEL`, `LEAST_MEMORY`).
 
     Raises `PhotoError`, and nothing else, whatever the bytes are. Pillow's warnings, which name no file, are off.
     """
@@ -157,10 +156,12 @@ def read_photo(
         raise PhotoError(f"{name} has {len(content):,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large")
     _silence_pillow()
     try:
-        still = still_of(kind, content, source.size, name, max_pixels) if kind in ("RAW", "VIDEO") else content
-        if still is None:
-            kind = None
-        return _decode(still or content, kind, name, max_pixels, target_size, always_twice=always_twice)
+        if kind == "VIDEO":
+            content = first_frame(content, source.size, name, max_pixels)
+        elif kind == "RAW":
+            preview = preview_of(content, name)
+            content, kind = (preview, kind) if preview is not None else (content, None)
+        return _decode(content, kind, name, max_pixels, target_size, always_twice=always_twice)
     except PhotoError:
         raise
     except UnidentifiedImageError as error:
@@ -176,7 +177,7 @@ def read_photo(
         # Decoders of damaged files raise whatever their parsing stumbles over. Raw formats of cameras begin like a
         # TIFF, and those that LibRaw does not know are no damaged one.
         is_tiff = kind is None and content[:4] in (b"II*\0", b"MM\0*")
-        said = f"{name} is damaged or cut short ({_one_line(error)}); replace the file."
+        said = f"{name} is damaged or cut short ({one_line(error)}); replace the file."
         raise PhotoError(said, expected if is_tiff else "damaged") from error
 
 
@@ -189,15 +190,13 @@ def _read_once(path: Path, name: str) -> FileContent | None:
             raise PhotoError(f"{name} is not a regular file; name an image file.", "unreadable")
         size = before.st_size
         with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(min(FIRST_BYTES, size + 1))
+            content, expected = file.read(min(FIRST_BYTES, size + 1)), size
             if size > 2 * END_BYTES and kind_of(content) == "VIDEO":
                 content += file.read(END_BYTES - len(content))
                 file.seek(size - END_BYTES)
                 expected = 2 * END_BYTES
             elif size > MAX_BYTES:
                 raise PhotoError(f"{name} has {size:,} bytes, more than the {MAX_BYTES:,} allowed.", "too-large")
-            else:
-                expected = size
             content += file.read(expected + 1 - len(content))
         after = os.fstat(descriptor)
     finally:
@@ -213,14 +212,14 @@ def _moment(status: os.stat_result) -> tuple[int, int, int]:
 
 def _cannot_read(path: Path, name: str, error: OSError | ValueError) -> PhotoError:
     """What to say of a file that cannot be opened or read."""
-    number = error.errno if isinstance(error, OSError) else None
+    number = getattr(error, "errno", None)
     if number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
         if path.is_symlink():
             return PhotoError(f"{name} is a link that leads nowhere; delete it or mend it.", "link")
         return PhotoError(f"{name} does not exist; check the path.", "unreadable")
     if number == errno.ENXIO:  # what opening a socket gives
         return PhotoError(f"{name} is not a regular file; name an image file.", "unreadable")
-    return PhotoError(f"{name} cannot be read ({_one_line(error)}); check its permissions.", "unreadable")
+    return PhotoError(f"{name} cannot be read ({one_line(error)}); check its permissions.", "unreadable")
 
 
 def _silence_pillow() -> None:
@@ -231,13 +230,7 @@ def _silence_pillow() -> None:
 
 
 def _decode(
-    content: bytes,
-    kind: Kind | None,
-    name: str,
-    max_pixels: int,
-    target_size: int | None,
-    *,
-    always_twice: bool,
+    content: bytes, kind: Kind | None, name: str, max_pixels: int, target_size: int | None, *, always_twice: bool
 ) -> DecodedPhoto:
     stream = io.BytesIO(content)
     # Image.open refuses 179 megapixels and more; the class itself leaves that to us.
@@ -248,14 +241,15 @@ def _decode(
     with JpegImageFile(stream) if is_jpeg else Image.open(stream, formats=formats) as image:
         size = image.size
         _check_size(size, name, max_pixels * (JPEG_EXCESS if is_jpeg else 1), max_pixels)
-        coefficients = _coefficient_bytes(image, content, stream.tell())
+        buffers = _buffer_bytes(image, content, stream.tell())
         if is_jpeg:  # of a HEIC it would be the thumbnail within, which may show anything
             image.draft(None, _draft_size(size, max_pixels, target_size, always_twice=always_twice))
         _check_size(image.size, name, max_pixels, max_pixels)
-        _check_memory(image, name, coefficients, max_pixels, target_size)
+        _check_memory(image, name, buffers, max_pixels, target_size)
         image.load()
         # Pillow opens some files with a header that their pixels then outgrow (a frame of a GIF).
         _check_size(image.size, name, max_pixels, max_pixels)
+        # Counting a PNG's bytes takes as long as decoding it, so only one whose last row is zero is worth it.
         if image.format == "PNG" and not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
             _check_whole_png(content, name)
         picture = to_rgb(image, shrink_factor(image.size, target_size))
@@ -297,12 +291,11 @@ def _check_size(size: tuple[int, int], name: str, most: int, max_pixels: int) ->
         )
 
 
-def _check_memory(image: Image.Image, name: str, coefficients: int, max_pixels: int, target_size: int | None) -> None:
+def _check_memory(image: Image.Image, name: str, buffers: int, max_pixels: int, target_size: int | None) -> None:
     """Raise `PhotoError` where decoding would take too much memory: the picture as stored, as RGB, and buffers."""
     width, height = image.size
     shrunk = shrunk_size(image.size, shrink_factor(image.size, target_size))
-    decoded = width * height * stored_bytes(image.mode) + 4 * shrunk[0] * shrunk[1]
-    needed = decoded + coefficients + _buffer_bytes(image)
+    needed = width * height * stored_bytes(image.mode) + 4 * shrunk[0] * shrunk[1] + buffers
     most = max(BYTES_PER_PIXEL * max_pixels, LEAST_MEMORY)
     if needed > most:
         raise PhotoError(
@@ -312,25 +305,17 @@ def _check_memory(image: Image.Image, name: str, coefficients: int, max_pixels: 
         )
 
 
-def _coefficient_bytes(image: Image.Image, content: bytes, header_end: int) -> int:
-    """What libjpeg keeps in memory of a JPEG that comes in several scans, at whatever fraction it is decoded.
-
-    A progressive one, or one whose first scan lacks a component, is kept whole as coefficients of 2 bytes: 6 for
-    each pixel, or 3 where colours have half the resolution. Others are decoded as they are read.
-    """
-    if not isinstance(image, JpegImageFile):
-        return 0
-    scan = content.rfind(b"\xff\xda", max(0, header_end - 16), header_end)
-    if scan >= 0 and "progressive" not in image.info and content[scan + 4] == len(image.layer):
-        return 0
-    samples = [across * down for _, across, down, _ in image.layer]
-    most = max(across for _, across, _, _ in image.layer) * max(down for _, _, down, _ in image.layer)
-    return 2 * image.width * image.height * sum(samples) // max(1, most)
-
-
-def _buffer_bytes(image: Image.Image) -> int:
-    """What the decoder takes beside the picture itself."""
+def _buffer_bytes(image: Image.Image, content: bytes, header_end: int) -> int:
+    """What the decoder takes beside the picture itself, whatever fraction of it is decoded."""
     width, height = image.size
+    if isinstance(image, JpegImageFile):
+        scan = content.rfind(b"\xff\xda", max(0, header_end - 16), header_end)
+        if scan >= 0 and "progressive" not in image.info and content[scan + 4] == len(image.layer):
+            return 0
+        # One in several scans, progressive or with a first that lacks a component, is kept as coefficients of 2 bytes.
+        samples = [across * down for _, across, down, _ in image.layer]
+        most = max(across for _, across, _, _ in image.layer) * max(down for _, _, down, _ in image.layer)
+        return 2 * width * height * sum(samples) // max(1, most)
     if image.format in ("WEBP", "AVIF", "HEIF"):
         # Two canvases of libwebp and a copy in bytes, 4 bytes a pixel each; planes of up to 16 bits and such a copy.
         return 12 * width * height
@@ -345,11 +330,7 @@ def _buffer_bytes(image: Image.Image) -> int:
 
 
 def _check_whole_png(content: bytes, name: str) -> None:
-    """Raise `PhotoError` where a PNG's pixels end before its last row.
-
-    Pillow leaves such rows zero and says nothing. Counting them takes as long as decoding, so only a picture whose
-    last row is zero is worth it.
-    """
+    """Raise `PhotoError` where a PNG's pixels end before its last row: Pillow leaves such rows zero."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
     bits = depth * {2: 3, 4: 2, 6: 4}.get(colour, 1)
     expected = 0
@@ -368,6 +349,7 @@ def _check_whole_png(content: bytes, name: str) -> None:
         raise PhotoError(f"{name} is cut short ({unpacked:,} of {expected:,} bytes of pixels); replace the file.")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, on one printable line of at most 200 letters; its type where it says nothing."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return printable(" ".join(said.split())[:200].rstrip(".")) or type(error).__name__

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from vsrn.data.photos import MAX_BYTES, MAX_RATIO, decode_photo
+from vsrn.data.photos import MAX_BYTES, MAX_RATIO, decode_photo, one_line
 from vsrn.data.to_rgb import shrink_factor, to_rgb
 from vsrn.errors import PhotoError
-from vsrn.files import printable
 
 # A path; the bytes of a file, or the file opened with "rb"; a picture of Pillow; (H, W, 3) uint8 RGB pixels.
 Photo = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any]
@@ -27,14 +26,13 @@ def picture_of(photo: Photo, target_size: int | None = None) -> Image.Image:
     Raises `PhotoError` where it cannot be read or is no photo.
     """
     if isinstance(photo, str | os.PathLike):
-        return decode_photo(photo if isinstance(photo, Path) else Path(photo), target_size=target_size)
+        return decode_photo(Path(photo), target_size=target_size)
     if isinstance(photo, bytes | bytearray | memoryview):
         return decode_photo(bytes(photo), target_size=target_size)
     if isinstance(photo, Image.Image):
         return _rgb_of(photo, target_size)
-    read = getattr(photo, "read", None)
-    if read is not None:
-        content = read(MAX_BYTES + 1)
+    if hasattr(photo, "read"):
+        content = photo.read(MAX_BYTES + 1)
         if not isinstance(content, bytes):
             raise PhotoError('the file of a photo was opened as text; open it with mode "rb".', "unreadable")
         return decode_photo(content, target_size=target_size)
@@ -55,13 +53,11 @@ def _from_pixels(photo: Any) -> Image.Image:
             "no-photo",
         )
     pixels = np.asarray(photo.cpu() if hasattr(photo, "cpu") else photo)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise PhotoError(
             f"an array of shape {pixels.shape} and type {pixels.dtype} is no photo; give (height, width, 3) uint8 RGB.",
             "no-photo",
         )
-    if not pixels.size:
-        raise PhotoError(f"a photo of {pixels.shape[1]} x {pixels.shape[0]} pixels has none; give another.", "no-photo")
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
@@ -74,5 +70,4 @@ def _rgb_of(picture: Image.Image, target_size: int | None) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(picture), shrink_factor(picture.size, target_size))
     except Exception as error:
         # Pillow reads a file only now, and its decoders raise anything.
-        said = printable(" ".join(str(error).split())[:200])
-        raise PhotoError(f"this picture cannot be read ({said}); open its file again.") from error
+        raise PhotoError(f"this picture cannot be read ({one_line(error)}); open its file again.") from error

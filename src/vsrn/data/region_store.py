@@ -1,16 +1,7 @@
-"""The folder that holds the regions of many images, memory-mapped.
+"""The folder that holds the regions of many images, memory-mapped; docs/data-formats.md describes its files.
 
-One split of a region store is a handful of files (docs/data-formats.md):
-
-    {split}_ims.npy      (num_rows, N, F) float16 or float32, in any byte order; float64 is read as float32;
-                         (num_rows, F) is read as N = 1
-    {split}_ids.txt      optional, one id per row
-    {split}_boxes.npy    optional, (num_rows, N, 4) xyxy as fractions of width and height
-    {split}_scores.npy   optional, (num_rows, N) detection confidence
-    {split}_counts.npy   optional, (num_rows,) real regions of each row; the rest is padding
-    {split}_classes.npy, {split}_attributes.npy, {split}_names.json
-                         optional, (num_rows, N) numbers of `RegionNames`, -1 for none
-    {split}.json         optional, `StoreInfo`: which extractor made the regions
+    {split}_ims.npy    (num_rows, N, F) floats; (num_rows, F) is read as N = 1
+    {split}_ids.txt, _boxes.npy, _scores.npy, _counts.npy, _classes.npy, _attributes.npy, _names.json, .json: optional
 
 A split whose files lie in shards/*-of-*/ is read from there as one (`vsrn.data.shards`).
 """
@@ -21,7 +12,7 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -29,16 +20,8 @@ import numpy.typing as npt
 
 from vsrn.data.image_ids import read_row_ids
 from vsrn.data.other_forms import remedy_for_folder, remedy_for_split, why_no_array
-from vsrn.data.regions import (
-    ARRAYS,
-    RegionArray,
-    RegionNames,
-    Regions,
-    first_of_zeros,
-    may_not_be_finite,
-    native,
-)
-from vsrn.data.shards import FEATURES_FILE, JoinedRows, read_header, splits_in_shards, whole_shards
+from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions, first_of_zeros, may_not_be_finite, native
+from vsrn.data.shards import FEATURES_FILE, SHARD_FILE, JoinedRows, read_header, splits_in_shards, whole_shards
 from vsrn.errors import DataError, did_you_mean
 from vsrn.files import read_json
 from vsrn.metrics import FloatArray, IntArray
@@ -80,15 +63,14 @@ class SkippedPhoto(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class RegionStore:
-    """One split of a region store; features and what else regions carry stay on disk until rows are read.
+    """One split of a region store, whose arrays stay on disk until rows are read.
 
-    A pickle holds its folder and its name alone, so that worker processes open it instead of getting a copy.
+    A pickle holds its folder and its name alone: another process opens the files, which may be larger than memory.
 
     regions  arrays of (num_rows, N, ...), memory maps or `JoinedRows` of them; features are floats of any size
     ids      one per row, or empty
     caption_ids  id of the image of each caption, where the file of ids lists them so; else empty
     counts   (num_rows,) real regions of each row, or None where every region is real
-    names    what the numbers of classes and attributes mean
     parts    folder and first row of each shard, where the split lies in shards
     """
 
@@ -106,7 +88,6 @@ class RegionStore:
         return len(self.features)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Another process opens the files again; their arrays may be larger than memory.
         return open_region_store, (self.folder.absolute(), self.split)
 
     @property
@@ -135,20 +116,16 @@ class RegionStore:
         Raises `DataError` where a feature is NaN or infinite, naming the row.
         """
         batch = native(self.features[np.asarray(rows)])
-        if may_not_be_finite(batch):
-            finite = np.isfinite(batch).all(axis=(1, 2))
-            if not finite.all():
-                row = int(np.asarray(rows)[~finite][0])
-                raise DataError(f"{self.where(row)} holds NaN or infinite features; extract that image again.")
+        if may_not_be_finite(batch) and not (finite := np.isfinite(batch).all(axis=(1, 2))).all():
+            row = int(np.asarray(rows)[~finite][0])
+            raise DataError(f"{self.where(row)} holds NaN or infinite features; extract that image again.")
         return batch
 
     def read_regions(self, row: int) -> Regions:
         """The real regions of one row, with everything that they carry. Raises what `read` raises."""
         count = self.num_regions if self.counts is None else int(self.counts[row])
-        real: dict[str, Any] = {array.name: None for array in ARRAYS}
-        carried = {array.name: stored for array, stored in self.regions.arrays() if array.name != "features"}
-        real |= {name: native(stored[row])[:count] for name, stored in carried.items()}
-        return Regions(**real | {"features": self.read([row])[0, :count]})
+        real: dict[str, Any] = {array.name: native(stored[row])[:count] for array, stored in self.regions.arrays()}
+        return replace(self.regions, **real | {"features": self.read([row])[0, :count]})
 
     def where(self, row: int) -> str:
         """What messages call a row: its file, its number there, and its id where there is one."""
@@ -159,11 +136,10 @@ class RegionStore:
         return f"{folder / self.split}{FEATURES_FILE}: row {row - first}{name}"
 
     def check_zeros(self, rows: Sequence[int] | IntArray, batch: FloatArray, counts: IntArray | None = None) -> None:
-        """Raise `DataError` where an image is all zeros, as a detector that failed leaves it, naming the row.
+        """Raise `DataError`, naming the row, where an image is all zeros, as a detector that failed leaves it.
 
         rows    (B,) rows that were read
-        batch   (B, N, F) their features
-        counts  (B,) real regions of each, the first ones; None where all are
+        batch   (B, N, F) their features; `counts` (B,) the real ones of each, which are first, or None for all
         """
         place = first_of_zeros(batch, counts)
         if place is not None:
@@ -178,16 +154,16 @@ class RegionStore:
 
 
 def open_region_store(folder: Path | str, split: str) -> RegionStore:
-    """Open one split of a region store, also one that lies in shards, without reading its features into memory.
+    """Open one split of a region store, also one that lies in shards; its arrays stay on disk.
 
     Raises `DataError` where a file or a shard is missing, malformed, or disagrees with the others.
     """
     folder = store_folder(Path(folder))
     split = resolve_split(folder, split)
     folders = folders_of(folder, split)
-    if folders == [folder]:
-        return _open_folder(folder, split)
-    return _joined(folder, split, [_open_shard(part, split) for part in folders])
+    if folders != [folder]:
+        return _joined(folder, split, [_open_shard(part, split) for part in folders])
+    return store_around(map_features(folder / f"{split}{FEATURES_FILE}"), folder, split)
 
 
 def store_folder(folder: Path) -> Path:
@@ -197,26 +173,15 @@ def store_folder(folder: Path) -> Path:
 
 
 def folders_of(folder: Path, split: str) -> list[Path]:
-    """The folders that a split's files lie in: the store's own, or those of its shards, in order.
-
-    Raises `DataError` where shards are missing, unfinished, or do not belong together.
-    """
+    """The folders of a split's files: the store's own, or its shards', in order. Raises what `whole_shards` raises."""
     return [folder] if (folder / f"{split}{FEATURES_FILE}").exists() else whole_shards(folder, split)
 
 
-def _open_folder(folder: Path, split: str) -> RegionStore:
-    return store_around(map_features(folder / f"{split}{FEATURES_FILE}"), folder, split)
-
-
 def store_around(features: FloatArray, folder: Path, split: str) -> RegionStore:
-    """A store of these features, (num_rows, N, F), with what else lies in the folder for the split.
-
-    Raises `DataError` where a file of it is malformed, or does not fit the features.
-    """
-    rows = len(features)
+    """A store of features, (num_rows, N, F), and a split's other files. Raises `DataError` where they do not fit."""
     ids, caption_ids = read_row_ids(folder / f"{split}_ids.txt", features)
-    size = (rows, features.shape[1])
-    arrays = {
+    size = features.shape[0], features.shape[1]
+    arrays: dict[str, Any] = {
         array.name: _map_optional(folder / f"{split}{array.suffix}", (*size, *array.shape), array)
         for array in ARRAYS
         if array.suffix != FEATURES_FILE
@@ -224,7 +189,7 @@ def store_around(features: FloatArray, folder: Path, split: str) -> RegionStore:
     return RegionStore(
         folder=folder,
         split=split,
-        regions=Regions(features=features, **cast("dict[str, Any]", arrays)),
+        regions=Regions(features=features, **arrays),
         ids=ids,
         caption_ids=caption_ids,
         counts=_read_counts(folder / f"{split}_counts.npy", size),
@@ -234,18 +199,18 @@ def store_around(features: FloatArray, folder: Path, split: str) -> RegionStore:
 
 
 def _open_shard(folder: Path, split: str) -> RegionStore:
-    store, header = _open_folder(folder, split), read_header(folder / f"{split}_shard.json")
-    skipped = read_skipped(folder / f"{split}_skipped.json")
-    assert header.shard is not None
-    block = header.shard.block()
-    if len(store.ids) != len(store) or len(store) + len(skipped) != block.stop - block.start:
+    store = store_around(map_features(folder / f"{split}{FEATURES_FILE}"), folder, split)
+    shard, skipped = read_header(folder / f"{split}{SHARD_FILE}").shard, read_skipped(folder / f"{split}_skipped.json")
+    assert shard is not None
+    photos = shard.block().stop - shard.block().start
+    if len(store.ids) != len(store) or len(store) + len(skipped) != photos:
         raise DataError(
-            f"{folder} does not hold the {block.stop - block.start} photos of its shard;"
-            f" delete it and extract shard {header.shard.number}/{header.shard.of} again."
+            f"{folder} does not hold the {photos} photos of its shard;"
+            f" delete it and extract shard {shard.number}/{shard.of} again."
         )
     # Nothing of a shard stays open: there may be more of them than files that a process may open.
-    closed = {array.name: JoinedRows([values]) for array, values in store.regions.arrays()}
-    return replace(store, regions=Regions(**cast("dict[str, Any]", closed)))
+    closed: dict[str, Any] = {array.name: JoinedRows([values]) for array, values in store.regions.arrays()}
+    return replace(store, regions=Regions(**closed))
 
 
 def _joined(folder: Path, split: str, shards: Sequence[RegionStore]) -> RegionStore:
@@ -257,17 +222,22 @@ def _joined(folder: Path, split: str, shards: Sequence[RegionStore]) -> RegionSt
     if len({of_shard is None for of_shard in captions}) > 1:
         raise DataError(f"only some shards of split '{split}' have captions; extract all of them alike.")
     flat = [count for of_shard in captions if of_shard is not None for count in of_shard]
-    arrays = {
+    arrays: dict[str, Any] = {
         array.name: JoinedRows([getattr(shard.regions, array.name) for shard in shards])
         for array, _ in shards[0].regions.arrays()
     }
+    counts = None
+    if any(shard.counts is not None for shard in shards):
+        full = shards[0].num_regions
+        counts = np.concatenate(
+            [shard.counts if shard.counts is not None else np.full(len(shard), full) for shard in shards]
+        )
     return RegionStore(
         folder=folder,
         split=split,
-        # They give what memory maps give.
-        regions=Regions(**cast("dict[str, Any]", arrays)),
+        regions=Regions(**arrays),
         ids=[name for shard in shards for name in shard.ids],
-        counts=_joined_counts(shards),
+        counts=counts,
         names=shards[0].names,
         info=msgspec.structs.replace(shards[0].info, captions_per_image=per_image(flat) if flat else None),
         parts=tuple((shard.folder, first) for shard, first in zip(shards, firsts, strict=False)),
@@ -281,10 +251,7 @@ def splits_of(folder: Path) -> list[str]:
 
 
 def resolve_split(folder: Path, split: str) -> str:
-    """The split's name on disk; `val` and `dev` stand for each other.
-
-    Raises `DataError` where the folder is missing, holds no splits, or not this one.
-    """
+    """The split's name on disk; `val` and `dev` stand for each other. Raises `DataError` where there is none."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; make a region store with `vsrn extract PHOTOS -o {folder}`.")
     present = splits_of(folder)
@@ -347,10 +314,9 @@ def _map_optional(path: Path, shape: tuple[int, ...], array: RegionArray) -> npt
     if not path.exists():
         return None
     values = map_array(path, dims=(len(shape),))
-    if array.named and values.dtype.kind != "i":
-        raise DataError(f"{path} holds {values.dtype}; it must hold whole numbers, -1 for none.")
-    if values.dtype.kind not in "fiu":
-        raise DataError(f"{path} holds {values.dtype}; it must hold numbers.")
+    if values.dtype.kind not in ("i" if array.named else "fiu"):
+        wanted = "whole numbers, -1 for none" if array.named else "numbers"
+        raise DataError(f"{path} holds {values.dtype}; it must hold {wanted}.")
     if values.shape != shape:
         raise DataError(f"{path} has shape {values.shape}, but the features beside it call for {shape}.")
     return values
@@ -365,13 +331,6 @@ def _read_counts(path: Path, regions: tuple[int, int]) -> IntArray | None:
     if not whole or counts.min(initial=1) < 1 or counts.max(initial=1) > longest:
         raise DataError(f"{path} must hold {rows} whole numbers between 1 and {longest}, one per row.")
     return counts.astype(np.int64)
-
-
-def _joined_counts(shards: Sequence[RegionStore]) -> IntArray | None:
-    if all(shard.counts is None for shard in shards):
-        return None
-    N = shards[0].num_regions
-    return np.concatenate([np.full(len(shard), N) if shard.counts is None else shard.counts for shard in shards])
 
 
 def per_image(counts: Sequence[int]) -> int | list[int]:

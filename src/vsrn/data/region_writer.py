@@ -7,9 +7,9 @@ While a split grows, the names of its files end in `.partial`, and a journal say
                                    {"ids": ["d.jpg"], "skipped": [{"id": "c.jpg", "reason": "..."}]}
                                    {"publish": ["_boxes.npy", "_ids.txt", ".json", "_ims.npy"]}
 
-Rows reach the disk before the line that acknowledges them. What follows the last whole line was not
-acknowledged: on reopening it is cut off. Once the `publish` line is there the files only need renaming, and
-the next process that opens the split does what is left of that; `_ims.npy`, by which a split is known, goes last.
+Rows reach the disk before the line that acknowledges them; what follows the last whole line is cut off on reopening.
+Once the `publish` line is there the files only need renaming, and the next process that opens the split does what is
+left of that; `_ims.npy`, by which a split is known, goes last.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -34,7 +33,7 @@ from vsrn.data.region_store import SkippedPhoto, StoreInfo, per_image
 from vsrn.data.regions import RegionNames, Regions, padded
 from vsrn.data.shards import FEATURES_FILE, SHARD_FILE, SplitHeader
 from vsrn.errors import DataError
-from vsrn.files import as_json, open_or_make, sync_folder, take_lock, write_all, write_synced
+from vsrn.files import Closing, as_json, open_or_make, sync_folder, take_lock, write_all, write_synced
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _Line = TypeVar("_Line")
@@ -43,17 +42,10 @@ _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 class GrowingArray:
-    """An array on disk that grows along its first axis.
-
-    numpy leaves room in the header for any number of rows, so the header never changes its length: it says
-    0 rows until `seal` writes the real number over it.
-    """
+    """An array on disk that grows along its first axis; its header says 0 rows until `seal` writes their number."""
 
     def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...], rows: int) -> None:
-        """Open `path` with its first `rows` rows kept and everything after them cut off.
-
-        Raises `DataError` where the file is shorter than that.
-        """
+        """Open `path`, cut off behind its first `rows` rows. Raises `DataError` where it is shorter."""
         self.path, self.dtype, self.row_shape, self.rows = path, np.dtype(dtype), row_shape, rows
         self._file = open_or_make(path)
         try:
@@ -91,11 +83,9 @@ class GrowingArray:
         self._file.close()
 
     def _write_header(self, rows: int) -> None:
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (rows, *self.row_shape)}
         self._file.seek(0)
-        np.lib.format.write_array_header_1_0(
-            self._file,
-            {"descr": self.dtype.str, "fortran_order": False, "shape": (rows, *self.row_shape)},
-        )
+        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,7 +106,7 @@ def digest_of(ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
-class RegionWriter:
+class RegionWriter(Closing):
     """Appends batches of regions to one split, and goes on where an earlier writer was stopped.
 
     ids      photos that have a row, in row order
@@ -124,11 +114,7 @@ class RegionWriter:
     """
 
     def __init__(self, folder: Path | str, split: str, header: SplitHeader) -> None:
-        """Open the split for writing, anew or where it stopped.
-
-        Raises `DataError` where the split is finished, is being written by another process, or was begun
-        from other photos or with another extractor.
-        """
+        """Open a split, anew or where it stopped. Raises `DataError` where it is finished, busy or begun otherwise."""
         check_split_name(split)
         self.folder, self.split, self.header = Path(folder), split, header
         self._partial = partial(_partial, self.folder, split)
@@ -143,13 +129,17 @@ class RegionWriter:
             if (self.folder / f"{split}{FEATURES_FILE}").exists():
                 raise DataError(f"{self.folder} already holds a split '{split}'; choose another -o.")
             with ExitStack() as opened:
-                opened.callback(_lock(self.folder, split))
-                self._journal = opened.enter_context(open_or_make(self._partial("_journal.jsonl")))
+                opened.enter_context(_locked(self.folder, split))
+                self._files = opened.enter_context(ExitStack())
+                self._journal = self._files.enter_context(open_or_make(self._partial("_journal.jsonl")))
                 self._replay()
+                kinds: dict[str, tuple[str, tuple[int, ...]]] = {COUNTS: ("<i4", ())}
+                for array in header.arrays():
+                    kinds[array.suffix] = array.dtype, (header.num_regions, *array.row_shape(header.feature_dim))
                 self._arrays = {}
-                for name, kind in self._kinds().items():
+                for name, kind in kinds.items():
                     self._arrays[name] = GrowingArray(self._partial(name), *kind, len(self.ids))
-                    opened.callback(self._arrays[name].close)
+                    self._files.callback(self._arrays[name].close)
                 self._opened = opened.pop_all()
 
     @property
@@ -160,9 +150,8 @@ class RegionWriter:
     def append(self, ids: Sequence[str], regions: Sequence[Regions], skipped: Sequence[SkippedPhoto] = ()) -> None:
         """Write a batch: when this returns, a kill or a power cut no longer loses it.
 
-        A photo may have fewer regions than `header.num_regions`; the rest of its row is zeros.
-
-        Raises `DataError` where the disk is full; what was appended before is kept.
+        Photos may have fewer regions than `header.num_regions`. Raises `DataError` where the disk is full; what was
+        appended before is kept.
         """
         with _named_full_disk(self.folder):
             if ids:
@@ -200,36 +189,25 @@ class RegionWriter:
             for name, content in texts.items():
                 write_synced(self._partial(name), content)
             # Where every row is full, counts say nothing; they are dropped when the split is published.
-            published = {*self._arrays, *texts} - ({COUNTS} if self._all_full() else set())
+            full = (np.lib.format.open_memmap(self._partial(COUNTS), mode="r") == self.header.num_regions).all()
+            published = {*self._arrays, *texts} - ({COUNTS} if full else set())
             # The features go last: a split whose features have their name is complete.
             in_order = sorted(published, key=lambda name: (name == FEATURES_FILE, name))
             self._acknowledge(_Publish(in_order))
-            for array in self._arrays.values():
-                array.close()  # Windows renames no open file
-            self._journal.close()
+            self._files.close()  # Windows renames no open file
             _publish(self.folder, self.split, in_order)
         self.close()
 
     def discard(self) -> None:
         """Take back everything: as if the split had never been begun."""
-        self._journal.close()
-        for name, array in self._arrays.items():
-            array.close()
+        self._files.close()
+        for name in (*self._arrays, "_journal.jsonl"):
             self._partial(name).unlink(missing_ok=True)
-        self._partial("_journal.jsonl").unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
         """Close the files; an unfinished split can be continued later."""
         self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _acknowledge(self, line: SplitHeader | _Batch | _Publish) -> None:
         write_all(self._journal.fileno(), msgspec.json.encode(line) + b"\n")
@@ -243,20 +221,17 @@ class RegionWriter:
         if not lines:
             self._acknowledge(self.header)
             return
-        self._check_header(lines[0])
+        begun = _decode(self.folder, self.split, lines[0], SplitHeader)
+        if begun != self.header:
+            how = begun.difference(self.header)
+            raise DataError(
+                f"{self.folder} holds an unfinished split '{self.split}' that was begun {how};"
+                f" finish it as it was begun, choose another -o, or delete {self.folder / self.split}_*.partial."
+            )
         for line in lines[1:]:
             batch = _decode(self.folder, self.split, line, _Batch)
             self.ids += batch.ids
             self.skipped += batch.skipped
-
-    def _check_header(self, line: bytes) -> None:
-        begun = _decode(self.folder, self.split, line, SplitHeader)
-        if begun == self.header:
-            return
-        raise DataError(
-            f"{self.folder} holds an unfinished split '{self.split}' that was begun {begun.difference(self.header)};"
-            f" finish it as it was begun, choose another -o, or delete {self.folder / self.split}_*.partial."
-        )
 
     def _rows(self, regions: Sequence[Regions]) -> dict[str, npt.NDArray[Any]]:
         """What each array gets of a batch."""
@@ -268,19 +243,6 @@ class RegionWriter:
             for array in self.header.arrays()
         }
         return {**arrays, COUNTS: counts}
-
-    def _all_full(self) -> bool:
-        counts = np.lib.format.open_memmap(self._partial(COUNTS), mode="r")
-        return bool((counts == self.header.num_regions).all())
-
-    def _kinds(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Type and shape of a row of each array."""
-        header = self.header
-        kinds: dict[str, tuple[str, tuple[int, ...]]] = {
-            array.suffix: (array.dtype, (header.num_regions, *array.row_shape(header.feature_dim)))
-            for array in header.arrays()
-        }
-        return kinds | {COUNTS: ("<i4", ())}
 
 
 def check_split_name(split: str) -> None:
@@ -294,14 +256,11 @@ def finish_interrupted(folder: Path, split: str) -> None:
     path = _partial(folder, split, "_journal.jsonl")
     if not path.exists():
         return
-    release = _lock(folder, split)
-    try:
+    with _locked(folder, split):
         with open_or_make(path) as journal:
             lines, _ = _read_journal(journal)
         if lines and lines[-1].startswith(b'{"publish"'):
             _publish(folder, split, _decode(folder, split, lines[-1], _Publish).publish)
-    finally:
-        release()
 
 
 def _partial(folder: Path, split: str, name: str) -> Path:
@@ -329,25 +288,22 @@ def _publish(folder: Path, split: str, names: Sequence[str]) -> None:
     sync_folder(folder)
 
 
-def _lock(folder: Path, split: str) -> Callable[[], None]:
-    """Hold the lock of a split; gives what releases it. Raises `DataError` where another process holds it."""
+@contextmanager
+def _locked(folder: Path, split: str) -> Iterator[None]:
+    """Hold the lock of a split, and delete it. Raises `DataError` where another process holds it, or it is a link."""
     path = folder / f"{split}_journal.jsonl.lock"
+    open_or_make(path).close()
     try:
         release = take_lock(path)
     except BlockingIOError as error:
         journal = _partial(folder, split, "_journal.jsonl")
         raise DataError(f"{journal} is being written by another vsrn extract; wait for it or stop it.") from error
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise DataError(f"{path} is a link, and may lead out of the folder; delete it.") from error
-
-    def release_and_delete() -> None:
+    try:
+        yield
+    finally:
         if os.name != "nt":  # where a file cannot be deleted while it is open
             path.unlink(missing_ok=True)
         release()
-
-    return release_and_delete
 
 
 def _read_journal(journal: io.FileIO) -> tuple[list[bytes], int]:

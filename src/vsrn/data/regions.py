@@ -1,8 +1,7 @@
-"""Regions of one image, and the one table of what a region carries.
+"""Regions of one image. The fields of `Regions` are the one table of what a region carries.
 
-The fields of `Regions` are that table: stores, indexes and messages between machines read from it what their arrays
-are called, which type they have on disk and how they are padded. A further thing that regions carry is one more field,
-and where it is optional a `has_` flag of `SplitHeader`.
+Stores, indexes and messages between machines read from it what their arrays are called, which type they have on disk
+and how they are padded. A further thing is one more field, and where it is optional a `has_` flag of `SplitHeader`.
 """
 
 from __future__ import annotations
@@ -49,13 +48,11 @@ class RegionArray:
 class Regions:
     """What an extractor says of one image, or what a store holds of many: then each array has one more axis in front.
 
-    features    (N, F) float32
+    features    (N, F) float32; N may differ from image to image
     boxes       (N, 4) float32, xyxy as fractions of the image's width and height
     scores      (N,) float32 detection confidence, falling; None where regions are not detections
     classes     (N,) number of the most probable class; None where it is not known
     attributes  (N,) number of the most probable attribute, -1 where none is more probable; None where it is not known
-
-    N may differ from image to image, where an extractor's `num_regions` is the most.
     """
 
     features: FloatArray = field(metadata={"suffix": "_ims.npy", "dtype": "<f2", "shape": (-1,)})
@@ -107,10 +104,7 @@ class RegionNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [f"{how} {what}".strip() for how, what in zip(described, named, strict=True)]
 
     def labels_of(self, regions: Regions) -> list[str] | None:
-        """A label of each region of an image; None where their classes are not known, or have no names.
-
-        Raises `DataError` where a number has no name.
-        """
+        """A label of each region of an image; None without classes or their names. Raises what `check_named` raises."""
         if regions.classes is None or not self.classes:
             return None
         self.check_named(regions)
@@ -118,10 +112,8 @@ class RegionNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check_named(self, regions: Regions) -> None:
         """Raise `DataError` where there are names, and not for every number of these regions."""
-        for what, names, numbers in (
-            ("class", self.classes, regions.classes),
-            ("attribute", self.attributes, regions.attributes),
-        ):
+        classes = "class", self.classes, regions.classes
+        for what, names, numbers in (classes, ("attribute", self.attributes, regions.attributes)):
             if names and numbers is not None and numbers.max(initial=-1) >= len(names):
                 raise DataError(
                     f"a region is of {what} {numbers.max()}, but only 0 to {len(names) - 1} have names; give the names"
@@ -165,8 +157,8 @@ def first_of_zeros(batch: FloatArray, counts: IntArray | None = None) -> int | N
 def may_not_be_finite(batch: FloatArray) -> bool:
     """A quick look at every number, since every batch is looked at: False means finite, True that it may not be."""
     if batch.dtype == np.float16:
-        # The exponent of what is not finite is all ones, so as a whole number it is among the largest of its sign. Half
-        # precision has no fast arithmetic; integers have, and their maximum needs no second array.
+        # The exponent of what is not finite is all ones, so as a whole number it is among the largest of its sign.
+        # Processors compute with integers faster than with half precision.
         positive, negative = batch.view(np.int16).max(initial=0), batch.view(np.uint16).max(initial=0)
         return bool(positive >= 0x7C00 or negative >= 0xFC00)
     # The sum is finite unless a term is not, or the terms overflow.

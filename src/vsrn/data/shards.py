@@ -34,7 +34,7 @@ _OPTION = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
 
 class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One block of a list of photos; these four numbers say which.
+    """One block of a list of photos.
 
     number      from 1
     of          how many shards the list is cut into
@@ -50,8 +50,7 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def block(self) -> slice:
         """Its places in the list. Blocks are disjoint, contiguous, complete, and within one batch as long.
 
-        They are cut between batches, never within one: a network's last bits depend on which photos it is
-        given together, and the shards together must be what one process would have written.
+        They are cut between batches, as a network's last bits depend on which photos it is given together.
 
         >>> [Shard(number, 3, batch_size=2, num_photos=9).block() for number in (1, 2, 3)]
         [slice(0, 2, None), slice(2, 6, None), slice(6, 9, None)]
@@ -147,10 +146,7 @@ def shard_of_folder(folder: Path) -> tuple[int, int] | None:
     >>> shard_of_folder(Path("out/shards/02-of-12")), shard_of_folder(Path("out/shards/2-of-12"))
     ((2, 12), None)
     """
-    match = _FOLDER.fullmatch(folder.name)
-    if match is None:
-        return None
-    number, of = int(match[1]), int(match[2])
+    number, of = map(int, match.groups()) if (match := _FOLDER.fullmatch(folder.name)) else (0, 0)
     return (number, of) if 1 <= number <= of and folder.name == shard_folder("", number, of).name else None
 
 
@@ -207,8 +203,7 @@ def _check_belonging(folders: Sequence[Path], split: str) -> None:
     """Raise `DataError` where the headers of shards differ in anything but the shard's number."""
     first: SplitHeader | None = None
     for number, folder in enumerate(folders, 1):
-        path = folder / f"{split}{SHARD_FILE}"
-        header = read_header(path)
+        header = read_header(path := folder / f"{split}{SHARD_FILE}")
         if header.shard is None or (header.shard.number, header.shard.of) != (number, len(folders)):
             raise DataError(f"{path} is of another shard; extract shard {number}/{len(folders)} again.")
         header = msgspec.structs.replace(header, shard=msgspec.structs.replace(header.shard, number=1))
@@ -221,13 +216,10 @@ def _check_belonging(folders: Sequence[Path], split: str) -> None:
 
 
 class JoinedRows:
-    """The rows of several arrays on disk as one array: what training and evaluation ask of a memory map.
-
-    It has a shape, a type and a length, and gives the rows of an index, a slice or (B,) row numbers.
-    """
+    """The rows of several arrays on disk as one array, by index, slice or (B,) numbers; `MAPS_OPEN` files stay open."""
 
     def __init__(self, parts: Sequence[npt.NDArray[Any] | JoinedRows]) -> None:
-        """Join memory maps of whole files, or what was joined before; a file is open while its rows are asked for."""
+        """Join memory maps of whole files, or what was joined before."""
         self._files: list[tuple[Any, int, tuple[int, ...]]] = []
         for part in parts:
             assert isinstance(part, (np.memmap, JoinedRows)), "rows are read from files"
@@ -243,17 +235,15 @@ class JoinedRows:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
-        wanted = np.arange(len(self))[rows]
-        if wanted.ndim == 0:
-            place = int(np.searchsorted(self.ends, wanted, side="right"))
-            return np.asarray(self._part(place)[wanted - self.ends[place]])
+        numbers = np.arange(len(self))[rows]
+        wanted = np.atleast_1d(numbers)
         gathered = np.empty((len(wanted), *self.shape[1:]), self.dtype)
         places = np.searchsorted(self.ends, wanted, side="right")
         for place in np.unique(places):
             here = places == place
             # Counted from the part's end, which is its number of rows.
             gathered[here] = self._part(int(place))[wanted[here] - self.ends[place]]
-        return gathered
+        return gathered.reshape(numbers.shape + self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return self[:].astype(dtype or self.dtype, copy=bool(copy))

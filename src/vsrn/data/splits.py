@@ -1,7 +1,7 @@
 """A split: the regions of some images, their captions, and which caption belongs to which image.
 
-The precomputed layout of the field (docs/data-formats.md): beside a region store's arrays lies
-`{split}_caps.txt`, one caption per line, in the order of the images. Torch-free.
+Beside a region store's arrays lies `{split}_caps.txt` (docs/data-formats.md), one caption per line, in the order of the
+images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +23,13 @@ from vsrn.errors import DataError
 from vsrn.files import normal_name, read_lines
 from vsrn.metrics import FloatArray, IntArray
 
-NO_GRID = (
-    'an image has {regions} regions, which are no square grid; data.region_order = "{order}" is for a grid\'s windows.'
-)
-
 
 def reading_places(features: FloatArray, counts: IntArray | None, order: RegionOrder) -> IntArray:
     """(B, N, F) regions, (B,) real ones of each or None for all -> (B, N) places in the order they are read.
 
-    Padded regions stay where they are, last. A shuffled order is that of checksums of the regions' own features,
-    rounded to float16: random, and yet the same in whatever batch, split or file an image is met, and of the regions
-    that stay when one is taken out. From the centre of a grid, regions at the same distance are read in raster order.
+    Padded regions stay last. A shuffled order is that of checksums of their features, rounded to float16: random, and
+    yet the same in whatever batch, split or file an image is met, also when some regions are taken out. From the
+    centre of a grid, regions at the same distance are read in raster order.
 
     >>> reading_places(np.ones((1, 4, 2)), np.array([3]), "reversed")
     array([[2, 1, 0, 3]])
@@ -42,28 +38,30 @@ def reading_places(features: FloatArray, counts: IntArray | None, order: RegionO
 
     Raises `DataError` where an order from the centre is asked for and the regions are not those of a square grid.
     """
-    places = np.tile(np.arange(features.shape[1]), (len(features), 1))
+    B, N = features.shape[:2]
+    places = np.tile(np.arange(N), (B, 1))
     if order == "stored":
         return places
     if order in ("centre-out", "centre-in"):
-        if counts is not None and (counts != features.shape[1]).any():
-            raise DataError(NO_GRID.format(regions=int(counts.min()), order=order))
-        outwards = _from_the_centre(features.shape[1], order)
+        side, fewest = math.isqrt(N), N if counts is None else int(counts.min(initial=N))
+        if fewest < N or side * side < N:
+            raise DataError(
+                f'an image has {fewest} regions, which are no square grid; data.region_order = "{order}" is for a'
+                " grid's windows."
+            )
+        # Twice the distance from the middle, so that it is whole and ties are exact.
+        along = 2 * np.arange(side) - (side - 1)
+        outwards = np.argsort((along[:, None] ** 2 + along**2).ravel(), kind="stable")
         return np.broadcast_to(outwards if order == "centre-out" else outwards[::-1], places.shape)
     for image, row in enumerate(places):
-        real = features.shape[1] if counts is None else int(counts[image])
-        row[:real] = row[:real][::-1] if order == "reversed" else np.argsort(_checksums(features[image, :real]))
+        real = N if counts is None else int(counts[image])
+        if order == "reversed":
+            row[:real] = row[:real][::-1]
+        else:
+            with np.errstate(over="ignore"):
+                rounded = np.ascontiguousarray(features[image, :real], np.float16)
+            row[:real] = np.argsort([zlib.crc32(region.data) for region in rounded])
     return places
-
-
-def _from_the_centre(regions: int, order: RegionOrder) -> IntArray:
-    """(N,) places of the windows of a square grid, in raster order, by their distance from its middle."""
-    side = math.isqrt(regions)
-    if side * side != regions:
-        raise DataError(NO_GRID.format(regions=regions, order=order))
-    # Twice the distance, so that it is whole and ties are exact.
-    along = 2 * np.arange(side) - (side - 1)
-    return np.argsort((along[:, None] ** 2 + along[None, :] ** 2).ravel(), kind="stable")
 
 
 def in_order(features: FloatArray, counts: IntArray | None, order: RegionOrder) -> FloatArray:
@@ -72,94 +70,35 @@ def in_order(features: FloatArray, counts: IntArray | None, order: RegionOrder) 
 
 
 def at_places(regions: FloatArray, places: IntArray) -> FloatArray:
-    """(B, N, D) features or what a model says of regions, as stored; (B, N) `reading_places` -> the same, as read."""
+    """(B, N, D) values of regions as stored, (B, N) `reading_places` -> the same, as read."""
     # Whole regions are copied: an eighth of the time of np.take_along_axis, which looks each number up.
     return np.asarray(regions[np.arange(len(regions))[:, None], places])
 
 
 def back_in_place(regions: FloatArray, places: IntArray) -> FloatArray:
-    """The inverse of `at_places`: (B, N, D) as read, (B, N) `reading_places` -> the same, as stored."""
-    stored = np.empty_like(regions)
-    np.put_along_axis(stored, places[..., None], regions, axis=1)
-    return stored
-
-
-def _checksums(regions: FloatArray) -> list[int]:
-    with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(regions, dtype=np.float16)
-    return [zlib.crc32(region.data) for region in rounded]
+    """The inverse of `at_places`: (B, N, D) values of regions as read, (B, N) places -> the same, as stored."""
+    return at_places(regions, places.argsort(axis=1))
 
 
 _NAMED_CAPTION = re.compile(r"\S[^\t]*(#[0-9]+|\.(jpe?g|png|webp))\t", re.IGNORECASE)
 
 
-class CaptionedImages(Protocol):
-    """What training and evaluation ask of a split, whether its images are regions (`Split`) or photos."""
-
-    @property
-    def name(self) -> str:
-        """Name of the split on disk."""
-
-    @property
-    def folder(self) -> Path:
-        """Where its images are."""
-
-    @property
-    def num_images(self) -> int:
-        """How many different images there are."""
-
-    @property
-    def captions(self) -> list[str]:
-        """One string per caption."""
-
-    @property
-    def image_of_caption(self) -> IntArray:
-        """(num_captions,) which of this split's images a caption belongs to."""
-
-    @property
-    def has_ids(self) -> bool:
-        """Whether images have ids on disk, and are not just numbered."""
-
-    def image_ids(self) -> list[str]:
-        """One id per image."""
-
-    def read_images(self, images: IntArray) -> tuple[npt.NDArray[Any], IntArray | None]:
-        """(B,) images -> what an image encoder reads of them, and (B,) real regions of each or None."""
-
-    def only(self, images: IntArray) -> Self:
-        """The split reduced to these images, in this order, with their captions."""
-
-
-AnySplit = TypeVar("AnySplit", bound=CaptionedImages)
-
-
 @dataclass(frozen=True)
-class Split:
-    """Images with their captions; each image appears once, whatever the layout on disk.
+class CaptionedImages:
+    """A split, whether its images are regions (`Split`) or photos; each image appears once, whatever lies on disk.
 
-    rows              (num_images,) row of each image in the region store
+    folder            where the images are
+    name              of the split, on disk
+    rows              (num_images,) place of each image among those on disk
     captions          one string per caption
     image_of_caption  (num_captions,) which of this split's images a caption belongs to
-    region_order      order in which an image's regions are read
-    zeros_divide      whether an image of zeros is refused when it is read, for a model that would make 0 / 0 of it
     """
 
-    regions: RegionStore
+    folder: Path
+    name: str
     rows: IntArray
     captions: list[str]
     image_of_caption: IntArray
-    region_order: RegionOrder = "stored"
-    zeros_divide: bool = False
-
-    @property
-    def name(self) -> str:
-        """Name of the split on disk."""
-        return self.regions.split
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the region store."""
-        return self.regions.folder
 
     @property
     def num_images(self) -> int:
@@ -169,11 +108,15 @@ class Split:
     @property
     def has_ids(self) -> bool:
         """Whether images have ids on disk, and are not just numbered."""
-        return bool(self.regions.ids)
+        return bool(self.ids_on_disk())
+
+    def ids_on_disk(self) -> list[str]:
+        """One id per image on disk; none where they are only numbered."""
+        raise NotImplementedError
 
     def image_ids(self) -> list[str]:
         """One id per image: those on disk, or the row number where there are none."""
-        ids = self.regions.ids
+        ids = self.ids_on_disk()
         return [ids[row] if ids else str(row) for row in self.rows]
 
     def captions_by_image(self) -> list[list[str]]:
@@ -183,11 +126,41 @@ class Split:
             grouped[image].append(caption)
         return grouped
 
-    def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
-        """(B,) images of this split -> (B, N, F) features, and (B,) real regions of each or None.
+    def read_images(self, images: IntArray) -> tuple[npt.NDArray[Any], IntArray | None]:
+        """(B,) images -> what an image encoder reads of them, and (B,) real regions of each or None."""
+        raise NotImplementedError
 
-        Raises `DataError` where a feature is no number, or an image is refused for its zeros, naming the row.
-        """
+    def only(self, images: IntArray) -> Self:
+        """The split reduced to these images, in this order, with their captions."""
+        place = np.full(self.num_images, -1)
+        place[images] = np.arange(len(images))
+        kept = np.flatnonzero(place[self.image_of_caption] >= 0)
+        captions = [self.captions[caption] for caption in kept]
+        owners = place[self.image_of_caption[kept]]
+        return replace(self, rows=self.rows[images], captions=captions, image_of_caption=owners)
+
+
+AnySplit = TypeVar("AnySplit", bound=CaptionedImages)
+
+
+@dataclass(frozen=True)
+class Split(CaptionedImages):
+    """A split of a region store.
+
+    region_order  order in which an image's regions are read
+    zeros_divide  whether an image of zeros is refused when it is read, for a model that would make 0 / 0 of it
+    """
+
+    regions: RegionStore
+    region_order: RegionOrder = "stored"
+    zeros_divide: bool = False
+
+    def ids_on_disk(self) -> list[str]:
+        """One id per row of the store; none where it has no ids."""
+        return self.regions.ids
+
+    def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
+        """(B,) images -> (B, N, F) features, (B,) real regions of each or None. Raises `DataError` for a bad row."""
         rows = self.rows[images]
         features, counts = self.regions.read(rows), self.regions.read_counts(rows)
         if self.zeros_divide:
@@ -198,30 +171,13 @@ class Split:
         """The split with the regions of its images read in this order, whatever order they were read in before."""
         return replace(self, region_order=order)
 
-    def only(self, images: IntArray) -> Split:
-        """The split reduced to these images, in this order, with their captions."""
-        captions, image_of_caption = captions_of(images, self.captions, self.image_of_caption)
-        return replace(self, rows=self.rows[images], captions=captions, image_of_caption=image_of_caption)
-
-
-def captions_of(images: IntArray, captions: list[str], image_of_caption: IntArray) -> tuple[list[str], IntArray]:
-    """The captions of some images, and which of *these* images each belongs to."""
-    place = np.full(max(image_of_caption.max(initial=-1), images.max(initial=-1)) + 1, -1)
-    place[images] = np.arange(len(images))
-    kept = np.flatnonzero(place[image_of_caption] >= 0)
-    return [captions[caption] for caption in kept], place[image_of_caption[kept]]
-
 
 def open_split(folder: Path | str, split: str) -> Split:
-    """Open a split with its captions; features stay on disk.
-
-    Raises `DataError` where a file is missing or malformed, a caption is empty or not UTF-8, or the
-    numbers of images and captions do not fit.
-    """
+    """Open a split with its captions. Raises `DataError` where its files are missing or malformed, or do not fit."""
     regions = open_region_store(folder, split)
     captions = read_split_captions(regions.folder, regions.split)
     rows, image_of_caption = images_of_rows(regions, regions.folder / f"{regions.split}_caps.txt", len(captions))
-    return Split(regions, rows, captions, image_of_caption)
+    return Split(regions.folder, regions.split, rows, captions, image_of_caption, regions)
 
 
 def read_split_captions(folder: Path, split: str) -> list[str]:
@@ -261,13 +217,10 @@ def hold_out(split: AnySplit, list_path: Path) -> tuple[AnySplit, AnySplit]:
     if not list_path.exists():
         raise DataError(f"there is no list of held-out images {list_path}.")
     listed = sorted({normal_name(name) for name in read_lines(list_path) if name})
+    places = {name: place for place, name in enumerate(split.image_ids())}
     # Without ids on disk, numbers of rows are listed, which are no names of files.
-    names = ImageNames(
-        [(name, place) for place, name in enumerate(split.image_ids())],
-        read_id_mapping(split.folder),
-        exact=not split.has_ids,
-    )
-    found = {name: names.find(name) for name in listed}
+    find = ImageNames(places.items(), read_id_mapping(split.folder)).find if split.has_ids else places.get
+    found = {name: find(name) for name in listed}
     unknown = [name for name in listed if found[name] is None]
     if unknown:
         raise DataError(

@@ -1,7 +1,6 @@
-"""Words that a model never read: which words that it knows can stand in for them, and which it may be a misspelling of.
+"""Words that a model never read: which words that it knows can stand in for them, or are spelt alike.
 
-`words.npz` beside this file holds a vector of each of 49,000 English words; experiments/stand_ins.py made it. A word
-that a vocabulary lacks is stood in for by the nearest words that it has, so this works for a vocabulary of any model.
+The nearest by `words.npz` stand in: a vector of each of 49,000 English words, which experiments/stand_ins.py made.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,24 +33,13 @@ FUNCTION_WORDS = re.compile(
 )
 
 
-class Table(NamedTuple):
-    """English words and their vectors.
-
-    rows     word -> row
-    vectors  (W, 64) float32 of length 1
-    """
-
-    rows: dict[str, int]
-    vectors: npt.NDArray[np.float32]
-
-
 @cache
-def read_table() -> Table:
-    """The table of the package, read once."""
+def read_table() -> tuple[dict[str, int], npt.NDArray[np.float32]]:
+    """English words by their rows, and the vector of length 1 of each, (W, 64): the table of the package, read once."""
     with np.load(WORDS_FILE) as file:
         words, vectors = file["words"].tobytes().decode().split("\n"), file["vectors"].astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Table({word: row for row, word in enumerate(words)}, vectors)
+    return {word: row for row, word in enumerate(words)}, vectors
 
 
 class ReadWords(NamedTuple):
@@ -60,8 +48,7 @@ class ReadWords(NamedTuple):
     unknown    words that tell it nothing: it never read them, and nothing stands in for them
     stand_ins  word that it never read -> the known words that stand in for it, nearest first
     spellings  unknown word -> the word that it may be a misspelling of, where one is near
-    asks        False where a sentence has words and none of them names anything that the model knows, so that whatever
-                was found would be no answer
+    asks       False where a sentence has words and none of them names anything that the model knows
     num_naming  how many words name something that the model knows, or that known words stand in for
     """
 
@@ -96,54 +83,49 @@ class StandIns:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._found: dict[str, tuple[str, ...]] = {}
-        self._known: list[str] = []
-        self._vectors: npt.NDArray[np.float32] | None = None
 
     def of(self, word: str) -> tuple[str, ...]:
-        """The known words that stand in for a word, nearest first.
-
-        None for a word that the vocabulary has, that names nothing, that is not in the table, or that nothing is near.
-        """
-        if word in self.vocabulary.ids or word not in read_table().rows or not names(word):
+        """The known words that stand in for a word, nearest first; none for a word that is known or names nothing."""
+        rows, vectors = read_table()
+        if word in self.vocabulary.ids or word not in rows or not names(word):
             return ()
         if word not in self._found:
-            self._found[word] = self._nearest(word)
+            known, theirs = self._known
+            cosines = theirs @ vectors[rows[word]]
+            best = np.argsort(-cosines, kind="stable")[:STAND_INS]
+            self._found[word] = tuple(known[place] for place in best if cosines[place] >= LEAST_COSINE)
         return self._found[word]
+
+    @cached_property
+    def _known(self) -> tuple[list[str], npt.NDArray[np.float32]]:
+        """The words that both the table and the vocabulary have, and the vector of each."""
+        rows, vectors = read_table()
+        known = [word for word in self.vocabulary.words if word in rows and names(word)]
+        return known, vectors[[rows[word] for word in known]]
 
     def spelling(self, word: str) -> str | None:
         """The word that an unknown one may be a misspelling of; None for a word of the table, or where none is near.
 
-        Fewer mistakes go first, then words of the vocabulary, then those that come earlier in it, the frequent ones in
-        vocabularies of ours.
+        Fewer mistakes go first, then words of the vocabulary, then those that come earlier in it.
 
         >>> StandIns(Vocabulary(["<pad>", "<start>", "<end>", "<unk>", "dog", "snow"])).spelling("dgo")
         'dog'
         """
-        table, ids = read_table().rows, self.vocabulary.ids
+        (table, _), ids = read_table(), self.vocabulary.ids
         no_word = not (word.isalpha() and word.isascii() and 3 <= len(word) <= LONGEST)
         if no_word or word in ids or word in table:
             return None
         once = one_mistake(word)
         near = [candidate for candidate in once & ids.keys() if names(candidate)]
-        if not near:
-            others = [candidate for candidate in once & table.keys() if self.of(candidate)]
-            if others:
-                return min(others)
+        others = [] if near else [candidate for candidate in once & table.keys() if self.of(candidate)]
+        if others:
+            return min(others)
         if not near and len(word) >= LONG:
             # Two words are two mistakes apart where one mistake makes the same of both. People rarely miss both ends.
             alike = (known for known in ids if known[:1] == word[0] or known[-1:] == word[-1])
             alike = (known for known in alike if abs(len(known) - len(word)) <= 2 and names(known))
             near = [known for known in alike if not once.isdisjoint(one_mistake(known))]
         return min(near, key=lambda candidate: ids[candidate], default=None)
-
-    def _nearest(self, word: str) -> tuple[str, ...]:
-        table = read_table()
-        if self._vectors is None:
-            self._known = [known for known in self.vocabulary.words if known in table.rows and names(known)]
-            self._vectors = table.vectors[[table.rows[known] for known in self._known]]
-        cosines = self._vectors @ table.vectors[table.rows[word]]
-        best = np.argsort(-cosines, kind="stable")[:STAND_INS]
-        return tuple(self._known[place] for place in best if cosines[place] >= LEAST_COSINE)
 
 
 def names(word: str) -> bool:

@@ -1,6 +1,6 @@
 """One JPEG of a file that is no picture itself: the preview in a camera's raw file, the first frame of a video.
 
-Its EXIF has the orientation and the date of the file, so that it is read like any other photo, within the same limits.
+Its EXIF has the orientation and the date of the file.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
+from vsrn.data.exif import DATE_TAKEN, EXIF_IFD, ORIENTATION
 from vsrn.data.kinds import extra_module
 from vsrn.errors import PhotoError
 
@@ -25,7 +26,6 @@ SECONDS = 20.0
 ENDING_BYTES = 64
 
 _JPEG_QUALITY = 95
-_ORIENTATION, _EXIF_IFD, _DATE_TAKEN = 0x0112, 0x8769, 0x9003
 # LibRaw's numbers of turned sensors, and EXIF's; FFmpeg's degrees, counter-clockwise, and EXIF's.
 _FLIPS = {3: 3, 5: 8, 6: 6}
 _ROTATIONS = {90: 8, 180: 3, 270: 6}
@@ -34,22 +34,12 @@ _APPLE_DATE, _UTC_DATE = "com.apple.quicktime.creationdate", "creation_time"
 _DECODERS = "h264,hevc,vp8,vp9,libdav1d,av1,mpeg4,msmpeg4,msmpeg4v2,h263,mjpeg,mpeg1video,mpeg2video,prores,dvvideo"
 
 
-class _Ends(io.RawIOBase):
-    """A file of which only the first and the last bytes were read: what lies between cannot be had."""
+class _Ends:
+    """A file of `size` bytes of which `content` has the first and, as many, the last; between them nothing is read."""
 
     def __init__(self, content: bytes, size: int) -> None:
-        """
-        content  first half of it from the beginning of the file, the other half from its end
-        size     of the file
-        """
-        self._half, self._size, self._place = len(content) // 2, size, 0
-        self._content = content
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
+        self._content, self._half = content, len(content) // 2
+        self._size, self._place = size, 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._place = max(0, offset + (0, self._place, self._size)[whence])
@@ -69,21 +59,11 @@ class _Ends(io.RawIOBase):
         return found
 
 
-def still_of(kind: Literal["RAW", "VIDEO"], content: bytes, size: int, name: str, max_pixels: int) -> bytes | None:
-    """A JPEG of a raw file or a video; None of a TIFF that is no raw file after all.
+def preview_of(content: bytes, name: str) -> bytes | None:
+    """The largest preview in a raw file of a camera, as JPEG; None of a TIFF that is no raw file after all.
 
-    content     the file; of a longer video its first and last bytes, as many of each
-    size        of the file, in bytes
-    name        what messages call it
-    max_pixels  of a frame
-
-    Raises `PhotoError` where the extra is missing or there is no picture, and what decoders raise.
+    Raises `PhotoError`, naming the file `name`, where the extra or a preview is missing, and what LibRaw raises.
     """
-    return _preview(content, name) if kind == "RAW" else _first_frame(content, size, name, max_pixels)
-
-
-def _preview(content: bytes, name: str) -> bytes | None:
-    """The largest preview of a raw file. LibRaw writes EXIF into one that has none."""
     rawpy: Any = extra_module("RAW", name)
     try:
         with rawpy.imread(io.BytesIO(content)) as raw:
@@ -102,8 +82,15 @@ def _preview(content: bytes, name: str) -> bytes | None:
     return _as_jpeg(Image.fromarray(found.data), _FLIPS.get(flip, 1), None)
 
 
-def _first_frame(content: bytes, size: int, name: str, max_pixels: int) -> bytes:
-    """The first frame of a video that is complete in itself."""
+def first_frame(content: bytes, size: int, name: str, max_pixels: int) -> bytes:
+    """The first frame of a video that is complete in itself, as JPEG.
+
+    content     the file; of a longer one its first and last bytes, as many of each
+    size        of the file, in bytes
+    max_pixels  of a frame
+
+    Raises `PhotoError`, naming the file `name`, where the extra or a frame is missing, and what FFmpeg raises.
+    """
     av: Any = extra_module("VIDEO", name)
     most = str(min(max_pixels, MOST_FRAME_PIXELS))
     container = av.open(
@@ -148,8 +135,8 @@ def _date_of(metadata: Mapping[str, str]) -> datetime | None:
 
 def _as_jpeg(picture: Image.Image, orientation: int, taken: datetime | None) -> bytes:
     exif, stream = Image.Exif(), io.BytesIO()
-    exif[_ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     if taken is not None:
-        exif.get_ifd(_EXIF_IFD)[_DATE_TAKEN] = taken.strftime("%Y:%m:%d %H:%M:%S")
+        exif.get_ifd(EXIF_IFD)[DATE_TAKEN] = taken.strftime("%Y:%m:%d %H:%M:%S")
     picture.convert("RGB").save(stream, "JPEG", quality=_JPEG_QUALITY, exif=exif)
     return stream.getvalue()

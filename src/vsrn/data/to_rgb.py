@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 _GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _ONE_BYTE = ("1", "L", "P")
-_FOUR_BYTES = 4
 # Converting takes a few copies of a band, of at most 4 bytes a pixel each.
 _BAND_PIXELS = 1_000_000
 
 
 def stored_bytes(mode: str) -> int:
     """Bytes that Pillow takes for one pixel of a mode."""
-    return 1 if mode in _ONE_BYTE else 2 if mode in _GREY_16_BIT else _FOUR_BYTES
+    return 1 if mode in _ONE_BYTE else 2 if mode in _GREY_16_BIT else 4
 
 
 def shrink_factor(size: tuple[int, int], target_size: int | None) -> int:
@@ -33,15 +30,14 @@ def shrunk_size(size: tuple[int, int], factor: int) -> tuple[int, int]:
 def to_rgb(image: Image.Image, factor: int = 1) -> Image.Image:
     """A loaded picture of any mode -> a new one in RGB, 1 / `factor` of its size by averaging squares of pixels.
 
-    Transparency is laid on white; greys of 16 bits, of floating point and of 32 bits are scaled to 8.
-    Beside the two pictures, it takes memory for a band of about a million pixels.
+    Transparency is laid on white; wide greys are scaled to 8 bits. It takes memory for a band of a million pixels.
     """
     if factor == 1 and image.mode == "RGB" and "transparency" not in image.info:
         rgb = image.copy()
         rgb.info.clear()  # what it says of orientation is for who reads the file
         return rgb
     width, height = image.size
-    levels = _levels(image) if _is_wide_grey(image) else None
+    levels = _levels(image) if image.mode in (*_GREY_16_BIT, "I", "F") else None
     rows = max(1, _BAND_PIXELS // (width * factor)) * factor
     rgb = Image.new("RGB", shrunk_size(image.size, factor))
     for top in range(0, height, rows):
@@ -60,10 +56,6 @@ def _band_to_rgb(image: Image.Image, levels: tuple[float, float] | None) -> Imag
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _is_wide_grey(image: Image.Image) -> bool:
-    return image.mode in _GREY_16_BIT or image.mode in ("I", "F")
-
-
 def _levels(image: Image.Image) -> tuple[float, float]:
     """Which values of a grey picture are black and white.
 
@@ -72,20 +64,16 @@ def _levels(image: Image.Image) -> tuple[float, float]:
     """
     if image.mode in _GREY_16_BIT:
         return 0.0, 65535.0
-    extremes = [(float(values.min()), float(values.max())) for values in _values_of(image)]
-    black, brightest = min(low for low, _ in extremes), max(high for _, high in extremes)
+    width, height = image.size
+    rows = max(1, _BAND_PIXELS // width)
+    black, brightest = np.inf, -np.inf
+    for top in range(0, height, rows):
+        values = _finite(np.asarray(image.crop((0, top, width, min(top + rows, height)))))
+        black, brightest = min(black, float(values.min())), max(brightest, float(values.max()))
     if black < 0 or brightest > 65535:
         return black, brightest
     fits = [1.0, 255.0, 65535.0] if image.mode == "F" else [255.0, 65535.0]
     return 0.0, next(limit for limit in fits if brightest <= limit)
-
-
-def _values_of(image: Image.Image) -> Iterator[npt.NDArray[np.float32]]:
-    """The finite values of a grey picture, a band at a time."""
-    width, height = image.size
-    rows = max(1, _BAND_PIXELS // width)
-    for top in range(0, height, rows):
-        yield _finite(np.asarray(image.crop((0, top, width, min(top + rows, height)))))
 
 
 def _finite(grey: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:

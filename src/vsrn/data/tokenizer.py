@@ -1,8 +1,7 @@
 """A caption to words as NLTK's `word_tokenize` does it: to sentences by Punkt, then by the rules of the Penn Treebank.
 
-The 2019 vocabularies were built with NLTK. Importing it costs more than a whole search, so the rules are restated here,
-and the tests compare with NLTK on every real caption. Characters of scripts that put no space between words (Chinese,
-Japanese, Thai, Lao, Burmese, Khmer), which NLTK leaves together, are a word each.
+The 2019 vocabularies were built with NLTK, whose import costs more than a whole search. Characters of scripts that put
+no space between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer), which NLTK leaves together, are a word each.
 
     >>> tokenize("A man's dog can't swim (yet). It barks.")
     ['a', 'man', "'s", 'dog', 'ca', "n't", 'swim', '(', 'yet', ')', '.', 'it', 'barks', '.']
@@ -16,16 +15,19 @@ import re
 from collections.abc import Sequence
 from itertools import zip_longest
 
+
+def _compile(*rules: tuple[str, str]) -> list[tuple[re.Pattern[str], str]]:
+    return [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+
 # Each rule puts spaces around what stands alone. Order matters: an opening quote is told from a
 # closing one by what precedes it, and clitics are cut last, when every word ends in a space.
-_OPENING = [
+_BEFORE_PADDING = _compile(
     (r"[«“‘„]|`+", r" \g<0> "),
     (r'^"', "``"),
     (r"``", r" \g<0> "),
     (r"(?<=[ (\[{<])(?:\"|'')", " `` "),
     (r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)", "' "),
-]
-_PUNCTUATION = [
     # Only the very last full stop of a sentence stands alone; those inside belong to abbreviations.
     (r"(?<=[^.])\.(?=[])}>\"'»”’ ]*+\s*$)", r" . "),
     (r"([:,])([^\d])", r" \1 \2"),
@@ -35,15 +37,13 @@ _PUNCTUATION = [
     (r"(?<=[^'])' ", " ' "),
     (r"[][(){}<>*]", r" \g<0> "),
     (r"--", " -- "),
-]
-_CLOSING_RULES = [
+)
+_AFTER_PADDING = _compile(
     (r"[»”’]", r" \g<0> "),
     (r"''|\"", " '' "),
     (r"\s+", " "),
     (r"([^' ])('[smd]?) ", r"\1 \2 "),
     (r"([^' ])('ll|'re|'ve|n't) ", r"\1 \2 "),
-]
-_JOINED_WORDS = [
     (r"\b(can)(not)\b", r" \1 \2 "),
     (r"\b(d)('ye)\b", r" \1 \2 "),
     (r"\b(gim|lem)(me)\b", r" \1 \2 "),
@@ -53,15 +53,7 @@ _JOINED_WORDS = [
     (r"\b(wan)(na)(?=\s)", r" \1 \2 "),
     (r" ('t)(is)\b", r" \1 \2 "),
     (r" ('t)(was)\b", r" \1 \2 "),  # a rule of its own: the one above makes spaces that this one needs
-]
-
-
-def _compile(rules: list[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
-    return [(re.compile(pattern), replacement) for pattern, replacement in rules]
-
-
-_BEFORE_PADDING = _compile(_OPENING + _PUNCTUATION)
-_AFTER_PADDING = _compile(_CLOSING_RULES + _JOINED_WORDS)
+)
 
 
 # What Punkt's English model (NLTK's `punkt`) takes for abbreviations: the full stop behind one ends no sentence.

@@ -1,7 +1,6 @@
-"""Words to ids and back. Ours is JSON; SCAN's JSON vocabularies load as they are.
+"""Words to ids and back: <pad> 0, <start> 1, <end> 2, <unk> 3, words after. A caption is <start> w1 ... wn <end>.
 
-Ids: <pad> 0, <start> 1, <end> 2, <unk> 3, words after. A caption is <start> w1 ... wn <end>. The words of a pretrained
-text encoder are pieces of words, into which its own tokenizer takes a caption apart; they are numbered in the same way.
+The words of a pretrained text encoder are pieces of words, into which its own tokenizer takes a caption apart.
 """
 
 from __future__ import annotations
@@ -82,12 +81,11 @@ class Vocabulary:
 
     def unknown_words(self, captions: Iterable[str]) -> list[str]:
         """The captions' words that the vocabulary does not have, each once, in the order in which they are met."""
-        words = dict.fromkeys(word for caption in captions for word in tokenize(caption))
-        return [word for word in words if not self.knows(word)]
+        return [word for word in _counted(captions) if not self.knows(word)]
 
     def unknown_share(self, captions: Iterable[str]) -> float:
         """Share, 0 to 1, of the captions' words that the vocabulary does not have."""
-        words = Counter(word for caption in captions for word in tokenize(caption))
+        words = _counted(captions)
         return sum(words[word] for word in words if not self.knows(word)) / max(1, words.total())
 
     def to_json(self) -> bytes:
@@ -100,7 +98,7 @@ class SubwordVocabulary(Vocabulary):
     """The pieces of words of a pretrained text encoder, and the tokenizer that takes captions apart into them.
 
     words      pieces in the order of their ids, with `SPECIAL_WORDS` in place of the tokenizer's own special tokens
-    tokenizer  content of its tokenizer.json; the package tokenizers is needed to use it
+    tokenizer  content of its tokenizer.json, for the package tokenizers
     """
 
     tokenizer: str
@@ -119,11 +117,7 @@ class SubwordVocabulary(Vocabulary):
         # Half of a surrogate pair, which Python's strings may hold, is no text to the tokenizer.
         text = caption.encode("utf-8", "replace").decode()
         pieces = self._opened.encode(text, add_special_tokens=False).tokens
-        return [START, *(self._places.get(piece, UNK) for piece in pieces), END]
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        return {piece: place for piece, place in self.ids.items() if place > UNK}
+        return [START, *(max(UNK, self.ids.get(piece, UNK)) for piece in pieces), END]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Words up to <end>, put together of their pieces, with spaces between; <start> and <pad> are left out."""
@@ -142,10 +136,7 @@ class SubwordVocabulary(Vocabulary):
 
 
 def open_tokenizer(content: str) -> Any:
-    """A tokenizer of the package tokenizers, of the content of a tokenizer.json; it neither cuts nor pads.
-
-    Raises `VocabularyError` where the package is missing or the content is no tokenizer.
-    """
+    """A tokenizer of the package tokenizers that neither cuts nor pads. Raises `VocabularyError` where that fails."""
     try:
         tokenizers = importlib.import_module("tokenizers")
     except ImportError as error:
@@ -164,43 +155,44 @@ def open_tokenizer(content: str) -> Any:
 
 def build_vocabulary(captions: Iterable[str], min_count: int = 4) -> Vocabulary:
     """Words seen at least `min_count` times, the most frequent first, ties in alphabetical order."""
-    counts = Counter(word for caption in captions for word in tokenize(caption))
+    counts = _counted(captions)
     kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL_WORDS]
     return Vocabulary([*SPECIAL_WORDS, *sorted(kept, key=lambda word: (-counts[word], word))])
+
+
+def _counted(captions: Iterable[str]) -> Counter[str]:
+    """How often each word is in the captions, in the order in which they are met."""
+    return Counter(word for caption in captions for word in tokenize(caption))
 
 
 def read_vocabulary(path: Path | str) -> Vocabulary:
     """Read our JSON, the JSON that SCAN's data comes with, or a pickle of 2019 (safely: `vsrn.data.closed_pickle`).
 
-    path  the file, or a model's folder, whose vocabulary.json it is
+    path  the file, or a model's folder, whose vocabulary.json it is; a name that ends in .json is read as JSON alone
 
-    A file whose name ends in .json is read as JSON alone. Raises `VocabularyError` naming the file where it is missing
-    or in none of these layouts.
+    Raises `VocabularyError` naming the file where it is missing or in none of these layouts.
     """
     path = Path(path)
     path = path / "vocabulary.json" if path.is_dir() else path
     if not path.exists():
         raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.")
-    words: object
-    tokenizer: object = None
-    if is_pickle(path):
-        words = read_pickled_words(path)
+    content: object
+    if _is_pickle(path):
+        content = {"idx2word": read_pickled_words(path)}
     else:
         content = read_json(path, object, "it is no JSON vocabulary.", VocabularyError)
-        if isinstance(content, dict):
-            words, tokenizer = content.get("words", content.get("idx2word")), content.get("tokenizer")
-        else:
-            words = None
+    fields = content if isinstance(content, dict) else {}
+    words, tokenizer = fields.get("words", fields.get("idx2word")), fields.get("tokenizer")
     try:
         if not isinstance(words, (list, dict)):
             raise VocabularyError('this is no vocabulary: it has neither "words" nor "idx2word".')
-        ordered = words_by_id(dict(enumerate(words)) if isinstance(words, list) else words)
+        ordered = _words_by_id(dict(enumerate(words)) if isinstance(words, list) else words)
         return SubwordVocabulary(ordered, tokenizer) if isinstance(tokenizer, str) else Vocabulary(ordered)
     except VocabularyError as error:
         raise VocabularyError(f"{path}: {error}") from error
 
 
-def is_pickle(path: Path) -> bool:
+def _is_pickle(path: Path) -> bool:
     """Whether a file is to be read as a pickle: its name does not end in .json, and it does not begin as JSON does."""
     if path.suffix.lower() == ".json" or not path.is_file():
         return False
@@ -218,11 +210,8 @@ def is_vocabulary(path: Path) -> bool:
         return False
 
 
-def words_by_id(word_of_id: dict[Any, Any]) -> list[str]:
-    """{0: "<pad>", ...} with whole-number keys (or their digits) -> words in the order of their ids.
-
-    Raises `VocabularyError` where ids have gaps or are not numbers, or a word is not text.
-    """
+def _words_by_id(word_of_id: dict[Any, Any]) -> list[str]:
+    """Words by whole numbers, or by their digits -> words in order. Raises `VocabularyError` for anything else."""
     try:
         words = {int(number): word for number, word in word_of_id.items()}
     except (TypeError, ValueError) as error:

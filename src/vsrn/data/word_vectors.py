@@ -30,11 +30,9 @@ def read_word_vectors(path: Path | str, words: Collection[str]) -> dict[str, Vec
     """Word -> (D,) float32, of those words that the file has; all others in it are passed over.
 
     path  a text with a word and its numbers a line, as GloVe's and fastText's, with or without word2vec's first line,
-          which counts words and numbers; or word2vec's binary form; either may be gzipped. Words may hold blanks, as
-          some of GloVe's 840B do.
+          or word2vec's binary form; either may be gzipped. Words may hold blanks, as some of GloVe's 840B do.
 
-    Raises `DataError` where the file is missing or cut short, has none of the words, or has a vector that is not
-    finite numbers, as many for each word.
+    Raises `DataError` where the file is missing or cut short, has none of the words, or a vector that is not finite.
     """
     path, wanted = Path(path), {word.encode(): word for word in words}
     try:
@@ -80,12 +78,10 @@ def _binary_vectors(file: IO[bytes], path: Path, rows: int, size: int) -> Iterat
         raise DataError(f"{path} has vectors of no numbers; get the file again.")
     for row in range(rows):
         word = bytearray()
-        while (letter := file.read(1)) != b" ":
+        while (letter := file.read(1)) not in (b" ", b"") and len(word) < _LONGEST_WORD:
             word += letter
-            if not letter or len(word) > _LONGEST_WORD:
-                raise DataError(f"{path}, word {row + 1:,} of {rows:,}: the file is cut short; get it again.")
         content = file.read(4 * size)
-        if len(content) < 4 * size:
+        if letter != b" " or len(content) < 4 * size:
             raise DataError(f"{path}, word {row + 1:,} of {rows:,}: the file is cut short; get it again.")
         yield bytes(word).lstrip(b"\n"), _finite(np.frombuffer(content, "<f4").copy(), f"{path}, word {row + 1:,}")
 
@@ -93,10 +89,7 @@ def _binary_vectors(file: IO[bytes], path: Path, rows: int, size: int) -> Iterat
 def _text_vectors(
     file: IO[bytes], path: Path, wanted: Collection[bytes], size: int | None
 ) -> Iterator[tuple[bytes, Vector]]:
-    """The words that are wanted with their vectors, of a text.
-
-    size  numbers of each, where the first line says it
-    """
+    """The wanted words of a text with their vectors, of `size` numbers where the first line says it."""
     first = list(itertools.islice(file, _LINES_COUNTED))
     if first:
         first[0] = first[0].removeprefix(_BYTE_ORDER_MARK)
@@ -114,19 +107,15 @@ def _text_vectors(
         word, *numbers = line.rstrip().rsplit(maxsplit=size)
         if not numbers:
             raise DataError(f"{where}: a word must be followed by finite numbers.")
-        _, *more = word.split()
-        if len(numbers) < size or (more and all(map(_is_number, more)) and not _is_number(word.split()[0])):
+        first_part, *more = word.split()
+        if len(numbers) < size or (more and all(map(_is_number, more)) and not _is_number(first_part)):
             raise DataError(f"{where}: {path.name} has vectors of different sizes; it may be cut short.")
         if word in wanted:
-            yield word, _vector(numbers, where)
-
-
-def _vector(numbers: list[bytes], where: str) -> Vector:
-    try:
-        vector = np.array([float(number) for number in numbers], np.float32)
-    except ValueError as error:
-        raise DataError(f"{where}: a word must be followed by numbers alone.") from error
-    return _finite(vector, where)
+            try:
+                vector = np.array([float(number) for number in numbers], np.float32)
+            except ValueError as error:
+                raise DataError(f"{where}: a word must be followed by numbers alone.") from error
+            yield word, _finite(vector, where)
 
 
 def _finite(vector: Vector, where: str) -> Vector:

@@ -73,7 +73,7 @@ def photos_to_compare(
     if len(found) > 1:
         raise ConfigError(f"{captions} has several splits; name the one of the features with --split {[*found][-1]}.")
     names, (photos,) = PhotoNames(folder), found.values()
-    return [(photo, names.find(photo.id, photo.cocoid) or names.path(photo.id)) for photo in photos]
+    return [(photo, names.find(photo.id, photo.cocoid) or folder / photo.id) for photo in photos]
 
 
 def find_rows(photos: Sequence[CaptionedPhoto], existing: RegionStore) -> tuple[list[int | None], bool]:

@@ -245,7 +245,7 @@ def extract_karpathy(
         raise DataError(f"there is no folder {root}; name the folder that holds the photos of {dataset}.")
     return [
         extract(
-            [PhotoFile(photo.id, names.find(photo.id, photo.cocoid) or names.path(photo.id)) for photo in photos],
+            [PhotoFile(photo.id, names.find(photo.id, photo.cocoid) or root / photo.id) for photo in photos],
             extractor,
             folder,
             split,
