@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.extractors.batches import BatchMaker, cut, local_batches
 from vsrn.extractors.extract import check_settings
-from vsrn.search.create import Model, check_thumbnail_side, create_index
+from vsrn.search.create import Model, create_index
 from vsrn.search.database import Records
 from vsrn.search.folders import Choice, Listing, choose_folders, list_folders
 from vsrn.search.layout import RECORDS_FILE, EngineName
 from vsrn.search.mend import is_index, mend_index
 from vsrn.search.plan import File, doubtful, make_plan
-from vsrn.search.reading import Read, Reading
+from vsrn.search.reading import Reading
 from vsrn.search.records import SkippedRecord, View
 from vsrn.search.roots import Roots, Settings
 from vsrn.search.where import Where
@@ -122,7 +122,6 @@ def update_index(
     there are no photos, or the extractor here is not the model's.
     """
     check_settings(batch_size, workers)
-    check_thumbnail_side(thumbnail_side)
     folder = Path(folder)
     device = device or (model.device if isinstance(model, Encoder) else "auto")
     mend_index(folder, model)
@@ -199,19 +198,16 @@ class _Update:
             self.writer.settle(_first(self.all), self.settings)
         plan = make_plan(found, self.all, self.writer.records, damaged)
         report.skipped += plan.told
-        done = plan.num_same + len(plan.refused) + len(plan.told)
+        done = len(found) - len(plan.files)
         progress(done, len(found))
         if plan.refused or plan.gone:
             self._write(Changes(skipped=plan.refused, gone=[name for name in plan.gone if not self._is_away(name)]))
         claimed: set[str] = set()
         if plan.files:
-            info = self.writer.info
-            work = Reading(self.writer.encoder, plan.moved, explain=info.explain, thumbnail_side=info.thumbnail_side)
+            work = Reading(self.writer.encoder, plan.moved, self.writer.info)
             results = batches(work, plan.files, batch_size, workers)
             for batch, result in zip(cut(plan.files, batch_size), results, strict=True):
-                read = _settled(batch, result, claimed, work)
-                report.skipped += read.told
-                self._write(read.changes)
+                self._write(_settled(batch, result, claimed, work))
                 done += len(batch)
                 progress(done, len(found))
         missing = [name for name in plan.missing if name not in claimed]
@@ -265,6 +261,7 @@ class _Update:
         self.writer.finish(msgspec.structs.replace(settings, last_run=now))
 
     def _write(self, changes: Changes) -> None:
+        self.report.skipped += changes.told
         changed, removed = self.writer.write(changes)
         self.report.num_changed += changed
         self.report.num_added += len(changes.added) - changed
@@ -272,28 +269,30 @@ class _Update:
         self.report.num_moved += sum(photo.old_id != photo.id for photo in changes.moved)
 
 
-def _settled(batch: Sequence[File], read: Read, claimed: set[str], work: Reading) -> Read:
+def _settled(batch: Sequence[File], changes: Changes, claimed: set[str], work: Reading) -> Changes:
     """A batch in which no file takes the place of a photo that another file has taken; adds to `claimed`.
 
     Workers that know nothing of each other may give one photo to several files of the same content. Those that come
     too late are read here, as new photos.
     """
     moved, late = [], set[str]()
-    for photo in read.changes.moved:
+    for photo in changes.moved:
         if photo.old_id in claimed:
             late.add(photo.id)
         else:
             claimed.add(photo.old_id)
             moved.append(photo)
     if not late:
-        return read
+        return changes
     files = [file for file in batch if file.photo.id in late]
-    alone = Reading(work.encoder, {}, explain=work.explain, thumbnail_side=work.thumbnail_side)
-    again = alone.finish(files, [alone.prepare(file) for file in files])
-    changes = Changes(
-        [*read.changes.added, *again.changes.added], [*read.changes.skipped, *again.changes.skipped], moved
+    alone = replace(work, missing={})
+    again = alone.finish(files, list(map(alone.prepare, files)))
+    return Changes(
+        [*changes.added, *again.added],
+        [*changes.skipped, *again.skipped],
+        moved,
+        told=[*changes.told, *again.told],
     )
-    return Read(changes, [*read.told, *again.told])
 
 
 def _first(roots: Roots) -> bytes:

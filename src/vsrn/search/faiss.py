@@ -18,9 +18,8 @@ import numpy.typing as npt
 from vsrn.errors import SearchError
 from vsrn.files import open_plain, replacing
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.search.engine import Engine, Found, Keeper, nearest
+from vsrn.search.engine import Found, Keeper, nearest
 from vsrn.search.layout import IndexInfo, not_ours
-from vsrn.search.records import State
 
 # From here on a scan takes tens of milliseconds.
 GRAPH_FROM = 200_000
@@ -83,28 +82,9 @@ class FaissEngine:
         more_rows, more_scores = _run(self._tail, query, k, behind)
         return nearest(np.concatenate([rows, more_rows + end]), np.concatenate([scores, more_scores]), k)
 
-    def close(self) -> None:
-        """Nothing is held but memory."""
 
-
-def open_engine(
-    folder: Path,
-    info: IndexInfo,  # noqa: ARG001 - every engine takes it, and `uri`
-    state: State,
-    vectors: FloatArray,
-    dead: IntArray,
-    last: Engine | None = None,
-    uri: str = "",  # noqa: ARG001
-) -> FaissEngine:
-    """As `engine_of` says."""
-    graph = find_graph(folder, state.generation, state.num_rows)
-    if isinstance(last, FaissEngine) and last.base.serves(state.generation, state.num_rows, graph):
-        return FaissEngine(last.base, vectors, dead)
-    return FaissEngine(Base(state.generation, vectors, graph), vectors, dead)
-
-
-def open_keeper(folder: Path, info: IndexInfo, uri: str = "") -> FaissKeeper:  # noqa: ARG001
-    """As `engine_of` says."""
+def open_keeper(folder: Path, _info: IndexInfo, _uri: str) -> FaissKeeper:
+    """As `vsrn.search.engine.open_keeper`."""
     return FaissKeeper(folder)
 
 
@@ -112,8 +92,15 @@ class FaissKeeper(Keeper):
     """Builds the graph where an index has grown large. The vectors themselves are the index's own file."""
 
     def __init__(self, folder: Path, graph_from: int = GRAPH_FROM) -> None:
-        self.folder = folder
-        self.graph_from = graph_from
+        self.folder, self.graph_from = folder, graph_from
+        self._base: Base | None = None
+
+    def open(self, generation: int, vectors: FloatArray, dead: IntArray) -> FaissEngine:
+        """As `Keeper.open`; the base of the last engine is taken over while it serves."""
+        graph = find_graph(self.folder, generation, len(vectors))
+        if self._base is None or not self._base.serves(generation, len(vectors), graph):
+            self._base = Base(generation, vectors, graph)
+        return FaissEngine(self._base, vectors, dead)
 
     def finish(self, generation: int, vectors: FloatArray) -> None:
         """Build the graph again where it covers too few of the rows."""

@@ -28,7 +28,7 @@ from vsrn.files import Closing, printable
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.alike import groups_of, small_picture
 from vsrn.search.database import Records
-from vsrn.search.engine import Engine, engine_of
+from vsrn.search.engine import Engine, Keeper, open_keeper
 from vsrn.search.folders import resolved, rows_of
 from vsrn.search.layout import (
     RECORDS_FILE,
@@ -113,6 +113,7 @@ class Index(Closing):
         self._uri = uri
         self._records = Records(self.folder / RECORDS_FILE)
         self._lock = threading.Lock()
+        self._keeper: Keeper | None = None
         self._last: _Snapshot | None = None
         self._small: dict[str, FloatArray] = {}
 
@@ -304,9 +305,9 @@ class Index(Closing):
         """Close the files."""
         self._records.close()
         with self._lock:
-            if self._last is not None:
-                self._last.engine.close()
-            self._last = None
+            if self._keeper is not None:
+                self._keeper.close()
+            self._keeper = self._last = None
 
     def _ask(self, question: Callable[[View], _Answer]) -> _Answer:
         """Answer from the records and the files that belong to them."""
@@ -327,9 +328,8 @@ class Index(Closing):
                 vectors, dead = open_vectors(self.folder, self.info, state), view.dead_rows()
                 same = last is not None and last.state.generation == state.generation
                 self._check_vectors(view, vectors, dead, last.state.num_rows if last is not None and same else 0)
-                old = last.engine if last is not None else None
-                open_engine = engine_of(self.info).open_engine
-                engine = open_engine(self.folder, self.info, state, vectors, dead, old, self._uri)
+                self._keeper = self._keeper or open_keeper(self.folder, self.info, self._uri)
+                engine = self._keeper.open(state.generation, vectors, dead)
                 last = self._last = _Snapshot(state, vectors, engine)
             return last
 
@@ -365,7 +365,7 @@ class Index(Closing):
     def _piece(self, view: View, kind: str, photo_id: str) -> tuple[PhotoRecord, bytes]:
         photo = self._known(view, photo_id)
         with GrowingFile(self.folder, kind, self.info, view.state()) as file:
-            return photo, file.read(photo)
+            return photo, file.piece(photo)
 
     def _known(self, view: View, photo_id: str) -> PhotoRecord:
         photo = view.photo_named(photo_id)

@@ -20,7 +20,7 @@ from vsrn.pretrained import MODELS, PACKAGED_MODELS
 from vsrn.search.database import Records
 from vsrn.search.layout import GROWING, MODEL_FOLDER, RECORDS_FILE, GrowingFile, IndexInfo, open_model, read_info
 from vsrn.search.records import SkippedRecord, View
-from vsrn.search.roots import Root
+from vsrn.search.roots import is_empty
 from vsrn.search.where import Where
 
 # What takes room: files by the beginning of their names, and the folder of the model.
@@ -99,16 +99,8 @@ def _read_records(seen: IndexOverview, view: View) -> None:
     seen.num_photos, seen.skipped = view.num_photos(), view.skipped()
     for root in view.roots():
         num_photos = len(view.rows(Where(root.label)))
-        seen.folders.append(FolderOverview(root.path, root.label, _is_there(root), num_photos))
+        seen.folders.append(FolderOverview(root.path, root.label, not is_empty(root.path), num_photos))
     seen.exclude, seen.follow_links, seen.last_run = settings.exclude, settings.follow_links, settings.last_run
-
-
-def _is_there(root: Root) -> bool:
-    try:
-        with os.scandir(root.path) as entries:
-            return any(not entry.name.startswith(".") for entry in entries)
-    except OSError:
-        return False
 
 
 def _cut_short(folder: Path, info: IndexInfo, view: View) -> list[str]:

@@ -7,7 +7,6 @@ plan.missing    photos of the index whose files are not there
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from vsrn.data.photos import FORMATS, FileContent
 from vsrn.errors import PhotoError
 from vsrn.search.database import Records
 from vsrn.search.records import Known, SkippedRecord, Stamp
-from vsrn.search.roots import Root, Roots
+from vsrn.search.roots import Root, Roots, is_empty
 
 # Files that were refused are opened again by a version that reads other formats.
 READER = f"vsrn {vsrn.__version__}: {', '.join(FORMATS)}"
@@ -48,7 +47,6 @@ class Plan:
     """What is to do.
 
     files     to look at
-    num_same  files that are as they were
     refused   files and folders that are not to be opened, and why
     told      the same of those whose ids belong to photos of the index, which stay what they are
     moved     ids of photos whose files are not there, by the size and the SHA-256 of their content; new files of the
@@ -59,7 +57,6 @@ class Plan:
     """
 
     files: list[File]
-    num_same: int
     refused: list[SkippedRecord]
     told: list[SkippedRecord]
     moved: dict[tuple[int, str], list[str]]
@@ -79,7 +76,6 @@ def make_plan(found: Sequence[PhotoFile], roots: Roots, records: Records, damage
     refused: list[SkippedRecord] = []
     told: list[SkippedRecord] = []
     seen: set[str] = set()
-    num_same = 0
     for photo in found:
         if photo.refusal is not None:
             # A name that was a photo once, or is one beside this: neither may be lost by a refusal.
@@ -87,9 +83,7 @@ def make_plan(found: Sequence[PhotoFile], roots: Roots, records: Records, damage
             continue
         seen.add(photo.id)
         file = File(photo, roots.of(photo.id).path, known.get(photo.id), photo.id in damaged)
-        if not file.damaged and _is_same(file.known, skipped.get(photo.id), _stamp(photo.path)):
-            num_same += 1
-        else:
+        if file.damaged or not _is_same(photo.path, file.known, skipped.get(photo.id)):
             files.append(file)
     unlisted = tuple(file.id for file in refused if file.id.endswith("/"))
     # What lies in a folder that cannot be listed is not gone.
@@ -101,7 +95,7 @@ def make_plan(found: Sequence[PhotoFile], roots: Roots, records: Records, damage
     there = seen | {file.id for file in refused}
     gone = [name for name in skipped if name not in there]
     num_known = Counter(roots.of(name).label for name in known)
-    return Plan(files, num_same, refused, told, moved, missing, gone, num_known)
+    return Plan(files, refused, told, moved, missing, gone, num_known)
 
 
 def doubtful(missing: Collection[str], num_known: int, root: Root) -> list[str]:
@@ -129,32 +123,19 @@ def stamp_of(content: FileContent) -> Stamp:
     return Stamp.of(content.size, content.modified_ns, content.changed_ns, content.inode)
 
 
-def _is_same(known: Known | None, refused: SkippedRecord | None, stamp: Stamp | None) -> bool:
+def _is_same(path: Path, known: Known | None, refused: SkippedRecord | None) -> bool:
     """Whether a file is as it was when it was indexed, or found to be no photo."""
-    if stamp is None:
+    try:
+        stamp = Stamp.of_status(path.stat())
+    except (OSError, ValueError):  # reading it will say why
         return False
     if known is not None:
         return known.stamp.is_of(stamp)
     return refused is not None and refused.reader == READER and refused.stamp is not None and refused.stamp.is_of(stamp)
 
 
-def _stamp(path: Path) -> Stamp | None:
-    """A file's stamp; None where it cannot be had, and reading the file will say why."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return None
-    return Stamp.of_status(status)
-
-
 def _is_suddenly_empty(folder: Path, root: Path) -> bool:
     """Whether the nearest folder above missing photos that is still there, below the root, holds nothing to see."""
     while folder != root and not folder.is_dir():
         folder = folder.parent
-    if folder == root:
-        return False
-    try:
-        with os.scandir(folder) as entries:
-            return not any(not entry.name.startswith(".") for entry in entries)
-    except OSError:
-        return True
+    return folder != root and is_empty(folder)

@@ -11,7 +11,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,16 +20,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from vsrn.data.listing import PhotoFile
 from vsrn.data.photos import FileContent, read_file, read_photo
 from vsrn.data.regions import Regions, pad_regions
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import PhotoError
-from vsrn.extractors.base import Prepared, RegionExtractor, prepare_pixels
+from vsrn.extractors.base import Prepared, prepare_pixels
 from vsrn.files import printable, read_plain
 from vsrn.metrics import FloatArray
 from vsrn.search.create import model_files
+from vsrn.search.layout import IndexInfo
 from vsrn.search.plan import File, skipped_for, stamp_of
 from vsrn.search.records import MovedPhoto, PhotoRecord, SkippedRecord
 from vsrn.search.writer import Changes, NewPhoto
@@ -44,49 +44,28 @@ Missing = dict[tuple[int, str], list[str]]
 
 
 class _Ready(NamedTuple):
-    """A photo that the extractor can take.
+    """A photo that the extractor can take, and the record of the bytes that it was decoded from."""
 
-    record  of the bytes that it was decoded from
-    """
-
-    photo: PhotoFile
     record: PhotoRecord
     prepared: Prepared
     thumbnail: bytes
 
 
-class _Told(NamedTuple):
-    """A photo of the index whose file cannot be read at the moment: it stays, and the reason is told."""
-
-    record: SkippedRecord
+_Looked = _Ready | MovedPhoto | SkippedRecord
 
 
-_Looked = _Ready | _Told | MovedPhoto | SkippedRecord
+@dataclass(frozen=True)
+class Reading:
+    """The `Work` that turns files into changes of an index.
 
-
-class Read(NamedTuple):
-    """What became of a batch of files.
-
-    changes  to be made to the index
-    told     photos of the index whose files cannot be read at the moment
+    encoder  the model of the index
+    missing  photos that a file of the same content takes the place of; those taken are removed from it
+    info     the index's: whether it keeps regions, and the size of its thumbnails
     """
 
-    changes: Changes
-    told: list[SkippedRecord]
-
-
-class Reading:
-    """The `Work` that turns files into changes of an index."""
-
-    def __init__(self, encoder: OnnxEncoder, missing: Missing, *, explain: bool, thumbnail_side: int) -> None:
-        """
-        encoder  the model of the index
-        missing  photos that a file of the same content takes the place of; those taken are removed from it
-        explain  whether the index keeps regions
-        thumbnail_side  as in `IndexInfo`
-        """
-        self.encoder, self.missing, self.explain = encoder, missing, explain
-        self.thumbnail_side = thumbnail_side
+    encoder: OnnxEncoder
+    missing: Missing
+    info: IndexInfo
 
     @property
     def device(self) -> str:
@@ -99,76 +78,61 @@ class Reading:
 
     def elsewhere(self) -> Callable[[str, bool], Reading]:
         """What makes the same work on another machine, which gets a copy of the model."""
-        encoder = self.encoder
-        files = {file.relative_to(encoder.folder).as_posix(): read_plain(file) for file in model_files(encoder.folder)}
-        return partial(_same_reading, files, encoder.checksums, self.missing, self.explain, self.thumbnail_side)
+        folder = self.encoder.folder
+        files = {file.relative_to(folder).as_posix(): read_plain(file) for file in model_files(folder)}
+        return partial(_same_reading, files, self.missing, self.info)
 
     def prepare(self, file: File) -> _Looked:
         """The cheap half: what the extractor reads, or what else the file is, or why it is skipped."""
-        return _look(self.encoder.extractor, self.missing, file, self.thumbnail_side)
+        content: FileContent | None = None
+        try:
+            content = read_file(file.photo.path)
+            return self._look(file, content)
+        except PhotoError as error:
+            return skipped_for(file.photo, error, content)
+        except Exception as error:
+            # Whatever one file makes its readers stumble over, MemoryError included, is no reason to stop.
+            said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
+            return skipped_for(file.photo, PhotoError(f"{printable(file.photo.path)} cannot be read ({said})."))
 
-    def finish(self, _files: Sequence[File], looked: Sequence[_Looked]) -> Read:
+    def finish(self, files: Sequence[File], looked: Sequence[_Looked]) -> Changes:
         """The expensive half: regions and vectors of those photos of a batch that could be read."""
-        ready = [photo for photo in looked if isinstance(photo, _Ready)]
-        skipped = [file for file in looked if isinstance(file, SkippedRecord)]
-        found = self.encoder.extract([photo.prepared for photo in ready])
-        # As the index keeps them, so that a vector is exactly what they encode to.
-        regions = [one.in_half_precision() for one in found]
+        ready, moved = list[tuple[File, _Ready]](), list[MovedPhoto]()
+        skipped, told = list[SkippedRecord](), list[SkippedRecord]()
+        for file, seen in zip(files, looked, strict=True):
+            if isinstance(seen, _Ready):
+                ready.append((file, seen))
+            elif isinstance(seen, MovedPhoto):
+                moved.append(seen)
+            else:
+                away = seen.kind == "unreadable" or seen.kind.startswith("needs-")
+                (told if away and file.known is not None and not file.damaged else skipped).append(seen)
+        # Rounded as the index keeps them, so that a vector is exactly what they encode to.
+        regions = [one.in_half_precision() for one in self.encoder.extract([photo.prepared for _, photo in ready])]
         added = []
-        for photo, one, vector in zip(ready, regions, _vectors(self.encoder, regions), strict=True):
+        for (file, photo), one, vector in zip(ready, regions, _vectors(self.encoder, regions), strict=True):
             if np.isfinite(vector).all():
                 # Of regions that are not kept only their number is, and 92 kB need not travel.
-                kept = one if self.explain else replace(one, features=one.features[:, :0])
+                kept = one if self.info.explain else replace(one, features=one.features[:, :0])
                 added.append(NewPhoto(photo.record, vector, kept, photo.thumbnail))
             else:
-                error = PhotoError(f"{photo.photo.id} has an embedding that is not finite; leave it out.")
-                skipped.append(skipped_for(photo.photo, error))
-        moved = [file for file in looked if isinstance(file, MovedPhoto)]
-        return Read(Changes(added, skipped, moved), [file.record for file in looked if isinstance(file, _Told)])
+                error = PhotoError(f"{file.photo.id} has an embedding that is not finite; leave it out.")
+                skipped.append(skipped_for(file.photo, error))
+        return Changes(added, skipped, moved, told=told)
 
-
-def _same_reading(
-    files: Mapping[str, bytes],
-    checksums: Mapping[str, str] | None,
-    missing: Missing,
-    explain: bool,
-    thumbnail_side: int,
-    device: str,
-    finishes: bool,
-) -> Reading:
-    """Make the work again from the files of its model. Raises what `OnnxEncoder` and its extractor raise."""
-    import torch  # noqa: PLC0415 - the other process needs it for its extractor only
-
-    # All that is needed is loaded while the files are there: a killed process would leave them behind for ever.
-    with tempfile.TemporaryDirectory(prefix="vsrn-") as folder:
-        for name, content in files.items():
-            place = Path(folder, name)
-            place.parent.mkdir(exist_ok=True)
-            place.write_bytes(content)
-        encoder = OnnxEncoder(folder, torch.get_num_threads(), checksums, device)
-        _ = encoder.extractor
-        if finishes:
-            encoder.encode_regions(np.ones((1, 1, encoder.info.feature_dim), np.float32))
-    return Reading(encoder, missing, explain=explain, thumbnail_side=thumbnail_side)
-
-
-def _look(extractor: RegionExtractor, missing: Missing, file: File, thumbnail_side: int) -> _Looked:
-    content: FileContent | None = None
-    try:
-        content = read_file(file.photo.path)
-        sha256 = hashlib.sha256(content.content).hexdigest()
+    def _look(self, file: File, content: FileContent) -> _Ready | MovedPhoto:
+        sha256, stamp = hashlib.sha256(content.content).hexdigest(), stamp_of(content)
         # In the file system's own bytes.
-        below, stamp = os.fsencode(file.photo.path.relative_to(file.root)), stamp_of(content)
+        below = os.fsencode(file.photo.path.relative_to(file.root))
         if file.known is not None and not file.damaged and file.known.sha256 == sha256:
             return MovedPhoto(file.photo.id, file.photo.id, below, stamp)
         if file.known is None:
             with contextlib.suppress(LookupError):  # another thread may take the last one
-                return MovedPhoto(missing[content.size, sha256].pop(), file.photo.id, below, stamp)
-        name = printable(file.photo.path)
+                return MovedPhoto(self.missing[content.size, sha256].pop(), file.photo.id, below, stamp)
+        name, extractor, side = printable(file.photo.path), self.encoder.extractor, self.info.thumbnail_side
         # The short side gets about this many pixels at least, and with 3:4 the long one enough for the thumbnail.
-        size = extractor.photo_size and max(extractor.photo_size, 3 * thumbnail_side // 4)
+        size = extractor.photo_size and max(extractor.photo_size, 3 * side // 4)
         decoded = read_photo(content, target_size=size, name=name)
-        prepared = prepare_pixels(extractor, decoded.pixels, name)
         taken = decoded.taken or _local_time(content.modified_ns)
         record = PhotoRecord(
             id=file.photo.id,
@@ -179,16 +143,26 @@ def _look(extractor: RegionExtractor, missing: Missing, file: File, thumbnail_si
             height=decoded.height,
             taken=taken.replace(tzinfo=None).isoformat(sep=" ", timespec="seconds"),
         )
-        return _Ready(file.photo, record, prepared, thumbnail(decoded.pixels, thumbnail_side))
-    except PhotoError as error:
-        skipped = skipped_for(file.photo, error, content)
-    except Exception as error:
-        # Whatever one file makes its readers stumble over, MemoryError included, is no reason to stop.
-        said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
-        skipped = skipped_for(file.photo, PhotoError(f"{printable(file.photo.path)} cannot be read ({said})."))
-    away = skipped.kind == "unreadable" or skipped.kind.startswith("needs-")
-    stays = file.known is not None and not file.damaged and away
-    return _Told(skipped) if stays else skipped
+        return _Ready(record, prepare_pixels(extractor, decoded.pixels, name), thumbnail(decoded.pixels, side))
+
+
+def _same_reading(
+    files: Mapping[str, bytes], missing: Missing, info: IndexInfo, device: str, finishes: bool
+) -> Reading:
+    """Make the work again from the files of its model. Raises what `OnnxEncoder` and its extractor raise."""
+    import torch  # noqa: PLC0415 - the other process needs it for its extractor only
+
+    # All that is needed is loaded while the files are there: a killed process would leave them behind for ever.
+    with tempfile.TemporaryDirectory(prefix="vsrn-") as folder:
+        for name, content in files.items():
+            place = Path(folder, name)
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(content)
+        encoder = OnnxEncoder(folder, torch.get_num_threads(), info.files, device)
+        _ = encoder.extractor
+        if finishes:
+            encoder.encode_regions(np.ones((1, 1, encoder.info.feature_dim), np.float32))
+    return Reading(encoder, missing, info)
 
 
 def thumbnail(photo: Image.Image, side: int) -> bytes:

@@ -1,7 +1,7 @@
 """What an index knows of each photo, in SQLite: the one place that says which photos there are.
 
-Everything else in the folder hangs on it. A vector, a thumbnail or regions that no record points to do not count:
-they reach the disk first, and the commit that names them is what acknowledges them.
+A vector, a thumbnail or regions that no record points to do not count: they reach the disk first, and the commit that
+names them acknowledges them.
 """
 
 from __future__ import annotations

@@ -111,6 +111,15 @@ def is_same_folder(one: Path, other: Path) -> bool:
         return False
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing to see, is not there, or cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return all(entry.name.startswith(".") for entry in entries)
+    except OSError:
+        return True
+
+
 def is_inside(inner: Path, outer: Path) -> bool:
     """Whether a folder lies in another one."""
     return Path(os.path.realpath(inner)).is_relative_to(os.path.realpath(outer))

@@ -23,7 +23,7 @@ from vsrn.errors import SearchError
 from vsrn.files import Closing, sync_folder
 from vsrn.metrics import FloatArray
 from vsrn.search.database import Records
-from vsrn.search.engine import Keeper, engine_of
+from vsrn.search.engine import open_keeper
 from vsrn.search.layout import (
     GROWING,
     RECORDS_FILE,
@@ -68,12 +68,14 @@ class Changes:
     skipped  files that have no photo
     moved    photos whose files have other names or stamps, and their old content
     gone     ids of files that are there no more
+    told     photos of the index whose files cannot be read at the moment, and which stay as they are
     """
 
     added: Sequence[NewPhoto] = ()
     skipped: Sequence[SkippedRecord] = ()
     moved: Sequence[MovedPhoto] = ()
     gone: Sequence[str] = ()
+    told: Sequence[SkippedRecord] = ()
 
 
 class IndexWriter(Closing):
@@ -103,8 +105,7 @@ class IndexWriter(Closing):
             _delete_other_generations(folder, self._state.generation)
             self._files = _open_files(folder, self.info, self._state)
             undo.callback(self._close_files)
-            self._keeper: Keeper = engine_of(self.info).open_keeper(folder, self.info, uri)
-            undo.callback(self._keeper.close)
+            self._keeper = undo.enter_context(open_keeper(folder, self.info, uri))
             self._keeper.begin(self._state.generation, open_vectors(folder, self.info, self._state), dead)
             self._undo = undo.pop_all()
 
@@ -199,7 +200,7 @@ class IndexWriter(Closing):
             moved = []
             with self.records.read() as view:
                 for row, photo in enumerate(view.photos()):
-                    places = {kind: file.append(self._files[kind].read(photo)) for kind, file in files.items()}
+                    places = {kind: file.append(self._files[kind].piece(photo)) for kind, file in files.items()}
                     regions_at = None if photo.regions_at is None else places["regions"]
                     moved.append((row, regions_at, places["thumbnails"], photo.row))
             for file in files.values():
