@@ -18,7 +18,6 @@ from vsrn.data.exclusion import Exclusion
 from vsrn.data.listing import PhotoFile, find_photos, photo_id
 from vsrn.errors import DataError, PhotoError, SearchError, UnknownFolderError, did_you_mean
 from vsrn.files import printable
-from vsrn.metrics import IntArray
 from vsrn.search.records import View
 from vsrn.search.roots import Root, Roots, Settings, is_inside, is_same_folder
 from vsrn.search.where import Where
@@ -193,8 +192,6 @@ def folder_named(view: View, name: Path | str, *, paths: bool) -> str | None:
     typed, roots = str(name).replace(os.sep, "/"), view.roots()
     asked = ""
     with contextlib.suppress(ValueError):  # characters that no path has
-        asked = ""
-    with contextlib.suppress(ValueError):  # characters that no path has
         asked = photo_id(Path(os.path.normpath(typed.strip("/"))))
     if asked == ".":
         return None
@@ -219,9 +216,3 @@ def resolved(view: View, where: Where) -> Where:
     Raises `UnknownFolderError`.
     """
     return replace(where, folder=None if where.folder is None else folder_named(view, where.folder, paths=where.paths))
-
-
-def rows_of(view: View, where: Where) -> IntArray | None:
-    """(n,) rows of the photos that pass a filter; None where all do. Raises `UnknownFolderError`."""
-    where = resolved(view, where)
-    return view.rows(where) if where else None

@@ -86,7 +86,7 @@ class IndexWriter(Closing):
     """
 
     def __init__(self, folder: Path, uri: str = "", device: str = "auto") -> None:
-        """Open an index where it stopped; `uri` and `device` as in `open_index`.
+        """Open an index where it stopped; `uri` and `device` as in `Index`.
 
         Raises `SearchError` where it cannot be opened or another process writes to it, and `CheckpointError` where
         its model is not the one that it was made with; then nothing has been written or cut.

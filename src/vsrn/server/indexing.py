@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 
 from vsrn.files import printable
 from vsrn.search.child import NICENESS, Child, Line
-from vsrn.search.index import Index, open_index
+from vsrn.search.index import Index
 from vsrn.search.layout import INFO_FILE, RECORDS_FILE
 from vsrn.search.places import usual_folders
 from vsrn.server.answers import problems
@@ -106,7 +106,7 @@ class Indexer:
     ) -> None:
         """
         folder    of the index, which need not be there
-        uri       as in `open_index`, and so is `device`
+        uri       as in `Index`, and so is `device`
         plugins   modules that indexing imports first
         niceness  by how much everything else goes before it, 0 to 19
         """
@@ -123,7 +123,7 @@ class Indexer:
 
     def open(self) -> Index:
         """The index. Raises `VsrnError` where it cannot be opened."""
-        return open_index(self.folder, self._uri, self._device)
+        return Index(self.folder, self._uri, self._device)
 
     def refusal(self) -> str:
         """Why nothing can be indexed from here; empty where it can."""

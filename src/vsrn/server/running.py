@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from vsrn.errors import ConfigError
-from vsrn.search.index import open_index
+from vsrn.search.index import Index
 from vsrn.server.app import create_app
 from vsrn.server.connections import Connection, Listener, connections_for, raise_file_limit
 from vsrn.server.indexing import Indexer
@@ -45,7 +45,7 @@ def serve(
     """Serve an index until SIGINT or SIGTERM, then finish what is in work and return.
 
     started   called with the address and the number of photos, None without an index, when requests are taken
-    uri       as in `open_index`, and so is `device`
+    uri       as in `Index`, and so is `device`
     plugins   modules that indexing imports first
     may_lack  whether the index may be made later, on the page or by `vsrn index`
 
@@ -60,7 +60,7 @@ def serve(
 
         pick_device(device)
     indexer = Indexer(folder, access, uri, device, plugins)
-    index = None if may_lack and not indexer.has_index else open_index(folder, uri, device)
+    index = None if may_lack and not indexer.has_index else Index(folder, uri, device)
     if index is not None:
         # What is missing or damaged is said here in one sentence; once the server runs it would be a stack trace.
         index.search("", 1)

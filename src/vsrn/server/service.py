@@ -21,8 +21,7 @@ from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.memory import give_back
 from vsrn.metrics import FloatArray
-from vsrn.search.index import Hit, Index
-from vsrn.search.mixing import mixed
+from vsrn.search.index import Hit, Index, mixed
 from vsrn.search.records import PhotoRecord
 from vsrn.search.where import Where
 from vsrn.server.photos import draw_photo, longer_side, open_unchanged
