@@ -2,13 +2,10 @@
 
 update_index("photos/", "idx/", "flickr8k-small")
 update_index(None, "idx/")      later, over the same folders
-
-Killed at any moment and called again, it goes on after the last batch that it had changes.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -34,7 +31,7 @@ from vsrn.search.roots import Roots, Settings
 from vsrn.search.where import Where
 from vsrn.search.writer import Changes, IndexWriter
 
-# Called as progress(done, total): once before the first batch, and after each batch that has reached the disk.
+# Called with how many files are finished, of how many.
 ProgressCallback = Callable[[int, int], None]
 
 
@@ -43,9 +40,7 @@ class IndexReport:
     """What became of the folders of an index.
 
     num_photos   that can be found now
-    num_added    new since last time
-    num_changed  read again
-    num_removed  gone since last time
+    num_added, num_changed, num_removed  new since last time, read again, and gone
     skipped      files that could not be read, and why
     num_moved    known by their content under other names
     missing      ids of photos whose files are not there and that stay in the index; `prune` removes them
@@ -95,7 +90,7 @@ def update_index(
     """Bring the index in `folder` in step with the folders of its photos, making it where there is none.
 
     Photos whose files have another name and the same content keep what the index has of them. What is damaged in the
-    index is read again from the photos concerned.
+    index is read again from the photos concerned. After a kill at any moment, a call goes on after the last batch.
 
     photos      folders of photos to add to those that the index is of, or None; all of them are gone over
     model       what encodes them; left out, the index's own or, for a new index, the packaged one
@@ -109,10 +104,9 @@ def update_index(
     remove      folders to take out of it; photos that lie in another one by now are kept
     prune       whether to remove photos whose files are gone even where more than a fifth of a folder are, or all that
                 lie in one that is empty or not there; without it they stay and are reported
-    batch_size  photos changes at a time; what a kill costs at most
+    batch_size  photos at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor; None for one for each processor
-    device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; left out, where the model that is given
-                computes, or `auto`
+    device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; None for where a loaded `model` computes
     thumbnail_side  pixels of the longer side of thumbnails, 64 to 1,024; for a new index 512
     batches     who reads the photos: this process, or a Ray cluster (`vsrn.extractors.ray`)
     progress    called before the first batch and after each; what it raises stops the run, and what was done is kept
@@ -130,7 +124,11 @@ def update_index(
     listing = list_folders(choice, settings, folder)
     create_index(folder, model, explain=explain, engine=engine, uri=uri, device=device, thumbnail_side=thumbnail_side)
     with IndexWriter(folder, uri, device) as writer:
-        _check_unchanged(writer, before)
+        with writer.records.read() as view:
+            if _seen(view) != before:
+                raise SearchError(f"{folder} was just changed by another vsrn index; run the same command again.")
+        if before != (choice.all.first, settings):
+            writer.settle(choice.all.first, settings)
         return _Update(writer, choice, settings, listing, prune=prune).run(batch_size, workers, batches, progress)
 
 
@@ -150,27 +148,20 @@ def _choose(folder: Path, given: list[Path], remove: list[Path]) -> tuple[tuple[
         return _seen(view), choose_folders(view, given, remove)
 
 
-def _check_unchanged(writer: IndexWriter, before: tuple[bytes, Settings]) -> None:
-    with writer.records.read() as view:
-        if _seen(view) != before:
-            raise SearchError(f"{writer.folder} was just changed by another vsrn index; run the same command again.")
-
-
 def _seen(view: View) -> tuple[bytes, Settings]:
     """What an index is of, which another process may have changed since."""
     return view.state().root, view.settings()
 
 
 def _settings(kept: Settings, choice: Choice, exclude: Sequence[str] | None, follow_links: bool | None) -> Settings:
-    """What an index keeps from now on; a folder that is to be removed stays until its photos are gone."""
+    """What an index keeps from now on."""
     globs = kept.exclude
     if exclude is not None:
         globs = list(dict.fromkeys(lasting_glob([root.path for root in choice.roots], glob) for glob in exclude))
     for old, new in choice.moved:
         globs = [f"{new}{glob.removeprefix(str(old))}" if glob.startswith(f"{old}/") else glob for glob in globs]
-    labelled = {root.label: os.fsencode(root.path) for root in [*choice.removed, *choice.roots] if root.label}
     follow_links = kept.follow_links if follow_links is None else follow_links
-    return msgspec.structs.replace(kept, labelled=labelled, exclude=globs, follow_links=follow_links)
+    return msgspec.structs.replace(kept, labelled=choice.all.labelled, exclude=globs, follow_links=follow_links)
 
 
 class _Update:
@@ -180,8 +171,6 @@ class _Update:
         self, writer: IndexWriter, choice: Choice, settings: Settings, listing: Listing, *, prune: bool
     ) -> None:
         self.writer, self.choice, self.settings, self.listing, self.prune = writer, choice, settings, listing, prune
-        # Until its photos are gone, a folder that is to be removed is one of the index.
-        self.all = Roots([*choice.removed, *choice.roots])
         self.report = IndexReport(
             num_mended=len(writer.damaged),
             num_folders_left_out=sum(one.num_folders for one in listing.exclusions.values()),
@@ -192,11 +181,7 @@ class _Update:
     def run(self, batch_size: int, workers: int | None, batches: BatchMaker, progress: ProgressCallback) -> IndexReport:
         """Read what changed and commit it batch by batch; then remove photos whose files are gone."""
         damaged, report, found = self.writer.damaged, self.report, self.listing.found
-        with self.writer.records.read() as view:
-            kept = view.state().root, view.settings()
-        if kept != (_first(self.all), self.settings):
-            self.writer.settle(_first(self.all), self.settings)
-        plan = make_plan(found, self.all, self.writer.records, damaged)
+        plan = make_plan(found, self.choice.all, self.writer.records, damaged)
         report.skipped += plan.told
         done = len(found) - len(plan.files)
         progress(done, len(found))
@@ -222,13 +207,13 @@ class _Update:
 
     def _is_away(self, name: str) -> bool:
         """Whether a photo or a skipped file lies in a folder that is not there, so that it stays."""
-        return not self.prune and self.all.of(name) in self.listing.away
+        return not self.prune and self.choice.all.of(name) in self.listing.away
 
     def _gone(self, missing: Sequence[str], parts: set[str], num_known: Mapping[str, int]) -> list[str]:
         """Of photos whose files are neither there nor elsewhere, those to remove; notes the others in the report.
 
         parts      ids that have become part of another photo
-        num_known  how many photos the index had of a folder, by its label
+        num_known  as in `Plan`
         """
         if self.prune:
             return list(missing)
@@ -237,7 +222,7 @@ class _Update:
             excluded = self.listing.exclusions[root.label]
             # Of a damaged photo nothing can be kept.
             stay = (name for name in missing if name not in parts and name not in self.writer.damaged)
-            inside = (name for name in stay if self.all.of(name) == root)
+            inside = (name for name in stay if self.choice.all.of(name) == root)
             unseen = [name for name in inside if not excluded.has_photo(root.below(name))]
             if root not in self.listing.away:
                 unseen = doubtful(unseen, num_known[root.label], root)
@@ -253,10 +238,9 @@ class _Update:
         roots = Roots(root for root in self.choice.roots if root not in empty)
         self.report.folders = [str(root.path) for root in roots]
         self.report.away = [str(root.path) for root in self.listing.away if root not in empty]
-        labelled = {root.label: os.fsencode(root.path) for root in roots if root.label}
-        settings = msgspec.structs.replace(self.settings, labelled=labelled)
+        settings = msgspec.structs.replace(self.settings, labelled=roots.labelled)
         if empty or self.choice.removed:
-            self.writer.settle(_first(roots), settings)
+            self.writer.settle(roots.first, settings)
         now = datetime.now(UTC).replace(microsecond=0)
         self.writer.finish(msgspec.structs.replace(settings, last_run=now))
 
@@ -293,8 +277,3 @@ def _settled(batch: Sequence[File], changes: Changes, claimed: set[str], work: R
         moved,
         told=[*changes.told, *again.told],
     )
-
-
-def _first(roots: Roots) -> bytes:
-    """`State.root` of an index of these folders."""
-    return next((os.fsencode(root.path) for root in roots if not root.label), b"")

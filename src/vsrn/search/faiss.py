@@ -1,8 +1,7 @@
 """The embedded engine: an exact scan in half precision, and above 200,000 rows an HNSW graph.
 
-The scan honours deletions and filters exactly. The graph cannot forget a row: dead ones stay in it and are passed
-over, until compaction. Nor can it look for a rare kind of row: where a filter lets little through, the scan does it.
-Rows that came after the graph was built are scanned.
+Dead rows stay in the graph and are passed over, until compaction. Where a filter lets little through, which a graph is
+slow to find, and for rows that came after the graph was built, the scan is used.
 """
 
 from __future__ import annotations
@@ -54,11 +53,7 @@ class FaissEngine:
     """Searches the vectors of an index in this process."""
 
     def __init__(self, base: Base, vectors: FloatArray, dead: IntArray) -> None:
-        """
-        base     the first of the rows
-        vectors  (num_rows, D) float16, all of them
-        dead     rows that must not be found
-        """
+        """Search all of the (num_rows, D) float16 vectors, of which `base` has the first, but rows in `dead`."""
         self.base, self.num_rows = base, len(vectors)
         self._tail = _scan_of(vectors[base.num_rows :])
         self._alive = np.ones(self.num_rows, dtype=bool)
@@ -107,11 +102,10 @@ class FaissKeeper(Keeper):
         if len(vectors) < self.graph_from:
             return
         old = find_graph(self.folder, generation, len(vectors))
-        if old is not None and _rows_of(old) >= LEAST_COVERED * len(vectors):
-            return
-        build_graph(vectors, self.folder / f"graph-{generation}-{len(vectors)}.faiss")
-        if old is not None:
-            old.unlink()
+        if old is None or _rows_of(old) < LEAST_COVERED * len(vectors):
+            build_graph(vectors, self.folder / f"graph-{generation}-{len(vectors)}.faiss")
+            if old is not None:
+                old.unlink()
 
     def forget(self, generation: int) -> None:
         """Delete the graphs of a generation."""
@@ -147,12 +141,11 @@ def _open_graph(path: Path, storage: Any) -> Any:
     try:
         os.close(open_plain(path))
         graph = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_STORAGE)
-        fits = isinstance(graph, faiss.IndexHNSWSQ) and graph.d == storage.d and graph.ntotal == _rows_of(path)
     except OSError as error:
         raise not_ours(path, error) from error
     except RuntimeError as error:
         raise SearchError(f"{path} cannot be read; delete it, and `vsrn index` builds it again.") from error
-    if not fits:
+    if not isinstance(graph, faiss.IndexHNSWSQ) or (graph.d, graph.ntotal) != (storage.d, _rows_of(path)):
         raise SearchError(f"{path} is not the graph of this index; delete it, and `vsrn index` builds it again.")
     graph.storage, graph.own_fields = storage, False
     return graph

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
-from vsrn.files import delete, open_plain, read_at, read_plain, take_lock, write_at, write_atomically
+from vsrn.files import delete, open_plain, read_at, read_plain, take_lock, write_all, write_atomically
 from vsrn.metrics import FloatArray
 from vsrn.search.records import REMEDY, PhotoRecord, State
 
@@ -254,10 +254,9 @@ class GrowingFile(io.FileIO):
 
     def append(self, content: bytes) -> int:
         """Write `content` after everything else; gives the place of its first byte."""
-        start, rest = self.end, memoryview(content)
-        while rest:
-            written = write_at(self.fileno(), rest, self.end)
-            rest, self.end = rest[written:], self.end + written
+        start = self.seek(self.end)
+        write_all(self.fileno(), content)
+        self.end += len(content)
         return start
 
     def sync(self) -> None:

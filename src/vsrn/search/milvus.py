@@ -1,8 +1,7 @@
 """The engine of many machines: vectors are also kept by Milvus, as a server or in a Milvus Lite file.
 
-The index stays the source: a collection is a copy of its vectors, one a generation, and is filled anew where it
-falls short. Milvus Lite scans exactly, for one process at a time; a server chooses its own kind of index.
-Deletions and filters are Milvus's own in both.
+A collection is a copy of the index's vectors, one a generation. Milvus Lite scans exactly, for one process at a time; a
+server chooses its own kind of index.
 """
 
 from __future__ import annotations
@@ -84,8 +83,8 @@ class MilvusKeeper(Keeper):
             self._client.load_collection(self._collection)
             self._client.delete(self._collection, filter=f"row >= {len(vectors)}")
             self.remove(dead)
-            count = {"output_fields": ["count(*)"], "consistency_level": "Strong"}
-            counted = self._client.query(self._collection, filter="", **count)
+            asked = {"output_fields": ["count(*)"], "consistency_level": "Strong"}
+            counted = self._client.query(self._collection, filter="", **asked)
         if int(counted[0]["count(*)"]) != len(vectors) - len(dead):
             self._put(np.setdiff1d(np.arange(len(vectors)), dead), vectors)
 
@@ -163,20 +162,12 @@ def _connect(uri: str) -> Any:
         # What goes wrong is raised, and said again by us in one sentence.
         for logger in ("pymilvus", "milvus_lite"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
-        if "://" not in uri:
-            _keep_lite_off_the_proxy()
+        # gRPC would reach even Lite, a process on 127.0.0.1, through a user's proxy. It reads `no_grpc_proxy`, in lower
+        # case alone, in place of `no_proxy`, so what the user has excluded is kept.
+        excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112
+        if "://" not in uri and "127.0.0.1" not in excluded.split(","):
+            os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, "127.0.0.1"]))  # noqa: SIM112
         return MilvusClient(uri=uri, timeout=SECONDS_TO_CONNECT)
-
-
-def _keep_lite_off_the_proxy() -> None:
-    """Have gRPC reach Milvus Lite, a process on 127.0.0.1, directly: it sends even loopback through a user's proxy.
-
-    gRPC reads `no_grpc_proxy` in place of `no_proxy`, so what the user has excluded is kept.
-    """
-    # gRPC knows the lower case alone.
-    excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112
-    if "127.0.0.1" not in excluded.split(","):
-        os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, "127.0.0.1"]))  # noqa: SIM112
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
     read_overview("idx/").num_photos
 
-Nothing here writes, and nothing is compared but what takes no time; `vsrn.search.mend.check_index` compares everything.
+Nothing is compared but what takes no time; `vsrn.search.mend.check_index` compares everything.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 from vsrn.encoders.onnx_backend import OnnxEncoder
@@ -20,7 +19,7 @@ from vsrn.pretrained import MODELS, PACKAGED_MODELS
 from vsrn.search.database import Records
 from vsrn.search.layout import GROWING, MODEL_FOLDER, RECORDS_FILE, GrowingFile, IndexInfo, open_model, read_info
 from vsrn.search.records import SkippedRecord, View
-from vsrn.search.roots import is_empty
+from vsrn.search.roots import Settings, is_empty
 from vsrn.search.where import Where
 
 # What takes room: files by the beginning of their names, and the folder of the model.
@@ -53,9 +52,7 @@ class IndexOverview:
     extractor     what makes regions of its photos; empty where nobody recorded it, or the model cannot be opened
     num_photos    that can be found
     folders       of its photos
-    exclude       globs of what is left out
-    follow_links  whether links may lead out of the folders
-    last_run      when the last run came to its end, in UTC; None where none is known
+    settings      what is left out, and when the last run ended
     skipped       files that could not be read, and why
     damage        a sentence for each thing that is not as it was written, as sizes and the model's checksums tell
     """
@@ -66,9 +63,7 @@ class IndexOverview:
     extractor: str = ""
     num_photos: int = 0
     folders: list[FolderOverview] = field(default_factory=list)
-    exclude: list[str] = field(default_factory=list)
-    follow_links: bool = False
-    last_run: datetime | None = None
+    settings: Settings = field(default_factory=Settings)
     skipped: list[SkippedRecord] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
 
@@ -87,20 +82,14 @@ def read_overview(folder: Path | str) -> IndexOverview:
             seen.model_name = name if OnnxEncoder(MODELS / name).info.model == seen.info.model else seen.model_name
     try:
         with Records(folder / RECORDS_FILE) as records, records.read() as view:
-            _read_records(seen, view)
+            seen.num_photos, seen.skipped, seen.settings = view.num_photos(), view.skipped(), view.settings()
+            for root in view.roots():
+                num_photos = view.num_photos(Where(root.label))
+                seen.folders.append(FolderOverview(root.path, root.label, not is_empty(root.path), num_photos))
             seen.damage += _cut_short(folder, seen.info, view)
     except VsrnError as error:
         seen.damage.append(str(error))
     return seen
-
-
-def _read_records(seen: IndexOverview, view: View) -> None:
-    settings = view.settings()
-    seen.num_photos, seen.skipped = view.num_photos(), view.skipped()
-    for root in view.roots():
-        num_photos = len(view.rows(Where(root.label)))
-        seen.folders.append(FolderOverview(root.path, root.label, not is_empty(root.path), num_photos))
-    seen.exclude, seen.follow_links, seen.last_run = settings.exclude, settings.follow_links, settings.last_run
 
 
 def _cut_short(folder: Path, info: IndexInfo, view: View) -> list[str]:

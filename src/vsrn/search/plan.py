@@ -1,9 +1,4 @@
-"""What there is to do: the files in the folders of an index compared with what it knows of them.
-
-plan = make_plan(listing.found, roots, writer.records, writer.damaged)
-plan.files      to look at
-plan.missing    photos of the index whose files are not there
-"""
+"""What there is to do: the files in the folders of an index compared with what it knows of them."""
 
 from __future__ import annotations
 
@@ -30,7 +25,6 @@ MOST_MISSING = 0.2
 class File:
     """A file to look at.
 
-    photo    where it is
     root     the folder of the index that it lies in
     known    what the index knows of it; None for a new one
     damaged  whether its vector, regions or thumbnail are damaged, so that it must be read again
@@ -66,10 +60,7 @@ class Plan:
 
 
 def make_plan(found: Sequence[PhotoFile], roots: Roots, records: Records, damaged: Collection[str]) -> Plan:
-    """Compare what is in the folders with what is known of it.
-
-    damaged  ids of photos to read again whatever their files look like
-    """
+    """Compare what is in the folders with what is known of it; `damaged` are ids of photos to read again anyway."""
     with records.read() as view:
         known, skipped = view.known(), {file.id: file for file in view.skipped()}
     files: list[File] = []
@@ -99,9 +90,8 @@ def make_plan(found: Sequence[PhotoFile], roots: Roots, records: Records, damage
 
 
 def doubtful(missing: Collection[str], num_known: int, root: Root) -> list[str]:
-    """Those missing photos of a folder that are more likely away than deleted: of an empty one below, or too many.
+    """Missing photos of a folder that are more likely away than deleted: too many, or all of an empty folder below it.
 
-    missing    ids of photos whose files are neither there nor elsewhere
     num_known  photos that the index had of the folder
     """
     if len(missing) > MOST_MISSING * num_known:

@@ -1,7 +1,4 @@
-"""What becomes of the files that an index has to look at: photos read, extracted and encoded, batch by batch.
-
-It is the `Work` of `update_index`, in its own process or on the machines of a cluster.
-"""
+"""The `Work` of `update_index`: files read, extracted and encoded, in its own process or on a cluster's machines."""
 
 from __future__ import annotations
 
@@ -133,7 +130,9 @@ class Reading:
         # The short side gets about this many pixels at least, and with 3:4 the long one enough for the thumbnail.
         size = extractor.photo_size and max(extractor.photo_size, 3 * side // 4)
         decoded = read_photo(content, target_size=size, name=name)
-        taken = decoded.taken or _local_time(content.modified_ns)
+        # Where the camera says nothing, the file's time by this machine's clock.
+        modified = min(max(content.modified_ns / 1e9, _EARLIEST), _LATEST)
+        taken = decoded.taken or datetime.fromtimestamp(modified)
         record = PhotoRecord(
             id=file.photo.id,
             path=below,
@@ -190,8 +189,3 @@ def _vectors(encoder: Encoder, regions: Sequence[Regions]) -> FloatArray:
     if finite:
         vectors[finite] = encoder.encode_regions(*pad_regions([regions[place] for place in finite]))
     return vectors
-
-
-def _local_time(modified_ns: int) -> datetime:
-    """A file's time by this machine's clock, for photos whose camera says nothing; years 2 to 9998."""
-    return datetime.fromtimestamp(min(max(modified_ns / 1e9, _EARLIEST), _LATEST))

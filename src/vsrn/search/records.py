@@ -38,8 +38,7 @@ class Stamp(NamedTuple):
 
     size         in bytes
     modified_ns  when its content last changed, in nanoseconds since 1970
-    changed_ns   when its content, name or rights last changed; None in records of older indexes
-    inode        its number in the file system; None in records of older indexes
+    changed_ns   when its content, name or rights last changed; None in older indexes, as the inode is
     """
 
     size: int
@@ -115,10 +114,7 @@ class Known(NamedTuple):
 
 
 class MovedPhoto(NamedTuple):
-    """A photo of the index whose file has its old content and a new stamp: `old_id` has become `id`, at `path`.
-
-    Of a file that has not moved, the two ids are the same.
-    """
+    """A photo of the index whose file has its old content and a new stamp: `old_id` has become `id`, or is the same."""
 
     old_id: str
     id: str
@@ -130,7 +126,6 @@ class MovedPhoto(NamedTuple):
 class SkippedRecord:
     """A file that has no photo in the index.
 
-    id      as of a photo
     reason  the sentence that says why
     kind    which kind of reason; empty in records of older indexes
     stamp   the file's, where its content is what was refused; None otherwise
@@ -147,13 +142,11 @@ class SkippedRecord:
 class State(msgspec.Struct, frozen=True):
     """How far the index has come.
 
-    version         rises with every commit
-    generation      which of the numbered files hold the vectors; rises with every compaction
-    num_rows        rows of vectors acknowledged, dead ones included
-    regions_end     bytes of regions acknowledged
-    thumbnails_end  bytes of thumbnails acknowledged
-    root            the folder of the photos whose ids begin with no label, in the file system's own bytes; empty where
-                    there is none
+    version     rises with every commit
+    generation  which of the numbered files hold the vectors; rises with every compaction
+    num_rows    rows of vectors acknowledged, dead ones included
+    regions_end, thumbnails_end  bytes of each acknowledged
+    root        the folder whose ids begin with no label (`Roots.first`)
     """
 
     version: Count
@@ -261,9 +254,9 @@ class View:
 
     def has_folder(self, folder: str) -> bool:
         """Whether a photo, or a file that was skipped, lies in a folder, named as ids begin."""
-        inside = "SELECT EXISTS (SELECT 1 FROM {} WHERE id >= ? AND id < ?)"
-        asked = (inside.format(table) for table in ("photos", "skipped"))
-        return any(self._connection.execute(one, between(folder)).fetchone()[0] for one in asked)
+        inside = "SELECT 1 FROM {} WHERE id >= ? AND id < ? LIMIT 1"
+        tables = ("photos", "skipped")
+        return any(self._connection.execute(inside.format(table), between(folder)).fetchone() for table in tables)
 
     def folders(self) -> dict[str, int]:
         """Every folder that photos lie in, and those above, as ids begin, sorted; of each how many photos are below."""

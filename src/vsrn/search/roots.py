@@ -70,10 +70,19 @@ class Roots:
 
     @classmethod
     def kept(cls, first: bytes, settings: Settings) -> Self:
-        """The folders of an index with these settings; `first` has no label (`State.root`), and is empty for none."""
-        labelled = {"": first} if first else {}
-        labelled |= settings.labelled
-        return cls(Root(label, Path(os.fsdecode(path))) for label, path in labelled.items())
+        """The folders of an index with these settings, whose `State.root` is `first`."""
+        paths = ({"": first} if first else {}) | settings.labelled
+        return cls(Root(label, Path(os.fsdecode(path))) for label, path in paths.items())
+
+    @property
+    def first(self) -> bytes:
+        """The folder without a label, in the file system's own bytes (`State.root`); empty where there is none."""
+        return os.fsencode(self._by_label[""].path) if "" in self._by_label else b""
+
+    @property
+    def labelled(self) -> dict[Label, bytes]:
+        """The other folders, as in `Settings`."""
+        return {label: os.fsencode(root.path) for label, root in self._by_label.items() if label}
 
     def __iter__(self) -> Iterator[Root]:
         return iter(self._by_label.values())
