@@ -1,8 +1,4 @@
-"""Folders of photos -> an index: new photos added, changed ones read again, moved ones known, deleted ones dropped.
-
-update_index("photos/", "idx/", "flickr8k-small")
-update_index(None, "idx/")      later, over the same folders
-"""
+"""Folders of photos -> an index: new photos added, changed ones read again, moved ones known, deleted ones dropped."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ from vsrn.extractors.extract import check_settings
 from vsrn.search.create import Model, create_index
 from vsrn.search.database import Records
 from vsrn.search.folders import Choice, Listing, choose_folders, list_folders
-from vsrn.search.layout import RECORDS_FILE, EngineName
+from vsrn.search.layout import EngineName
 from vsrn.search.mend import is_index, mend_index
 from vsrn.search.plan import File, doubtful, make_plan
 from vsrn.search.reading import Reading
@@ -144,7 +140,7 @@ def _choose(folder: Path, given: list[Path], remove: list[Path]) -> tuple[tuple[
         if not given:
             raise SearchError(f"{folder} is no index yet; name the photos too: `vsrn index PHOTOS -o {folder}`.")
         return (b"", Settings()), choose_folders(None, given, remove)
-    with Records(folder / RECORDS_FILE) as records, records.read() as view:
+    with Records(folder) as records, records.read() as view:
         return _seen(view), choose_folders(view, given, remove)
 
 

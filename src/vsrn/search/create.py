@@ -35,9 +35,6 @@ from vsrn.search.layout import (
     EngineName,
     IndexInfo,
     index_lock,
-    info_as_json,
-    read_info,
-    write_info,
 )
 from vsrn.search.records import State
 
@@ -74,7 +71,7 @@ def create_index(
             f"--thumbnail-side {side}: thumbnails are {LEAST_THUMBNAIL_SIDE} to {MOST_THUMBNAIL_SIDE} pixels a side."
         )
     if (folder / INFO_FILE).is_file():
-        info = read_info(folder)
+        info = IndexInfo.read(folder)
         _check_agreement(folder, info, model, explain, engine, uri, thumbnail_side)
         return
     _check_no_other_use(folder)
@@ -92,8 +89,8 @@ def create_index(
         encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={})
         info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
         info = msgspec.structs.replace(info, thumbnail_side=side)
-        create_records(folder / RECORDS_FILE, State(0, 1, 0, 0, 0, b""), info=info_as_json(info))
-        write_info(folder, info)
+        create_records(folder / RECORDS_FILE, State(0, 1, 0, 0, 0, b""), info=info.as_json())
+        info.write(folder)
         sync_folder(folder)
 
 

@@ -19,8 +19,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from vsrn.errors import SearchError
 from vsrn.files import Closing
+from vsrn.search.layout import RECORDS_FILE
 from vsrn.search.records import REMEDY, Change, DamagedRecordsError, PhotoRecord, State, View
 from vsrn.search.roots import Settings
 from vsrn.search.where import NAMED, is_named
@@ -30,8 +33,6 @@ SECONDS_TO_WAIT = 30.0
 MOST_STEPS, STEPS_AT_ONCE = 5_000_000_000, 10_000_000
 # A record takes 350 bytes, a copy of index.json with 2,000 names of classes 30 KB.
 LONGEST_VALUE = 10_000_000
-# A rollback journal can have SQLite delete any file, and WAL needs none.
-_JOURNAL = "-journal"
 
 _TABLES = """
 CREATE TABLE photos (
@@ -83,21 +84,17 @@ CREATE TEMP VIEW info AS SELECT x'' AS json WHERE 0;
 """
 
 
-class StaleReadError(FileNotFoundError):
-    """The records were replaced while they were read without a lock: read them again."""
-
-
 class Records(Closing):
     """The database. Threads may share it: whoever reads or writes has a connection to itself for that long."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the records. Raises `SearchError` where they are missing, or not such as `create_records` makes."""
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        """Open those of an index. Raises `SearchError` where they are missing or not such as `create_records` makes."""
+        self.path = path = folder / RECORDS_FILE
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = threading.Event()
         _check_files(path)
         self._inode = path.stat().st_ino
-        with contextlib.suppress(StaleReadError), self.read():
+        with contextlib.suppress(FileNotFoundError), self.read():
             pass
 
     def bring_up_to_date(self) -> None:
@@ -106,8 +103,6 @@ class Records(Closing):
             before = _schema_of(connection)
             if before == _SCHEMA:
                 return
-            for (name,) in connection.execute("SELECT name FROM temp.sqlite_master").fetchall():
-                connection.execute(f"DROP VIEW temp.{name}")
             with _committing(connection):
                 _run(connection, (_LATER if before == _OLDEST_SCHEMA else "") + _LATEST)
 
@@ -115,15 +110,18 @@ class Records(Closing):
     def read(self) -> Iterator[View]:
         """One view for as long as the block lasts.
 
-        Raises `SearchError` where the database is damaged, and `StaleReadError` where it cannot be locked and
-        another process changed it meanwhile.
+        Raises `SearchError` where the database is damaged, and `FileNotFoundError` where it cannot be locked and
+        another process changed it meanwhile: read it again.
         """
         with self._connection() as connection:
             connection.execute("BEGIN")
             try:
+                schema = _schema_of(connection)
+                _run(connection, _LATER_TO_READ if schema == _OLDEST_SCHEMA else "")
+                _run(connection, _LATEST_TO_READ if schema != _SCHEMA else "")
                 yield View(connection)
             finally:
-                connection.execute("ROLLBACK")
+                connection.execute("ROLLBACK")  # what stands in for tables is gone too
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Change]:
@@ -147,8 +145,7 @@ class Records(Closing):
         """What can still be read of a damaged file: state, settings, and records of the first `num_rows` rows."""
         state, settings = None, Settings()
         found: list[PhotoRecord] = []
-        with contextlib.suppress(SearchError), self._connection() as connection:
-            view = View(connection)
+        with contextlib.suppress(SearchError), self.read() as view:
             with contextlib.suppress(sqlite3.DatabaseError, DamagedRecordsError):
                 state = view.state()
             with contextlib.suppress(sqlite3.DatabaseError, DamagedRecordsError):
@@ -182,11 +179,7 @@ class Records(Closing):
             try:
                 yield connection
             finally:
-                # Views that stand in for what an older index lacks would hide it once a writer has added it.
-                if connection.execute("SELECT 1 FROM temp.sqlite_master").fetchone():
-                    connection.close()
-                else:
-                    self._idle.append(connection)
+                self._idle.append(connection)
                 if self._closed.is_set():
                     self.close()
 
@@ -208,16 +201,15 @@ def create_records(
     photos  of rows below the state's; rows without one are dead
     info    the copy of index.json
     """
-    for leftover in (path, *beside(path), Path(f"{path}{_JOURNAL}")):
+    for leftover in (path, *beside(path), Path(f"{path}-journal")):
         leftover.unlink(missing_ok=True)
     with _told(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         with _committing(connection):
             _run(connection, _TABLES + _LATER + _LATEST)
-            connection.execute("INSERT INTO state VALUES (0, 1, 0, 0, 0, x'')")
+            connection.execute("INSERT INTO state VALUES (?, ?, ?, ?, ?, ?)", msgspec.structs.astuple(state))
             change = Change(connection)
-            change.reach(state)
             change.keep_settings(settings)
             change.add(photos)
             dead = set(range(state.num_rows)) - {photo.row for photo in photos}
@@ -255,7 +247,7 @@ def _reading_only(path: Path) -> Iterator[sqlite3.Connection]:
         opened.callback(connection.close)
         yield connection
     if not before[0] and _place_of(path) != before:
-        raise StaleReadError(errno.ENOENT, "it was replaced while it was read", str(path))
+        raise FileNotFoundError(errno.ENOENT, "it was replaced while it was read", str(path))
 
 
 def _place_of(path: Path) -> tuple[int, int, int, int]:
@@ -283,10 +275,6 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
             raise DamagedRecordsError(f"{path} is empty; {REMEDY}")
         if schema not in (_OLDEST_SCHEMA, _OLDER_SCHEMA, _SCHEMA):
             raise SearchError(f"{path} is not what `vsrn index` makes: its tables are others; do not use this index.")
-        if schema == _OLDEST_SCHEMA:
-            _run(connection, _LATER_TO_READ)
-        if schema != _SCHEMA:
-            _run(connection, _LATEST_TO_READ)
     except BaseException:
         connection.close()
         raise
@@ -331,8 +319,9 @@ def beside(path: Path) -> list[Path]:
 
 def _check_files(path: Path) -> None:
     """Raise `SearchError` where the records are missing, or a file of theirs is a link or foreign."""
-    if os.path.lexists(f"{path}{_JOURNAL}"):
-        raise SearchError(f"{path}{_JOURNAL} is not what `vsrn index` makes; do not use this index.")
+    # A rollback journal can have SQLite delete any file, and WAL needs none.
+    if os.path.lexists(f"{path}-journal"):
+        raise SearchError(f"{path}-journal is not what `vsrn index` makes; do not use this index.")
     for file in (path, *beside(path)):
         try:
             status = file.lstat()

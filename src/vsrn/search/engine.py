@@ -17,11 +17,7 @@ from vsrn.search.layout import IndexInfo
 
 
 class Found(NamedTuple):
-    """The nearest rows.
-
-    rows    (k,) or fewer
-    scores  of each its inner product with the query, falling; of equals the lower row comes first
-    """
+    """The k nearest rows, or fewer, and their inner products with the query, falling; of equals the lower row first."""
 
     rows: IntArray
     scores: FloatArray
@@ -73,11 +69,9 @@ class Keeper(Closing):
 
 
 def open_keeper(folder: Path, info: IndexInfo, uri: str = "") -> Keeper:
-    """The keeper of an index, which loads the library of its engine alone.
+    """The keeper of an index, which loads the library of its engine alone; `uri` as in `Index`.
 
-    uri  the server or file outside of the index that a person named, as in `Index`
-
-    Raises `SearchError` where the index names another.
+    Raises `SearchError` where the index has its vectors at another place than `uri`.
     """
     keeper: Keeper = import_module(f"vsrn.search.{info.engine}").open_keeper(folder, info, uri)
     return keeper

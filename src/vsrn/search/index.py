@@ -31,24 +31,21 @@ from vsrn.search.database import Records
 from vsrn.search.engine import Engine, Keeper, open_keeper
 from vsrn.search.folders import resolved
 from vsrn.search.layout import (
-    RECORDS_FILE,
     GrowingFile,
     IndexInfo,
     growing_path,
     is_wrong,
     open_model,
     open_vectors,
-    read_info,
     unpack_regions,
 )
 from vsrn.search.records import REMEDY, PhotoRecord, SkippedRecord, State, View
-from vsrn.search.where import Where
+from vsrn.search.where import EVERYWHERE, Where
 
 # A compaction may replace the files between reading the records and opening them, hardly ever twice in a row.
 TRIES = 5
 # Vectors that are checked at a time: 100 MB as float32 of 512 numbers.
 ROWS_AT_ONCE = 50_000
-EVERYWHERE = Where()
 # Of a sentence in the sum with a photo. On Flickr8K, 21.3 % of the best ten hits then show both, as with 0.7, which
 # keeps less of the photo; 3.8 % by the photo alone, 18.4 % by the words alone (experiments/alike.py).
 WORDS_WEIGHT = 0.6
@@ -106,9 +103,9 @@ class Index(Closing):
         `CheckpointError` where the model itself is broken.
         """
         self.folder, self._uri = Path(folder), uri
-        self.info: IndexInfo = read_info(self.folder)
+        self.info: IndexInfo = IndexInfo.read(self.folder)
         self.encoder: OnnxEncoder = open_model(self.folder, self.info, device)
-        self._records = Records(self.folder / RECORDS_FILE)
+        self._records = Records(self.folder)
         self._lock = threading.Lock()
         self._keeper: Keeper | None = None
         self._last: _Snapshot | None = None
@@ -366,7 +363,8 @@ class Index(Closing):
         return photo
 
     def _unknown(self, view: View, name: str) -> UnknownPhotoError:
-        below = " and ".join(root.meaning_of_ids for root in view.roots())
+        labels = {root: f" after '{printable(root.label)}/'" if root.label else "" for root in view.roots()}
+        below = " and ".join(f"below {printable(root.path)}{label}" for root, label in labels.items())
         return UnknownPhotoError(f"{self.folder} holds no photo '{printable(name)}'; ids are paths {below}.")
 
 

@@ -25,7 +25,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 import numpy as np
@@ -57,6 +57,10 @@ LEAST_THUMBNAIL_SIDE, MOST_THUMBNAIL_SIDE = 64, 1024
 ThumbnailSide = Annotated[int, msgspec.Meta(ge=LEAST_THUMBNAIL_SIDE, le=MOST_THUMBNAIL_SIDE)]
 
 
+class UnreadableInfoError(SearchError):
+    """The index.json of a folder is missing, or not what `vsrn index` writes."""
+
+
 class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `index.json` of an index.
 
@@ -84,45 +88,39 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     thumbnail_side: ThumbnailSide = OLD_THUMBNAIL_SIDE
     format: Literal[1] = 1
 
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the `index.json` of a folder. Raises `UnreadableInfoError` where it is no index, or not one of ours."""
+        path = folder / INFO_FILE
+        try:
+            return cls.parse(read_plain(path))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UnreadableInfoError(
+                f"{folder} is not an index: it has no {INFO_FILE}; make one with `vsrn index PHOTOS -o {folder}`."
+            ) from error
+        except OSError as error:
+            raise UnreadableInfoError(str(not_ours(path, error))) from error
+        except ValueError as error:
+            raise UnreadableInfoError(
+                f"{path} is not what `vsrn index` writes ({error}); put a copy back, or delete this one file, and"
+                f" `vsrn index PHOTOS -o {folder}` makes it again from the rest of the index."
+            ) from error
 
-class UnreadableInfoError(SearchError):
-    """The index.json of a folder is missing, or not what `vsrn index` writes."""
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Read its text. Raises `ValueError` where it is another's."""
+        try:
+            return msgspec.json.decode(content, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(str(error)) from error
 
+    def write(self, folder: Path) -> None:
+        """Write the `index.json` of a folder, whole or not at all."""
+        write_atomically(folder / INFO_FILE, self.as_json())
 
-def read_info(folder: Path) -> IndexInfo:
-    """Read `index.json`. Raises `UnreadableInfoError` where the folder is no index, or not one of ours."""
-    path = folder / INFO_FILE
-    try:
-        return parse_info(read_plain(path))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UnreadableInfoError(
-            f"{folder} is not an index: it has no {INFO_FILE}; make one with `vsrn index PHOTOS -o {folder}`."
-        ) from error
-    except OSError as error:
-        raise UnreadableInfoError(str(not_ours(path, error))) from error
-    except ValueError as error:
-        raise UnreadableInfoError(
-            f"{path} is not what `vsrn index` writes ({error}); put a copy back, or delete this one file, and"
-            f" `vsrn index PHOTOS -o {folder}` makes it again from the rest of the index."
-        ) from error
-
-
-def parse_info(content: bytes) -> IndexInfo:
-    """The text of an `index.json`. Raises `ValueError` where it is another's."""
-    try:
-        return msgspec.json.decode(content, type=IndexInfo)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(str(error)) from error
-
-
-def write_info(folder: Path, info: IndexInfo) -> None:
-    """Write `index.json`, whole or not at all."""
-    write_atomically(folder / INFO_FILE, info_as_json(info))
-
-
-def info_as_json(info: IndexInfo) -> bytes:
-    """The text of its `index.json`."""
-    return msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n"
+    def as_json(self) -> bytes:
+        """Its text."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
 
 def growing_path(folder: Path, kind: str, generation: int) -> Path:

@@ -1,10 +1,7 @@
 """What of an index is not what was written, and how it is made whole before anything is added to it.
 
-    for damage in check_index("idx/"):
-        print(damage.what, damage.ids)
-
 `vsrn index` mends records, model and index.json here, and reads photos again whose vector, regions or thumbnail are
-damaged (`build.py`). `GrowingFile.piece` says what is damaged.
+damaged (`build.py`).
 """
 
 from __future__ import annotations
@@ -35,10 +32,7 @@ from vsrn.search.layout import (
     growing_path,
     index_lock,
     open_model,
-    parse_info,
     piece_of,
-    read_info,
-    write_info,
 )
 from vsrn.search.records import DamagedRecordsError, PhotoRecord, Stamp, State, View
 from vsrn.search.roots import Settings
@@ -58,7 +52,7 @@ def check_index(folder: Path | str) -> list[Damage]:
     Raises `SearchError` where the folder is no index.
     """
     folder = Path(folder)
-    info = read_info(folder)
+    info = IndexInfo.read(folder)
     found: list[Damage] = []
     normalised = True
     try:
@@ -67,7 +61,7 @@ def check_index(folder: Path | str) -> list[Damage]:
     except VsrnError as error:
         found.append(Damage(str(error), []))
     try:
-        with Records(folder / RECORDS_FILE) as records:
+        with Records(folder) as records:
             found += [Damage(f"{records.path} is damaged: {fault}", []) for fault in records.faults()]
             with records.read() as view:
                 damaged = damaged_pieces(folder, info, view, normalised=normalised)
@@ -130,7 +124,7 @@ def is_index(folder: Path) -> bool:
     if (folder / INFO_FILE).is_file():
         return True
     try:
-        with Records(folder / RECORDS_FILE) as records, records.read() as view:
+        with Records(folder) as records, records.read() as view:
             return view.state().version > 0
     except SearchError:
         return False
@@ -142,22 +136,22 @@ def _info_of(folder: Path) -> IndexInfo:
     Raises `SearchError` where it contradicts its copy.
     """
     try:
-        info = read_info(folder)
+        info = IndexInfo.read(folder)
     except UnreadableInfoError:
-        with Records(folder / RECORDS_FILE) as records, records.read() as view:
+        with Records(folder) as records, records.read() as view:
             copy = view.info()
             explain = all(photo.regions_at is not None for photo in view.latest(1))
         try:
-            info = parse_info(copy or b"")
+            info = IndexInfo.parse(copy or b"")
         except ValueError:
             # An older index, which kept no copy. Had it a server, its vectors are in the index all the same.
             encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={}, device="cpu")
             info = new_info(encoder, encoder.region_names, explain=explain, engine="faiss", uri="")
-        write_info(folder, info)
+        info.write(folder)
         return info
     try:
-        with Records(folder / RECORDS_FILE) as records, records.read() as view:
-            kept = parse_info(view.info() or b"")
+        with Records(folder) as records, records.read() as view:
+            kept = IndexInfo.parse(view.info() or b"")
     except (DamagedRecordsError, ValueError):
         return info
     # Where Milvus is may change.
@@ -181,13 +175,13 @@ def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
         with index_lock(folder):
             delete(place)
             write_model(sources[0], place)
-            write_info(folder, msgspec.structs.replace(info, files=checksums(place)))
+            msgspec.structs.replace(info, files=checksums(place)).write(folder)
 
 
 def _mend_records(folder: Path, info: IndexInfo) -> None:
     """Replace damaged records by new ones with what can still be read of them; other photos are read again."""
     path = folder / RECORDS_FILE
-    with contextlib.suppress(DamagedRecordsError), Records(path) as records:
+    with contextlib.suppress(DamagedRecordsError), Records(folder) as records:
         if not records.faults():
             return
     with index_lock(folder):
@@ -197,7 +191,7 @@ def _mend_records(folder: Path, info: IndexInfo) -> None:
         num_rows = vectors.stat().st_size // (2 * info.joint_dim) if vectors.is_file() else 0
         old: State | None = None
         settings, found = Settings(), list[PhotoRecord]()
-        with contextlib.suppress(SearchError), Records(path) as records:
+        with contextlib.suppress(SearchError), Records(folder) as records:
             old, settings, found = records.salvage(num_rows)
         if old is not None and old.generation != generation:
             found = []

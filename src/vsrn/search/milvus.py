@@ -131,16 +131,8 @@ class MilvusKeeper(Keeper):
 
 
 def open_keeper(folder: Path, info: IndexInfo, uri: str) -> MilvusKeeper:
-    """As `vsrn.search.engine.open_keeper`."""
-    return MilvusKeeper(_uri(folder, info, uri), info.name, info.joint_dim)
-
-
-def _uri(folder: Path, info: IndexInfo, typed: str) -> str:
-    """Where Milvus is. Raises `SearchError` where the index names a place outside of its folder and nobody else does.
-
-    An index may come from a stranger, and whoever it names would be sent every query.
-    """
-    if info.uri and typed != info.uri:
+    """As `vsrn.search.engine.open_keeper`. A stranger's index may name a place that would be sent every query."""
+    if info.uri and uri != info.uri:
         raise SearchError(
             f"{folder} keeps its vectors in Milvus at {printable(info.uri)}, and nothing is contacted because a folder"
             f" says so; if that place is yours, add --uri {printable(info.uri)}."
@@ -148,7 +140,7 @@ def _uri(folder: Path, info: IndexInfo, typed: str) -> str:
     lite = folder.absolute() / MILVUS_FILE
     if not info.uri and lite.is_symlink():
         raise SearchError(f"{lite} is a link, which `vsrn index` never makes; do not use this index.")
-    return info.uri or str(lite)
+    return MilvusKeeper(info.uri or str(lite), info.name, info.joint_dim)
 
 
 def _collection(name: str, generation: int) -> str:

@@ -40,13 +40,12 @@ class File:
 class Plan:
     """What is to do.
 
-    files     to look at
-    refused   files and folders that are not to be opened, and why
-    told      the same of those whose ids belong to photos of the index, which stay what they are
-    moved     ids of photos whose files are not there, by the size and the SHA-256 of their content; new files of the
-              same content take them from here
-    missing   ids of photos whose files are not there
-    gone      ids of skipped files that are there no more
+    files      to look at
+    refused    files and folders that are not to be opened, and why
+    told       the same of those whose ids belong to photos of the index, which stay what they are
+    missing    ids of photos whose files are not there
+    moved      the same by the size and the SHA-256 of their content; new files of the same content take them from here
+    gone       ids of skipped files that are there no more
     num_known  photos that the index has of each folder, by its label
     """
 

@@ -21,7 +21,7 @@ from vsrn.errors import SearchError, SkipKind
 from vsrn.files import normal_name
 from vsrn.metrics import IntArray
 from vsrn.search.roots import Roots, Settings
-from vsrn.search.where import Where, between, condition
+from vsrn.search.where import EVERYWHERE, Where, between, condition
 
 # SQLite takes at most so many values in one statement, whatever it was built with.
 VALUES_AT_ONCE = 500
@@ -196,8 +196,8 @@ class View:
         """The folders of the photos."""
         return Roots.kept(self.state().root, self.settings())
 
-    def num_photos(self, where: Where | None = None) -> int:
-        """Photos that can be found, or those of them that pass a filter."""
+    def num_photos(self, where: Where = EVERYWHERE) -> int:
+        """How many photos pass a filter."""
         terms, values = self._condition(where)
         found = self._connection.execute(f"SELECT count(*) FROM photos WHERE {terms}", values)  # noqa: S608 - our names
         return int(found.fetchone()[0])
@@ -223,7 +223,7 @@ class View:
         """Every record, by row."""
         return self._select("ORDER BY row")
 
-    def latest(self, k: int, where: Where | None = None, after: tuple[str, int] | None = None) -> list[PhotoRecord]:
+    def latest(self, k: int, where: Where = EVERYWHERE, after: tuple[str, int] | None = None) -> list[PhotoRecord]:
         """The k records taken last of those that pass a filter, the latest first; of equals the one added later.
 
         after  `taken` and `row` of a record: only those that come after it in this order
@@ -248,9 +248,9 @@ class View:
         terms, values = self._condition(where)
         return self._rows(f"photos WHERE {terms} ORDER BY row", values)
 
-    def _condition(self, where: Where | None) -> tuple[str, list[str | int]]:
-        labels = [root.label for root in self.roots() if root.label] if where and where.folder == "" else []
-        return condition(where or Where(), labels)
+    def _condition(self, where: Where) -> tuple[str, list[str | int]]:
+        labels = [root.label for root in self.roots() if root.label] if where.folder == "" else []
+        return condition(where, labels)
 
     def has_folder(self, folder: str) -> bool:
         """Whether a photo, or a file that was skipped, lies in a folder, named as ids begin."""

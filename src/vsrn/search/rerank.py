@@ -13,8 +13,8 @@ import numpy as np
 from vsrn.data.regions import pad_regions
 from vsrn.encoders import load_encoder
 from vsrn.errors import CheckpointError, SearchError
-from vsrn.search.index import EVERYWHERE, Hit, Index
-from vsrn.search.where import Where
+from vsrn.search.index import Hit, Index
+from vsrn.search.where import EVERYWHERE, Where
 
 # Hits that a SCAN puts in order.
 TOP = 50

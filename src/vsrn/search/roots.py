@@ -17,8 +17,6 @@ from typing import Annotated, NamedTuple, Self
 
 import msgspec
 
-from vsrn.files import printable
-
 Label = Annotated[str, msgspec.Meta(min_length=1, pattern="^[^/]+$")]
 
 
@@ -46,12 +44,6 @@ class Root(NamedTuple):
 
     label: str
     path: Path
-
-    @property
-    def meaning_of_ids(self) -> str:
-        """Where its ids lead, for messages: "below /mnt/nas after 'nas/'"."""
-        after = f" after '{printable(self.label)}/'" if self.label else ""
-        return f"below {printable(self.path)}{after}"
 
     def id_of(self, below: str) -> str:
         """The id of what lies at a path below it, or of the folder itself where that is empty."""
