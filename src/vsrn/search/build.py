@@ -20,8 +20,7 @@ from vsrn.search.database import Records
 from vsrn.search.folders import Choice, Listing, choose_folders, list_folders
 from vsrn.search.layout import EngineName
 from vsrn.search.mend import is_index, mend_index
-from vsrn.search.plan import File, doubtful, make_plan
-from vsrn.search.reading import Reading
+from vsrn.search.reading import File, Reading, doubtful, make_plan
 from vsrn.search.records import SkippedRecord, View
 from vsrn.search.roots import Roots, Settings
 from vsrn.search.where import Where

@@ -26,12 +26,9 @@ NAMELESS = "photos"
 
 @dataclass(frozen=True)
 class Choice:
-    """The folders of an index.
+    """The folders that an index is of after a run, those of them that are new, and those that it was of before.
 
-    roots    that it is of after this run
-    added    those of them that it was not of before
-    removed  that it was of before
-    moved    where a folder was, and where it is
+    moved  where a folder was, and where it is
     """
 
     roots: Roots

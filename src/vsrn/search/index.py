@@ -143,7 +143,7 @@ class Index(Closing):
         return self._search_photo(self.encoder.encode_images([photo])[0], sentence, k, where)
 
     def search_like(self, photo_id: str, k: int = 10, where: Where = EVERYWHERE, sentence: str = "") -> list[Hit]:
-        """The k photos most like one of the index, which is left out itself; `sentence` as in `search_image`.
+        """The k photos most like another of the index, by `sentence` too as in `search_image`.
 
         Raises `UnknownPhotoError` for an unknown id.
         """
@@ -238,7 +238,7 @@ class Index(Closing):
 
         def read(view: View) -> FloatArray:
             row = self._known(view, photo_id).row
-            return np.asarray(self._snapshot(view).vectors[row], dtype=np.float32)
+            return self._snapshot(view).vectors[row].astype(np.float32)
 
         return self._ask(read)
 
@@ -259,10 +259,7 @@ class Index(Closing):
         return self._ask(read)
 
     def labels(self, photo_id: str) -> list[str] | None:
-        """What the extractor took each region for, such as "brown dog"; None where the index keeps no names.
-
-        Raises what `regions` raises.
-        """
+        """What each of its `regions` is called, such as "brown dog"; None where the index keeps no names."""
         return self.info.names.labels_of(self.regions(photo_id))
 
     def explain(self, photo_id: str, sentence: str, view: ExplainView | None = None) -> Explanation:

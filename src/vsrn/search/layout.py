@@ -57,10 +57,6 @@ LEAST_THUMBNAIL_SIDE, MOST_THUMBNAIL_SIDE = 64, 1024
 ThumbnailSide = Annotated[int, msgspec.Meta(ge=LEAST_THUMBNAIL_SIDE, le=MOST_THUMBNAIL_SIDE)]
 
 
-class UnreadableInfoError(SearchError):
-    """The index.json of a folder is missing, or not what `vsrn index` writes."""
-
-
 class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `index.json` of an index.
 
@@ -90,18 +86,18 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the `index.json` of a folder. Raises `UnreadableInfoError` where it is no index, or not one of ours."""
+        """Read the `index.json` of a folder. Raises `SearchError` where it is no index, or not one of ours."""
         path = folder / INFO_FILE
         try:
             return cls.parse(read_plain(path))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise UnreadableInfoError(
+            raise SearchError(
                 f"{folder} is not an index: it has no {INFO_FILE}; make one with `vsrn index PHOTOS -o {folder}`."
             ) from error
         except OSError as error:
-            raise UnreadableInfoError(str(not_ours(path, error))) from error
+            raise not_ours(path, error) from error
         except ValueError as error:
-            raise UnreadableInfoError(
+            raise SearchError(
                 f"{path} is not what `vsrn index` writes ({error}); put a copy back, or delete this one file, and"
                 f" `vsrn index PHOTOS -o {folder}` makes it again from the rest of the index."
             ) from error

@@ -27,7 +27,6 @@ from vsrn.search.layout import (
     RECORDS_FILE,
     GrowingFile,
     IndexInfo,
-    UnreadableInfoError,
     check_agreement,
     growing_path,
     index_lock,
@@ -137,7 +136,7 @@ def _info_of(folder: Path) -> IndexInfo:
     """
     try:
         info = IndexInfo.read(folder)
-    except UnreadableInfoError:
+    except SearchError:
         with Records(folder) as records, records.read() as view:
             copy = view.info()
             explain = all(photo.regions_at is not None for photo in view.latest(1))

@@ -54,7 +54,7 @@ class MilvusEngine:
 
 
 class MilvusKeeper(Keeper):
-    """Keeps the collections of one index in step with it. Each method raises `SearchError` where Milvus fails."""
+    """Keeps the collections of one index. Each method raises `SearchError` where Milvus fails."""
 
     def __init__(self, uri: str, name: str, dim: int) -> None:
         self.uri, self.name, self.dim = uri, name, dim

@@ -78,8 +78,7 @@ class PhotoRecord:
     num_regions     N
     regions_at      first byte of its regions, None where they are not kept
     has_scores      whether its regions have a detection confidence
-    thumbnail_at    first byte of its thumbnail
-    thumbnail_size  bytes of its thumbnail
+    thumbnail_at, thumbnail_size  first byte and number of bytes of its thumbnail
     vector_crc, regions_crc, thumbnail_crc  CRC-32 of the bytes of each; None in records of older indexes
 
     Of a photo that has not been added yet, only its file is known: what comes after `taken` has no meaning.
