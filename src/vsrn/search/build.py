@@ -101,7 +101,8 @@ def update_index(
                 lie in one that is empty or not there; without it they stay and are reported
     batch_size  photos at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor; None for one for each processor
-    device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; None for where a loaded `model` computes
+    device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; None for where a loaded `model` computes, or
+                else `auto`
     thumbnail_side  pixels of the longer side of thumbnails, 64 to 1,024; for a new index 512
     batches     who reads the photos: this process, or a Ray cluster (`vsrn.extractors.ray`)
     progress    called before the first batch and after each; what it raises stops the run, and what was done is kept

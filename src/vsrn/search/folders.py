@@ -183,6 +183,7 @@ def resolved(view: View, where: Where) -> Where:
 
 
 def _folder_named(view: View, name: Path | str, paths: bool) -> str | None:
+    """The same folder as ids begin; None for the whole index, and "" for what has no label."""
     typed, roots = str(name).replace(os.sep, "/"), view.roots()
     asked = ""
     with contextlib.suppress(ValueError):  # characters that no path has
