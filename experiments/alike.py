@@ -23,7 +23,7 @@ from vsrn.metrics import FloatArray
 from vsrn.pretrained import find_model
 from vsrn.search.alike import LEAST_CORRELATION, LEAST_COSINE, small_picture
 from vsrn.search.build import update_index
-from vsrn.search.index import open_index
+from vsrn.search.index import Index
 
 COPIED, FIRST, SEED = 150, 10, 1
 THINGS = (
@@ -74,7 +74,7 @@ def main() -> None:
             (work / "photos" / kind).mkdir(parents=True, exist_ok=True)
             copy.save(work / "photos" / kind / name, quality=30 if kind == "jpeg30" else 90)
     update_index(work / "photos", work / "idx", find_model())
-    with open_index(work / "idx") as index:
+    with Index(work / "idx") as index:
         ids = [photo.id for photo in index.latest(99_999)]
         vectors = np.stack([index.vector(name) for name in ids])
         small = np.stack([small_picture(index.thumbnail(name)) for name in ids])

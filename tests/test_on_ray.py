@@ -24,7 +24,6 @@ from vsrn.extractors.batches import cut
 from vsrn.extractors.extract import Extraction
 from vsrn.search.build import update_index
 from vsrn.search.database import Records
-from vsrn.search.layout import RECORDS_FILE
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
@@ -160,7 +159,7 @@ def index_contents(folder: Path) -> tuple[dict[str, bytes], list[Any], list[Any]
     """The files of vectors, regions and thumbnails, and the records of photos and of skipped files."""
     files = {path.name: path.read_bytes() for kind in ("*.f16", "*.bin") for path in sorted(folder.glob(kind))}
     assert len(files) == 3
-    with Records(folder / RECORDS_FILE) as records, records.read() as view:
+    with Records(folder) as records, records.read() as view:
         return files, list(view.photos()), list(view.skipped())
 
 
@@ -275,6 +274,6 @@ def test_strangers_do_not_give_one_missing_photo_to_two_files(tmp_path: Path) ->
         (photos / "old" / f"{name}.png").unlink()
     report = update_index(photos, index, batches=strangers, batch_size=1, prune=True)
     assert (report.num_moved, report.num_added, report.num_photos) == (1, 2, 5)
-    with Records(index / RECORDS_FILE) as records, records.read() as view:
+    with Records(index) as records, records.read() as view:
         found = sorted(photo.id for photo in view.photos())
     assert found == ["new/a.png", "new/b.png", "new/c.png", "old/c.png", "old/d.png"]

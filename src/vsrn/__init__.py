@@ -112,9 +112,9 @@ def open_index(folder: Path | str, *, uri: str = "", device: str = "auto") -> In
 
     Raises `SearchError` where the folder is no index or is broken.
     """
-    from vsrn.search.index import open_index  # noqa: PLC0415
+    from vsrn.search.index import Index  # noqa: PLC0415
 
-    return open_index(folder, uri, device)
+    return Index(folder, uri, device)
 
 
 _PLACES = {

@@ -152,15 +152,6 @@ def read_at(descriptor: int, size: int, start: int) -> bytes:
         return os.read(descriptor, size)
 
 
-def write_at(descriptor: int, content: bytes | memoryview, start: int) -> int:
-    """Write to an open file from `start` on; gives how many bytes were written."""
-    if hasattr(os, "pwrite"):
-        return os.pwrite(descriptor, content, start)
-    with _ONE_AT_A_TIME:
-        os.lseek(descriptor, start, os.SEEK_SET)
-        return os.write(descriptor, content)
-
-
 def plain_utf8(content: bytes, where: Path | str) -> bytes:
     """The bytes of a text file, which messages call `where`, without the byte-order mark that some programs write.
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from vsrn.pretrained import find_model
 from vsrn.search.build import update_index
-from vsrn.search.index import Index, open_index
+from vsrn.search.index import Index
 from vsrn.server.app import create_app
 from vsrn.server.indexing import Indexer
 from vsrn.server.running import listen, server_of
@@ -42,7 +42,7 @@ class Place:
     idx: Path
 
     def open(self) -> Index:
-        return open_index(self.idx)
+        return Index(self.idx)
 
 
 def make_place(folder: Path, num_photos: int = 11) -> Place:

@@ -13,7 +13,7 @@ from vsrn.errors import SearchError
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.engine import Engine, Found
 from vsrn.search.faiss import Base, FaissEngine, FaissKeeper, find_graph
-from vsrn.search.milvus import MilvusEngine, MilvusKeeper
+from vsrn.search.milvus import MilvusKeeper
 
 NOTHING = np.empty(0, dtype=np.int64)
 
@@ -137,14 +137,15 @@ def test_milvus_finds_what_faiss_finds_while_rows_come_and_go(tmp_path: Path) ->
     keeper.remove(dead)
     queries = unit_vectors(20, seed=8).astype(np.float32)
     for num_rows in (2000, 1900):
-        ours = MilvusEngine(uri, "test", 1, num_rows)
+        reader = MilvusKeeper(uri, "test", 16)
+        ours = reader.open(1, vectors[:num_rows], NOTHING)
         alive = dead[dead < num_rows]
         theirs = FaissEngine(Base(1, vectors[:num_rows], None), vectors[:num_rows], alive)
         for allowed in (None, NOTHING, np.arange(0, num_rows, 3)):
             for k in (1, 10, 2600):
                 for query in queries[:4]:
                     assert_same(ours.search(query, k, allowed), theirs.search(query, k, allowed))
-        ours.close()
+        reader.close()
     keeper.close()
 
 
@@ -159,17 +160,18 @@ def test_milvus_is_brought_back_in_step_after_a_kill(tmp_path: Path) -> None:
     dead = np.array([50, 60])
     keeper = MilvusKeeper(uri, "test", 16)
     keeper.begin(1, vectors[:250], dead)
-    engine = MilvusEngine(uri, "test", 1, 250)
+    reader = MilvusKeeper(uri, "test", 16)
+    engine = reader.open(1, vectors[:250], dead)
     wanted = np.setdiff1d(np.arange(250), dead)
     for query in unit_vectors(5, seed=8).astype(np.float32):
         assert_same(engine.search(query, 300), obvious(vectors, query, 300, wanted))
     keeper.forget(1)
     with pytest.raises(SearchError, match="does not hold this index"):
-        MilvusEngine(uri, "test", 1, 250)
-    engine.close()
+        reader.open(1, vectors[:250], dead)
+    reader.close()
     keeper.close()
 
 
 def test_a_milvus_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(SearchError, match="Milvus at http://127.0.0.1:9 failed"):
-        MilvusEngine("http://127.0.0.1:9", "test", 1, 5)
+        MilvusKeeper("http://127.0.0.1:9", "test", 16).open(1, unit_vectors(5), NOTHING)

@@ -19,8 +19,7 @@ from vsrn.cli import main
 from vsrn.errors import SearchError, UnknownFolderError
 from vsrn.pretrained import find_model
 from vsrn.search.build import update_index
-from vsrn.search.index import Index
-from vsrn.search.mixing import WORDS_WEIGHT
+from vsrn.search.index import WORDS_WEIGHT, Index
 from vsrn.search.reading import thumbnail
 
 

@@ -213,7 +213,7 @@ def test_exclusions_are_kept_replaced_and_cleared(idx: Path, capsys: pytest.Capt
     assert set(places(idx)) == set(IDS) - {"nas/trip/b.png", "nas/trip/c.png"}
     run("--exclude", "trip", "--exclude", "x.*", "y.*")
     assert set(places(idx)) == {"a.png", "nas/a.png"}
-    assert read_overview(idx).exclude == ["trip", "x.*", "y.*"]
+    assert read_overview(idx).settings.exclude == ["trip", "x.*", "y.*"]
     assert "--exclude" not in run("--exclude")
     assert set(places(idx)) == set(IDS)
 
@@ -224,7 +224,7 @@ def test_links_are_followed_for_as_long_as_the_index_says(model: Path, tmp_path:
     assert update_index(None, "idx").num_photos == 5
     assert run_command("index", ["-o", "idx", "--no-follow-links", "--prune"]) == 0
     assert update_index(None, "idx").num_photos == 2
-    assert not read_overview("idx").follow_links
+    assert not read_overview("idx").settings.follow_links
 
 
 def test_a_run_that_is_stopped_goes_on_with_all_it_was_told(idx: Path, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_an_index_of_one_folder_of_before_goes_on(model: Path, tmp_path: Path) -
     assert places(Path("idx")) == {"a.png": "home/a.png", "trip/b.png": "home/trip/b.png"}
     assert check_index("idx") == []
     seen = read_overview("idx")
-    assert (seen.last_run, [one.path for one in seen.folders]) == (None, [tmp_path / "home"])
+    assert (seen.settings.last_run, [one.path for one in seen.folders]) == (None, [tmp_path / "home"])
     report = update_index("nas", "idx")
     assert (report.num_added, report.num_changed) == (3, 0)
     assert places(Path("idx")) == IDS

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+import vsrn
 from vsrn.cli.options import Device, Force, Json, Model, Precision, print_json, say_words
 from vsrn.errors import ConfigError, PhotoError
 from vsrn.files import printable
@@ -70,8 +71,6 @@ def main(
     photo, sentence = _question([word for word in (image, sentence) if word is not None], index, photo_id, model)
     output = output or (None if json else Path(f"{photo.stem}-explained.png"))
     if index is None:
-        import vsrn
-
         _check_output(output, photo, force=force)
         encoder = vsrn.load(model or DEFAULT_MODEL, device, precision)
         explanation, words = encoder.explain(photo, sentence, view), encoder.read_words(sentence)
@@ -92,9 +91,7 @@ def _of_index(
     index: Path, photo_id: str, sentence: str, view: ExplainView | None, output: Path | None, *, force: bool
 ) -> tuple[Explanation, ReadWords, Image | None]:
     """The explanation of a photo of an index, the words, and, where a picture is wanted, the photo to draw on."""
-    from vsrn.search.index import open_index
-
-    with open_index(index) as opened:
+    with vsrn.open_index(index) as opened:
         _check_output(output, opened.path(photo_id), force=force)
         explanation, words = opened.explain(photo_id, sentence, view), opened.encoder.read_words(sentence)
         return explanation, words, _photo_of(opened, photo_id) if output is not None else None

@@ -115,7 +115,7 @@ def _watch(photos: Sequence[Path], index: Path, asked: dict[str, Any], *, json: 
     how = "every half minute: a network drive" if any(map(on_network, folders)) else "Ctrl-C ends it"
     say(f"Watching {', '.join(map(str, folders))} ({how})")
     again = {name: asked[name] for name in ("uri", "batch_size", "workers", "device")}
-    for _ in changes(folders, index, seen.exclude):
+    for _ in changes(folders, index, seen.settings.exclude):
         while (said := _update_in_child(index, again)) is None:
             time.sleep(SECONDS_TO_WAIT)
         if said:

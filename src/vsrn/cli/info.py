@@ -31,7 +31,7 @@ def main(index: Index, *, json: Json = False) -> None:
 
 
 def _for_machines(seen: IndexOverview) -> dict[str, Any]:
-    info = seen.info
+    info, settings = seen.info, seen.settings
     return {
         "num_photos": seen.num_photos,
         "folders": [vars(folder) | {"path": printable(folder.path)} for folder in seen.folders],
@@ -39,9 +39,9 @@ def _for_machines(seen: IndexOverview) -> dict[str, Any]:
         "engine": {"name": info.engine, "uri": info.uri},
         "explain": info.explain,
         "size": seen.size,
-        "last_run": None if seen.last_run is None else seen.last_run.isoformat(),
-        "exclude": seen.exclude,
-        "follow_links": seen.follow_links,
+        "last_run": None if settings.last_run is None else settings.last_run.isoformat(),
+        "exclude": settings.exclude,
+        "follow_links": settings.follow_links,
         "skipped": skipped_json(seen.skipped),
         "damage": seen.damage,
         "format": info.format,
@@ -50,8 +50,8 @@ def _for_machines(seen: IndexOverview) -> dict[str, Any]:
 
 def _lines(index: Path, seen: IndexOverview) -> list[str]:
     """What a person reads."""
-    info = seen.info
-    ended = "unknown" if seen.last_run is None else f"{seen.last_run.astimezone():%Y-%m-%d %H:%M}"
+    info, settings = seen.info, seen.settings
+    ended = "unknown" if settings.last_run is None else f"{settings.last_run.astimezone():%Y-%m-%d %H:%M}"
     model, extractor = printable(seen.model_name or info.model[:12]), printable(seen.extractor or "unknown")
     engine = info.engine + (f" at {printable(info.uri)}" if info.uri else "")
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in seen.size.items())
@@ -63,9 +63,9 @@ def _lines(index: Path, seen: IndexOverview) -> list[str]:
         f"  engine: {engine}; {explain}; format {info.format}",
         f"  size: {_bytes(sum(seen.size.values()))} ({parts})",
         "  left out: what is hidden, of the system, or beside a file .nomedia"
-        + (f"; --exclude {' '.join(map(printable, seen.exclude))}" if seen.exclude else ""),
+        + (f"; --exclude {' '.join(map(printable, settings.exclude))}" if settings.exclude else ""),
     ]
-    lines += ["  links out of the folders are followed"] if seen.follow_links else []
+    lines += ["  links out of the folders are followed"] if settings.follow_links else []
     lines += skipped_lines(seen.skipped)
     lines += [f"  damaged: {printable(what)}" for what in seen.damage]
     if not seen.damage:

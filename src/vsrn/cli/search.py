@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+import vsrn
 from vsrn.cli.options import Device, Index, Json, Uri, print_json, say_words
 from vsrn.errors import ConfigError
 from vsrn.files import printable
@@ -66,11 +67,10 @@ def main(
         rerank: A SCAN that re-orders the best 50 by comparing every word with every region; it needs torch.
     """
     query = _query(sentence, image, like, reranked=rerank is not None)
-    from vsrn.search.index import open_index
     from vsrn.search.where import Where
 
     where = Where(folder, _day(since, "--since"), _day(until, "--until"), name=name or None)
-    with open_index(index, uri, device) as opened:
+    with vsrn.open_index(index, uri=uri, device=device) as opened:
         hits = _search(opened, query, k, where, rerank, device)
         kept = hits if min_score is None else [hit for hit in hits if hit.fits(min_score)]
         kept = opened.fold(kept) if fold else kept

@@ -25,7 +25,18 @@ from vsrn.errors import DataError
 from vsrn.files import plain_utf8, read_json, read_text
 
 # Names of columns, the surest first.
-IMAGE_COLUMNS = tuple("filename file_name image image_name image_path img path file photo image_id".split())
+IMAGE_COLUMNS = (
+    "filename",
+    "file_name",
+    "image",
+    "image_name",
+    "image_path",
+    "img",
+    "path",
+    "file",
+    "photo",
+    "image_id",
+)
 CAPTION_COLUMNS = ("caption", "captions", "comment", "raw", "sentence", "sentences", "text", "description")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 # A line of Flickr30K's results.csv lacks the mark behind the number of its caption.

@@ -51,6 +51,8 @@ CAPTIONER_FILE = "captioner.safetensors"
 CONFIG_FILE = "config.toml"
 VOCABULARY_FILE = "vocabulary.json"
 INFO_FILE = "export.json"
+# All of them but the extractor's weights, in the order of writing.
+FILES = (CONFIG_FILE, VOCABULARY_FILE, IMAGE_FILE, CAPTION_FILE, CAPTIONER_FILE, NAMES_FILE, FIT_FILE, INFO_FILE)
 # The metadata entry of an encoder that holds the fingerprint of its model.
 MODEL_KEY = "vsrn_model"
 # Names of the encoders' outputs.
@@ -156,12 +158,11 @@ class OnnxEncoder(Encoder):
 
     @override
     def write_files(self, folder: Path) -> set[str]:
-        ours = (CONFIG_FILE, VOCABULARY_FILE, IMAGE_FILE, CAPTION_FILE, CAPTIONER_FILE, NAMES_FILE, FIT_FILE, INFO_FILE)
         weights, written = self.extractor_weights, set[str]()
         if weights is not None:
             carry_weights(weights, folder)
             written.add(f"{NAME}{weights.suffix}")
-        for name in ours:
+        for name in FILES:
             if (self.folder / name).is_file():
                 write_atomically(folder / name, self.file(name).read_bytes())
                 written.add(name)

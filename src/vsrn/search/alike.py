@@ -1,7 +1,5 @@
 """Which photos of a list are alike: copies of one file, and the same picture saved again, resized or slightly cropped.
 
-groups_of(photos, vectors, small_of)     # [[0, 3], [1], [2]]: places in the list
-
 Two photos are alike where their files are equal, or where their vectors and their pictures, shrunk to a few grey
 pixels, both are nearly equal.
 """
@@ -37,18 +35,16 @@ def groups_of(
     for place, photo in enumerate(photos):
         for group in groups:
             first = photos[group[0]]
-            if photo.sha256 == first.sha256 or (
-                near[place, group[0]] and _look_alike(small_of(photo), small_of(first))
-            ):
+            same = photo.sha256 == first.sha256
+            if not same and near[place, group[0]]:
+                one, other = small_of(photo), small_of(first)
+                same = one.shape == other.shape and bool(one @ other >= LEAST_CORRELATION)
+            if same:
                 group.append(place)
                 break
         else:
             groups.append([place])
     return groups
-
-
-def _look_alike(one: FloatArray, other: FloatArray) -> bool:
-    return one.shape == other.shape and bool(one @ other >= LEAST_CORRELATION)
 
 
 def small_picture(jpeg: bytes) -> FloatArray:

@@ -1,16 +1,9 @@
-"""Folders of photos -> an index: new photos added, changed ones read again, moved ones known, deleted ones dropped.
-
-update_index("photos/", "idx/", "flickr8k-small")
-update_index(None, "idx/")      later, over the same folders
-
-Killed at any moment and called again, it goes on after the last batch that it had changes.
-"""
+"""Folders of photos -> an index: new photos added, changed ones read again, moved ones known, deleted ones dropped."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,19 +15,18 @@ from vsrn.encoders.base import Encoder
 from vsrn.errors import SearchError
 from vsrn.extractors.batches import BatchMaker, cut, local_batches
 from vsrn.extractors.extract import check_settings
-from vsrn.search.create import Model, check_thumbnail_side, create_index
+from vsrn.search.create import Model, create_index
 from vsrn.search.database import Records
 from vsrn.search.folders import Choice, Listing, choose_folders, list_folders
-from vsrn.search.layout import RECORDS_FILE, EngineName
+from vsrn.search.layout import EngineName
 from vsrn.search.mend import is_index, mend_index
-from vsrn.search.plan import File, doubtful, make_plan
-from vsrn.search.reading import Read, Reading
+from vsrn.search.reading import File, Reading, doubtful, make_plan
 from vsrn.search.records import SkippedRecord, View
 from vsrn.search.roots import Roots, Settings
 from vsrn.search.where import Where
 from vsrn.search.writer import Changes, IndexWriter
 
-# Called as progress(done, total): once before the first batch, and after each batch that has reached the disk.
+# Called with how many files are finished, of how many.
 ProgressCallback = Callable[[int, int], None]
 
 
@@ -43,9 +35,7 @@ class IndexReport:
     """What became of the folders of an index.
 
     num_photos   that can be found now
-    num_added    new since last time
-    num_changed  read again
-    num_removed  gone since last time
+    num_added, num_changed, num_removed  new since last time, read again, and gone
     skipped      files that could not be read, and why
     num_moved    known by their content under other names
     missing      ids of photos whose files are not there and that stay in the index; `prune` removes them
@@ -95,7 +85,7 @@ def update_index(
     """Bring the index in `folder` in step with the folders of its photos, making it where there is none.
 
     Photos whose files have another name and the same content keep what the index has of them. What is damaged in the
-    index is read again from the photos concerned.
+    index is read again from the photos concerned. After a kill at any moment, a call goes on after the last batch.
 
     photos      folders of photos to add to those that the index is of, or None; all of them are gone over
     model       what encodes them; left out, the index's own or, for a new index, the packaged one
@@ -109,10 +99,10 @@ def update_index(
     remove      folders to take out of it; photos that lie in another one by now are kept
     prune       whether to remove photos whose files are gone even where more than a fifth of a folder are, or all that
                 lie in one that is empty or not there; without it they stay and are reported
-    batch_size  photos changes at a time; what a kill costs at most
+    batch_size  photos at a time; what a kill costs at most
     workers     threads that decode ahead of the extractor; None for one for each processor
-    device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; left out, where the model that is given
-                computes, or `auto`
+    device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; None for where a loaded `model` computes, or
+                else `auto`
     thumbnail_side  pixels of the longer side of thumbnails, 64 to 1,024; for a new index 512
     batches     who reads the photos: this process, or a Ray cluster (`vsrn.extractors.ray`)
     progress    called before the first batch and after each; what it raises stops the run, and what was done is kept
@@ -122,7 +112,6 @@ def update_index(
     there are no photos, or the extractor here is not the model's.
     """
     check_settings(batch_size, workers)
-    check_thumbnail_side(thumbnail_side)
     folder = Path(folder)
     device = device or (model.device if isinstance(model, Encoder) else "auto")
     mend_index(folder, model)
@@ -131,7 +120,11 @@ def update_index(
     listing = list_folders(choice, settings, folder)
     create_index(folder, model, explain=explain, engine=engine, uri=uri, device=device, thumbnail_side=thumbnail_side)
     with IndexWriter(folder, uri, device) as writer:
-        _check_unchanged(writer, before)
+        with writer.records.read() as view:
+            if _seen(view) != before:
+                raise SearchError(f"{folder} was just changed by another vsrn index; run the same command again.")
+        if before != (choice.all.first, settings):
+            writer.settle(choice.all.first, settings)
         return _Update(writer, choice, settings, listing, prune=prune).run(batch_size, workers, batches, progress)
 
 
@@ -147,14 +140,8 @@ def _choose(folder: Path, given: list[Path], remove: list[Path]) -> tuple[tuple[
         if not given:
             raise SearchError(f"{folder} is no index yet; name the photos too: `vsrn index PHOTOS -o {folder}`.")
         return (b"", Settings()), choose_folders(None, given, remove)
-    with Records(folder / RECORDS_FILE) as records, records.read() as view:
+    with Records(folder) as records, records.read() as view:
         return _seen(view), choose_folders(view, given, remove)
-
-
-def _check_unchanged(writer: IndexWriter, before: tuple[bytes, Settings]) -> None:
-    with writer.records.read() as view:
-        if _seen(view) != before:
-            raise SearchError(f"{writer.folder} was just changed by another vsrn index; run the same command again.")
 
 
 def _seen(view: View) -> tuple[bytes, Settings]:
@@ -163,15 +150,14 @@ def _seen(view: View) -> tuple[bytes, Settings]:
 
 
 def _settings(kept: Settings, choice: Choice, exclude: Sequence[str] | None, follow_links: bool | None) -> Settings:
-    """What an index keeps from now on; a folder that is to be removed stays until its photos are gone."""
+    """What an index keeps from now on."""
     globs = kept.exclude
     if exclude is not None:
         globs = list(dict.fromkeys(lasting_glob([root.path for root in choice.roots], glob) for glob in exclude))
     for old, new in choice.moved:
         globs = [f"{new}{glob.removeprefix(str(old))}" if glob.startswith(f"{old}/") else glob for glob in globs]
-    labelled = {root.label: os.fsencode(root.path) for root in [*choice.removed, *choice.roots] if root.label}
     follow_links = kept.follow_links if follow_links is None else follow_links
-    return msgspec.structs.replace(kept, labelled=labelled, exclude=globs, follow_links=follow_links)
+    return msgspec.structs.replace(kept, labelled=choice.all.labelled, exclude=globs, follow_links=follow_links)
 
 
 class _Update:
@@ -181,8 +167,6 @@ class _Update:
         self, writer: IndexWriter, choice: Choice, settings: Settings, listing: Listing, *, prune: bool
     ) -> None:
         self.writer, self.choice, self.settings, self.listing, self.prune = writer, choice, settings, listing, prune
-        # Until its photos are gone, a folder that is to be removed is one of the index.
-        self.all = Roots([*choice.removed, *choice.roots])
         self.report = IndexReport(
             num_mended=len(writer.damaged),
             num_folders_left_out=sum(one.num_folders for one in listing.exclusions.values()),
@@ -193,25 +177,18 @@ class _Update:
     def run(self, batch_size: int, workers: int | None, batches: BatchMaker, progress: ProgressCallback) -> IndexReport:
         """Read what changed and commit it batch by batch; then remove photos whose files are gone."""
         damaged, report, found = self.writer.damaged, self.report, self.listing.found
-        with self.writer.records.read() as view:
-            kept = view.state().root, view.settings()
-        if kept != (_first(self.all), self.settings):
-            self.writer.settle(_first(self.all), self.settings)
-        plan = make_plan(found, self.all, self.writer.records, damaged)
+        plan = make_plan(found, self.choice.all, self.writer.records, damaged)
         report.skipped += plan.told
-        done = plan.num_same + len(plan.refused) + len(plan.told)
+        done = len(found) - len(plan.files)
         progress(done, len(found))
         if plan.refused or plan.gone:
             self._write(Changes(skipped=plan.refused, gone=[name for name in plan.gone if not self._is_away(name)]))
         claimed: set[str] = set()
         if plan.files:
-            info = self.writer.info
-            work = Reading(self.writer.encoder, plan.moved, explain=info.explain, thumbnail_side=info.thumbnail_side)
+            work = Reading(self.writer.encoder, plan.moved, self.writer.info)
             results = batches(work, plan.files, batch_size, workers)
             for batch, result in zip(cut(plan.files, batch_size), results, strict=True):
-                read = _settled(batch, result, claimed, work)
-                report.skipped += read.told
-                self._write(read.changes)
+                self._write(_settled(batch, result, claimed, work))
                 done += len(batch)
                 progress(done, len(found))
         missing = [name for name in plan.missing if name not in claimed]
@@ -226,13 +203,13 @@ class _Update:
 
     def _is_away(self, name: str) -> bool:
         """Whether a photo or a skipped file lies in a folder that is not there, so that it stays."""
-        return not self.prune and self.all.of(name) in self.listing.away
+        return not self.prune and self.choice.all.of(name) in self.listing.away
 
     def _gone(self, missing: Sequence[str], parts: set[str], num_known: Mapping[str, int]) -> list[str]:
         """Of photos whose files are neither there nor elsewhere, those to remove; notes the others in the report.
 
         parts      ids that have become part of another photo
-        num_known  how many photos the index had of a folder, by its label
+        num_known  as in `Plan`
         """
         if self.prune:
             return list(missing)
@@ -241,7 +218,7 @@ class _Update:
             excluded = self.listing.exclusions[root.label]
             # Of a damaged photo nothing can be kept.
             stay = (name for name in missing if name not in parts and name not in self.writer.damaged)
-            inside = (name for name in stay if self.all.of(name) == root)
+            inside = (name for name in stay if self.choice.all.of(name) == root)
             unseen = [name for name in inside if not excluded.has_photo(root.below(name))]
             if root not in self.listing.away:
                 unseen = doubtful(unseen, num_known[root.label], root)
@@ -257,14 +234,14 @@ class _Update:
         roots = Roots(root for root in self.choice.roots if root not in empty)
         self.report.folders = [str(root.path) for root in roots]
         self.report.away = [str(root.path) for root in self.listing.away if root not in empty]
-        labelled = {root.label: os.fsencode(root.path) for root in roots if root.label}
-        settings = msgspec.structs.replace(self.settings, labelled=labelled)
+        settings = msgspec.structs.replace(self.settings, labelled=roots.labelled)
         if empty or self.choice.removed:
-            self.writer.settle(_first(roots), settings)
+            self.writer.settle(roots.first, settings)
         now = datetime.now(UTC).replace(microsecond=0)
         self.writer.finish(msgspec.structs.replace(settings, last_run=now))
 
     def _write(self, changes: Changes) -> None:
+        self.report.skipped += changes.told
         changed, removed = self.writer.write(changes)
         self.report.num_changed += changed
         self.report.num_added += len(changes.added) - changed
@@ -272,30 +249,27 @@ class _Update:
         self.report.num_moved += sum(photo.old_id != photo.id for photo in changes.moved)
 
 
-def _settled(batch: Sequence[File], read: Read, claimed: set[str], work: Reading) -> Read:
+def _settled(batch: Sequence[File], changes: Changes, claimed: set[str], work: Reading) -> Changes:
     """A batch in which no file takes the place of a photo that another file has taken; adds to `claimed`.
 
     Workers that know nothing of each other may give one photo to several files of the same content. Those that come
     too late are read here, as new photos.
     """
     moved, late = [], set[str]()
-    for photo in read.changes.moved:
+    for photo in changes.moved:
         if photo.old_id in claimed:
             late.add(photo.id)
         else:
             claimed.add(photo.old_id)
             moved.append(photo)
     if not late:
-        return read
+        return changes
     files = [file for file in batch if file.photo.id in late]
-    alone = Reading(work.encoder, {}, explain=work.explain, thumbnail_side=work.thumbnail_side)
-    again = alone.finish(files, [alone.prepare(file) for file in files])
-    changes = Changes(
-        [*read.changes.added, *again.changes.added], [*read.changes.skipped, *again.changes.skipped], moved
+    alone = replace(work, missing={})
+    again = alone.finish(files, list(map(alone.prepare, files)))
+    return Changes(
+        [*changes.added, *again.added],
+        [*changes.skipped, *again.skipped],
+        moved,
+        told=[*changes.told, *again.told],
     )
-    return Read(changes, [*read.told, *again.told])
-
-
-def _first(roots: Roots) -> bytes:
-    """`State.root` of an index of these folders."""
-    return next((os.fsencode(root.path) for root in roots if not root.label), b"")

@@ -1,8 +1,6 @@
 """An update of an index in a process of its own, at low priority: whoever starts it keeps its memory small, is not
 ended by a crash of it, and can stop it at any moment.
 
-    report = Child("idx", photos="photos/").report(progress)
-
 The child reads what it is asked as one line of JSON from its standard input, and ends as soon as that is closed, so
 that it never outlives its parent. It writes a line of JSON whenever a batch has reached the disk, and one at the end.
 """

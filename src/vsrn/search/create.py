@@ -17,19 +17,9 @@ from vsrn.data.regions import RegionNames
 from vsrn.encoders import load_encoder
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.fit import FIT_FILE
-from vsrn.encoders.onnx_backend import (
-    CAPTION_FILE,
-    CAPTIONER_FILE,
-    CONFIG_FILE,
-    IMAGE_FILE,
-    MODEL_KEY,
-    VOCABULARY_FILE,
-    OnnxEncoder,
-    files_of,
-)
-from vsrn.encoders.onnx_backend import INFO_FILE as EXPORT_FILE
+from vsrn.encoders.onnx_backend import CAPTIONER_FILE, FILES, MODEL_KEY, OnnxEncoder, files_of
 from vsrn.errors import SearchError
-from vsrn.extractors.provenance import NAME, NAMES_FILE, kept_weights
+from vsrn.extractors.provenance import NAME, kept_weights
 from vsrn.files import new_folder, read_plain, sync_folder, write_synced
 from vsrn.pretrained import DEFAULT_MODEL, find_model
 from vsrn.search.database import create_records
@@ -45,9 +35,6 @@ from vsrn.search.layout import (
     EngineName,
     IndexInfo,
     index_lock,
-    info_as_json,
-    read_info,
-    write_info,
 )
 from vsrn.search.records import State
 
@@ -56,17 +43,7 @@ Model = Encoder | Path | str
 _OURS = (LOCK_FILE, MODEL_FOLDER, MILVUS_FILE, RECORDS_FILE, f"{RECORDS_FILE}-wal", f"{RECORDS_FILE}-shm")
 LICENSE_FILE = "LICENSE"
 # The files of a model, besides the weights of its extractor, `extractor.*`.
-_MODEL_FILES = (
-    EXPORT_FILE,
-    CONFIG_FILE,
-    VOCABULARY_FILE,
-    IMAGE_FILE,
-    CAPTION_FILE,
-    CAPTIONER_FILE,
-    NAMES_FILE,
-    FIT_FILE,
-    LICENSE_FILE,
-)
+_MODEL_FILES = (*FILES, LICENSE_FILE)
 # Of an extractor that is a folder: what transformers reads that is no code.
 _WEIGHT_FILES = (".json", ".safetensors", ".txt")
 
@@ -81,21 +58,21 @@ def create_index(
     device: str = "cpu",
     thumbnail_side: int | None = None,
 ) -> None:
-    """Make an empty index of no folder of photos in `folder`, or see that the one there was made in this way.
+    """Make an empty index of no photos in `folder`, or see that the one there was made in this way.
 
     Arguments as in `update_index`; None is whatever an existing index has. Raises `SearchError` where the index, or
     the folder's other use, contradicts them, and `CheckpointError` where the model cannot be used.
     """
     if uri and engine != "milvus":
         raise SearchError("--uri is for Milvus; add --engine milvus.")
+    side = THUMBNAIL_SIDE if thumbnail_side is None else thumbnail_side
+    if not LEAST_THUMBNAIL_SIDE <= side <= MOST_THUMBNAIL_SIDE:
+        raise SearchError(
+            f"--thumbnail-side {side}: thumbnails are {LEAST_THUMBNAIL_SIDE} to {MOST_THUMBNAIL_SIDE} pixels a side."
+        )
     if (folder / INFO_FILE).is_file():
-        info = read_info(folder)
-        _check_agreement(folder, info, model, explain=explain, engine=engine, uri=uri)
-        if thumbnail_side not in (None, info.thumbnail_side):
-            raise SearchError(
-                f"{folder} was made with --thumbnail-side {info.thumbnail_side}, which cannot be changed; choose"
-                " another -o, or leave it out."
-            )
+        info = IndexInfo.read(folder)
+        _check_agreement(folder, info, model, explain, engine, uri, thumbnail_side)
         return
     _check_no_other_use(folder)
     source = open_source(DEFAULT_MODEL if model is None else model, device)
@@ -111,10 +88,9 @@ def create_index(
         write_model(source, folder / MODEL_FOLDER)
         encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={})
         info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
-        info = msgspec.structs.replace(info, thumbnail_side=thumbnail_side or THUMBNAIL_SIDE)
-        state = State(0, 1, 0, 0, 0, b"")
-        create_records(folder / RECORDS_FILE, state, info=info_as_json(info))
-        write_info(folder, info)
+        info = msgspec.structs.replace(info, thumbnail_side=side)
+        create_records(folder / RECORDS_FILE, State(0, 1, 0, 0, 0, b""), info=info.as_json())
+        info.write(folder)
         sync_folder(folder)
 
 
@@ -133,21 +109,8 @@ def new_info(encoder: OnnxEncoder, names: RegionNames, *, explain: bool, engine:
     )
 
 
-def check_thumbnail_side(side: int | None) -> None:
-    """Raise `SearchError` where thumbnails of this side are not made."""
-    if side is not None and not LEAST_THUMBNAIL_SIDE <= side <= MOST_THUMBNAIL_SIDE:
-        raise SearchError(
-            f"--thumbnail-side {side}: thumbnails are {LEAST_THUMBNAIL_SIDE} to {MOST_THUMBNAIL_SIDE} pixels a side."
-        )
-
-
 def open_source(model: Model, device: str = "cpu") -> Encoder:
-    """The model that a person named.
-
-    device  where one that is not loaded yet computes
-
-    Raises `CheckpointError` where there is none.
-    """
+    """The model that a person named, to compute on `device` where it is not loaded yet; raises `CheckpointError`."""
     return model if isinstance(model, Encoder) else load_encoder(find_model(model), device)
 
 
@@ -177,8 +140,8 @@ def write_model(model: Encoder, folder: Path) -> None:
 def _belongs(model: OnnxEncoder, file: Path) -> bool:
     """Whether a file of a model's folder is what its name says.
 
-    What has been read as what it is may be a link, as in the folders of a hub; what nobody has read may not, since a
-    link can lead to a file that is not meant to be copied.
+    What has been read as such may be a link, as in a hub's folders; anything else may not, since a link can lead to a
+    file that is not meant to be copied.
     """
     if file.name == FIT_FILE:
         return model.fit is not None
@@ -204,7 +167,7 @@ def _copy_weights(weights: Path, folder: Path) -> None:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a model that an index takes along: those of the fixed list, and the weights of its extractor."""
+    """The files of a model that an index takes along."""
     weights = kept_weights(folder)
     files = [folder / name for name in _MODEL_FILES if (folder / name).is_file()]
     return files + ([] if weights is None else files_of(weights))
@@ -229,18 +192,18 @@ def _check_no_other_use(folder: Path) -> None:
 
 
 def _check_searchable(model: Encoder) -> None:
-    config = model.config
-    if config.model.kind == "scan":
+    config = model.config.model
+    if config.kind == "scan":
         raise SearchError(
             'a model of kind "scan", which has no vector of an image, cannot be searched by; use one that compares by'
             " cosine, and this one with --rerank."
         )
-    if config.model.similarity != "cosine":
+    if config.similarity != "cosine":
         raise SearchError(
-            f"the model compares by {config.model.similarity} similarity, which no engine searches by; use one that"
-            " compares by cosine."
+            f"the model compares by {config.similarity} similarity, which no engine searches by; use one that compares"
+            " by cosine."
         )
-    if config.model.network.name:
+    if config.network.name:
         raise SearchError(
             "the model reads photos whole, by a network of its own that an index cannot take along; use a model of"
             " regions."
@@ -248,20 +211,27 @@ def _check_searchable(model: Encoder) -> None:
 
 
 def _check_agreement(
-    folder: Path, info: IndexInfo, model: Model | None, *, explain: bool | None, engine: EngineName | None, uri: str
+    folder: Path,
+    info: IndexInfo,
+    model: Model | None,
+    explain: bool | None,
+    engine: EngineName | None,
+    uri: str,
+    thumbnail_side: int | None,
 ) -> None:
     """Raise `SearchError` where an index was made in another way than is asked for now."""
-    if model is not None:
-        asked = open_source(model).fingerprint
-        if asked != info.model:
-            raise SearchError(
-                f"{folder} was made by another model ({info.model[:12]}, not {asked[:12]}); choose another -o, or leave"
-                " out --model to go on with its own."
-            )
+    asked = info.model if model is None else open_source(model).fingerprint
+    if asked != info.model:
+        raise SearchError(
+            f"{folder} was made by another model ({info.model[:12]}, not {asked[:12]}); choose another -o, or leave"
+            " out --model to go on with its own."
+        )
     other = None
-    if explain is not None and explain != info.explain:
+    if explain not in (None, info.explain):
         other = "without --no-explain" if info.explain else "with --no-explain"
     elif engine is not None and (engine, uri) != (info.engine, info.uri):
         other = f"with --engine {info.engine}" + (f" --uri {info.uri}" if info.uri else "")
+    elif thumbnail_side not in (None, info.thumbnail_side):
+        other = f"with --thumbnail-side {info.thumbnail_side}"
     if other is not None:
         raise SearchError(f"{folder} was made {other}, which cannot be changed; choose another -o.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import sqlite3
@@ -18,8 +19,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from vsrn.errors import SearchError
 from vsrn.files import Closing
+from vsrn.search.layout import RECORDS_FILE
 from vsrn.search.records import REMEDY, Change, DamagedRecordsError, PhotoRecord, State, View
 from vsrn.search.roots import Settings
 from vsrn.search.where import NAMED, is_named
@@ -29,9 +33,6 @@ SECONDS_TO_WAIT = 30.0
 MOST_STEPS, STEPS_AT_ONCE = 5_000_000_000, 10_000_000
 # A record takes 350 bytes, a copy of index.json with 2,000 names of classes 30 KB.
 LONGEST_VALUE = 10_000_000
-# What SQLite keeps beside the file; a rollback journal can have SQLite delete any file, and WAL needs none.
-_BESIDE = ("-wal", "-shm")
-_JOURNAL = "-journal"
 
 _TABLES = """
 CREATE TABLE photos (
@@ -48,7 +49,7 @@ CREATE TABLE state (
     regions_end INTEGER NOT NULL, thumbnails_end INTEGER NOT NULL, root BLOB NOT NULL
 );
 """
-# What the first indexes did not have; whoever writes to one of them adds it.
+# What the first indexes lack; whoever writes to one of them adds it.
 _LATER = """
 ALTER TABLE photos ADD COLUMN inode INTEGER;
 ALTER TABLE photos ADD COLUMN changed_ns INTEGER;
@@ -67,7 +68,7 @@ CREATE TABLE files (
 );
 CREATE TABLE info (json BLOB NOT NULL);
 """
-# What indexes of one folder did not have.
+# What indexes of one folder lack.
 _LATEST = """
 CREATE TABLE settings (json BLOB NOT NULL);
 """
@@ -83,22 +84,17 @@ CREATE TEMP VIEW info AS SELECT x'' AS json WHERE 0;
 """
 
 
-class StaleReadError(FileNotFoundError):
-    """The records were replaced while they were read without a lock: read them again."""
-
-
 class Records(Closing):
     """The database. Threads may share it: whoever reads or writes has a connection to itself for that long."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the records. Raises `SearchError` where they are missing, or not such as `create_records` makes."""
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        """Open those of an index. Raises `SearchError` where they are missing or not such as `create_records` makes."""
+        self.path = path = folder / RECORDS_FILE
         self._idle: deque[sqlite3.Connection] = deque()
         self._closed = threading.Event()
         _check_files(path)
         self._inode = path.stat().st_ino
-        # Records that are not ours are refused here, not at the first question.
-        with contextlib.suppress(StaleReadError), self.read():
+        with contextlib.suppress(FileNotFoundError), self.read():
             pass
 
     def bring_up_to_date(self) -> None:
@@ -107,8 +103,6 @@ class Records(Closing):
             before = _schema_of(connection)
             if before == _SCHEMA:
                 return
-            for (name,) in connection.execute("SELECT name FROM temp.sqlite_master").fetchall():
-                connection.execute(f"DROP VIEW temp.{name}")
             with _committing(connection):
                 _run(connection, (_LATER if before == _OLDEST_SCHEMA else "") + _LATEST)
 
@@ -116,15 +110,18 @@ class Records(Closing):
     def read(self) -> Iterator[View]:
         """One view for as long as the block lasts.
 
-        Raises `SearchError` where the database is damaged, and `StaleReadError` where it cannot be locked and
-        another process changed it meanwhile.
+        Raises `SearchError` where the database is damaged, and `FileNotFoundError` where it cannot be locked and
+        another process changed it meanwhile: read it again.
         """
         with self._connection() as connection:
             connection.execute("BEGIN")
             try:
+                schema = _schema_of(connection)
+                _run(connection, _LATER_TO_READ if schema == _OLDEST_SCHEMA else "")
+                _run(connection, _LATEST_TO_READ if schema != _SCHEMA else "")
                 yield View(connection)
             finally:
-                connection.execute("ROLLBACK")
+                connection.execute("ROLLBACK")  # what stands in for tables is gone too
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Change]:
@@ -148,8 +145,7 @@ class Records(Closing):
         """What can still be read of a damaged file: state, settings, and records of the first `num_rows` rows."""
         state, settings = None, Settings()
         found: list[PhotoRecord] = []
-        with contextlib.suppress(SearchError), self._connection() as connection:
-            view = View(connection)
+        with contextlib.suppress(SearchError), self.read() as view:
             with contextlib.suppress(sqlite3.DatabaseError, DamagedRecordsError):
                 state = view.state()
             with contextlib.suppress(sqlite3.DatabaseError, DamagedRecordsError):
@@ -179,15 +175,11 @@ class Records(Closing):
                 connection = self._idle.pop()
             except IndexError:
                 connection = _connect(self.path, "mode=rw")
-            connection.set_progress_handler(_StepLimit(), STEPS_AT_ONCE)
+            _limit_steps(connection)
             try:
                 yield connection
             finally:
-                # Views that stand in for what an older index lacks would hide it once a writer has added it.
-                if connection.execute("SELECT 1 FROM temp.sqlite_master").fetchone():
-                    connection.close()
-                else:
-                    self._idle.append(connection)
+                self._idle.append(connection)
                 if self._closed.is_set():
                     self.close()
 
@@ -204,39 +196,33 @@ def create_records(
     info: bytes | None = None,
     settings: Settings = Settings(),  # noqa: B008 - it is frozen
 ) -> None:
-    """Make the records of an index that stands so; those that are there are replaced.
+    """Make the records of an index in place of those that are there.
 
     photos  of rows below the state's; rows without one are dead
     info    the copy of index.json
     """
-    for leftover in (path, *_beside(path), Path(f"{path}{_JOURNAL}")):
+    for leftover in (path, *beside(path), Path(f"{path}-journal")):
         leftover.unlink(missing_ok=True)
     with _told(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         with _committing(connection):
             _run(connection, _TABLES + _LATER + _LATEST)
-            connection.execute("INSERT INTO state VALUES (0, 1, 0, 0, 0, x'')")
+            connection.execute("INSERT INTO state VALUES (?, ?, ?, ?, ?, ?)", msgspec.structs.astuple(state))
             change = Change(connection)
-            change.reach(state)
             change.keep_settings(settings)
             change.add(photos)
-            dead = sorted(set(range(state.num_rows)) - {photo.row for photo in photos})
+            dead = set(range(state.num_rows)) - {photo.row for photo in photos}
             connection.executemany("INSERT INTO dead VALUES (?)", [(row,) for row in dead])
             if info is not None:
                 change.keep_info(info)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-class _StepLimit:
-    """Tells SQLite to stop once a transaction has taken too many steps."""
-
-    def __init__(self) -> None:
-        self.left = MOST_STEPS // STEPS_AT_ONCE
-
-    def __call__(self) -> int:
-        self.left -= 1
-        return self.left < 0
+def _limit_steps(connection: sqlite3.Connection) -> None:
+    """Have SQLite stop once a connection has taken too many steps from now on."""
+    left = itertools.count(MOST_STEPS // STEPS_AT_ONCE, -1)
+    connection.set_progress_handler(lambda: next(left) <= 0, STEPS_AT_ONCE)
 
 
 @contextlib.contextmanager
@@ -249,24 +235,19 @@ def _reading_only(path: Path) -> Iterator[sqlite3.Connection]:
     """
     before = _place_of(path)
     with contextlib.ExitStack() as opened:
-        if not before[0]:
-            connection = _connect(path, "mode=ro&immutable=1")
-        else:
-            try:
-                connection = _connect(path, "mode=ro")
-            except sqlite3.OperationalError:
-                connection = _connect(_copied(path, opened.enter_context(tempfile.TemporaryDirectory())), "mode=rw")
+        try:
+            connection = _connect(path, "mode=ro" if before[0] else "mode=ro&immutable=1")
+        except sqlite3.OperationalError:
+            if not before[0]:
+                raise
+            folder = opened.enter_context(tempfile.TemporaryDirectory())
+            for source in (path, Path(f"{path}-wal")):
+                shutil.copyfile(source, Path(folder, source.name))
+            connection = _connect(Path(folder, path.name), "mode=rw")
         opened.callback(connection.close)
         yield connection
     if not before[0] and _place_of(path) != before:
-        raise StaleReadError(errno.ENOENT, "it was replaced while it was read", str(path))
-
-
-def _copied(path: Path, folder: str) -> Path:
-    """A copy of the records and their WAL in another folder."""
-    for source in (path, Path(f"{path}-wal")):
-        shutil.copyfile(source, Path(folder) / source.name)
-    return Path(folder) / path.name
+        raise FileNotFoundError(errno.ENOENT, "it was replaced while it was read", str(path))
 
 
 def _place_of(path: Path) -> tuple[int, int, int, int]:
@@ -281,28 +262,19 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
     Raises `DamagedRecordsError` where it has no tables, `SearchError` where its tables are not ours, and
     `sqlite3.DatabaseError` where it cannot be read.
     """
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?{how}",
-        timeout=SECONDS_TO_WAIT,
-        isolation_level=None,
-        check_same_thread=False,
-        uri=True,
-    )
+    place = f"{path.absolute().as_uri()}?{how}"
+    connection = sqlite3.connect(place, SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False, uri=True)
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA synchronous = FULL")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
         connection.create_function(NAMED, 2, is_named, deterministic=True)
-        connection.set_progress_handler(_StepLimit(), STEPS_AT_ONCE)
+        _limit_steps(connection)
         schema = _schema_of(connection)
         if not schema:
             raise DamagedRecordsError(f"{path} is empty; {REMEDY}")
         if schema not in (_OLDEST_SCHEMA, _OLDER_SCHEMA, _SCHEMA):
             raise SearchError(f"{path} is not what `vsrn index` makes: its tables are others; do not use this index.")
-        if schema == _OLDEST_SCHEMA:
-            _run(connection, _LATER_TO_READ)
-        if schema != _SCHEMA:
-            _run(connection, _LATEST_TO_READ)
     except BaseException:
         connection.close()
         raise
@@ -340,15 +312,17 @@ def _committing(connection: sqlite3.Connection) -> Iterator[None]:
 _OLDEST_SCHEMA, _OLDER_SCHEMA, _SCHEMA = map(_made_by, (_TABLES, _TABLES + _LATER, _TABLES + _LATER + _LATEST))
 
 
-def _beside(path: Path) -> list[Path]:
-    return [Path(f"{path}{suffix}") for suffix in _BESIDE]
+def beside(path: Path) -> list[Path]:
+    """The files that SQLite keeps beside the records."""
+    return [Path(f"{path}-wal"), Path(f"{path}-shm")]
 
 
 def _check_files(path: Path) -> None:
     """Raise `SearchError` where the records are missing, or a file of theirs is a link or foreign."""
-    if Path(f"{path}{_JOURNAL}").is_symlink() or Path(f"{path}{_JOURNAL}").exists():
-        raise SearchError(f"{path}{_JOURNAL} is not what `vsrn index` makes; do not use this index.")
-    for file in (path, *_beside(path)):
+    # A rollback journal can have SQLite delete any file, and WAL needs none.
+    if os.path.lexists(f"{path}-journal"):
+        raise SearchError(f"{path}-journal is not what `vsrn index` makes; do not use this index.")
+    for file in (path, *beside(path)):
         try:
             status = file.lstat()
         except FileNotFoundError:

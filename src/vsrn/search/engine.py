@@ -6,21 +6,18 @@ The index owns the vectors, on disk, a row a photo. An engine finds rows; it kno
 from __future__ import annotations
 
 from importlib import import_module
-from types import ModuleType
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from vsrn.files import Closing
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.layout import IndexInfo
 
 
 class Found(NamedTuple):
-    """The nearest rows.
-
-    rows    (k,) or fewer
-    scores  of each its inner product with the query, falling; of equals the lower row comes first
-    """
+    """The k nearest rows, or fewer, and their inner products with the query, falling; of equals the lower row first."""
 
     rows: IntArray
     scores: FloatArray
@@ -37,23 +34,23 @@ class Engine(Protocol):
         A row whose photo was removed since the engine was opened may be among them.
         """
 
-    def close(self) -> None:
-        """Close connections and files."""
 
+class Keeper(Closing):
+    """Opens engines over the vectors of an index, and keeps the engine's own copy of them in step with it.
 
-class Keeper:
-    """Keeps the engine's own copy of the vectors in step with the index, for the one process that writes.
-
-    The copy may hold more rows than the index acknowledges: a search drops rows that the records do not know. An
-    engine without a copy of some kind leaves out what it does not need.
+    Only the one process that writes calls more than `open` and `close`. The copy may hold more rows than the index
+    acknowledges: a search drops rows that the records do not know. What a kind of engine does not need does nothing.
     """
 
-    def begin(self, generation: int, vectors: FloatArray, dead: IntArray) -> None:
-        """Called once when a writer opens, and once for each compaction.
+    def open(self, generation: int, vectors: FloatArray, dead: IntArray) -> Engine:
+        """An engine over those of the (num_rows, D) vectors of a generation whose row is not in `dead`.
 
-        Afterwards the copy of this generation holds exactly those of the (num_rows, D) vectors whose row is not in
-        `dead`, and no row at or above num_rows.
+        Raises `SearchError` where files or a server of the engine's own fail.
         """
+        raise NotImplementedError
+
+    def begin(self, generation: int, vectors: FloatArray, dead: IntArray) -> None:
+        """Have the copy of this generation hold exactly what `open` searches; called first, and at a compaction."""
 
     def add(self, first_row: int, vectors: FloatArray) -> None:
         """Copy (B, D) new rows, which begin at `first_row`. Called before the index acknowledges them."""
@@ -71,20 +68,13 @@ class Keeper:
         """Close connections and files."""
 
 
-def engine_of(info: IndexInfo) -> ModuleType:
-    """The module of an index's engine, which loads its library: only where an index has it. Each module has
+def open_keeper(folder: Path, info: IndexInfo, uri: str = "") -> Keeper:
+    """The keeper of an index, which loads the library of its engine alone; `uri` as in `Index`.
 
-    open_engine(folder, info, state, vectors, dead, last, uri)
-        the `Engine` over a state's (num_rows, D) vectors but its dead rows; what still holds is taken over from `last`,
-        an engine over an earlier state, or None
-    open_keeper(folder, info, uri)
-        the `Keeper`
-
-    uri  the server or file outside of the index that a person named, as in `open_index`
-
-    Both raise `SearchError` where its own files or server fail.
+    Raises `SearchError` where the index has its vectors at another place than `uri`.
     """
-    return import_module(f"vsrn.search.{info.engine}")
+    keeper: Keeper = import_module(f"vsrn.search.{info.engine}").open_keeper(folder, info, uri)
+    return keeper
 
 
 def nearest(rows: IntArray, scores: FloatArray, k: int) -> Found:

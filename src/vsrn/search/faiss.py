@@ -1,8 +1,7 @@
 """The embedded engine: an exact scan in half precision, and above 200,000 rows an HNSW graph.
 
-The scan honours deletions and filters exactly. The graph cannot forget a row: dead ones stay in it and are passed
-over, until compaction. Nor can it look for a rare kind of row: where a filter lets little through, the scan does it.
-Rows that came after the graph was built are scanned.
+Dead rows stay in the graph and are passed over, until compaction. Where a filter lets little through, which a graph is
+slow to find, and for rows that came after the graph was built, the scan is used.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ import numpy.typing as npt
 from vsrn.errors import SearchError
 from vsrn.files import open_plain, replacing
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.search.engine import Engine, Found, Keeper, nearest
+from vsrn.search.engine import Found, Keeper, nearest
 from vsrn.search.layout import IndexInfo, not_ours
-from vsrn.search.records import State
 
 # From here on a scan takes tens of milliseconds.
 GRAPH_FROM = 200_000
@@ -55,11 +53,7 @@ class FaissEngine:
     """Searches the vectors of an index in this process."""
 
     def __init__(self, base: Base, vectors: FloatArray, dead: IntArray) -> None:
-        """
-        base     the first of the rows
-        vectors  (num_rows, D) float16, all of them
-        dead     rows that must not be found
-        """
+        """Search all of the (num_rows, D) float16 vectors, of which `base` has the first, but rows in `dead`."""
         self.base, self.num_rows = base, len(vectors)
         self._tail = _scan_of(vectors[base.num_rows :])
         self._alive = np.ones(self.num_rows, dtype=bool)
@@ -83,28 +77,9 @@ class FaissEngine:
         more_rows, more_scores = _run(self._tail, query, k, behind)
         return nearest(np.concatenate([rows, more_rows + end]), np.concatenate([scores, more_scores]), k)
 
-    def close(self) -> None:
-        """Nothing is held but memory."""
 
-
-def open_engine(
-    folder: Path,
-    info: IndexInfo,  # noqa: ARG001 - every engine takes it, and `uri`
-    state: State,
-    vectors: FloatArray,
-    dead: IntArray,
-    last: Engine | None = None,
-    uri: str = "",  # noqa: ARG001
-) -> FaissEngine:
-    """As `engine_of` says."""
-    graph = find_graph(folder, state.generation, state.num_rows)
-    if isinstance(last, FaissEngine) and last.base.serves(state.generation, state.num_rows, graph):
-        return FaissEngine(last.base, vectors, dead)
-    return FaissEngine(Base(state.generation, vectors, graph), vectors, dead)
-
-
-def open_keeper(folder: Path, info: IndexInfo, uri: str = "") -> FaissKeeper:  # noqa: ARG001
-    """As `engine_of` says."""
+def open_keeper(folder: Path, _info: IndexInfo, _uri: str) -> FaissKeeper:
+    """As `vsrn.search.engine.open_keeper`."""
     return FaissKeeper(folder)
 
 
@@ -112,19 +87,25 @@ class FaissKeeper(Keeper):
     """Builds the graph where an index has grown large. The vectors themselves are the index's own file."""
 
     def __init__(self, folder: Path, graph_from: int = GRAPH_FROM) -> None:
-        self.folder = folder
-        self.graph_from = graph_from
+        self.folder, self.graph_from = folder, graph_from
+        self._base: Base | None = None
+
+    def open(self, generation: int, vectors: FloatArray, dead: IntArray) -> FaissEngine:
+        """As `Keeper.open`; the base of the last engine is taken over while it serves."""
+        graph = find_graph(self.folder, generation, len(vectors))
+        if self._base is None or not self._base.serves(generation, len(vectors), graph):
+            self._base = Base(generation, vectors, graph)
+        return FaissEngine(self._base, vectors, dead)
 
     def finish(self, generation: int, vectors: FloatArray) -> None:
         """Build the graph again where it covers too few of the rows."""
         if len(vectors) < self.graph_from:
             return
         old = find_graph(self.folder, generation, len(vectors))
-        if old is not None and _rows_of(old) >= LEAST_COVERED * len(vectors):
-            return
-        build_graph(vectors, self.folder / f"graph-{generation}-{len(vectors)}.faiss")
-        if old is not None:
-            old.unlink()
+        if old is None or _rows_of(old) < LEAST_COVERED * len(vectors):
+            build_graph(vectors, self.folder / f"graph-{generation}-{len(vectors)}.faiss")
+            if old is not None:
+                old.unlink()
 
     def forget(self, generation: int) -> None:
         """Delete the graphs of a generation."""
@@ -160,12 +141,11 @@ def _open_graph(path: Path, storage: Any) -> Any:
     try:
         os.close(open_plain(path))
         graph = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_STORAGE)
-        fits = isinstance(graph, faiss.IndexHNSWSQ) and graph.d == storage.d and graph.ntotal == _rows_of(path)
     except OSError as error:
         raise not_ours(path, error) from error
     except RuntimeError as error:
         raise SearchError(f"{path} cannot be read; delete it, and `vsrn index` builds it again.") from error
-    if not fits:
+    if not isinstance(graph, faiss.IndexHNSWSQ) or (graph.d, graph.ntotal) != (storage.d, _rows_of(path)):
         raise SearchError(f"{path} is not the graph of this index; delete it, and `vsrn index` builds it again.")
     graph.storage, graph.own_fields = storage, False
     return graph

@@ -1,9 +1,4 @@
-"""Which folders an index is of after a run, and what is found in them.
-
-choice = choose_folders(view, [Path("photos/")], remove=[])
-listing = list_folders(choice, settings, index=Path("idx/"))
-folder_named(view, "./photos/2024", paths=True)     "2024"
-"""
+"""Which folders an index is of after a run, what is found in them, and which of them a person means."""
 
 from __future__ import annotations
 
@@ -12,13 +7,13 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from vsrn.data.exclusion import Exclusion
 from vsrn.data.listing import PhotoFile, find_photos, photo_id
 from vsrn.errors import DataError, PhotoError, SearchError, UnknownFolderError, did_you_mean
 from vsrn.files import printable
-from vsrn.metrics import IntArray
 from vsrn.search.records import View
 from vsrn.search.roots import Root, Roots, Settings, is_inside, is_same_folder
 from vsrn.search.where import Where
@@ -31,18 +26,20 @@ NAMELESS = "photos"
 
 @dataclass(frozen=True)
 class Choice:
-    """The folders of an index.
+    """The folders that an index is of after a run, those of them that are new, and those that it was of before.
 
-    roots    that it is of after this run
-    added    those of them that it was not of before
-    removed  that it was of before
-    moved    where a folder was, and where it is
+    moved  where a folder was, and where it is
     """
 
     roots: Roots
     added: list[Root] = field(default_factory=list)
     removed: list[Root] = field(default_factory=list)
     moved: list[tuple[Path, Path]] = field(default_factory=list)
+
+    @cached_property
+    def all(self) -> Roots:
+        """Those that it is of during this run: a folder that is to be removed stays until its photos are gone."""
+        return Roots([*self.removed, *self.roots])
 
 
 def choose_folders(view: View | None, given: Sequence[Path], remove: Sequence[Path]) -> Choice:
@@ -55,7 +52,11 @@ def choose_folders(view: View | None, given: Sequence[Path], remove: Sequence[Pa
     is none of the index's, or none is left.
     """
     known = Roots([]) if view is None else view.roots()
-    removed = [_known(known, path) for path in remove]
+    removed = [root for root in known if any(is_same_folder(root.path, path) for path in remove)]
+    for path in remove:
+        if not any(is_same_folder(root.path, path) for root in removed):
+            named = ", ".join(printable(root.path) for root in known) or "none"
+            raise SearchError(f"{printable(path)} is no folder of the index, which is of {named}.")
     kept = {root.label: root for root in known if root not in removed}
     moved: list[tuple[Path, Path]] = []
     new: list[Path] = []
@@ -70,7 +71,7 @@ def choose_folders(view: View | None, given: Sequence[Path], remove: Sequence[Pa
         else:
             kept[before.label] = Root(before.label, path.absolute())
             moved.append((before.path, path.absolute()))
-    _check_apart(list(kept.values()), [*new, *(path for _, path in moved)])
+    _check_apart([root.path for root in kept.values()], [*new, *(path for _, path in moved)])
     added: list[Root] = []
     for path in new:
         label = "" if len(known) + len(new) == 1 else _free_label(path, view, [*known, *added])
@@ -78,14 +79,6 @@ def choose_folders(view: View | None, given: Sequence[Path], remove: Sequence[Pa
     if not kept and not added:
         raise SearchError("the index would be of no folder; name a folder of photos to add, or delete the index.")
     return Choice(Roots([*kept.values(), *added]), added, removed, moved)
-
-
-def _known(known: Roots, path: Path) -> Root:
-    root = next((root for root in known if is_same_folder(root.path, path)), None)
-    if root is None:
-        named = ", ".join(printable(root.path) for root in known)
-        raise SearchError(f"{printable(path)} is no folder of the index, which is of {named or 'none'}.")
-    return root
 
 
 def _has_moved(view: View, root: Root, path: Path) -> bool:
@@ -96,17 +89,15 @@ def _has_moved(view: View, root: Root, path: Path) -> bool:
     asked = list(itertools.islice((photo for photo in view.photos() if roots.of(photo.id) == root), ASKED))
     there = 0
     for photo in asked:
-        try:
+        with contextlib.suppress(OSError):
             there += (path / os.fsdecode(photo.path)).stat().st_size == photo.size
-        except OSError:
-            continue
     return there > SAME * len(asked)
 
 
-def _check_apart(kept: Sequence[Root], new: Sequence[Path]) -> None:
+def _check_apart(kept: Sequence[Path], new: Sequence[Path]) -> None:
     """Raise `SearchError` where a new folder lies in another one, or another one in it."""
     for path in new:
-        for other in [*(root.path for root in kept), *new]:
+        for other in [*kept, *new]:
             if is_same_folder(path, other):
                 continue
             if is_inside(path, other):
@@ -183,17 +174,18 @@ def _with_labels(root: Root, found: Iterable[PhotoFile], labels: dict[str, Root]
             yield PhotoFile(f"{first} (2)/", root.path / first, refusal)
 
 
-def folder_named(view: View, name: Path | str, *, paths: bool) -> str | None:
-    """A folder as ids begin, of the folder that a person means; None for the whole index, and "" for what has no label.
-
-    paths  whether it may be named by a path, from here or from the top
+def resolved(view: View, where: Where) -> Where:
+    """The filter with its folder as ids begin, of the folder that a person means; without it for the whole index.
 
     Raises `UnknownFolderError` where no photo and no skipped file of the index lies in it.
     """
+    return where if where.folder is None else replace(where, folder=_folder_named(view, where.folder, where.paths))
+
+
+def _folder_named(view: View, name: Path | str, paths: bool) -> str | None:
+    """The same folder as ids begin; None for the whole index, and "" for what has no label."""
     typed, roots = str(name).replace(os.sep, "/"), view.roots()
     asked = ""
-    with contextlib.suppress(ValueError):  # characters that no path has
-        asked = ""
     with contextlib.suppress(ValueError):  # characters that no path has
         asked = photo_id(Path(os.path.normpath(typed.strip("/"))))
     if asked == ".":
@@ -211,17 +203,3 @@ def folder_named(view: View, name: Path | str, *, paths: bool) -> str | None:
     near = [folder for folder in known if asked and f"/{folder}".casefold().endswith(f"/{asked}".casefold())]
     hint = f" Did you mean '{near[0]}'?" if near else did_you_mean(asked, known)
     raise UnknownFolderError(f"the index has no folder '{printable(typed)}'.{printable(hint)}")
-
-
-def resolved(view: View, where: Where) -> Where:
-    """The filter with its folder named as ids begin, or without it where it is the whole index.
-
-    Raises `UnknownFolderError`.
-    """
-    return replace(where, folder=None if where.folder is None else folder_named(view, where.folder, paths=where.paths))
-
-
-def rows_of(view: View, where: Where) -> IntArray | None:
-    """(n,) rows of the photos that pass a filter; None where all do. Raises `UnknownFolderError`."""
-    where = resolved(view, where)
-    return view.rows(where) if where else None

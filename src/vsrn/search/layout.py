@@ -10,8 +10,8 @@
     model/               the encoders, as `vsrn export --onnx` writes them
     lock                 held by whoever adds to the index
 
-G is the generation. Files of a generation only grow; compaction writes those of the next. Every file is a regular
-file: whoever opens an index may have it from a stranger, so no link in it is followed.
+G is the generation. Files of a generation only grow; compaction writes those of the next. An index may come from a
+stranger: no link in it is followed, and every file must be a regular one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 import numpy as np
@@ -34,7 +34,7 @@ import numpy.typing as npt
 from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
-from vsrn.files import Closing, delete, open_plain, read_at, read_plain, take_lock, write_at, write_atomically
+from vsrn.files import delete, open_plain, read_at, read_plain, take_lock, write_all, write_atomically
 from vsrn.metrics import FloatArray
 from vsrn.search.records import REMEDY, PhotoRecord, State
 
@@ -84,45 +84,39 @@ class IndexInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     thumbnail_side: ThumbnailSide = OLD_THUMBNAIL_SIDE
     format: Literal[1] = 1
 
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the `index.json` of a folder. Raises `SearchError` where it is no index, or not one of ours."""
+        path = folder / INFO_FILE
+        try:
+            return cls.parse(read_plain(path))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise SearchError(
+                f"{folder} is not an index: it has no {INFO_FILE}; make one with `vsrn index PHOTOS -o {folder}`."
+            ) from error
+        except OSError as error:
+            raise not_ours(path, error) from error
+        except ValueError as error:
+            raise SearchError(
+                f"{path} is not what `vsrn index` writes ({error}); put a copy back, or delete this one file, and"
+                f" `vsrn index PHOTOS -o {folder}` makes it again from the rest of the index."
+            ) from error
 
-class UnreadableInfoError(SearchError):
-    """The index.json of a folder is missing, or not what `vsrn index` writes."""
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Read its text. Raises `ValueError` where it is another's."""
+        try:
+            return msgspec.json.decode(content, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(str(error)) from error
 
+    def write(self, folder: Path) -> None:
+        """Write the `index.json` of a folder, whole or not at all."""
+        write_atomically(folder / INFO_FILE, self.as_json())
 
-def read_info(folder: Path) -> IndexInfo:
-    """Read `index.json`. Raises `UnreadableInfoError` where the folder is no index, or not one of ours."""
-    path = folder / INFO_FILE
-    try:
-        return parse_info(read_plain(path))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UnreadableInfoError(
-            f"{folder} is not an index: it has no {INFO_FILE}; make one with `vsrn index PHOTOS -o {folder}`."
-        ) from error
-    except OSError as error:
-        raise UnreadableInfoError(str(not_ours(path, error))) from error
-    except ValueError as error:
-        raise UnreadableInfoError(
-            f"{path} is not what `vsrn index` writes ({error}); put a copy back, or delete this one file, and"
-            f" `vsrn index PHOTOS -o {folder}` makes it again from the rest of the index."
-        ) from error
-
-
-def parse_info(content: bytes) -> IndexInfo:
-    """The text of an `index.json`. Raises `ValueError` where it is another's."""
-    try:
-        return msgspec.json.decode(content, type=IndexInfo)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(str(error)) from error
-
-
-def write_info(folder: Path, info: IndexInfo) -> None:
-    """Write `index.json`, whole or not at all."""
-    write_atomically(folder / INFO_FILE, info_as_json(info))
-
-
-def info_as_json(info: IndexInfo) -> bytes:
-    """The text of its `index.json`."""
-    return msgspec.json.format(msgspec.json.encode(info), indent=1) + b"\n"
+    def as_json(self) -> bytes:
+        """Its text."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
 
 def growing_path(folder: Path, kind: str, generation: int) -> Path:
@@ -131,9 +125,10 @@ def growing_path(folder: Path, kind: str, generation: int) -> Path:
 
 
 def open_vectors(folder: Path, info: IndexInfo, state: State) -> FloatArray:
-    """(num_rows, D) float16, memory-mapped. Raises `SearchError` where the file is cut short or no regular file.
+    """(num_rows, D) float16, memory-mapped.
 
-    Raises `FileNotFoundError` where a compaction has replaced it: read the state again.
+    Raises `SearchError` where the file is cut short or no regular file, and `FileNotFoundError` where a compaction has
+    replaced it: read the state again.
     """
     if not state.num_rows:
         # The file itself may not be there yet.
@@ -143,11 +138,6 @@ def open_vectors(folder: Path, info: IndexInfo, state: State) -> FloatArray:
             raise SearchError(f"{file.path} is shorter than the records say; {REMEDY}")
         mapped = mmap.mmap(file.fileno(), file.end, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, dtype="<f2").reshape(state.num_rows, info.joint_dim)
-
-
-def regions_size(photo: PhotoRecord, info: IndexInfo) -> int:
-    """Bytes that a photo's regions take."""
-    return sum(math.prod(shape) * np.dtype(array.dtype).itemsize for array, shape in _kept(photo, info))
 
 
 def pack_regions(regions: Regions, names: RegionNames) -> bytes:
@@ -186,8 +176,10 @@ def piece_of(kind: str, photo: PhotoRecord, info: IndexInfo) -> tuple[int, int, 
     if kind == "vectors":
         return 2 * info.joint_dim * photo.row, 2 * info.joint_dim, photo.vector_crc
     if kind == "regions":
-        start = photo.regions_at
-        return (0, 0, None) if start is None else (start, regions_size(photo, info), photo.regions_crc)
+        if photo.regions_at is None:
+            return 0, 0, None
+        size = sum(math.prod(shape) * np.dtype(array.dtype).itemsize for array, shape in _kept(photo, info))
+        return photo.regions_at, size, photo.regions_crc
     return photo.thumbnail_at, photo.thumbnail_size, photo.thumbnail_crc
 
 
@@ -201,7 +193,7 @@ def is_wrong(vectors: FloatArray, normalised: bool) -> np.ndarray[tuple[int], np
         return ~(np.abs(np.sqrt(squares) - 1) < LENGTH_TOLERANCE)
 
 
-class GrowingFile(Closing):
+class GrowingFile(io.FileIO):
     """One of the three files that grow.
 
     path  where it is
@@ -220,23 +212,22 @@ class GrowingFile(Closing):
         self.rewind(state)
         flags, mode = (os.O_RDWR | os.O_CREAT, "r+") if write else (os.O_RDONLY, "r")
         try:
-            self._file = io.FileIO(open_plain(self.path, flags), mode)
+            super().__init__(open_plain(self.path, flags), mode)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise not_ours(self.path, error) from error
         if write and self.status().st_size != self.end:  # a cut to the same size would change the file's time
-            self._file.truncate(self.end)
+            self.truncate(self.end)
 
-    def read(self, photo: PhotoRecord, *, normalised: bool = False) -> bytes:
+    def piece(self, photo: PhotoRecord, *, normalised: bool = False) -> bytes:
         """What it has of a photo; nothing where the index keeps none.
 
-        normalised  whether a vector without a checksum, of an older index, must have length 1
-
-        Raises `SearchError` where that is not there, or is not what was written.
+        Raises `SearchError` where that is not there, or is not what was written. A thumbnail must begin as a JPEG. A
+        vector without a checksum, of an older index, must be finite, and of length 1 where `normalised`.
         """
         start, size, crc = piece_of(self.kind, photo, self.info)
-        content = read_at(self._file.fileno(), size, start) if start + size <= self.end else b""
+        content = read_at(self.fileno(), size, start) if start + size <= self.end else b""
         if len(content) != size:
             raise SearchError(f"{self.path} is shorter than the records say; {REMEDY}")
         fault = ""
@@ -257,28 +248,18 @@ class GrowingFile(Closing):
 
     def append(self, content: bytes) -> int:
         """Write `content` after everything else; gives the place of its first byte."""
-        start, rest = self.end, memoryview(content)
-        while rest:
-            written = write_at(self._file.fileno(), rest, self.end + len(content) - len(rest))
-            rest = rest[written:]
+        start = self.seek(self.end)
+        write_all(self.fileno(), content)
         self.end += len(content)
         return start
 
-    def fileno(self) -> int:
-        """The descriptor of the open file."""
-        return self._file.fileno()
-
     def sync(self) -> None:
         """Wait until everything is on disk."""
-        os.fsync(self._file.fileno())
+        os.fsync(self.fileno())
 
     def status(self) -> os.stat_result:
         """Size, time and inode of the file."""
-        return os.fstat(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        return os.fstat(self.fileno())
 
 
 def not_ours(path: Path, error: OSError) -> SearchError:

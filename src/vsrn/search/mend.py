@@ -1,11 +1,7 @@
 """What of an index is not what was written, and how it is made whole before anything is added to it.
 
-    for damage in check_index("idx/"):
-        print(damage.what, damage.ids)
-
-`vsrn index` mends records, model and index.json here; photos whose vector, regions or thumbnail are damaged are read
-again (`build.py`). Records of older indexes have no checksums. Of those a vector must be finite and, where the model's
-are, of length 1; a thumbnail must begin as a JPEG; and every piece must be there.
+`vsrn index` mends records, model and index.json here, and reads photos again whose vector, regions or thumbnail are
+damaged (`build.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ from vsrn.errors import SearchError, VsrnError
 from vsrn.files import delete, sync_folder
 from vsrn.pretrained import PACKAGED_MODELS
 from vsrn.search.create import Model, checksums, new_info, open_source, write_model
-from vsrn.search.database import Records, create_records
+from vsrn.search.database import Records, beside, create_records
 from vsrn.search.layout import (
     GROWING,
     INFO_FILE,
@@ -31,16 +27,11 @@ from vsrn.search.layout import (
     RECORDS_FILE,
     GrowingFile,
     IndexInfo,
-    UnreadableInfoError,
     check_agreement,
     growing_path,
     index_lock,
     open_model,
-    parse_info,
     piece_of,
-    read_info,
-    regions_size,
-    write_info,
 )
 from vsrn.search.records import DamagedRecordsError, PhotoRecord, Stamp, State, View
 from vsrn.search.roots import Settings
@@ -48,23 +39,19 @@ from vsrn.search.roots import Settings
 
 @dataclass(frozen=True)
 class Damage:
-    """One kind of damage.
-
-    what    the sentence that says what is damaged
-    ids     of the photos concerned; empty where that cannot be said
-    """
+    """One kind of damage: a sentence, and the ids of the photos concerned; none where that cannot be said."""
 
     what: str
     ids: list[str]
 
 
 def check_index(folder: Path | str) -> list[Damage]:
-    """Look at everything in an index and change nothing; an empty list says that it is whole.
+    """Look at everything in an index and change nothing; nothing is found where it is whole.
 
     Raises `SearchError` where the folder is no index.
     """
     folder = Path(folder)
-    info = read_info(folder)
+    info = IndexInfo.read(folder)
     found: list[Damage] = []
     normalised = True
     try:
@@ -73,7 +60,7 @@ def check_index(folder: Path | str) -> list[Damage]:
     except VsrnError as error:
         found.append(Damage(str(error), []))
     try:
-        with Records(folder / RECORDS_FILE) as records:
+        with Records(folder) as records:
             found += [Damage(f"{records.path} is damaged: {fault}", []) for fault in records.faults()]
             with records.read() as view:
                 damaged = damaged_pieces(folder, info, view, normalised=normalised)
@@ -110,7 +97,7 @@ def damaged_pieces(
             for kind, file in files.items():
                 try:
                     if file is not None:
-                        file.read(photo, normalised=normalised)
+                        file.piece(photo, normalised=normalised)
                     elif piece_of(kind, photo, info)[1]:
                         raise SearchError(f"the {kind} are missing")
                 except SearchError:
@@ -119,17 +106,16 @@ def damaged_pieces(
 
 
 def mend_index(folder: Path, model: Model | None) -> None:
-    """Mend what is damaged of an index besides its vectors, regions and thumbnails; of a folder without one, nothing.
+    """Mend what is damaged of an index, if there is one, besides its vectors, regions and thumbnails.
 
     model  the model that it was made by, where a person named it
 
     Raises `SearchError` or `CheckpointError` where that cannot be done.
     """
-    if not is_index(folder):
-        return
-    info = _info_of(folder)
-    _mend_model(folder, info, model)
-    _mend_records(folder, info)
+    if is_index(folder):
+        info = _info_of(folder)
+        _mend_model(folder, info, model)
+        _mend_records(folder, info)
 
 
 def is_index(folder: Path) -> bool:
@@ -137,7 +123,7 @@ def is_index(folder: Path) -> bool:
     if (folder / INFO_FILE).is_file():
         return True
     try:
-        with Records(folder / RECORDS_FILE) as records, records.read() as view:
+        with Records(folder) as records, records.read() as view:
             return view.state().version > 0
     except SearchError:
         return False
@@ -149,22 +135,22 @@ def _info_of(folder: Path) -> IndexInfo:
     Raises `SearchError` where it contradicts its copy.
     """
     try:
-        info = read_info(folder)
-    except UnreadableInfoError:
-        with Records(folder / RECORDS_FILE) as records, records.read() as view:
+        info = IndexInfo.read(folder)
+    except SearchError:
+        with Records(folder) as records, records.read() as view:
             copy = view.info()
             explain = all(photo.regions_at is not None for photo in view.latest(1))
         try:
-            info = parse_info(copy or b"")
+            info = IndexInfo.parse(copy or b"")
         except ValueError:
             # An older index, which kept no copy. Had it a server, its vectors are in the index all the same.
             encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={}, device="cpu")
             info = new_info(encoder, encoder.region_names, explain=explain, engine="faiss", uri="")
-        write_info(folder, info)
+        info.write(folder)
         return info
     try:
-        with Records(folder / RECORDS_FILE) as records, records.read() as view:
-            kept = parse_info(view.info() or b"")
+        with Records(folder) as records, records.read() as view:
+            kept = IndexInfo.parse(view.info() or b"")
     except (DamagedRecordsError, ValueError):
         return info
     # Where Milvus is may change.
@@ -173,9 +159,9 @@ def _info_of(folder: Path) -> IndexInfo:
 
 
 def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
-    """Put the index's model back where a file of it is not what it was, and the same model is at hand.
+    """Put the index's model back where a file of it is not what it was, from the named model or a packaged one.
 
-    model  where a person named it; else a packaged one. Raises what `open_model` raises where none is the same.
+    Raises what `open_model` raises where none is the same.
     """
     try:
         open_model(folder, info, whole=True)
@@ -188,52 +174,39 @@ def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
         with index_lock(folder):
             delete(place)
             write_model(sources[0], place)
-            write_info(folder, msgspec.structs.replace(info, files=checksums(place)))
+            msgspec.structs.replace(info, files=checksums(place)).write(folder)
 
 
 def _mend_records(folder: Path, info: IndexInfo) -> None:
     """Replace damaged records by new ones with what can still be read of them; other photos are read again."""
     path = folder / RECORDS_FILE
-    with contextlib.suppress(DamagedRecordsError), Records(path) as records:
+    with contextlib.suppress(DamagedRecordsError), Records(folder) as records:
         if not records.faults():
             return
     with index_lock(folder):
-        state, settings, found = _salvaged(folder, info)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        create_records(temporary, state, found, settings=settings)
-        for beside in (Path(f"{path}-wal"), Path(f"{path}-shm")):
-            beside.unlink(missing_ok=True)
-        temporary.replace(path)
-        sync_folder(folder)
-
-
-def _salvaged(folder: Path, info: IndexInfo) -> tuple[State, Settings, list[PhotoRecord]]:
-    """How far an index with damaged records has come, as far as can be told, its settings, and records that can be
-    read.
-    """
-    generations = [path.stem.rpartition("-")[2] for path in folder.glob("vectors-*.f16")]
-    generation = max((int(number) for number in generations if number.isdecimal()), default=1)
-    vectors = growing_path(folder, "vectors", generation)
-    num_rows = vectors.stat().st_size // (2 * info.joint_dim) if vectors.is_file() else 0
-    state: State | None = None
-    settings, found = Settings(), list[PhotoRecord]()
-    with contextlib.suppress(SearchError), Records(folder / RECORDS_FILE) as records:
-        state, settings, found = records.salvage(num_rows)
-    if state is not None and state.generation != generation:
-        found = []
-    return (
-        State(
+        generations = [file.stem.rpartition("-")[2] for file in folder.glob("vectors-*.f16")]
+        generation = max((int(number) for number in generations if number.isdecimal()), default=1)
+        vectors = growing_path(folder, "vectors", generation)
+        num_rows = vectors.stat().st_size // (2 * info.joint_dim) if vectors.is_file() else 0
+        old: State | None = None
+        settings, found = Settings(), list[PhotoRecord]()
+        with contextlib.suppress(SearchError), Records(folder) as records:
+            old, settings, found = records.salvage(num_rows)
+        if old is not None and old.generation != generation:
+            found = []
+        regions = [piece_of("regions", photo, info) for photo in found]
+        state = State(
             # Services tell by the version whether there is something new: the time is above any number of commits.
-            version=int(time.time()) if state is None else state.version + 1,
+            version=int(time.time()) if old is None else old.version + 1,
             generation=generation,
             num_rows=max((photo.row + 1 for photo in found), default=0),
-            regions_end=max(
-                (photo.regions_at + regions_size(photo, info) for photo in found if photo.regions_at is not None),
-                default=0,
-            ),
+            regions_end=max((start + size for start, size, _ in regions), default=0),
             thumbnails_end=max((photo.thumbnail_at + photo.thumbnail_size for photo in found), default=0),
-            root=b"" if state is None else state.root,
-        ),
-        settings,
-        found,
-    )
+            root=b"" if old is None else old.root,
+        )
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        create_records(temporary, state, found, settings=settings)
+        for file in beside(path):
+            file.unlink(missing_ok=True)
+        temporary.replace(path)
+        sync_folder(folder)

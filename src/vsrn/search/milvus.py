@@ -1,8 +1,7 @@
 """The engine of many machines: vectors are also kept by Milvus, as a server or in a Milvus Lite file.
 
-The index stays the source: a collection is a copy of its vectors, one a generation, and is filled anew where it
-falls short. Milvus Lite scans exactly, for one process at a time; a server chooses its own kind of index.
-Deletions and filters are Milvus's own in both.
+A collection is a copy of the index's vectors, one a generation. Milvus Lite scans exactly, for one process at a time; a
+server chooses its own kind of index.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ import numpy as np
 from vsrn.errors import ConfigError, SearchError
 from vsrn.files import printable
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.search.engine import Engine, Found, Keeper, nearest
+from vsrn.search.engine import Found, Keeper, nearest
 from vsrn.search.layout import MILVUS_FILE, IndexInfo
-from vsrn.search.records import State
 
 # As many as a server gives in one answer.
 MOST_HITS = 16_384
@@ -30,22 +29,10 @@ SECONDS_TO_CONNECT = 10.0
 
 
 class MilvusEngine:
-    """Searches the collection of one generation."""
+    """Searches a collection."""
 
-    def __init__(self, uri: str, name: str, generation: int, num_rows: int, last: MilvusEngine | None = None) -> None:
-        """
-        last  an engine over an earlier state of the same index, whose connection is taken over
-
-        Raises `SearchError` where Milvus cannot be reached or has no such collection.
-        """
-        self.uri, self.num_rows = uri, num_rows
-        self.collection = _collection(name, generation)
-        self._client: Any = _connect(uri) if last is None else last._client
-        with _told(uri):
-            if not self._client.has_collection(self.collection):
-                self._client.close()
-                raise SearchError(f"{uri} does not hold this index; run `vsrn index` again to fill it.")
-            self._client.load_collection(self.collection)
+    def __init__(self, client: Any, uri: str, collection: str, num_rows: int) -> None:
+        self._client, self.uri, self.collection, self.num_rows = client, uri, collection, num_rows
 
     def search(self, query: FloatArray, k: int, allowed: IntArray | None = None) -> Found:
         """As `Engine.search`; no more than 16,384 hits, which is a server's own limit."""
@@ -65,19 +52,27 @@ class MilvusEngine:
         rows = np.array([hit["row"] for hit in hits], dtype=np.int64)
         return nearest(rows, np.array([hit["distance"] for hit in hits], dtype=np.float32), k)
 
-    def close(self) -> None:
-        """Close the connection, and a Lite file."""
-        self._client.close()
-
 
 class MilvusKeeper(Keeper):
-    """Keeps the collections of one index in step with it."""
+    """Keeps the collections of one index. Each method raises `SearchError` where Milvus fails."""
 
     def __init__(self, uri: str, name: str, dim: int) -> None:
-        """Raises `SearchError` where Milvus cannot be reached."""
         self.uri, self.name, self.dim = uri, name, dim
-        self._client = _connect(uri)
         self._collection = ""
+
+    @cached_property
+    def _client(self) -> Any:
+        return _connect(self.uri)
+
+    def open(self, generation: int, vectors: FloatArray, dead: IntArray) -> MilvusEngine:  # noqa: ARG002
+        """As `Keeper.open`; dead rows are no more in the collection."""
+        collection = _collection(self.name, generation)
+        with _told(self.uri):
+            if not self._client.has_collection(collection):
+                self.close()  # a Lite file is for one process at a time, and another has to fill it
+                raise SearchError(f"{self.uri} does not hold this index; run `vsrn index` again to fill it.")
+            self._client.load_collection(collection)
+        return MilvusEngine(self._client, self.uri, collection, len(vectors))
 
     def begin(self, generation: int, vectors: FloatArray, dead: IntArray) -> None:
         """Make the collection where it is missing, and fill it where it falls short."""
@@ -87,19 +82,15 @@ class MilvusKeeper(Keeper):
                 self._make()
             self._client.load_collection(self._collection)
             self._client.delete(self._collection, filter=f"row >= {len(vectors)}")
-        self.remove(dead)
-        if self._count() == len(vectors) - len(dead):
-            return
-        alive = np.setdiff1d(np.arange(len(vectors)), dead)
-        for first in range(0, len(alive), ROWS_AT_ONCE):
-            rows = alive[first : first + ROWS_AT_ONCE]
-            self._put(rows, vectors[rows])
+            self.remove(dead)
+            asked = {"output_fields": ["count(*)"], "consistency_level": "Strong"}
+            counted = self._client.query(self._collection, filter="", **asked)
+        if int(counted[0]["count(*)"]) != len(vectors) - len(dead):
+            self._put(np.setdiff1d(np.arange(len(vectors)), dead), vectors)
 
     def add(self, first_row: int, vectors: FloatArray) -> None:
         """Copy new rows, before the index acknowledges them."""
-        for first in range(0, len(vectors), ROWS_AT_ONCE):
-            some = vectors[first : first + ROWS_AT_ONCE]
-            self._put(first_row + first + np.arange(len(some)), some)
+        self._put(first_row + np.arange(len(vectors)), vectors, first_row)
 
     def remove(self, rows: IntArray) -> None:
         """Delete rows whose photos are gone."""
@@ -113,8 +104,10 @@ class MilvusKeeper(Keeper):
             self._client.drop_collection(_collection(self.name, generation))
 
     def close(self) -> None:
-        """Close the connection, and a Lite file."""
-        self._client.close()
+        """Close the connection, and a Lite file; what is asked next connects again."""
+        if "_client" in vars(self):
+            self._client.close()
+            del self._client
 
     def _make(self) -> None:
         from pymilvus import DataType, MilvusClient  # noqa: PLC0415 - an extra
@@ -127,47 +120,19 @@ class MilvusKeeper(Keeper):
         settings.add_index("vector", index_type=kind, metric_type="IP")
         self._client.create_collection(self._collection, schema=schema, index_params=settings)
 
-    def _put(self, rows: IntArray, vectors: FloatArray) -> None:
-        wide = np.asarray(vectors, dtype=np.float32)
-        with _told(self.uri):
-            self._client.upsert(
-                self._collection,
-                [{"row": int(row), "vector": vector} for row, vector in zip(rows, wide, strict=True)],
-            )
-
-    def _count(self) -> int:
-        with _told(self.uri):
-            counted = self._client.query(
-                self._collection, filter="", output_fields=["count(*)"], consistency_level="Strong"
-            )
-        return int(counted[0]["count(*)"])
+    def _put(self, rows: IntArray, vectors: FloatArray, first_row: int = 0) -> None:
+        """Copy some rows, of vectors that begin at `first_row`."""
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = rows[start : start + ROWS_AT_ONCE]
+            wide = np.asarray(vectors[some - first_row], dtype=np.float32)
+            content = [{"row": row, "vector": vector} for row, vector in zip(some.tolist(), wide, strict=True)]
+            with _told(self.uri):
+                self._client.upsert(self._collection, content)
 
 
-def open_engine(
-    folder: Path,
-    info: IndexInfo,
-    state: State,
-    vectors: FloatArray,  # noqa: ARG001 - every engine takes it, and `dead`
-    dead: IntArray,  # noqa: ARG001
-    last: Engine | None = None,
-    uri: str = "",
-) -> MilvusEngine:
-    """As `engine_of` says."""
-    connected = last if isinstance(last, MilvusEngine) else None
-    return MilvusEngine(_uri(folder, info, uri), info.name, state.generation, state.num_rows, connected)
-
-
-def open_keeper(folder: Path, info: IndexInfo, uri: str = "") -> MilvusKeeper:
-    """As `engine_of` says."""
-    return MilvusKeeper(_uri(folder, info, uri), info.name, info.joint_dim)
-
-
-def _uri(folder: Path, info: IndexInfo, typed: str) -> str:
-    """Where Milvus is. Raises `SearchError` where the index names a place outside of its folder and nobody else does.
-
-    An index may come from a stranger, and whoever it names would be sent every query.
-    """
-    if info.uri and typed != info.uri:
+def open_keeper(folder: Path, info: IndexInfo, uri: str) -> MilvusKeeper:
+    """As `vsrn.search.engine.open_keeper`. A stranger's index may name a place that would be sent every query."""
+    if info.uri and uri != info.uri:
         raise SearchError(
             f"{folder} keeps its vectors in Milvus at {printable(info.uri)}, and nothing is contacted because a folder"
             f" says so; if that place is yours, add --uri {printable(info.uri)}."
@@ -175,7 +140,7 @@ def _uri(folder: Path, info: IndexInfo, typed: str) -> str:
     lite = folder.absolute() / MILVUS_FILE
     if not info.uri and lite.is_symlink():
         raise SearchError(f"{lite} is a link, which `vsrn index` never makes; do not use this index.")
-    return info.uri or str(lite)
+    return MilvusKeeper(info.uri or str(lite), info.name, info.joint_dim)
 
 
 def _collection(name: str, generation: int) -> str:
@@ -183,37 +148,29 @@ def _collection(name: str, generation: int) -> str:
 
 
 def _connect(uri: str) -> Any:
-    try:
-        from pymilvus import MilvusClient  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "the Milvus engine needs the package pymilvus; run `pip install '.[milvus]'` in the checkout."
-        ) from error
-    # What goes wrong is raised, and said again by us in one sentence.
-    for logger in ("pymilvus", "milvus_lite"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
-    if "://" not in uri:
-        _keep_lite_off_the_proxy()
     with _told(uri):
+        from pymilvus import MilvusClient  # noqa: PLC0415 - an extra
+
+        # What goes wrong is raised, and said again by us in one sentence.
+        for logger in ("pymilvus", "milvus_lite"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        # gRPC would reach even Lite, a process on 127.0.0.1, through a user's proxy. It reads `no_grpc_proxy`, in lower
+        # case alone, in place of `no_proxy`, so what the user has excluded is kept.
+        excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112
+        if "://" not in uri and "127.0.0.1" not in excluded.split(","):
+            os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, "127.0.0.1"]))  # noqa: SIM112
         return MilvusClient(uri=uri, timeout=SECONDS_TO_CONNECT)
-
-
-def _keep_lite_off_the_proxy() -> None:
-    """Have gRPC reach Milvus Lite, a process on 127.0.0.1, directly: it sends even loopback through a user's proxy.
-
-    gRPC reads `no_grpc_proxy` in place of `no_proxy`, so what the user has excluded is kept.
-    """
-    # gRPC knows the lower case alone.
-    excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112
-    if "127.0.0.1" not in excluded.split(","):
-        os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, "127.0.0.1"]))  # noqa: SIM112
 
 
 @contextlib.contextmanager
 def _told(uri: str) -> Iterator[None]:
     """Milvus's errors, in our words."""
-    from pymilvus.exceptions import MilvusException  # noqa: PLC0415 - an extra
-
+    try:
+        from pymilvus.exceptions import MilvusException  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "the Milvus engine needs the package pymilvus; run `pip install '.[milvus]'` in the checkout."
+        ) from error
     try:
         yield
     except MilvusException as error:

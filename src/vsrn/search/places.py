@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -29,17 +30,11 @@ def usual_folders() -> list[Path]:
     Only those whose names are text, which a page can show and send back.
     """
     home = Path.home()
-    named = [home / "Pictures", home / "Photos", *_desktop_folder(home)]
-    return [folder for folder in dict.fromkeys(named) if str(folder).isprintable() and folder.is_dir()]
-
-
-def _desktop_folder(home: Path) -> list[Path]:
-    """The folder of pictures that a Linux desktop has noted, in the language of its user."""
+    named = [home / "Pictures", home / "Photos"]
+    # The folder that a Linux desktop has noted, in the language of its user.
     configs = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
-    try:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         text = (configs / "user-dirs.dirs").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return []
-    found = re.search(r'^XDG_PICTURES_DIR="(?:\$HOME/)?([^"]+)"', text, re.MULTILINE)
-    folder = home / found[1] if found else home
-    return [] if folder == home else [folder]
+        found = re.findall(r'^XDG_PICTURES_DIR="(?:\$HOME/)?([^"]+)"', text, re.MULTILINE)
+        named += [home / name for name in found if home / name != home]
+    return [folder for folder in dict.fromkeys(named) if str(folder).isprintable() and folder.is_dir()]

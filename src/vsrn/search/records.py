@@ -1,7 +1,7 @@
 """What an index knows of each photo, in SQLite: the one place that says which photos there are.
 
-Everything else in the folder hangs on it. A vector, a thumbnail or regions that no record points to do not count:
-they reach the disk first, and the commit that names them is what acknowledges them.
+A vector, a thumbnail or regions that no record points to do not count: they reach the disk first, and the commit that
+names them acknowledges them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vsrn.errors import SearchError, SkipKind
 from vsrn.files import normal_name
 from vsrn.metrics import IntArray
 from vsrn.search.roots import Roots, Settings
-from vsrn.search.where import Where, between, condition
+from vsrn.search.where import EVERYWHERE, Where, between, condition
 
 # SQLite takes at most so many values in one statement, whatever it was built with.
 VALUES_AT_ONCE = 500
@@ -38,8 +38,7 @@ class Stamp(NamedTuple):
 
     size         in bytes
     modified_ns  when its content last changed, in nanoseconds since 1970
-    changed_ns   when its content, name or rights last changed; None in records of older indexes
-    inode        its number in the file system; None in records of older indexes
+    changed_ns   when its content, name or rights last changed; None in older indexes, as the inode is
     """
 
     size: int
@@ -79,8 +78,7 @@ class PhotoRecord:
     num_regions     N
     regions_at      first byte of its regions, None where they are not kept
     has_scores      whether its regions have a detection confidence
-    thumbnail_at    first byte of its thumbnail
-    thumbnail_size  bytes of its thumbnail
+    thumbnail_at, thumbnail_size  first byte and number of bytes of its thumbnail
     vector_crc, regions_crc, thumbnail_crc  CRC-32 of the bytes of each; None in records of older indexes
 
     Of a photo that has not been added yet, only its file is known: what comes after `taken` has no meaning.
@@ -115,10 +113,7 @@ class Known(NamedTuple):
 
 
 class MovedPhoto(NamedTuple):
-    """A photo of the index whose file has its old content and a new stamp: `old_id` has become `id`, at `path`.
-
-    Of a file that has not moved, the two ids are the same.
-    """
+    """A photo of the index whose file has its old content and a new stamp: `old_id` has become `id`, or is the same."""
 
     old_id: str
     id: str
@@ -130,7 +125,6 @@ class MovedPhoto(NamedTuple):
 class SkippedRecord:
     """A file that has no photo in the index.
 
-    id      as of a photo
     reason  the sentence that says why
     kind    which kind of reason; empty in records of older indexes
     stamp   the file's, where its content is what was refused; None otherwise
@@ -147,13 +141,11 @@ class SkippedRecord:
 class State(msgspec.Struct, frozen=True):
     """How far the index has come.
 
-    version         rises with every commit
-    generation      which of the numbered files hold the vectors; rises with every compaction
-    num_rows        rows of vectors acknowledged, dead ones included
-    regions_end     bytes of regions acknowledged
-    thumbnails_end  bytes of thumbnails acknowledged
-    root            the folder of the photos whose ids begin with no label, in the file system's own bytes; empty where
-                    there is none
+    version     rises with every commit
+    generation  which of the numbered files hold the vectors; rises with every compaction
+    num_rows    rows of vectors acknowledged, dead ones included
+    regions_end, thumbnails_end  bytes of each acknowledged
+    root        the folder whose ids begin with no label (`Roots.first`)
     """
 
     version: Count
@@ -203,8 +195,8 @@ class View:
         """The folders of the photos."""
         return Roots.kept(self.state().root, self.settings())
 
-    def num_photos(self, where: Where | None = None) -> int:
-        """Photos that can be found, or those of them that pass a filter."""
+    def num_photos(self, where: Where = EVERYWHERE) -> int:
+        """How many photos pass a filter."""
         terms, values = self._condition(where)
         found = self._connection.execute(f"SELECT count(*) FROM photos WHERE {terms}", values)  # noqa: S608 - our names
         return int(found.fetchone()[0])
@@ -230,7 +222,7 @@ class View:
         """Every record, by row."""
         return self._select("ORDER BY row")
 
-    def latest(self, k: int, where: Where | None = None, after: tuple[str, int] | None = None) -> list[PhotoRecord]:
+    def latest(self, k: int, where: Where = EVERYWHERE, after: tuple[str, int] | None = None) -> list[PhotoRecord]:
         """The k records taken last of those that pass a filter, the latest first; of equals the one added later.
 
         after  `taken` and `row` of a record: only those that come after it in this order
@@ -255,15 +247,15 @@ class View:
         terms, values = self._condition(where)
         return self._rows(f"photos WHERE {terms} ORDER BY row", values)
 
-    def _condition(self, where: Where | None) -> tuple[str, list[str | int]]:
-        labels = [root.label for root in self.roots() if root.label] if where and where.folder == "" else []
-        return condition(where or Where(), labels)
+    def _condition(self, where: Where) -> tuple[str, list[str | int]]:
+        labels = [root.label for root in self.roots() if root.label] if where.folder == "" else []
+        return condition(where, labels)
 
     def has_folder(self, folder: str) -> bool:
         """Whether a photo, or a file that was skipped, lies in a folder, named as ids begin."""
-        inside = "SELECT EXISTS (SELECT 1 FROM {} WHERE id >= ? AND id < ?)"
-        asked = (inside.format(table) for table in ("photos", "skipped"))
-        return any(self._connection.execute(one, between(folder)).fetchone()[0] for one in asked)
+        inside = "SELECT 1 FROM {} WHERE id >= ? AND id < ? LIMIT 1"
+        tables = ("photos", "skipped")
+        return any(self._connection.execute(inside.format(table), between(folder)).fetchone() for table in tables)
 
     def folders(self) -> dict[str, int]:
         """Every folder that photos lie in, and those above, as ids begin, sorted; of each how many photos are below."""

@@ -5,7 +5,6 @@ Reranker(index, "runs/scan").search("two dogs play on a beach", k=5)     # [Hit(
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +13,15 @@ import numpy as np
 from vsrn.data.regions import pad_regions
 from vsrn.encoders import load_encoder
 from vsrn.errors import CheckpointError, SearchError
-from vsrn.search.index import EVERYWHERE, Hit, Index
-from vsrn.search.where import Where
+from vsrn.search.index import Hit, Index
+from vsrn.search.where import EVERYWHERE, Where
 
 # Hits that a SCAN puts in order.
 TOP = 50
 
 
 class Reranker:
-    """A second look at what a search found: a SCAN compares every word with every region of the best few photos.
-
-    It reads the regions that the index keeps, so no photo is opened.
-    """
+    """Compares every word with every region of the best few photos, by the regions that the index keeps."""
 
     def __init__(self, index: Index, model: Path | str, device: str = "auto") -> None:
         """Raises `SearchError` where the index keeps no regions, `CheckpointError` where the model is no SCAN, and
@@ -44,15 +40,14 @@ class Reranker:
     def search(self, caption: str, k: int = 10, where: Where = EVERYWHERE, top: int = TOP) -> list[Hit]:
         """The k photos that fit a sentence best: the index finds, and the best `top` take the SCAN's order.
 
-        Scores are the SCAN's for those, and the index's for what follows them.
+        Scores are the SCAN's similarities for those, and the index's for what follows them.
         """
         hits = self.index.search(caption, max(k, top), where)
-        return (self.rerank(caption, hits[:top]) + hits[top:])[:k]
-
-    def rerank(self, caption: str, hits: Sequence[Hit]) -> list[Hit]:
-        """The same hits, best first by the SCAN, whose similarities become their scores; equals keep their order."""
-        if not hits:
+        best = hits[:top]
+        if not best:
             return []
-        features, counts = pad_regions([self.index.regions(hit.id) for hit in hits])
+        features, counts = pad_regions([self.index.regions(hit.id) for hit in best])
         scores = self.encoder.compare(features, counts, [caption])[:, 0]
-        return [replace(hits[place], score=float(scores[place])) for place in np.argsort(-scores, kind="stable")]
+        # Equals keep their order.
+        ordered = [replace(best[place], score=float(scores[place])) for place in np.argsort(-scores, kind="stable")]
+        return (ordered + hits[top:])[:k]

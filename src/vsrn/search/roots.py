@@ -17,8 +17,6 @@ from typing import Annotated, NamedTuple, Self
 
 import msgspec
 
-from vsrn.files import printable
-
 Label = Annotated[str, msgspec.Meta(min_length=1, pattern="^[^/]+$")]
 
 
@@ -47,12 +45,6 @@ class Root(NamedTuple):
     label: str
     path: Path
 
-    @property
-    def meaning_of_ids(self) -> str:
-        """Where its ids lead, for messages: "below /mnt/nas after 'nas/'"."""
-        after = f" after '{printable(self.label)}/'" if self.label else ""
-        return f"below {printable(self.path)}{after}"
-
     def id_of(self, below: str) -> str:
         """The id of what lies at a path below it, or of the folder itself where that is empty."""
         return "/".join(filter(None, (self.label, below)))
@@ -70,10 +62,19 @@ class Roots:
 
     @classmethod
     def kept(cls, first: bytes, settings: Settings) -> Self:
-        """The folders of an index with these settings; `first` has no label (`State.root`), and is empty for none."""
-        labelled = {"": first} if first else {}
-        labelled |= settings.labelled
-        return cls(Root(label, Path(os.fsdecode(path))) for label, path in labelled.items())
+        """The folders of an index with these settings, whose `State.root` is `first`."""
+        paths = ({"": first} if first else {}) | settings.labelled
+        return cls(Root(label, Path(os.fsdecode(path))) for label, path in paths.items())
+
+    @property
+    def first(self) -> bytes:
+        """The folder without a label, in the file system's own bytes (`State.root`); empty where there is none."""
+        return os.fsencode(self._by_label[""].path) if "" in self._by_label else b""
+
+    @property
+    def labelled(self) -> dict[Label, bytes]:
+        """The other folders, as in `Settings`."""
+        return {label: os.fsencode(root.path) for label, root in self._by_label.items() if label}
 
     def __iter__(self) -> Iterator[Root]:
         return iter(self._by_label.values())
@@ -109,6 +110,15 @@ def is_same_folder(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing to see, is not there, or cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return all(entry.name.startswith(".") for entry in entries)
+    except OSError:
+        return True
 
 
 def is_inside(inner: Path, outer: Path) -> bool:

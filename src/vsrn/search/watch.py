@@ -10,9 +10,9 @@ import importlib.util
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from vsrn.data.exclusion import Exclusion
 from vsrn.data.listing import photo_id
@@ -28,9 +28,8 @@ _NETWORK = re.compile(r"nfs|nfs4|cifs|smb.*|9p|afs|ceph|davfs|fuse\..*|glusterfs
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
-@dataclass(frozen=True)
-class _Place:
-    """What is at a path now: which folder it is, and the file systems that are mounted in it.
+class _Place(NamedTuple):
+    """What is at a path now.
 
     identity  device and number of the folder; None where it is not there
     mounts    where file systems are mounted below it
@@ -38,8 +37,8 @@ class _Place:
     """
 
     identity: tuple[int, int] | None
-    mounts: tuple[str, ...]
-    network: bool
+    mounts: frozenset[Path] = frozenset()
+    network: bool = False
 
 
 def changes(
@@ -60,11 +59,13 @@ def changes(
     exclude  globs of what does not count either (`Exclusion`), beside what is hidden
     quiet    seconds; where files keep changing, it yields after a minute
     poll     whether to look at every file each half minute instead of being told by the system, which knows nothing of
-             what other machines do on a network drive; None for a look at what kind of drive it is
+             what other machines do on a network drive; None for whether there is one
     stop     set to end it
 
     It needs the package watchfiles (`check_installed`).
     """
+    from watchfiles import watch  # noqa: PLC0415 - an extra
+
     stop = stop or threading.Event()
     folders = [folder.absolute() for folder in folders]
     left_out = {folder: Exclusion(folder, exclude) for folder in folders}
@@ -84,13 +85,32 @@ def changes(
         if not there:
             stop.wait(LOOK_SECONDS)
             continue
+        # When the changes began that nothing was yielded for, and when the last of them came.
+        first, last = None, 0.0
+        watching = watch(
+            *there,
+            watch_filter=counts,
+            step=100,
+            rust_timeout=int(1000 * min(LOOK_SECONDS, max(quiet, 0.1))),
+            yield_on_timeout=True,
+            stop_event=stop,
+            force_polling=polls,
+            poll_delay_ms=int(1000 * POLL_SECONDS),
+            ignore_permission_denied=True,
+        )
         try:
-            yield from _quiet_changes(there, places, counts, quiet, polls, due, stop)
-        except FileNotFoundError:
-            stop.wait(LOOK_SECONDS)
-        except OSError:
+            for changed in watching:
+                now = time.monotonic()
+                if changed:
+                    first, last = first or now, now
+                if due or (first is not None and (now - last >= quiet or now - first >= LONGEST_SECONDS)):
+                    first, due = None, False
+                    yield
+                if _places(folders) != places:
+                    break
+        except OSError as error:
             # Linux watches so many folders and no more (fs.inotify.max_user_watches).
-            poll = True
+            poll = poll if isinstance(error, FileNotFoundError) else True
             stop.wait(LOOK_SECONDS)
 
 
@@ -106,56 +126,10 @@ def on_network(folder: Path) -> bool:
     return _places([folder])[folder].network
 
 
-def _quiet_changes(
-    folders: Sequence[Path],
-    places: dict[Path, _Place],
-    counts: Callable[[object, str], bool],
-    quiet: float,
-    poll: bool,
-    due: bool,
-    stop: threading.Event,
-) -> Iterator[None]:
-    """The same, until one of the folders is another than in `places`; with `due`, once as soon as they are watched.
-
-    Raises `OSError` where they cannot be watched.
-    """
-    from watchfiles import watch  # noqa: PLC0415 - an extra
-
-    first: float | None = None  # when the changes began that nothing was yielded for, and when the last of them came
-    last = 0.0
-    watching = watch(
-        *folders,
-        watch_filter=counts,
-        step=100,
-        rust_timeout=int(1000 * min(LOOK_SECONDS, max(quiet, 0.1))),
-        yield_on_timeout=True,
-        stop_event=stop,
-        force_polling=poll,
-        poll_delay_ms=int(1000 * POLL_SECONDS),
-        ignore_permission_denied=True,
-    )
-    for changed in watching:
-        now = time.monotonic()
-        if changed:
-            first, last = first or now, now
-        if due or (first is not None and (now - last >= quiet or now - first >= LONGEST_SECONDS)):
-            first, due = None, False
-            yield
-        if _places(list(places)) != places:
-            return
-
-
 def _has_more(now: dict[Path, _Place], before: dict[Path, _Place]) -> bool:
     """Whether a folder, or a disk in one, is there that was not, or that is another one."""
-    return any(
-        place.identity is not None
-        and (
-            (was := before.get(folder)) is None
-            or place.identity != was.identity
-            or not set(place.mounts) <= set(was.mounts)
-        )
-        for folder, place in now.items()
-    )
+    pairs = [(place, before.get(folder, _Place(None))) for folder, place in now.items() if place.identity is not None]
+    return any(place.identity != was.identity or not place.mounts <= was.mounts for place, was in pairs)
 
 
 def _places(folders: Sequence[Path]) -> dict[Path, _Place]:
@@ -166,15 +140,12 @@ def _places(folders: Sequence[Path]) -> dict[Path, _Place]:
         try:
             status = folder.stat()
         except OSError:
-            found[folder] = _Place(None, (), network=False)
+            found[folder] = _Place(None)
             continue
         real = folder.resolve()
-        below = tuple(sorted(str(place) for place in kinds if place != real and place.is_relative_to(real)))
-        own = max(
-            (place for place in kinds if real.is_relative_to(place)), key=lambda place: len(place.parts), default=None
-        )
-        systems = [kinds[place] for place in (own, *map(Path, below)) if place is not None]
-        network = any(_NETWORK.fullmatch(system) for system in systems)
+        below = frozenset(place for place in kinds if place != real and place.is_relative_to(real))
+        own = next((place for place in (real, *real.parents) if place in kinds), None)
+        network = any(_NETWORK.fullmatch(kinds[place]) for place in (own, *below) if place is not None)
         found[folder] = _Place((status.st_dev, status.st_ino), below, network)
     return found
 

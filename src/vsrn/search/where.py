@@ -34,6 +34,9 @@ class Where:
         return any(asked is not None for asked in (self.folder, self.since, self.until, self.name))
 
 
+EVERYWHERE = Where()
+
+
 def between(folder: str) -> list[str]:
     """What ids in a folder are not below, and are below: "folder/", and that with the character after the slash."""
     return [f"{folder}/", f"{folder}0"]

@@ -1,8 +1,7 @@
 """Adds to an index so that a kill at any moment leaves one that opens and holds everything acknowledged.
 
 Vectors, regions and thumbnails reach the disk first; the commit of the records that name them acknowledges them.
-Whoever writes next cuts off what was never named. Before anything is written or cut, the index is compared with its
-checksums: `IndexWriter.damaged` says which photos have to be read again.
+Whoever writes next cuts off what was never named, once the index has been compared with its checksums.
 """
 
 from __future__ import annotations
@@ -18,24 +17,20 @@ import msgspec
 import numpy as np
 
 from vsrn.data.regions import Regions
-from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError
 from vsrn.files import Closing, sync_folder
 from vsrn.metrics import FloatArray
 from vsrn.search.database import Records
-from vsrn.search.engine import Keeper, engine_of
+from vsrn.search.engine import open_keeper
 from vsrn.search.layout import (
     GROWING,
-    RECORDS_FILE,
     GrowingFile,
     IndexInfo,
     growing_path,
     index_lock,
-    info_as_json,
     open_model,
     open_vectors,
     pack_regions,
-    read_info,
 )
 from vsrn.search.mend import damaged_pieces
 from vsrn.search.records import MovedPhoto, PhotoRecord, SkippedRecord, Stamp, State
@@ -46,13 +41,7 @@ MOST_DEAD = 0.25
 
 
 class NewPhoto(NamedTuple):
-    """A photo to add, or to put in the place of the one with its id.
-
-    record     what is known of its file
-    vector     (D,) its embedding
-    regions    what it was made of
-    thumbnail  a JPEG
-    """
+    """A photo to add, or to put in the place of the one with its id: its (D,) vector, and what that was made of."""
 
     record: PhotoRecord
     vector: FloatArray
@@ -68,12 +57,14 @@ class Changes:
     skipped  files that have no photo
     moved    photos whose files have other names or stamps, and their old content
     gone     ids of files that are there no more
+    told     photos of the index whose files cannot be read at the moment; they stay as they are
     """
 
     added: Sequence[NewPhoto] = ()
     skipped: Sequence[SkippedRecord] = ()
     moved: Sequence[MovedPhoto] = ()
     gone: Sequence[str] = ()
+    told: Sequence[SkippedRecord] = ()
 
 
 class IndexWriter(Closing):
@@ -84,17 +75,16 @@ class IndexWriter(Closing):
     """
 
     def __init__(self, folder: Path, uri: str = "", device: str = "auto") -> None:
-        """Open an index where it stopped; `uri` and `device` as in `open_index`.
+        """Open an index where it stopped; `uri` and `device` as in `Index`.
 
         Raises `SearchError` where it cannot be opened or another process writes to it, and `CheckpointError` where
         its model is not the one that it was made with; then nothing has been written or cut.
         """
-        self.folder = folder
-        self.info: IndexInfo = read_info(folder)
+        self.folder, self.info = folder, IndexInfo.read(folder)
         with contextlib.ExitStack() as undo:
             undo.enter_context(index_lock(folder))
-            self.encoder: OnnxEncoder = open_model(folder, self.info, device)
-            self.records = undo.enter_context(Records(folder / RECORDS_FILE))
+            self.encoder = open_model(folder, self.info, device)
+            self.records = undo.enter_context(Records(folder))
             self.records.bring_up_to_date()
             with self.records.read() as view:
                 self._state, dead = view.state(), view.dead_rows()
@@ -103,16 +93,14 @@ class IndexWriter(Closing):
             _delete_other_generations(folder, self._state.generation)
             self._files = _open_files(folder, self.info, self._state)
             undo.callback(self._close_files)
-            self._keeper: Keeper = engine_of(self.info).open_keeper(folder, self.info, uri)
-            undo.callback(self._keeper.close)
+            self._keeper = undo.enter_context(open_keeper(folder, self.info, uri))
             self._keeper.begin(self._state.generation, open_vectors(folder, self.info, self._state), dead)
             self._undo = undo.pop_all()
 
     def write(self, changes: Changes) -> tuple[int, int]:
-        """Make it so: it is on disk, whatever happens, when this returns.
+        """Make it so, on disk; gives how many photos were replaced, and how many are in the index no more.
 
-        Gives how many photos were replaced, and how many are in the index no more. Raises `OSError` where the disk is
-        full.
+        Raises `OSError` where the disk is full.
         """
         records = self._append(changes.added)
         if records:
@@ -152,9 +140,9 @@ class IndexWriter(Closing):
             self._compact()
         with self.records.write() as change:
             change.keep_settings(settings)
-            if stamps != _stamps_of(self._files) or info != info_as_json(self.info):
+            if stamps != _stamps_of(self._files) or info != self.info.as_json():
                 change.stamp_files(_stamps_of(self._files))
-                change.keep_info(info_as_json(self.info))
+                change.keep_info(self.info.as_json())
         self._keeper.finish(self._state.generation, open_vectors(self.folder, self.info, self._state))
 
     def close(self) -> None:
@@ -199,7 +187,7 @@ class IndexWriter(Closing):
             moved = []
             with self.records.read() as view:
                 for row, photo in enumerate(view.photos()):
-                    places = {kind: file.append(self._files[kind].read(photo)) for kind, file in files.items()}
+                    places = {kind: file.append(self._files[kind].piece(photo)) for kind, file in files.items()}
                     regions_at = None if photo.regions_at is None else places["regions"]
                     moved.append((row, regions_at, places["thumbnails"], photo.row))
             for file in files.values():

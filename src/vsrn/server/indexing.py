@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 
 from vsrn.files import printable
 from vsrn.search.child import NICENESS, Child, Line
-from vsrn.search.index import Index, open_index
+from vsrn.search.index import Index
 from vsrn.search.layout import INFO_FILE, RECORDS_FILE
 from vsrn.search.places import usual_folders
 from vsrn.server.answers import problems
@@ -103,7 +103,7 @@ class Indexer:
 
     folder: Path  # of the index, which need not be there
     access: Access
-    uri: str = ""  # as in `open_index`, and so is `device`
+    uri: str = ""  # as in `Index`, and so is `device`
     device: str = "auto"
     plugins: Sequence[str] = ()  # modules that indexing imports first
     niceness: int = NICENESS  # by how much everything else goes before it, 0 to 19
@@ -121,7 +121,7 @@ class Indexer:
 
     def open(self) -> Index:
         """The index. Raises `VsrnError` where it cannot be opened."""
-        return open_index(self.folder, self.uri, self.device)
+        return Index(self.folder, self.uri, self.device)
 
     def refusal(self) -> str:
         """Why nothing can be indexed from here; empty where it can."""

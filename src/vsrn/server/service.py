@@ -21,8 +21,7 @@ from vsrn.data.stand_ins import ReadWords
 from vsrn.errors import SearchError
 from vsrn.metrics import FloatArray
 from vsrn.onnx_files import give_back
-from vsrn.search.index import Hit, Index
-from vsrn.search.mixing import mixed
+from vsrn.search.index import Hit, Index, mixed
 from vsrn.search.records import PhotoRecord
 from vsrn.search.where import Where
 from vsrn.server.answers import SearchResult, result_of
