@@ -134,8 +134,8 @@ def extract(
                 its captions and `batch_size` must be the same for all n. Such a block may come out empty.
     float32     whether features are kept as float32 instead of float16
     batch_size  photos finished at a time; what a kill costs at most
-    workers     threads that decode ahead of the extractor; None for one for each processor
-    batches     who extracts them: this process, or a Ray cluster (`vsrn.extractors.ray`)
+    workers     threads or processes that decode ahead of the extractor; None for one for each processor
+    batches     who reads photos: this process, or others (`process_batches`), or a Ray cluster (`vsrn.extractors.ray`)
 
     A photo that cannot be read is skipped and reported. Killed at any moment and called again, it goes on after the
     last batch it had finished. Small weights that the user named are copied into the store. Raises `DataError` where

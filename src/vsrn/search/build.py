@@ -84,32 +84,29 @@ def update_index(
 ) -> IndexReport:
     """Bring the index in `folder` in step with the folders of its photos, making it where there is none.
 
-    Photos whose files have another name and the same content keep what the index has of them. What is damaged in the
-    index is read again from the photos concerned. After a kill at any moment, a call goes on after the last batch.
+    Photos whose files have another name and the same content keep what the index has of them; what is damaged is read
+    again. After a kill at any moment, a call goes on after the last batch.
 
     photos      folders of photos to add to those that the index is of, or None; all of them are gone over
     model       what encodes them; left out, the index's own or, for a new index, the packaged one
     explain     whether to keep each photo's regions, which explanations need; for a new index True
     engine      what searches the vectors; for a new index "faiss"
-    uri         for Milvus: a server, or a Lite file; empty for a file in the index. Where an index has one outside of
-                its folder it must be given each time: nothing is contacted because a folder says so
+    uri         for Milvus: a server or a Lite file, to be given each time; empty for a file in the index
     follow_links  whether to read files and folders outside of `photos` that links in it lead to; kept in the index
-    exclude     globs of files and folders to leave out (`Exclusion`), kept in the index; None for those that it has.
-                Photos of the index that are left out are removed from it
+    exclude     globs of files and folders to leave out (`Exclusion`), also of the index; None for those that it has
     remove      folders to take out of it; photos that lie in another one by now are kept
     prune       whether to remove photos whose files are gone even where more than a fifth of a folder are, or all that
                 lie in one that is empty or not there; without it they stay and are reported
     batch_size  photos at a time; what a kill costs at most
-    workers     threads that decode ahead of the extractor; None for one for each processor
-    device      where photos are extracted: `cpu`, `cuda`, `mps` or `auto`; None for where a loaded `model` computes, or
-                else `auto`
+    workers     threads or processes that decode ahead of the extractor; None for one for each processor
+    device      where photos are extracted: `cpu`, `cuda`, `mps`, `auto`; None for a loaded model's, or else `auto`
     thumbnail_side  pixels of the longer side of thumbnails, 64 to 1,024; for a new index 512
-    batches     who reads the photos: this process, or a Ray cluster (`vsrn.extractors.ray`)
+    batches     who reads photos: this process, or others (`process_batches`), or a Ray cluster (`vsrn.extractors.ray`)
     progress    called before the first batch and after each; what it raises stops the run, and what was done is kept
 
-    Photos that cannot be read are skipped and reported. Raises `SearchError` where the index was made by another
-    model or with other settings, or is being written, or a folder of photos lies in another one; `DataError` where
-    there are no photos, or the extractor here is not the model's.
+    Photos that cannot be read are skipped and reported. Raises `SearchError` where the index was made by another model
+    or with other settings, or is being written, or a folder lies in another one; `DataError` where there are no photos,
+    or the extractor here is not the model's.
     """
     check_settings(batch_size, workers)
     folder = Path(folder)

@@ -10,7 +10,7 @@ import importlib.util
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,29 +53,18 @@ def changes(
     """Yield whenever files below the folders were added, changed or deleted and none was for `quiet` seconds.
 
     Yields too at the beginning, when the folders are watched, and where a folder, or a disk that is mounted in one,
-    has come back. One that goes away is no change.
+    has come back. One that goes away is no change. It needs the package watchfiles (`check_installed`).
 
     index    folder of the index, whose own files do not count
     exclude  globs of what does not count either (`Exclusion`), beside what is hidden
     quiet    seconds; where files keep changing, it yields after a minute
-    poll     whether to look at every file each half minute instead of being told by the system, which knows nothing of
-             what other machines do on a network drive; None for whether there is one
+    poll     whether to look at every file each half minute, since the system does not tell what other machines do on a
+             network drive; None for whether there is one
     stop     set to end it
-
-    It needs the package watchfiles (`check_installed`).
     """
     from watchfiles import watch  # noqa: PLC0415 - an extra
 
-    stop = stop or threading.Event()
-    folders = [folder.absolute() for folder in folders]
-    left_out = {folder: Exclusion(folder, exclude) for folder in folders}
-    own = index.absolute()
-
-    def counts(_change: object, path: str) -> bool:
-        changed = Path(path)
-        ids = ((folder, photo_id(changed.relative_to(folder))) for folder in folders if changed.is_relative_to(folder))
-        return not changed.is_relative_to(own) and not any(left_out[folder].has_photo(name) for folder, name in ids)
-
+    stop, folders = stop or threading.Event(), [folder.absolute() for folder in folders]
     before: dict[Path, _Place] = {}
     while not stop.is_set():
         places = _places(folders)
@@ -89,7 +78,7 @@ def changes(
         first, last = None, 0.0
         watching = watch(
             *there,
-            watch_filter=counts,
+            watch_filter=_what_counts(folders, index.absolute(), exclude),
             step=100,
             rust_timeout=int(1000 * min(LOOK_SECONDS, max(quiet, 0.1))),
             yield_on_timeout=True,
@@ -112,6 +101,18 @@ def changes(
             # Linux watches so many folders and no more (fs.inotify.max_user_watches).
             poll = poll if isinstance(error, FileNotFoundError) else True
             stop.wait(LOOK_SECONDS)
+
+
+def _what_counts(folders: Sequence[Path], index: Path, exclude: Sequence[str]) -> Callable[[object, str], bool]:
+    """What says of a change, and the path of it, whether it counts; arguments as in `changes`."""
+    left_out = {folder: Exclusion(folder, exclude) for folder in folders}
+
+    def counts(_change: object, path: str) -> bool:
+        changed = Path(path)
+        ids = ((folder, photo_id(changed.relative_to(folder))) for folder in folders if changed.is_relative_to(folder))
+        return not changed.is_relative_to(index) and not any(left_out[folder].has_photo(name) for folder, name in ids)
+
+    return counts
 
 
 def check_installed() -> None:
