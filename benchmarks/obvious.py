@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from vsrn.data.vocabulary import END
 from vsrn.metrics import FloatArray, IntArray, Ranks
 from vsrn.model.aggregators import GlobalSemanticReasoning
-from vsrn.model.base import MatchingModel
+from vsrn.model.base import BaseImageEncoder, BaseTextEncoder, MatchingModel
 from vsrn.model.captioner import Captioner
 from vsrn.model.gru import at_least_float32, l2_normalise, pad_tokens
 from vsrn.model.losses import matching_loss
@@ -40,8 +40,9 @@ def joint_loss(
     return matching + generation_loss(model.captioner, regions, tokens, lengths)
 
 
-def encode_images(encoder: ImageEncoder, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_images(encoder: BaseImageEncoder, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, N, F) -> embeddings (B, D) and reasoned regions (B, N, D); Flickr30K path, four products a layer."""
+    assert isinstance(encoder, ImageEncoder)
     regions = encoder.projection(features)
     for layer in encoder.reasoning:
         assert isinstance(layer, RegionRelationshipReasoning)
@@ -100,8 +101,9 @@ def _attend(captioner: Captioner, states: torch.Tensor, state: torch.Tensor) -> 
     return torch.bmm(weights[:, None, :], states)[:, 0]
 
 
-def encode_captions(encoder: TextEncoder, tokens: Sequence[IntArray], batch_size: int) -> torch.Tensor:
+def encode_captions(encoder: BaseTextEncoder, tokens: Sequence[IntArray], batch_size: int) -> torch.Tensor:
     """Captions in the order they come: padded to the longest of their batch, packed, and unpacked again."""
+    assert isinstance(encoder, TextEncoder)
     parts = []
     for first in range(0, len(tokens), batch_size):
         padded, lengths = pad_tokens(tokens[first : first + batch_size])

@@ -14,7 +14,8 @@ from vsrn.data.vocabulary import END, START
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.model.base import MatchingModel
 from vsrn.model.gru import pad_tokens
-from vsrn.model.vsrn import build_vsrn
+from vsrn.model.reasoning import RegionRelationshipReasoning
+from vsrn.model.vsrn import ImageEncoder, build_vsrn
 
 REGIONS, FEATURE_DIM, JOINT_DIM, BATCH, WORDS, MAX_TOKENS = 36, 1280, 512, 128, 2900, 40
 
@@ -25,7 +26,9 @@ def make_model(dropout: float = 0.2) -> MatchingModel:
     captioner = CaptionerConfig(hidden_dim=512, max_tokens=MAX_TOKENS, dropout=dropout)
     config = ModelConfig(feature_dim=FEATURE_DIM, joint_dim=JOINT_DIM, normalisation="flickr30k", captioner=captioner)
     model = build_vsrn(config, WORDS)
+    assert isinstance(model.image_encoder, ImageEncoder)
     for layer in model.image_encoder.reasoning:
+        assert isinstance(layer, RegionRelationshipReasoning)
         torch.nn.init.normal_(layer.norm.weight, std=0.3)
     return model
 

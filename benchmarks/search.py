@@ -37,6 +37,7 @@ from vsrn.model.saved import StoredModel
 from vsrn.search.create import create_index
 from vsrn.search.faiss import GRAPH_FROM, Base, FaissEngine, build_graph
 from vsrn.search.records import PhotoRecord
+from vsrn.search.roots import Settings
 from vsrn.search.writer import Changes, IndexWriter, NewPhoto
 
 DIM, CLUSTERS, QUERIES, ROWS_AT_ONCE = 512, 5_000, 400, 50_000
@@ -176,14 +177,14 @@ def make_index(index: Path, folder: Path) -> None:
     stored = StoredModel(config, vocabulary, build_model(config, vocabulary).eval(), learned_from)
     # As the packaged model is stored.
     export_onnx(stored, folder / "model", "fp16")
-    create_index(index, folder, folder / "model", explain=False)
+    create_index(index, folder / "model", explain=False)
     vectors = make_vectors(COLD_PHOTOS, folder / "cold.f16")
     regions = Regions(np.zeros((36, 1), np.float32), np.zeros((36, 4), np.float32))
     with IndexWriter(index) as writer:
         for first in range(0, COLD_PHOTOS, 1_000):
             rows = range(first, first + 1_000)
             writer.write(Changes([make_photo(row, vectors[row], regions) for row in rows]))
-        writer.finish()
+        writer.finish(Settings())
 
 
 def make_photo(row: int, vector: FloatArray, regions: Regions) -> NewPhoto:

@@ -67,7 +67,7 @@ def obvious_step(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> Cal
 def take(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     """Backpropagate, clip, step."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 2.0)
     optimizer.step()
 

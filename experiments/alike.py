@@ -54,7 +54,8 @@ def copies_of(photo: Image.Image) -> dict[str, Image.Image]:
     width, height = photo.size
 
     def cropped(share: float) -> Image.Image:
-        return photo.crop((round(share * width), round(share * height), *(round((1 - share) * s) for s in photo.size)))
+        left, top, right, bottom = (round(part * s) for part in (share, 1 - share) for s in (width, height))
+        return photo.crop((left, top, right, bottom))
 
     light = photo.point(lambda value: min(255, value * 6 // 5))
     half = photo.resize((width // 2, height // 2))

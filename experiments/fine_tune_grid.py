@@ -35,8 +35,8 @@ from vsrn.data.vocabulary import UNK, Vocabulary
 from vsrn.devices import pick_device
 from vsrn.encoders.torch_backend import encode_tokens
 from vsrn.extractors.base import make_extractor
-from vsrn.extractors.grid import GridKind, fine_tuned_network, load_network, weights_path, write_fine_tuned
-from vsrn.extractors.grid_onnx import POOLED_SIDE
+from vsrn.extractors.grid import fine_tuned_network, load_network, weights_path, write_fine_tuned
+from vsrn.extractors.grid_onnx import POOLED_SIDE, GridKind
 from vsrn.extractors.provenance import kept_weights
 from vsrn.metrics import EncodedSplit, rank_blocks, retrieval_metrics, similarity_blocks
 from vsrn.model.base import MatchingModel
@@ -76,13 +76,13 @@ class Stages:
     kind: GridKind
     first: int
 
-    def features(self, pixels: torch.Tensor, tuned: nn.ModuleList) -> torch.Tensor:
+    def features(self, pixels: torch.Tensor, tuned: nn.Module) -> torch.Tensor:
         """(B, 3, side, side) scaled pixels -> (B, 36, 1280) regions; `tuned` is the second part, or its average."""
         with torch.no_grad():
             hidden = self.network.bn1(self.network.conv_stem(pixels))
             for stage in self.network.blocks[: self.first]:
                 hidden = stage(hidden)
-        for stage in tuned:
+        for stage in tuned.children():
             hidden = stage(hidden)
         return functional.adaptive_avg_pool2d(hidden, POOLED_SIDE).flatten(2).mT
 
@@ -271,7 +271,7 @@ def loss_of_rounds(images: torch.Tensor, captions: torch.Tensor, loss: LossConfi
 
 def without_some(features: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 36, 1280) regions -> those that are kept, first, and (B,) how many."""
-    margins = draw_margins(*features.shape[:2], most, torch.randint(2**31, (1,)).tolist())
+    margins = draw_margins(len(features), features.shape[1], most, torch.randint(2**31, (1,)).tolist())
     places = np.broadcast_to(np.arange(features.shape[1])[None, :, None], (*features.shape[:2], 1))
     order, counts = drop_regions(places, None, margins)
     chosen = torch.from_numpy(order).to(features.device).expand(-1, -1, features.shape[2])
@@ -297,7 +297,8 @@ def validate(
     stages: Stages, averaged: nn.ModuleDict, vocabulary: Vocabulary, split: Split, photos: torch.Tensor
 ) -> tuple[float, str]:
     """Recalls on the held-out photos, by the averaged weights."""
-    model: MatchingModel = averaged["vsrn"].eval()
+    model = averaged["vsrn"].eval()
+    assert isinstance(model, MatchingModel)
     parts = [
         model.image_encoder(stages.features(scaled(some), averaged["tuned"])).embeddings.cpu().numpy()
         for some in photos.split(50)
@@ -340,7 +341,9 @@ def write(averaged: nn.ModuleDict, stages: Stages, stored: StoredModel, output: 
     path = output / "extractor.safetensors"
     write_fine_tuned(path, whole, stages.kind)
     regions = StoreInfo("grid", make_extractor("grid", path, device="cpu").fingerprint)
-    write_model(output, replace(stored, model=averaged["vsrn"], regions=regions, extractor_weights=path))
+    model = averaged["vsrn"]
+    assert isinstance(model, MatchingModel)
+    write_model(output, replace(stored, model=model, regions=regions, extractor_weights=path))
 
 
 if __name__ == "__main__":

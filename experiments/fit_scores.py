@@ -101,7 +101,7 @@ def searches(encoder: Encoder, folder: Path, photos: Sequence[CaptionedPhoto]) -
     fits = np.array([[asked <= known for known in said] for asked in stems])
     fits[np.arange(len(made)), [place for *_, place in made]] = True
     counts = [encoder.read_words(text).num_naming for text in texts]
-    similarities = encoder.encode_captions(texts) @ images.T
+    similarities = np.asarray(encoder.encode_captions(texts) @ images.T, np.float32)
     return Searches(np.array([kind for kind, *_ in made]), np.array(counts), similarities, fits)
 
 

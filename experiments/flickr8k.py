@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def table(*, out: Path = KEPT, page: Path = ROOT / "docs/results.md") -> None:
 
 
 if __name__ == "__main__":
-    commands = {"extract": extract, "table": table}
+    commands: dict[str, Callable[..., None]] = {"extract": extract, "table": table}
     command = commands.get(sys.argv[1]) if len(sys.argv) > 1 else None
     if command is None:
         tyro.cli(main)

@@ -161,7 +161,8 @@ def held_out(settings: dict[str, Any]) -> Split:
 def combine(order: Order) -> dict[str, Any]:
     """Metrics of an ensemble or of a re-ranking on both sets of photos, from the similarities of its parts."""
     splits = {VAL: open_split(order.settings["data.path"], VAL), HELD_OUT: held_out(order.settings)}
-    began, result = time.time(), {}
+    began = time.time()
+    result: dict[str, Any] = {}
     for name, split in splits.items():
         parts = [np.load(part / f"{name}.npy") for part in order.parts]
         if order.reranked:

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import timm
 import tyro
 
-from vsrn.extractors.grid import NETWORKS, GridKind, write_fine_tuned
+from vsrn.extractors.grid import write_fine_tuned
+from vsrn.extractors.grid_onnx import NETWORKS, GridKind
 from vsrn.tensors import read_tensor_file
 
 

@@ -50,7 +50,8 @@ def extract(
         for kind in kinds:
             began = time.time()
             extractor = make_extractor(names[kind], weights, device=device)
-            more = {"workers": workers} if workers else {}
-            reports = extract_karpathy(dataset, folder, extractor, out / kind, batch_size=batch, **more)
+            reports = extract_karpathy(
+                dataset, folder, extractor, out / kind, batch_size=batch, workers=workers or None
+            )
             done, seconds = sum(report.num_done for report in reports), time.time() - began
             print(f"{kind}: {done} photos, {seconds:.1f} s, {done / seconds:.0f} a second", flush=True)

@@ -72,7 +72,7 @@ class Use(NamedTuple):
 
     place: tuple[str, str]
     rank: int
-    count: int
+    times: int
 
 
 class WordNet:
@@ -166,7 +166,7 @@ def defined(wordnet: WordNet, pieces: Pieces, words: list[str]) -> Floats:
     found = np.zeros((len(words), 256), np.float32)
     for row, word in zip(found, words, strict=True):
         uses = wordnet.uses.get(wordnet.lemma(word) or "", [])
-        weights = [(use.count + 0.5) / use.rank * (1 + wordnet.visible(use)) for use in uses]
+        weights = [(use.times + 0.5) / use.rank * (1 + wordnet.visible(use)) for use in uses]
         if uses:
             row[:] = np.average([of_sense(use.place) for use in uses], axis=0, weights=weights)
     return found

@@ -26,7 +26,7 @@ from vsrn.files import write_atomically
 from vsrn.metrics import FloatArray, IntArray, Interval, Ranks, draw_images, percentile_interval, resampled_recalls
 
 BEGIN, END = "<!-- flickr8k -->", "<!-- /flickr8k -->"
-TITLES = {row.name: row.title for row in (*ROWS, *COMBINATIONS)}
+TITLES = {row.name: row.title for row in ROWS} | {row.name: row.title for row in COMBINATIONS}
 HEADINGS = {WINDOWS: "Windows of the photo", OBJECTS: "Objects of a detector"}
 HEADER = (
     "| model | recipe | seeds | image-to-text R@1 | R@5 | R@10 | text-to-image R@1 | R@5 | R@10 | rsum | held-out rsum"
@@ -138,8 +138,8 @@ def comparable(ours: list[Result], theirs: list[Result]) -> int:
 def difference(results: Results, ours: list[Result], theirs: list[Result]) -> tuple[float, Interval]:
     """How much rsum is apart between the first runs of two rows, as many of each, and the interval."""
     number = comparable(ours, theirs)
-    sides = [[results.ranks(line) for line in side[:number]] for side in (ours, theirs)]
-    return rsum_difference(*sides, five_each(sides[0][0]), samples=10_000)
+    first, second = ([results.ranks(line) for line in side[:number]] for side in (ours, theirs))
+    return rsum_difference(first, second, five_each(first[0]), samples=10_000)
 
 
 def rsum_difference(

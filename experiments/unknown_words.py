@@ -123,7 +123,7 @@ def main(
         # Answers are kept by the model, so each way asks it anew.
         model.standing_in = StandIns(model.vocabulary)
         captions = model.encode_captions(texts, stand_ins=count > 0)
-        found[name] = recalls(captions @ images.T, owner)
+        found[name] = recalls(np.asarray(captions @ images.T, np.float32), owner)
         print(f"{name:16}", *(f"R@{k} {low:.1f} {mean:.1f} {high:.1f}" for k, (low, mean, high) in found[name].items()))
     covered = np.mean([bool(model.standing_in.of(other)) for _, _, other in sentences])
     print(f"{len(sentences):,} captions; stand-ins for {covered:.0%} of the synonyms")

@@ -353,7 +353,7 @@ def collectives(part: Part) -> Figures:
 
 def nccl_version() -> str:
     """The version of NCCL that torch has."""
-    found: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+    found: tuple[int, ...] = torch.cuda.nccl.version()
     return ".".join(map(str, found))
 
 
