@@ -44,6 +44,7 @@ DIM, CLUSTERS, QUERIES, ROWS_AT_ONCE = 512, 5_000, 400, 50_000
 NEAR, FAR = 0.7, 1.5
 SIZES = (10_000, 100_000, 1_000_000)
 COLD_PHOTOS, COLD_RUNS, COLD_WORDS = 10_000, 7, 2_900
+SENTENCE = "two dogs play in the snow"
 
 
 def main() -> None:
@@ -144,7 +145,7 @@ def cold_search(folder: Path) -> None:
     """`vsrn search` as a whole process, on an index of 10,000 photos."""
     index = folder / "index"
     make_index(index, folder)
-    command = [sys.executable, "-m", "vsrn", "search", str(index), "two dogs play in the snow", "--json"]
+    command = [sys.executable, "-m", "vsrn", "search", str(index), SENTENCE, "--json"]
     modules = subprocess.run(
         [sys.executable, "-X", "importtime", *command[1:]], capture_output=True, text=True, check=True
     ).stderr
@@ -170,7 +171,8 @@ def make_index(index: Path, folder: Path) -> None:
     """10,000 records and vectors; the photos behind them were never there, and a search does not read them."""
     extractor = make_extractor("grid")
     sizes = ModelConfig(feature_dim=extractor.feature_dim, joint_dim=DIM, captioner=CaptionerConfig(enabled=False))
-    vocabulary = Vocabulary([*SPECIAL_WORDS, *(f"word{number}" for number in range(COLD_WORDS))])
+    # A sentence of which no word is known finds nothing.
+    vocabulary = Vocabulary([*SPECIAL_WORDS, *SENTENCE.split(), *(f"word{number}" for number in range(COLD_WORDS))])
     config = Config(model=sizes)
     torch.manual_seed(0)
     learned_from = StoreInfo(extractor.name, extractor.fingerprint)
