@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
+from prometheus_client import generate_latest
 
 import vsrn
 from vsrn.errors import did_you_mean
@@ -248,7 +249,7 @@ async def ready(service: Served) -> answers.State:
 def read_metrics(request: Request) -> Response:
     """Counters for Prometheus."""
     metrics: Metrics = request.app.state.metrics
-    return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _picture(content: bytes, record: PhotoRecord, version: str) -> Response:

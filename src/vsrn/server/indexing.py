@@ -182,15 +182,11 @@ class Indexer:
             num_photos=None if index is None else len(index),
             last_run=None if index is None else index.last_run(),
             skipped=Counter(file.kind or "unreadable" for file in skipped),
-            running=run.running,
-            done=run.done,
-            total=run.total,
             per_second=rate,
             seconds_left=(run.total - run.done) / rate if rate and run.total is not None else None,
-            ended=run.ended,
-            said=run.said,
             refusal=refusal,
             choice=choice,
+            **vars(run),
         )
 
     def _follow(self, child: Child, run: _Run) -> None:
