@@ -1,7 +1,4 @@
-"""What goes over the wire, typed: answers, the source of the OpenAPI page, and refusals, a status and one sentence.
-
-What went wrong inside stays in the log of the server.
-"""
+"""What goes over the wire, typed: answers, the source of the OpenAPI page, and refusals, a status and one sentence."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Photos that come and go: received from the body of a request, and sent from the disk.
 
-Of a body, only so much is taken into memory, so fast and so many at once. Of the disk, only what was indexed is sent:
-files change and links can be turned elsewhere, so the bytes must be those that were indexed, by their hash. To be
-looked at they are drawn anew, without what a camera wrote beside the picture; to be kept they are sent as they are.
+Only what was indexed is sent, known by its hash: files change, and links can be turned elsewhere. To be looked at
+photos are drawn anew, without what a camera wrote beside the picture; to be kept they are sent as they are.
 """
 
 from __future__ import annotations

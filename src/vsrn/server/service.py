@@ -1,8 +1,4 @@
-"""What the routes ask for: an index whose encoder is shared by all requests, and never blocks the event loop.
-
-Many requests, one call: what waits while the encoder is busy goes into its next call together. Nothing waits for
-company: a request that finds the encoder idle goes in alone and at once.
-"""
+"""What the routes ask for: an index whose encoder is shared by all requests, and never blocks the event loop."""
 
 from __future__ import annotations
 
@@ -57,6 +53,8 @@ Arguments = TypeVarTuple("Arguments")
 
 class Batcher(Generic[Item, Answer]):
     """Gathers what coroutines ask into calls of one function, which runs in a thread of its own.
+
+    What waits while the function is busy goes into its next call together; what finds it idle goes in alone, at once.
 
     function  items -> an answer each, in order
     most      items a call

@@ -1,7 +1,4 @@
-"""Every request is counted and timed, and no more are taken than can be in work at once.
-
-Prometheus reads the counts at /metrics. Each service counts for itself.
-"""
+"""Every request is counted and timed, for Prometheus, and no more are taken than can be in work at once."""
 
 from __future__ import annotations
 
