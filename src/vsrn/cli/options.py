@@ -236,11 +236,7 @@ def say_unknown_share(share: float, whose: str) -> None:
 
 
 def batches_of(ray: str | None, device: str, cluster: contextlib.ExitStack) -> BatchMaker:
-    """Who does the work of `extract` or `update_index`: this machine, or a Ray cluster, which is left with `cluster`.
-
-    ray     the cluster's address, or None
-    device  where photos are extracted, as it was asked for
-    """
+    """Who reads photos: this machine for a `device`, or the Ray cluster at an address, which is left with `cluster`."""
     if ray is None:
         from vsrn.extractors.batches import batches_for
 

@@ -165,14 +165,14 @@ async def folders(service: Served) -> answers.Folders:
 async def thumbnail(service: Served, id: Id, v: Version = "") -> Response:
     """A small JPEG of a photo."""
     record = await service.read(service.index.photo, id)
-    return _picture(await service.read(service.index.thumbnail, id), record, v)
+    return Response(await service.read(service.index.thumbnail, id), media_type="image/jpeg", headers=_kept(record, v))
 
 
 @routes.get("/api/photo", tags=["photos"], response_class=Response, responses=JPEG | answers.problems(404, 410))
 async def photo(service: Served, id: Id, v: Version = "", large: Large = False) -> Response:
     """A JPEG of a photo, upright, as it was when it was indexed."""
     record = await service.read(service.index.photo, id)
-    return _picture(await service.photo(record, large), record, v)
+    return Response(await service.photo(record, large), media_type="image/jpeg", headers=_kept(record, v))
 
 
 @routes.get("/api/original", tags=["photos"], response_class=Response, responses=FILE | answers.problems(404, 410))
@@ -250,10 +250,6 @@ def read_metrics(request: Request) -> Response:
     """Counters for Prometheus."""
     metrics: Metrics = request.app.state.metrics
     return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _picture(content: bytes, record: PhotoRecord, version: str) -> Response:
-    return Response(content, media_type="image/jpeg", headers=_kept(record, version))
 
 
 def _kept(record: PhotoRecord, version: str) -> dict[str, str]:
