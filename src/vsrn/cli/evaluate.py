@@ -16,7 +16,6 @@ from vsrn.pretrained import find_model
 if TYPE_CHECKING:
     from vsrn.data.splits import CaptionedImages
     from vsrn.encoders.base import Encoder
-    from vsrn.encoders.torch_backend import Precision as PrecisionName
     from vsrn.evaluation.caption_scores import CaptionScores
     from vsrn.evaluation.evaluate import Evaluation, Retrieval
 
@@ -112,7 +111,7 @@ def _check_options(
         check_similarities_path(similarities)
 
 
-def _load(models: Sequence[Path], weights: Sequence[float], device: str, precision: PrecisionName) -> list[Encoder]:
+def _load(models: Sequence[Path], weights: Sequence[float], device: str, precision: options.Precision) -> list[Encoder]:
     """Load the models of an ensemble, and say once where it averages numbers of different scales."""
     from vsrn.encoders import load_encoder
     from vsrn.evaluation.evaluate import check_weights

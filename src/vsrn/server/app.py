@@ -125,8 +125,7 @@ async def search_photo(
 
     It is not kept.
     """
-    uploads: Uploads = request.app.state.uploads
-    async with uploads.receive(request) as content:
+    async with request.app.state.uploads.receive(request) as content:
         return await service.result(await service.search_photo(content, k, where, sentence), sentence, fold)
 
 
@@ -248,8 +247,8 @@ async def ready(service: Served) -> answers.State:
 @routes.get("/metrics", tags=["operation"], response_class=Response)
 def read_metrics(request: Request) -> Response:
     """Counters for Prometheus."""
-    metrics: Metrics = request.app.state.metrics
-    return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+    content = generate_latest(request.app.state.metrics.registry)
+    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _kept(record: PhotoRecord, version: str) -> dict[str, str]:
