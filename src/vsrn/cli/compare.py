@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +68,7 @@ def main(
         "same": agreeing >= SAME_FROM,
         "agreeing": agreeing,
         "in_place": sum(photo.num_in_place for photo in compared) / num_agreeing if num_agreeing else 0.0,
-        "photos": [dataclasses.asdict(photo) for photo in compared],
+        "photos": [vars(photo) for photo in compared],
         "rows_by": "ids" if by_ids else "order",
     }
     if json:

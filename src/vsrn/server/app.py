@@ -76,10 +76,7 @@ Filters = Annotated[Where, Depends(filters)]
 
 
 async def only_known_parameters(request: Request) -> None:
-    """Refuse a parameter that a route under /api does not have: a misspelt filter would search everywhere.
-
-    Raises `HTTPException` 422.
-    """
+    """Answer 422 to a parameter that a route under /api does not have: a misspelt filter would search everywhere."""
     path = getattr(request.scope.get("route"), "path", "")
     if not path.startswith("/api/"):
         return

@@ -1,8 +1,4 @@
-"""Indexing that is started from the page: one process at a time, which goes on when the page is closed.
-
-It writes, so it has rules of its own beside those of `security.py`: who is let in from other machines starts it only
-with a token, and chooses a folder only where the service was started to let them (`Access`).
-"""
+"""Indexing that is started from the page, where `Access` allows it: one process at a time, which outlasts the page."""
 
 from __future__ import annotations
 
