@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import vsrn
-from vsrn.errors import UnknownWordsWarning, VsrnError, did_you_mean
+from vsrn.errors import UnknownWordsWarning, VsrnError, did_you_mean, one_line
 from vsrn.files import printable
 
 COMMANDS = {
@@ -109,7 +109,7 @@ def _about(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return "no space left on the disk; free some and run the same command again (`vsrn train` with --resume)."
     what = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    reason = error.strerror or one_line(error)
     if not what:
         return f"the operating system refused something ({reason})."
     return f"{what} cannot be written or read ({reason})."
@@ -120,8 +120,8 @@ def complain(message: str) -> int:
 
     Control characters are escaped: names of files, and messages of libraries, may hold them.
     """
-    one_line = " ".join(line.strip() for line in message.splitlines())
-    print(f"error: {printable(one_line)}", file=sys.stderr)
+    sentence = " ".join(line.strip() for line in message.splitlines())
+    print(f"error: {printable(sentence)}", file=sys.stderr)
     return USAGE_ERROR
 
 

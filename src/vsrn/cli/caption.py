@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+import vsrn
 from vsrn.cli.options import Beam, Decoders, Device, EncodedAtOnce, Json, Model, Precision, check_from_one, print_json
 from vsrn.cli.progress import ProgressBar
 from vsrn.errors import ConfigError
@@ -50,8 +51,6 @@ def main(
     if index:
         captioned = _of_index(index, id, beam, device, batch_size)
     else:
-        import vsrn
-
         encoder = vsrn.load(model or DEFAULT_MODEL, device, precision)
         written_ones = encoder.write_photo_captions(images, beam, batch_size=batch_size, workers=workers)
         captioned = zip(map(str, images), written_ones, strict=True)
@@ -71,7 +70,6 @@ def main(
 def _of_index(
     folder: Path, ids: Sequence[str], beam: int, device: str, batch_size: int | None
 ) -> Iterator[tuple[str, WrittenCaption]]:
-    import vsrn
     from vsrn.data.regions import pad_regions
     from vsrn.encoders.backend import PHOTOS_AT_ONCE
     from vsrn.encoders.inputs import size_of_batches, slices

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -13,9 +11,6 @@ from vsrn.cli.extract import extractor_of
 from vsrn.cli.options import Device, FollowLinks, Json, Photos, Restval, check_from_one, print_json
 from vsrn.cli.progress import ProgressBar
 from vsrn.files import printable
-
-if TYPE_CHECKING:
-    from vsrn.extractors.compare import PhotoComparison
 
 DIFFERENT = 1
 # The features are the same ones when so many regions agree; a few are lost or won at the edge of the selection.
@@ -63,26 +58,24 @@ def main(
     chosen = [(*photo, row) for photo, row in zip(photos_of, rows, strict=True) if row is not None][:first]
     with ProgressBar("comparing", total=len(chosen)) as bar:
         compared = compare(chosen, existing, made, bar.advance)
-    result = {"existing": str(features), "extractor": made.name, "fingerprint": made.fingerprint, **_result(compared)}
-    result["rows_by"] = "ids" if by_ids else "order"
+    num_agreeing = sum(photo.num_agreeing for photo in compared)
+    # A region without a partner does not agree.
+    agreeing = num_agreeing / sum(max(photo.num_ours, photo.num_theirs) for photo in compared)
+    result = {
+        "existing": str(features),
+        "extractor": made.name,
+        "fingerprint": made.fingerprint,
+        "same": agreeing >= SAME_FROM,
+        "agreeing": agreeing,
+        "in_place": sum(photo.num_in_place for photo in compared) / num_agreeing if num_agreeing else 0.0,
+        "photos": [vars(photo) for photo in compared],
+        "rows_by": "ids" if by_ids else "order",
+    }
     if json:
         print_json(result)
     else:
         print("\n".join(_lines(result)))
     return 0 if result["same"] else DIFFERENT
-
-
-def _result(compared: Sequence[PhotoComparison]) -> dict[str, Any]:
-    """The verdict: the share of all regions that agree, and of these the share that have the same place in both."""
-    num_agreeing = sum(photo.num_agreeing for photo in compared)
-    # A region without a partner does not agree.
-    agreeing = num_agreeing / sum(max(photo.num_ours, photo.num_theirs) for photo in compared)
-    return {
-        "same": agreeing >= SAME_FROM,
-        "agreeing": agreeing,
-        "in_place": sum(photo.num_in_place for photo in compared) / num_agreeing if num_agreeing else 0.0,
-        "photos": [dataclasses.asdict(photo) for photo in compared],
-    }
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
@@ -99,13 +92,9 @@ def _lines(result: dict[str, Any]) -> list[str]:
     agree = f"{result['agreeing']:.1%} of the regions of {len(result['photos'])} photos agree"
     features, how = printable(result["existing"]), "found by their ids" if result["rows_by"] == "ids" else "in order"
     if result["same"]:
-        lines.append(
-            f"SAME: {agree}, {result['in_place']:.0%} of them in the same place; '{result['extractor']}' makes the"
-            f" features of {features} (rows {how})."
-        )
+        place = f"{result['in_place']:.0%} of them in the same place"
+        said = f"SAME: {agree}, {place}; '{result['extractor']}' makes the features of {features}"
     else:
-        lines.append(
-            f"DIFFERENT: only {agree}; '{result['extractor']}' does not make the features of {features}, or its rows"
-            f" are other photos' (rows {how})."
-        )
-    return lines
+        wrong = f"'{result['extractor']}' does not make the features of {features}, or its rows are other photos'"
+        said = f"DIFFERENT: only {agree}; {wrong}"
+    return [*lines, f"{said} (rows {how})."]

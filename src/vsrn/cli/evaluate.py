@@ -16,7 +16,6 @@ from vsrn.pretrained import find_model
 if TYPE_CHECKING:
     from vsrn.data.splits import CaptionedImages
     from vsrn.encoders.base import Encoder
-    from vsrn.encoders.torch_backend import Precision as PrecisionName
     from vsrn.evaluation.caption_scores import CaptionScores
     from vsrn.evaluation.evaluate import Evaluation, Retrieval
 
@@ -74,10 +73,10 @@ def main(
         similarities: Also save the (images, captions) similarities, float32, and the image of each caption beside them.
         embeddings: Also save the vectors of images and captions, the image of each caption, and the images' ids.
     """
-    _check_options(models, photos, html, similarities, embeddings, captions=score_captions, eccv=eccv, rerank=rerank)
+    _check_options(models, similarities, embeddings, captions=score_captions, eccv=eccv, rerank=rerank)
     options.check_from_one(batch_size=batch_size, workers=workers)
     encoders = _load(models, weights, device, precision)
-    opened = _open(encoders[0], split, five_fold, eccv, data=data, photos=photos, workers=workers)
+    opened = _open(encoders[0], split, five_fold, eccv, html, data=data, photos=photos, workers=workers)
     scores = _score_captions(encoders[0], data, split, beam) if score_captions else None
     second = None if rerank is None else _load([rerank], (), device, precision)[0]
     retrieval = _encode(encoders, opened, second, str(rerank), top, weights=weights or None, batch_size=batch_size)
@@ -90,8 +89,6 @@ def main(
 
 def _check_options(
     models: Sequence[Path],
-    photos: Path | None,
-    html: Path | None,
     similarities: Path | None,
     embeddings: Path | None,
     *,
@@ -102,8 +99,6 @@ def _check_options(
     """Raise `CheckpointError` where no model is named, and `ConfigError` for options that contradict each other."""
     if not models:
         raise CheckpointError("name at least one model to evaluate, such as runs/flickr8k.")
-    if photos and html is None and not any(map(_reads_photos, models)):
-        raise ConfigError("--photos is for the report; add --html FILE.")
     alone = "--score-captions" if captions else "--embeddings" if embeddings else ""
     if alone and len(models) > 1:
         raise ConfigError(f"{alone} are those of one model; name one.")
@@ -116,7 +111,7 @@ def _check_options(
         check_similarities_path(similarities)
 
 
-def _load(models: Sequence[Path], weights: Sequence[float], device: str, precision: PrecisionName) -> list[Encoder]:
+def _load(models: Sequence[Path], weights: Sequence[float], device: str, precision: options.Precision) -> list[Encoder]:
     """Load the models of an ensemble, and say once where it averages numbers of different scales."""
     from vsrn.encoders import load_encoder
     from vsrn.evaluation.evaluate import check_weights
@@ -129,13 +124,17 @@ def _load(models: Sequence[Path], weights: Sequence[float], device: str, precisi
     return encoders
 
 
-def _open(encoder: Encoder, split: str, five_fold: bool, eccv: bool, **where: Any) -> CaptionedImages:
+def _open(
+    encoder: Encoder, split: str, five_fold: bool, eccv: bool, html: Path | None, *, photos: Path | None, **where: Any
+) -> CaptionedImages:
     """Open a split by `open_split_for`; one that cannot be judged as was asked is refused before it is encoded."""
     from vsrn.data.photo_splits import open_split_for
     from vsrn.evaluation.eccv import check_split
     from vsrn.metrics import five_folds
 
-    opened = open_split_for(encoder.config, split, **where)
+    if photos and html is None and not encoder.config.model.network.name:
+        raise ConfigError("--photos is for the report; add --html FILE.")
+    opened = open_split_for(encoder.config, split, photos=photos, **where)
     if five_fold:
         five_folds(opened.num_images)
     if eccv:
@@ -143,14 +142,12 @@ def _open(encoder: Encoder, split: str, five_fold: bool, eccv: bool, **where: An
     return opened
 
 
-def _rank(retrieval: Retrieval, models: Sequence[Path], *, five_fold: bool, num_examples: int, seed: int) -> Evaluation:
-    """Rank what was encoded, drawing the progress, and say how many words the models lack."""
+def _rank(retrieval: Retrieval, models: Sequence[Path], **settings: Any) -> Evaluation:
+    """Rank what was encoded by `evaluate`, drawing the progress, and say how many words the models lack."""
     from vsrn.evaluation.evaluate import evaluate
 
-    names = [str(model) for model in models]
     with ProgressBar("comparing", "images", retrieval.split.num_images * retrieval.stages) as bar:
-        settings: dict[str, Any] = {"num_examples": num_examples, "advance": bar.advance, "seed": seed}
-        evaluation = evaluate(retrieval, names, five_fold=five_fold, **settings)
+        evaluation = evaluate(retrieval, [str(model) for model in models], advance=bar.advance, **settings)
     options.say_unknown_share(evaluation.unknown_share, "the model's vocabulary")
     return evaluation
 
@@ -160,14 +157,6 @@ def _extended(retrieval: Retrieval) -> dict[str, Any]:
     from vsrn.evaluation.eccv import extended_evaluation
 
     return extended_evaluation(retrieval.split, retrieval.encoded, retrieval.weights)
-
-
-def _reads_photos(model: Path) -> bool:
-    """Whether a model has an image network of its own."""
-    from vsrn.config import read_config
-
-    config = find_model(model) / "config.toml"
-    return config.is_file() and bool(read_config(config).model.network.name)
 
 
 def _score_captions(encoder: Encoder, data: Path | None, split: str, beam: int) -> CaptionScores:
@@ -184,10 +173,7 @@ def _score_captions(encoder: Encoder, data: Path | None, split: str, beam: int) 
 def _encode(
     encoders: Sequence[Encoder], split: CaptionedImages, second: Encoder | None, name: str, top: int, **settings: Any
 ) -> Retrieval:
-    """Encode a split by every model, drawing the progress; a `second` model of this `name` is to re-order.
-
-    settings  `weights` and `batch_size` of `Retrieval`
-    """
+    """Encode a split by every model, drawing the progress; all but the encoders are arguments of `Retrieval`."""
     from vsrn.evaluation.evaluate import Retrieval
 
     total = (len(encoders) + (second is not None)) * (split.num_images + len(split.captions))

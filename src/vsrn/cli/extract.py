@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+import vsrn
 from vsrn.cli import options
 from vsrn.cli.progress import ProgressBar, say
 from vsrn.data.exclusion import Exclusion
@@ -97,8 +98,6 @@ def extractor_of(name: str, model: str | None, files: Mapping[str, Path | None],
     if name != "grid" or any(files.values()):
         raise ConfigError("--model brings its extractor; leave out --extractor, --weights, --classes and --attributes.")
     say(f"Loading the extractor of {model}...")
-    import vsrn
-
     return vsrn.load(model, device).extractor
 
 

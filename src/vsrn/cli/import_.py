@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -13,9 +12,6 @@ from vsrn.cli.extract import check_splits, show
 from vsrn.cli.options import BatchSize, Float32, Json, Output, Restval, Splits
 from vsrn.cli.progress import ProgressBar, say
 from vsrn.errors import ConfigError
-
-if TYPE_CHECKING:
-    from vsrn.extractors.published import Published
 
 
 def main(
@@ -54,7 +50,8 @@ def main(
     from vsrn.data.image_ids import read_id_mapping
     from vsrn.extractors.bottom_up.extractor import read_region_names
     from vsrn.extractors.published import import_images
-    from vsrn.extractors.published_arrays import files_of
+    from vsrn.extractors.published_arrays import files_of, open_published_arrays
+    from vsrn.extractors.published_tsv import find_lines
 
     reports = []
     with ProgressBar("importing") as bar:
@@ -63,7 +60,11 @@ def main(
         settings["progress"] = lambda split, done, total: bar.start(f"importing {split}").at(done, total)
         for together in files_of(files):
             with contextlib.ExitStack() as opened:
-                published = _opened(together, output, bar, opened)
+                published = open_published_arrays(together[0], output, opened) if len(together) == 1 else None
+                if published is None:
+                    bar.start("looking through the files", "MB")
+                    lines = find_lines(together, output, lambda done, total: bar.at(done >> 20, total >> 20))
+                    published = opened.enter_context(lines)
                 for note in published.notes:
                     say(note)
                 settings["mapping"] = read_id_mapping(together[0] if together[0].is_dir() else together[0].parent)
@@ -71,14 +72,3 @@ def main(
                     published, output, dataset=captions, splits=splits, restval=restval, **settings
                 )
     show(reports, output, json=json)
-
-
-def _opened(files: Sequence[Path], output: Path, bar: ProgressBar, opened: contextlib.ExitStack) -> Published:
-    """The images of one file of arrays or one folder, or of some tables."""
-    from vsrn.extractors.published_arrays import open_published_arrays
-    from vsrn.extractors.published_tsv import find_lines
-
-    if len(files) == 1 and (arrays := open_published_arrays(files[0], output, opened)) is not None:
-        return arrays
-    looking = bar.start("looking through the files", "MB")
-    return opened.enter_context(find_lines(files, output, lambda done, total: looking.at(done >> 20, total >> 20)))

@@ -116,25 +116,23 @@ def _watch(photos: Sequence[Path], index: Path, asked: dict[str, Any], *, json: 
     say(f"Watching {', '.join(map(str, folders))} ({how})")
     again = {name: asked[name] for name in ("uri", "batch_size", "workers", "device")}
     for _ in changes(folders, index, seen.settings.exclude):
-        while (said := _update_in_child(index, again)) is None:
+        while not _update_in_child(index, again):
             time.sleep(SECONDS_TO_WAIT)
-        if said:
-            print(said, flush=True)
     raise AssertionError("it is watched until it is interrupted")
 
 
-def _update_in_child(index: Path, asked: dict[str, Any]) -> str | None:
-    """Bring a watched index up to date; a line about what changed, if anything. None where it failed, which is said."""
+def _update_in_child(index: Path, asked: dict[str, Any]) -> bool:
+    """Bring a watched index up to date and print what changed, if anything; False where it failed, which is said."""
     from vsrn.search.child import Child
 
     try:
-        child = Child(index, options.imported_plugins, niceness=0, photos=None, **asked)
-        report = child.report(lambda _done, _total: None)
+        report = Child(index, options.imported_plugins, niceness=0, photos=None, **asked).report(lambda *_: None)
     except VsrnError as error:
         say(f"{datetime.now():%Y-%m-%d %H:%M:%S} {error}")
-        return None
-    changed = report.num_added + report.num_changed + report.num_moved + report.num_removed
-    return f"{datetime.now():%Y-%m-%d %H:%M:%S} {_summary(report, index)}" if changed else ""
+        return False
+    if report.num_added + report.num_changed + report.num_moved + report.num_removed:
+        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {_summary(report, index)}", flush=True)
+    return True
 
 
 def _index_of(photos: Sequence[Path], index: Path | None) -> Path:

@@ -10,7 +10,7 @@ from vsrn.files import printable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vsrn.search.overview import FolderOverview, IndexOverview
+    from vsrn.search.overview import IndexOverview
 
 
 def main(index: Index, *, json: Json = False) -> None:
@@ -54,14 +54,17 @@ def _lines(index: Path, seen: IndexOverview) -> list[str]:
     ended = "unknown" if settings.last_run is None else f"{settings.last_run.astimezone():%Y-%m-%d %H:%M}"
     model, extractor = printable(seen.model_name or info.model[:12]), printable(seen.extractor or "unknown")
     engine = info.engine + (f" at {printable(info.uri)}" if info.uri else "")
-    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in seen.size.items())
+    parts = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in seen.size.items())
     explain = "explains its answers" if info.explain else "made with --no-explain"
     lines = [f"{printable(index)}: {seen.num_photos:,} photos, last run {ended}"]
-    lines += [f"  {line}" for line in map(_folder, seen.folders)]
+    for folder in seen.folders:
+        ids = f", as {printable(folder.label)}/" if folder.label else ""
+        away = "" if folder.there else "; not there at the moment"
+        lines.append(f"  {printable(folder.path)}{ids}: {folder.num_photos:,} photos{away}")
     lines += [
         f"  model: {model}, of regions by {extractor}",
         f"  engine: {engine}; {explain}; format {info.format}",
-        f"  size: {_bytes(sum(seen.size.values()))} ({parts})",
+        f"  size: {sum(seen.size.values()) / 1e6:,.1f} MB ({parts})",
         "  left out: what is hidden, of the system, or beside a file .nomedia"
         + (f"; --exclude {' '.join(map(printable, settings.exclude))}" if settings.exclude else ""),
     ]
@@ -71,13 +74,3 @@ def _lines(index: Path, seen: IndexOverview) -> list[str]:
     if not seen.damage:
         lines.append(f"  no damage by a quick look; `vsrn index --check -o {printable(index)}` looks at everything")
     return lines
-
-
-def _folder(folder: FolderOverview) -> str:
-    ids = f", as {printable(folder.label)}/" if folder.label else ""
-    away = "" if folder.there else "; not there at the moment"
-    return f"{printable(folder.path)}{ids}: {folder.num_photos:,} photos{away}"
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

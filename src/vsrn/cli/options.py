@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_t
 import tyro
 
 from vsrn.cli.progress import say
-from vsrn.errors import ConfigError, did_you_mean
+from vsrn.errors import ConfigError, did_you_mean, one_line
 from vsrn.files import printable
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from vsrn.data.stand_ins import ReadWords
     from vsrn.evaluation.caption_scores import CaptionScores
     from vsrn.evaluation.evaluate import Evaluation
-    from vsrn.evaluation.tables import TextFormat
     from vsrn.extractors.batches import BatchMaker
     from vsrn.search.records import SkippedRecord
 
@@ -203,7 +202,7 @@ def import_plugins(modules: Sequence[str]) -> None:
             raise
         except Exception as error:
             # A module may fail with any error while it is imported.
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = one_line(f"{type(error).__name__}: {error}")
             raise ConfigError(
                 f"--plugin {module} cannot be imported ({reason}); name an installed module, or put its folder on"
                 " PYTHONPATH."
@@ -237,11 +236,7 @@ def say_unknown_share(share: float, whose: str) -> None:
 
 
 def batches_of(ray: str | None, device: str, cluster: contextlib.ExitStack) -> BatchMaker:
-    """Who does the work of `extract` or `update_index`: this machine, or a Ray cluster, which is left with `cluster`.
-
-    ray     the cluster's address, or None
-    device  where photos are extracted, as it was asked for
-    """
+    """Who reads photos: this machine for a `device`, or the Ray cluster at an address, which is left with `cluster`."""
     if ray is None:
         from vsrn.extractors.batches import batches_for
 
@@ -308,18 +303,14 @@ def print_evaluation(
 ) -> None:
     """Print all that was measured on standard output, as the field's tables or as JSON; other forms have the recalls.
 
-    form      as the option `--format` says
-    extended  the same by CxC and ECCV Caption
-    scores    those of captions that were written with a `beam`
+    Of other measures, `extended` are CxC and ECCV Caption, and `scores` those of captions written with a `beam`.
     """
+    from vsrn.evaluation import tables
+
     if form == "json":
         written = {} if scores is None else {"captions": {"beam": beam, **scores.to_json()}}
         print_json(evaluation.to_json() | written | ({} if extended is None else {"extended": extended}))
     elif form == "table":
-        from vsrn.evaluation.tables import print_tables
-
-        print_tables(evaluation, extended, scores, beam)
+        tables.print_tables(evaluation, extended, scores, beam)
     else:
-        from vsrn.evaluation.tables import as_lines
-
-        print(as_lines(evaluation, cast("TextFormat", form)))
+        print(tables.as_lines(evaluation, cast("tables.TextFormat", form)))

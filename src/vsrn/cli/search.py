@@ -17,11 +17,11 @@ import vsrn
 from vsrn.cli.options import Device, Index, Json, Uri, print_json, say_words
 from vsrn.errors import ConfigError
 from vsrn.files import printable
+from vsrn.search.where import Where
 
 if TYPE_CHECKING:
     from vsrn.search.index import Hit
     from vsrn.search.index import Index as OpenIndex
-    from vsrn.search.where import Where
 
 
 def main(
@@ -67,8 +67,6 @@ def main(
         rerank: A SCAN that re-orders the best 50 by comparing every word with every region; it needs torch.
     """
     query = _query(sentence, image, like, reranked=rerank is not None)
-    from vsrn.search.where import Where
-
     where = Where(folder, _day(since, "--since"), _day(until, "--until"), name=name or None)
     with vsrn.open_index(index, uri=uri, device=device) as opened:
         hits = _search(opened, query, k, where, rerank, device)

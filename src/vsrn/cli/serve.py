@@ -79,11 +79,7 @@ def main(
 
 
 def _say_where(folder: Path, address: str, page: str, num_photos: int | None, *, may_choose: bool) -> None:
-    """Say where the service is.
-
-    page        its address with the token; empty where none is needed
-    num_photos  of the index; None where there is none yet, which may be made on the page if `may_choose`
-    """
+    """Say where the service is; `page` is its address with the token, or empty where none is needed."""
     if num_photos is not None:
         say(f"{folder}: {num_photos:,} photos at {address} (Ctrl-C stops it)")
         if page:

@@ -42,18 +42,11 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
                 raise ConfigError(f"there is no option {option}. Did you mean --{meant}?")
             kind, value = fields.get(name), after if equals else None
             typed.append(option)
-        if value is not None:
-            typed += _values(value, kind)
+        if value is not None and get_origin(kind) is list:
+            typed += value.strip("[] ").replace(",", " ").split()
+        elif value is not None:
+            typed.append(_BOOLEANS.get(value.lower(), value) if kind is bool else value)
     return typed
-
-
-def _values(value: str, kind: Any) -> list[str]:
-    """One argument as the values that a field of this type is given."""
-    if kind is bool:
-        return [_BOOLEANS.get(value.lower(), value)]
-    if get_origin(kind) is list:
-        return [item for item in value.strip("[] ").replace(",", " ").split() if item]
-    return [value]
 
 
 _BOOLEANS = {"true": "True", "yes": "True", "on": "True", "false": "False", "no": "False", "off": "False"}

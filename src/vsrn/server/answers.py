@@ -1,12 +1,9 @@
-"""What goes over the wire, typed: answers, the source of the OpenAPI page, and refusals, a status and one sentence.
-
-What went wrong inside stays in the log of the server.
-"""
+"""What goes over the wire, typed: answers, the source of the OpenAPI page, and refusals, a status and one sentence."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +14,6 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from vsrn.data.stand_ins import ReadWords
 from vsrn.errors import PhotoError, SearchError, UnknownFolderError, UnknownPhotoError, VsrnError
 from vsrn.search.index import Hit as FoundPhoto
 from vsrn.search.records import PhotoRecord
@@ -174,11 +170,6 @@ def hit_of(found: FoundPhoto) -> Hit:
     folded = folded_of([found.photo, *(one.photo for one in found.alike)])
     fit = None if found.fit is None else round(found.fit, 4)
     return Hit(**vars(folded), score=round(found.score, 6), fit=fit)
-
-
-def result_of(found: Iterable[FoundPhoto], words: ReadWords) -> SearchResult:
-    """Photos that were found by a sentence, and what became of its words."""
-    return SearchResult(hits=list(map(hit_of, found)), said=words.sentences(), **words.to_json())
 
 
 def version_of(record: PhotoRecord) -> str:

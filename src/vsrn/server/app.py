@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
+from prometheus_client import generate_latest
 
 import vsrn
 from vsrn.errors import did_you_mean
@@ -75,10 +76,7 @@ Filters = Annotated[Where, Depends(filters)]
 
 
 async def only_known_parameters(request: Request) -> None:
-    """Refuse a parameter that a route under /api does not have: a misspelt filter would search everywhere.
-
-    Raises `HTTPException` 422.
-    """
+    """Answer 422 to a parameter that a route under /api does not have: a misspelt filter would search everywhere."""
     path = getattr(request.scope.get("route"), "path", "")
     if not path.startswith("/api/"):
         return
@@ -124,8 +122,7 @@ async def search_photo(
 
     It is not kept.
     """
-    uploads: Uploads = request.app.state.uploads
-    async with uploads.receive(request) as content:
+    async with request.app.state.uploads.receive(request) as content:
         return await service.result(await service.search_photo(content, k, where, sentence), sentence, fold)
 
 
@@ -164,14 +161,14 @@ async def folders(service: Served) -> answers.Folders:
 async def thumbnail(service: Served, id: Id, v: Version = "") -> Response:
     """A small JPEG of a photo."""
     record = await service.read(service.index.photo, id)
-    return _picture(await service.read(service.index.thumbnail, id), record, v)
+    return Response(await service.read(service.index.thumbnail, id), media_type="image/jpeg", headers=_kept(record, v))
 
 
 @routes.get("/api/photo", tags=["photos"], response_class=Response, responses=JPEG | answers.problems(404, 410))
 async def photo(service: Served, id: Id, v: Version = "", large: Large = False) -> Response:
     """A JPEG of a photo, upright, as it was when it was indexed."""
     record = await service.read(service.index.photo, id)
-    return _picture(await service.photo(record, large), record, v)
+    return Response(await service.photo(record, large), media_type="image/jpeg", headers=_kept(record, v))
 
 
 @routes.get("/api/original", tags=["photos"], response_class=Response, responses=FILE | answers.problems(404, 410))
@@ -247,12 +244,8 @@ async def ready(service: Served) -> answers.State:
 @routes.get("/metrics", tags=["operation"], response_class=Response)
 def read_metrics(request: Request) -> Response:
     """Counters for Prometheus."""
-    metrics: Metrics = request.app.state.metrics
-    return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _picture(content: bytes, record: PhotoRecord, version: str) -> Response:
-    return Response(content, media_type="image/jpeg", headers=_kept(record, version))
+    content = generate_latest(request.app.state.metrics.registry)
+    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _kept(record: PhotoRecord, version: str) -> dict[str, str]:

@@ -1,8 +1,4 @@
-"""Indexing that is started from the page: one process at a time, which goes on when the page is closed.
-
-It writes, so it has rules of its own beside those of `security.py`: who is let in from other machines starts it only
-with a token, and chooses a folder only where the service was started to let them (`Access`).
-"""
+"""Indexing that is started from the page, where `Access` allows it: one process at a time, which outlasts the page."""
 
 from __future__ import annotations
 
@@ -182,15 +178,11 @@ class Indexer:
             num_photos=None if index is None else len(index),
             last_run=None if index is None else index.last_run(),
             skipped=Counter(file.kind or "unreadable" for file in skipped),
-            running=run.running,
-            done=run.done,
-            total=run.total,
             per_second=rate,
             seconds_left=(run.total - run.done) / rate if rate and run.total is not None else None,
-            ended=run.ended,
-            said=run.said,
             refusal=refusal,
             choice=choice,
+            **vars(run),
         )
 
     def _follow(self, child: Child, run: _Run) -> None:

@@ -1,8 +1,7 @@
 """Photos that come and go: received from the body of a request, and sent from the disk.
 
-Of a body, only so much is taken into memory, so fast and so many at once. Of the disk, only what was indexed is sent:
-files change and links can be turned elsewhere, so the bytes must be those that were indexed, by their hash. To be
-looked at they are drawn anew, without what a camera wrote beside the picture; to be kept they are sent as they are.
+Only what was indexed is sent, known by its hash: files change, and links can be turned elsewhere. To be looked at
+photos are drawn anew, without what a camera wrote beside the picture; to be kept they are sent as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import stat
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote
 
 from fastapi import HTTPException, Request
@@ -29,9 +28,6 @@ from starlette.types import Receive, Scope, Send
 from vsrn.errors import PhotoError
 from vsrn.search.records import PhotoRecord
 from vsrn.server.security import Limits
-
-if TYPE_CHECKING:
-    from vsrn.data.photos import FileContent
 
 
 @dataclass(eq=False)
@@ -137,20 +133,7 @@ def draw_photo(path: Path, record: PhotoRecord, side: int) -> bytes:
     Raises `PhotoError` where the file is not what was indexed, or cannot be read any more.
     """
     # Pillow takes a tenth of a second to load, and searches do without it.
-    from vsrn.data.photos import decode_photo  # noqa: PLC0415
-
-    # Twice of this is what its shorter side becomes.
-    target = math.ceil(side * min(record.width, record.height) / max(record.width, record.height) / 2)
-    photo = decode_photo(read_unchanged(path, record), target_size=target, always_twice=True)
-    photo.thumbnail((side, side))
-    buffer = io.BytesIO()
-    photo.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
-
-
-def read_unchanged(path: Path, record: PhotoRecord) -> FileContent:
-    """What a file holds, if it is what was indexed. Raises `PhotoError`, without its path, if not."""
-    from vsrn.data.photos import read_file  # noqa: PLC0415 - as above
+    from vsrn.data.photos import decode_photo, read_file  # noqa: PLC0415
 
     content = None
     try:
@@ -161,13 +144,19 @@ def read_unchanged(path: Path, record: PhotoRecord) -> FileContent:
         raise PhotoError("this photo is gone since it was indexed; run `vsrn index` again.") from error
     if content is None or hashlib.sha256(content.content).hexdigest() != record.sha256:
         raise PhotoError("this photo has changed since it was indexed; run `vsrn index` again.")
-    return content
+    # Twice of this is what its shorter side becomes.
+    target = math.ceil(side * min(record.width, record.height) / max(record.width, record.height) / 2)
+    photo = decode_photo(content, target_size=target, always_twice=True)
+    photo.thumbnail((side, side))
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
 
 
 def open_unchanged(path: Path, record: PhotoRecord) -> BinaryIO:
-    """A file, open at its first byte, if it is what was indexed. Raises `PhotoError` if not.
+    """A file, open at its first byte, if it is what was indexed; it takes little memory, however large the file is.
 
-    Unlike `read_unchanged` it takes little memory, however large the file is.
+    Raises `PhotoError`, without its path, if it is not.
     """
     try:
         # A pipe in the file's place would be waited for.

@@ -1,8 +1,4 @@
-"""What the routes ask for: an index whose encoder is shared by all requests, and never blocks the event loop.
-
-Many requests, one call: what waits while the encoder is busy goes into its next call together. Nothing waits for
-company: a request that finds the encoder idle goes in alone and at once.
-"""
+"""What the routes ask for: an index whose encoder is shared by all requests, and never blocks the event loop."""
 
 from __future__ import annotations
 
@@ -17,14 +13,13 @@ import anyio
 import anyio.to_thread
 
 from vsrn.data.regions import Regions, pad_regions
-from vsrn.data.stand_ins import ReadWords
 from vsrn.errors import SearchError
 from vsrn.metrics import FloatArray
 from vsrn.onnx_files import give_back
 from vsrn.search.index import Hit, Index, mixed
 from vsrn.search.records import PhotoRecord
 from vsrn.search.where import Where
-from vsrn.server.answers import SearchResult, result_of
+from vsrn.server.answers import SearchResult, hit_of
 from vsrn.server.photos import draw_photo, open_unchanged
 from vsrn.server.security import Limits
 from vsrn.server.traffic import Metrics
@@ -58,6 +53,8 @@ Arguments = TypeVarTuple("Arguments")
 
 class Batcher(Generic[Item, Answer]):
     """Gathers what coroutines ask into calls of one function, which runs in a thread of its own.
+
+    What waits while the function is busy goes into its next call together; what finds it idle goes in alone, at once.
 
     function  items -> an answer each, in order
     most      items a call
@@ -142,12 +139,8 @@ class Service:
 
     async def search(self, sentence: str, k: int, where: Where, least: float | None = None) -> list[Hit]:
         """The photos that fit a sentence best; arguments as of `Index.search`."""
-        vector, words = await self._sentences.ask(sentence), await self.read_words(sentence)
+        vector, words = await self._sentences.ask(sentence), await self.read(self.encoder.read_words, sentence)
         return await self.read(self.index.search_sentence, vector, words, k, where, least)
-
-    async def read_words(self, sentence: str) -> ReadWords:
-        """What the model makes of the words of a sentence."""
-        return await self.read(self.encoder.read_words, sentence)
 
     async def search_photo(self, content: bytes, k: int, where: Where, sentence: str = "") -> list[Hit]:
         """The photos most like one that is given as bytes, by `sentence` too as in `Index.search_image`.
@@ -165,7 +158,7 @@ class Service:
 
     async def _search_vector(self, vector: FloatArray, sentence: str, k: int, where: Where) -> list[Hit]:
         if sentence.strip():
-            if not (await self.read_words(sentence)).asks:
+            if not (await self.read(self.encoder.read_words, sentence)).asks:
                 return []
             vector = mixed(vector, await self._sentences.ask(sentence))
         return await self.read(self.index.search_vector, vector, k, where)
@@ -173,7 +166,8 @@ class Service:
     async def result(self, hits: list[Hit], sentence: str, fold: bool) -> SearchResult:
         """The hits, by `Index.fold` where that is asked for, and what the model makes of the sentence's words."""
         found = await self.read(self.index.fold, hits) if fold else hits
-        return result_of(found, await self.read_words(sentence))
+        words = await self.read(self.encoder.read_words, sentence)
+        return SearchResult(hits=list(map(hit_of, found)), said=words.sentences(), **words.to_json())
 
     async def photo(self, record: PhotoRecord, large: bool = False) -> bytes:
         """The photo as a JPEG. Raises `PhotoError` where its file is not what was indexed."""

@@ -1,14 +1,11 @@
-"""Every request is counted and timed, and no more are taken than can be in work at once.
-
-Prometheus reads the counts at /metrics. Each service counts for itself.
-"""
+"""Every request is counted and timed, for Prometheus, and no more are taken than can be in work at once."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vsrn.server.answers import problem
@@ -35,10 +32,6 @@ class Metrics:
         Gauge("vsrn_index_photos", "Photos that can be found.", registry=to).set_function(num_photos)
         ProcessCollector(registry=to)
 
-    def text(self) -> bytes:
-        """Prometheus's text format."""
-        return generate_latest(self.registry)
-
 
 # Whether a service is alive must be known when it is busy above all.
 UNCOUNTED = ("/healthz", "/readyz", "/metrics")
@@ -50,6 +43,7 @@ class Traffic:
     def __init__(self, app: ASGIApp, metrics: Metrics, most: int) -> None:
         self.app, self.metrics, self.most = app, metrics, most
         self._running = 0
+        metrics.running.set_function(lambda: self._running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -64,20 +58,16 @@ class Traffic:
                 status = message["status"]
             await send(message)
 
-        self._count(1)
+        self._running += 1
         try:
             app = self.app
             if self._running > self.most:
                 app = problem(429, "the service is busy; ask again in a moment.", {"Retry-After": "1"})
             await app(scope, receive, send_counted)
         finally:
-            self._count(-1)
+            self._running -= 1
             # A route's own path, since strangers may invent any number of others.
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "DELETE") else "other"
             self.metrics.requests.labels(method, route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
-
-    def _count(self, more: int) -> None:
-        self._running += more
-        self.metrics.running.set(self._running)
