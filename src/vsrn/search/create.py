@@ -22,25 +22,21 @@ from vsrn.errors import SearchError
 from vsrn.extractors.provenance import NAME, kept_weights
 from vsrn.files import new_folder, read_plain, sync_folder, write_synced
 from vsrn.pretrained import DEFAULT_MODEL, find_model
+from vsrn.search import layout
 from vsrn.search.database import create_records
-from vsrn.search.layout import (
-    INFO_FILE,
-    LEAST_THUMBNAIL_SIDE,
-    LOCK_FILE,
-    MILVUS_FILE,
-    MODEL_FOLDER,
-    MOST_THUMBNAIL_SIDE,
-    RECORDS_FILE,
-    THUMBNAIL_SIDE,
-    EngineName,
-    IndexInfo,
-    index_lock,
-)
+from vsrn.search.layout import EngineName, IndexInfo
 from vsrn.search.records import State
 
 Model = Encoder | Path | str
 # What a creation that was killed may have left.
-_OURS = (LOCK_FILE, MODEL_FOLDER, MILVUS_FILE, RECORDS_FILE, f"{RECORDS_FILE}-wal", f"{RECORDS_FILE}-shm")
+_OURS = (
+    layout.LOCK_FILE,
+    layout.MODEL_FOLDER,
+    layout.MILVUS_FILE,
+    layout.RECORDS_FILE,
+    f"{layout.RECORDS_FILE}-wal",
+    f"{layout.RECORDS_FILE}-shm",
+)
 LICENSE_FILE = "LICENSE"
 # The files of a model, besides the weights of its extractor, `extractor.*`.
 _MODEL_FILES = (*FILES, LICENSE_FILE)
@@ -65,12 +61,11 @@ def create_index(
     """
     if uri and engine != "milvus":
         raise SearchError("--uri is for Milvus; add --engine milvus.")
-    side = THUMBNAIL_SIDE if thumbnail_side is None else thumbnail_side
-    if not LEAST_THUMBNAIL_SIDE <= side <= MOST_THUMBNAIL_SIDE:
-        raise SearchError(
-            f"--thumbnail-side {side}: thumbnails are {LEAST_THUMBNAIL_SIDE} to {MOST_THUMBNAIL_SIDE} pixels a side."
-        )
-    if (folder / INFO_FILE).is_file():
+    side = layout.THUMBNAIL_SIDE if thumbnail_side is None else thumbnail_side
+    if not layout.LEAST_THUMBNAIL_SIDE <= side <= layout.MOST_THUMBNAIL_SIDE:
+        least, most = layout.LEAST_THUMBNAIL_SIDE, layout.MOST_THUMBNAIL_SIDE
+        raise SearchError(f"--thumbnail-side {side}: thumbnails are {least} to {most} pixels a side.")
+    if (folder / layout.INFO_FILE).is_file():
         info = IndexInfo.read(folder)
         _check_agreement(folder, info, model, explain, engine, uri, thumbnail_side)
         return
@@ -80,16 +75,16 @@ def create_index(
     # A model that cannot read photos here is refused at once.
     names = source.region_names
     folder.mkdir(parents=True, exist_ok=True)
-    with index_lock(folder):
-        if (folder / INFO_FILE).is_file():
+    with layout.index_lock(folder):
+        if (folder / layout.INFO_FILE).is_file():
             # Another process made the index between our first check and our getting the lock.
             raise SearchError(f"{folder} was just made by another vsrn index; run the same command again.")
-        shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
-        write_model(source, folder / MODEL_FOLDER)
-        encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={})
+        shutil.rmtree(folder / layout.MODEL_FOLDER, ignore_errors=True)
+        write_model(source, folder / layout.MODEL_FOLDER)
+        encoder = OnnxEncoder(folder / layout.MODEL_FOLDER, checksums={})
         info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
         info = msgspec.structs.replace(info, thumbnail_side=side)
-        create_records(folder / RECORDS_FILE, State(0, 1, 0, 0, 0, b""), info=info.as_json())
+        create_records(folder / layout.RECORDS_FILE, State(0, 1, 0, 0, 0, b""), info=info.as_json())
         info.write(folder)
         sync_folder(folder)
 

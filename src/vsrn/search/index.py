@@ -26,19 +26,12 @@ from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import PhotoError, SearchError, UnknownPhotoError
 from vsrn.files import Closing, printable
 from vsrn.metrics import FloatArray, IntArray
+from vsrn.search import layout
 from vsrn.search.alike import groups_of, small_picture
 from vsrn.search.database import Records
 from vsrn.search.engine import Engine, Keeper, open_keeper
 from vsrn.search.folders import resolved
-from vsrn.search.layout import (
-    GrowingFile,
-    IndexInfo,
-    growing_path,
-    is_wrong,
-    open_model,
-    open_vectors,
-    unpack_regions,
-)
+from vsrn.search.layout import GrowingFile, IndexInfo
 from vsrn.search.records import REMEDY, PhotoRecord, SkippedRecord, State, View
 from vsrn.search.where import EVERYWHERE, Where
 
@@ -104,7 +97,7 @@ class Index(Closing):
         """
         self.folder, self._uri = Path(folder), uri
         self.info: IndexInfo = IndexInfo.read(self.folder)
-        self.encoder: OnnxEncoder = open_model(self.folder, self.info, device)
+        self.encoder: OnnxEncoder = layout.open_model(self.folder, self.info, device)
         self._records = Records(self.folder)
         self._lock = threading.Lock()
         self._keeper: Keeper | None = None
@@ -254,7 +247,7 @@ class Index(Closing):
             photo, content = self._piece(view, "regions", photo_id)
             if photo.regions_at is None:
                 raise SearchError(f"{self.folder} has no regions of '{photo.id}'; {REMEDY}")
-            return unpack_regions(content, photo, self.info)
+            return layout.unpack_regions(content, photo, self.info)
 
         return self._ask(read)
 
@@ -307,7 +300,7 @@ class Index(Closing):
         with self._lock:
             last = self._last
             if last is None or last.state.version != state.version:
-                vectors, dead = open_vectors(self.folder, self.info, state), view.dead_rows()
+                vectors, dead = layout.open_vectors(self.folder, self.info, state), view.dead_rows()
                 same = last is not None and last.state.generation == state.generation
                 self._check_vectors(view, vectors, dead, last.state.num_rows if last is not None and same else 0)
                 self._keeper = self._keeper or open_keeper(self.folder, self.info, self._uri)
@@ -319,10 +312,10 @@ class Index(Closing):
         """Raise `SearchError` where a vector from row `first` on that can be found is not as a model gives it."""
         normalised = self.encoder.config.model.image_norm
         for start in range(first, len(vectors), ROWS_AT_ONCE):
-            wrong = start + np.flatnonzero(is_wrong(vectors[start : start + ROWS_AT_ONCE], normalised))
+            wrong = start + np.flatnonzero(layout.is_wrong(vectors[start : start + ROWS_AT_ONCE], normalised))
             wrong = np.setdiff1d(wrong, dead)
             if len(wrong):
-                path = growing_path(self.folder, "vectors", view.state().generation)
+                path = layout.growing_path(self.folder, "vectors", view.state().generation)
                 photos = view.photos_at(wrong[:1].tolist())
                 name = f", such as that of '{photos[wrong[0]].id}'" if photos else ""
                 raise SearchError(
