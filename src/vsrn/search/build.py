@@ -175,11 +175,11 @@ class _Update:
         """Read what changed and commit it batch by batch; then remove photos whose files are gone."""
         damaged, report, found = self.writer.damaged, self.report, self.listing.found
         plan = make_plan(found, self.choice.all, self.writer.records, damaged)
-        report.skipped += plan.told
         done = len(found) - len(plan.files)
         progress(done, len(found))
-        if plan.refused or plan.gone:
-            self._write(Changes(skipped=plan.refused, gone=[name for name in plan.gone if not self._is_away(name)]))
+        away = [] if self.prune else self.listing.away  # what lies in a folder that is not there stays
+        gone = [name for name in plan.changes.gone if self.choice.all.of(name) not in away]
+        self._write(replace(plan.changes, gone=gone))
         claimed: set[str] = set()
         if plan.files:
             work = Reading(self.writer.encoder, plan.moved, self.writer.info)
@@ -190,17 +190,11 @@ class _Update:
                 progress(done, len(found))
         missing = [name for name in plan.missing if name not in claimed]
         parts = parts_of_photos([*missing, *(photo.id for photo in found)])
-        gone = self._gone(missing, parts, plan.num_known)
-        if gone:
-            self._write(Changes(gone=gone))
+        self._write(Changes(gone=self._gone(missing, parts, plan.num_known)))
         self._finish(plan.num_known)
         with self.writer.records.read() as view:
             report.num_photos, report.skipped = view.num_photos(), [*view.skipped(), *report.skipped]
         return report
-
-    def _is_away(self, name: str) -> bool:
-        """Whether a photo or a skipped file lies in a folder that is not there, so that it stays."""
-        return not self.prune and self.choice.all.of(name) in self.listing.away
 
     def _gone(self, missing: Sequence[str], parts: set[str], num_known: Mapping[str, int]) -> list[str]:
         """Of photos whose files are neither there nor elsewhere, those to remove; notes the others in the report.

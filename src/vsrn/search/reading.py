@@ -68,20 +68,16 @@ class Plan:
     """What is to do.
 
     files      to look at
-    refused    files and folders that are not to be opened, and why
-    told       the same of those whose ids belong to photos of the index, which stay what they are
+    changes    what is known without opening a file: those that are not to be opened, and skipped ones that are gone
     missing    ids of photos whose files are not there
     moved      the same by their content; new files of the same content take them from here
-    gone       ids of skipped files that are there no more
     num_known  photos that the index has of each folder, by its label
     """
 
     files: list[File]
-    refused: list[SkippedRecord]
-    told: list[SkippedRecord]
-    moved: Missing
+    changes: Changes
     missing: list[str]
-    gone: list[str]
+    moved: Missing
     num_known: Mapping[str, int]
 
 
@@ -112,7 +108,7 @@ def make_plan(found: Sequence[PhotoFile], roots: Roots, records: Records, damage
     there = seen | {file.id for file in refused}
     gone = [name for name in skipped if name not in there]
     num_known = Counter(roots.of(name).label for name in known)
-    return Plan(files, refused, told, moved, missing, gone, num_known)
+    return Plan(files, Changes(skipped=refused, told=told, gone=gone), missing, moved, num_known)
 
 
 def doubtful(missing: Collection[str], num_known: int, root: Root) -> list[str]:

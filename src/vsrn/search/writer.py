@@ -94,6 +94,8 @@ class IndexWriter(Closing):
 
         Raises `OSError` where the disk is full.
         """
+        if not (changes.added or changes.skipped or changes.moved or changes.gone):
+            return 0, 0
         records = self._append(changes.added)
         if records:
             vectors = np.stack([photo.vector for photo in changes.added]).astype("<f2")
