@@ -1,7 +1,4 @@
-"""A new index, or the one that is there if it is what was asked for.
-
-The files of a model are copied by a fixed list of names: what else lies in somebody's model folder stays there.
-"""
+"""A new index, or the one that is there if it is what was asked for."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ _OURS = (
     f"{layout.RECORDS_FILE}-shm",
 )
 LICENSE_FILE = "LICENSE"
-# The files of a model, besides the weights of its extractor, `extractor.*`.
+# Of a model, these and its extractor's weights, `extractor.*`, are copied: what else lies in its folder stays there.
 _MODEL_FILES = (*FILES, LICENSE_FILE)
 # Of an extractor that is a folder: what transformers reads that is no code.
 _WEIGHT_FILES = (".json", ".safetensors", ".txt")

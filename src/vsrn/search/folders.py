@@ -32,9 +32,9 @@ class Choice:
     """
 
     roots: Roots
-    added: list[Root] = field(default_factory=list)
-    removed: list[Root] = field(default_factory=list)
-    moved: list[tuple[Path, Path]] = field(default_factory=list)
+    added: list[Root]
+    removed: list[Root]
+    moved: list[tuple[Path, Path]]
 
     @cached_property
     def all(self) -> Roots:

@@ -1,13 +1,8 @@
-"""What of an index is not what was written, and how it is made whole before anything is added to it.
-
-`vsrn index` mends records, model and index.json here, and reads photos again whose vector, regions or thumbnail are
-damaged (`build.py`).
-"""
+"""What of an index is not what was written, and how it is made whole before anything is added to it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +11,7 @@ import msgspec
 
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError, VsrnError
-from vsrn.files import delete, sync_folder
+from vsrn.files import delete, replacing, sync_folder
 from vsrn.pretrained import PACKAGED_MODELS
 from vsrn.search import layout
 from vsrn.search.create import Model, checksums, new_info, open_source, write_model
@@ -195,9 +190,8 @@ def _mend_records(folder: Path, info: IndexInfo) -> None:
             thumbnails_end=max((photo.thumbnail_at + photo.thumbnail_size for photo in found), default=0),
             root=b"" if old is None else old.root,
         )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        create_records(temporary, state, found, settings=settings)
-        for file in beside(path):
-            file.unlink(missing_ok=True)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            create_records(temporary, state, found, settings=settings)
+            for file in beside(path):
+                file.unlink(missing_ok=True)
         sync_folder(folder)

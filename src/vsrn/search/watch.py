@@ -1,8 +1,4 @@
-"""When to index again: something below the folders of an index has changed, and has been quiet for a while.
-
-for _ in changes([Path("photos")], Path("idx")):
-    update_index(None, "idx")
-"""
+"""When to index again: something below the folders of an index has changed, and has been quiet for a while."""
 
 from __future__ import annotations
 

@@ -234,10 +234,7 @@ def _open_files(folder: Path, info: IndexInfo, state: State) -> dict[str, Growin
 
 def _delete_other_generations(folder: Path, generation: int) -> None:
     """Files that a compaction left behind, before its commit or after it."""
-    for kind in GROWING:
+    for kind in (*GROWING, "graph"):
         for path in folder.glob(f"{kind}-*"):
-            if path != layout.growing_path(folder, kind, generation):
+            if not path.name.startswith((f"{kind}-{generation}.", f"{kind}-{generation}-")):
                 path.unlink()
-    for path in folder.glob("graph-*.faiss"):
-        if not path.name.startswith(f"graph-{generation}-"):
-            path.unlink()
