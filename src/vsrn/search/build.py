@@ -199,8 +199,7 @@ class _Update:
     def _gone(self, missing: Sequence[str], parts: set[str], num_known: Mapping[str, int]) -> list[str]:
         """Of photos whose files are neither there nor elsewhere, those to remove; notes the others in the report.
 
-        parts      ids that have become part of another photo
-        num_known  as in `Plan`
+        `parts` are ids that have become part of another photo.
         """
         if self.prune:
             return list(missing)

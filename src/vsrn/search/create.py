@@ -25,15 +25,8 @@ from vsrn.search.layout import EngineName, IndexInfo
 from vsrn.search.records import State
 
 Model = Encoder | Path | str
-# What a creation that was killed may have left.
-_OURS = (
-    layout.LOCK_FILE,
-    layout.MODEL_FOLDER,
-    layout.MILVUS_FILE,
-    layout.RECORDS_FILE,
-    f"{layout.RECORDS_FILE}-wal",
-    f"{layout.RECORDS_FILE}-shm",
-)
+# What a creation that was killed may have left, besides the records and the files that SQLite keeps beside them.
+_OURS = (layout.LOCK_FILE, layout.MODEL_FOLDER, layout.MILVUS_FILE)
 LICENSE_FILE = "LICENSE"
 # Of a model, these and its extractor's weights, `extractor.*`, are copied: what else lies in its folder stays there.
 _MODEL_FILES = (*FILES, LICENSE_FILE)
@@ -63,8 +56,7 @@ def create_index(
         least, most = layout.LEAST_THUMBNAIL_SIDE, layout.MOST_THUMBNAIL_SIDE
         raise SearchError(f"--thumbnail-side {side}: thumbnails are {least} to {most} pixels a side.")
     if (folder / layout.INFO_FILE).is_file():
-        info = IndexInfo.read(folder)
-        _check_agreement(folder, info, model, explain, engine, uri, thumbnail_side)
+        _check_agreement(folder, model, explain, engine, uri, thumbnail_side)
         return
     _check_no_other_use(folder)
     source = open_source(DEFAULT_MODEL if model is None else model, device)
@@ -178,7 +170,7 @@ def _check_no_other_use(folder: Path) -> None:
         return
     except NotADirectoryError as error:
         raise SearchError(f"{folder} is a file; choose another -o.") from error
-    foreign = sorted(name for name in names if name not in _OURS and not name.startswith("."))
+    foreign = sorted(name for name in names if name not in _OURS and not name.startswith((".", layout.RECORDS_FILE)))
     if foreign:
         raise SearchError(f"{folder} is no index and holds other files ({foreign[0]}); choose another -o.")
 
@@ -203,15 +195,10 @@ def _check_searchable(model: Encoder) -> None:
 
 
 def _check_agreement(
-    folder: Path,
-    info: IndexInfo,
-    model: Model | None,
-    explain: bool | None,
-    engine: EngineName | None,
-    uri: str,
-    thumbnail_side: int | None,
+    folder: Path, model: Model | None, explain: bool | None, engine: EngineName | None, uri: str, side: int | None
 ) -> None:
     """Raise `SearchError` where an index was made in another way than is asked for now."""
+    info = IndexInfo.read(folder)
     asked = info.model if model is None else open_source(model).fingerprint
     if asked != info.model:
         raise SearchError(
@@ -223,7 +210,7 @@ def _check_agreement(
         other = "without --no-explain" if info.explain else "with --no-explain"
     elif engine is not None and (engine, uri) != (info.engine, info.uri):
         other = f"with --engine {info.engine}" + (f" --uri {info.uri}" if info.uri else "")
-    elif thumbnail_side not in (None, info.thumbnail_side):
+    elif side not in (None, info.thumbnail_side):
         other = f"with --thumbnail-side {info.thumbnail_side}"
     if other is not None:
         raise SearchError(f"{folder} was made {other}, which cannot be changed; choose another -o.")
