@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vsrn.errors import ConfigError, SearchError
+from vsrn.errors import ConfigError, SearchError, one_line
 from vsrn.files import printable
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.engine import Found, Keeper, nearest
@@ -170,7 +170,7 @@ def _told(uri: str) -> Iterator[None]:
     try:
         yield
     except MilvusException as error:
-        said = " ".join(str(error.message).split())[:200]
+        said = one_line(error.message)
         raise SearchError(
             f"Milvus at {uri} failed ({said}); see that it is there, and that no other process uses a Lite file."
         ) from error

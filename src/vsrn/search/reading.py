@@ -24,7 +24,7 @@ from vsrn.data.photos import FORMATS, FileContent, read_file, read_photo
 from vsrn.data.regions import Regions, pad_regions
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.onnx_backend import OnnxEncoder
-from vsrn.errors import PhotoError
+from vsrn.errors import PhotoError, one_line
 from vsrn.extractors.base import Prepared, prepare_pixels
 from vsrn.files import printable, read_plain
 from vsrn.metrics import FloatArray
@@ -202,8 +202,8 @@ class Reading:
             return skipped_for(file.photo, error, content)
         except Exception as error:
             # Whatever one file makes its readers stumble over, MemoryError included, is no reason to stop.
-            said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
-            return skipped_for(file.photo, PhotoError(f"{printable(file.photo.path)} cannot be read ({said})."))
+            said = printable(f"{file.photo.path} cannot be read ({one_line(error)}).")
+            return skipped_for(file.photo, PhotoError(said))
 
     def finish(self, files: Sequence[File], looked: Sequence[_Looked]) -> Changes:
         """The expensive half: regions and vectors of those photos of a batch that could be read."""
