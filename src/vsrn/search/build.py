@@ -185,7 +185,8 @@ class _Update:
             work = Reading(self.writer.encoder, plan.moved, self.writer.info)
             results = batches(work, plan.files, batch_size, workers)
             for batch, result in zip(cut(plan.files, batch_size), results, strict=True):
-                self._write(_settled(batch, result, claimed, work))
+                for changes in _settled(batch, result, claimed, work):
+                    self._write(changes)
                 done += len(batch)
                 progress(done, len(found))
         missing = [name for name in plan.missing if name not in claimed]
@@ -204,11 +205,11 @@ class _Update:
         if self.prune:
             return list(missing)
         stays: set[str] = set()
+        # Of a damaged photo nothing can be kept.
+        whole = [name for name in missing if name not in parts and name not in self.writer.damaged]
         for root in self.choice.roots:
+            inside = (name for name in whole if self.choice.all.of(name) == root)
             excluded = self.listing.exclusions[root.label]
-            # Of a damaged photo nothing can be kept.
-            stay = (name for name in missing if name not in parts and name not in self.writer.damaged)
-            inside = (name for name in stay if self.choice.all.of(name) == root)
             unseen = [name for name in inside if not excluded.has_photo(root.below(name))]
             if root not in self.listing.away:
                 unseen = doubtful(unseen, num_known[root.label], root)
@@ -239,7 +240,7 @@ class _Update:
         self.report.num_moved += sum(photo.old_id != photo.id for photo in changes.moved)
 
 
-def _settled(batch: Sequence[File], changes: Changes, claimed: set[str], work: Reading) -> Changes:
+def _settled(batch: Sequence[File], changes: Changes, claimed: set[str], work: Reading) -> list[Changes]:
     """A batch in which no file takes the place of a photo that another file has taken; adds to `claimed`.
 
     Workers that know nothing of each other may give one photo to several files of the same content. Those that come
@@ -253,13 +254,7 @@ def _settled(batch: Sequence[File], changes: Changes, claimed: set[str], work: R
             claimed.add(photo.old_id)
             moved.append(photo)
     if not late:
-        return changes
+        return [changes]
     files = [file for file in batch if file.photo.id in late]
     alone = replace(work, missing={})
-    again = alone.finish(files, list(map(alone.prepare, files)))
-    return Changes(
-        [*changes.added, *again.added],
-        [*changes.skipped, *again.skipped],
-        moved,
-        told=[*changes.told, *again.told],
-    )
+    return [replace(changes, moved=moved), alone.finish(files, list(map(alone.prepare, files)))]

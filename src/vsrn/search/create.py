@@ -52,8 +52,8 @@ def create_index(
     if uri and engine != "milvus":
         raise SearchError("--uri is for Milvus; add --engine milvus.")
     side = layout.THUMBNAIL_SIDE if thumbnail_side is None else thumbnail_side
-    if not layout.LEAST_THUMBNAIL_SIDE <= side <= layout.MOST_THUMBNAIL_SIDE:
-        least, most = layout.LEAST_THUMBNAIL_SIDE, layout.MOST_THUMBNAIL_SIDE
+    least, most = layout.LEAST_THUMBNAIL_SIDE, layout.MOST_THUMBNAIL_SIDE
+    if not least <= side <= most:
         raise SearchError(f"--thumbnail-side {side}: thumbnails are {least} to {most} pixels a side.")
     if (folder / layout.INFO_FILE).is_file():
         _check_agreement(folder, model, explain, engine, uri, thumbnail_side)

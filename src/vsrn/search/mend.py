@@ -16,7 +16,7 @@ from vsrn.pretrained import PACKAGED_MODELS
 from vsrn.search import layout
 from vsrn.search.create import Model, checksums, new_info, open_source, write_model
 from vsrn.search.database import Records, beside, create_records
-from vsrn.search.layout import GROWING, GrowingFile, IndexInfo
+from vsrn.search.layout import GROWING, GrowingFile, IndexInfo, check_agreement
 from vsrn.search.records import DamagedRecordsError, PhotoRecord, Stamp, State, View
 from vsrn.search.roots import Settings
 
@@ -138,9 +138,7 @@ def _info_of(folder: Path) -> IndexInfo:
     except (DamagedRecordsError, ValueError):
         return info
     # Where Milvus is may change.
-    layout.check_agreement(
-        folder, info, kept, "records", ("joint_dim", "feature_dim", "explain", "names", "thumbnail_side")
-    )
+    check_agreement(folder, info, kept, "records", ("joint_dim", "feature_dim", "explain", "names", "thumbnail_side"))
     return info
 
 

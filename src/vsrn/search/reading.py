@@ -21,13 +21,11 @@ from PIL import Image
 import vsrn
 from vsrn.data.listing import PhotoFile
 from vsrn.data.photos import FORMATS, FileContent, read_file, read_photo
-from vsrn.data.regions import Regions, pad_regions
-from vsrn.encoders.base import Encoder
+from vsrn.data.regions import pad_regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import PhotoError, one_line
 from vsrn.extractors.base import Prepared, prepare_pixels
 from vsrn.files import printable, read_plain
-from vsrn.metrics import FloatArray
 from vsrn.search.create import model_files
 from vsrn.search.database import Records
 from vsrn.search.layout import IndexInfo
@@ -219,8 +217,13 @@ class Reading:
                 (told if away and file.known is not None and not file.damaged else skipped).append(seen)
         # Rounded as the index keeps them, so that a vector is exactly what they encode to.
         regions = [one.in_half_precision() for one in self.encoder.extract([photo.prepared for _, photo in ready])]
+        # NaN for a photo whose features are not finite.
+        vectors = np.full((len(regions), self.info.joint_dim), np.nan, dtype=np.float32)
+        finite = [place for place, one in enumerate(regions) if np.isfinite(one.features).all()]
+        if finite:
+            vectors[finite] = self.encoder.encode_regions(*pad_regions([regions[place] for place in finite]))
         added = []
-        for (file, photo), one, vector in zip(ready, regions, _vectors(self.encoder, regions), strict=True):
+        for (file, photo), one, vector in zip(ready, regions, vectors, strict=True):
             if np.isfinite(vector).all():
                 # Of regions that are not kept only their number is, and 92 kB need not travel.
                 kept = one if self.info.explain else replace(one, features=one.features[:, :0])
@@ -293,12 +296,3 @@ def thumbnail(photo: Image.Image, side: int) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
-
-
-def _vectors(encoder: Encoder, regions: Sequence[Regions]) -> FloatArray:
-    """Regions of B photos, of any number each -> (B, D); NaN for a photo whose features are not finite."""
-    finite = [place for place, found in enumerate(regions) if np.isfinite(found.features).all()]
-    vectors = np.full((len(regions), encoder.config.model.joint_dim), np.nan, dtype=np.float32)
-    if finite:
-        vectors[finite] = encoder.encode_regions(*pad_regions([regions[place] for place in finite]))
-    return vectors
