@@ -73,7 +73,7 @@ def create_index(
         encoder = OnnxEncoder(folder / layout.MODEL_FOLDER, checksums={})
         info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
         info = msgspec.structs.replace(info, thumbnail_side=side)
-        create_records(folder / layout.RECORDS_FILE, State(0, 1, 0, 0, 0, b""), info=info.as_json())
+        create_records(folder / layout.RECORDS_FILE, State(0, 1, 0, 0, 0, b""), info.as_json())
         info.write(folder)
         sync_folder(folder)
 

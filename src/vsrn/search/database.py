@@ -14,7 +14,6 @@ import shutil
 import sqlite3
 import stat
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -91,7 +90,7 @@ class Records(Closing):
         """Open those of an index. Raises `SearchError` where they are missing or not such as `create_records` makes."""
         self.path = path = folder / RECORDS_FILE
         self._idle: deque[sqlite3.Connection] = deque()
-        self._closed = threading.Event()
+        self._closed = False
         _check_files(path)
         self._inode = path.stat().st_ino
         with contextlib.suppress(FileNotFoundError), self.read():
@@ -157,12 +156,12 @@ class Records(Closing):
 
     def close(self) -> None:
         """Close the database; connections in use are closed when they are given back."""
-        self._closed.set()
+        self._closed = True
         self._forget_connections()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        if self._closed.is_set():
+        if self._closed:
             raise SearchError(f"{self.path.parent} was closed; open the index again.")
         with _told(self.path):
             if not os.access(self.path.parent, os.W_OK):
@@ -180,7 +179,7 @@ class Records(Closing):
                 yield connection
             finally:
                 self._idle.append(connection)
-                if self._closed.is_set():
+                if self._closed:
                     self.close()
 
     def _forget_connections(self) -> None:
@@ -192,14 +191,14 @@ class Records(Closing):
 def create_records(
     path: Path,
     state: State,
+    info: bytes,
     photos: Sequence[PhotoRecord] = (),
-    info: bytes | None = None,
     settings: Settings = Settings(),  # noqa: B008 - it is frozen
 ) -> None:
     """Make the records of an index in place of those that are there.
 
-    photos  of rows below the state's; rows without one are dead
     info    the copy of index.json
+    photos  of rows below the state's; rows without one are dead
     """
     for leftover in (path, *beside(path), Path(f"{path}-journal")):
         leftover.unlink(missing_ok=True)
@@ -214,8 +213,7 @@ def create_records(
             change.add(photos)
             dead = set(range(state.num_rows)) - {photo.row for photo in photos}
             connection.executemany("INSERT INTO dead VALUES (?)", [(row,) for row in dead])
-            if info is not None:
-                change.keep_info(info)
+            change.keep_info(info)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

@@ -97,9 +97,8 @@ def mend_index(folder: Path, model: Model | None) -> None:
     Raises `SearchError` or `CheckpointError` where that cannot be done.
     """
     if is_index(folder):
-        info = _info_of(folder)
-        _mend_model(folder, info, model)
-        _mend_records(folder, info)
+        _mend_model(folder, _info_of(folder), model)
+        _mend_records(folder, IndexInfo.read(folder))
 
 
 def is_index(folder: Path) -> bool:
@@ -189,7 +188,7 @@ def _mend_records(folder: Path, info: IndexInfo) -> None:
             root=b"" if old is None else old.root,
         )
         with replacing(path) as temporary:
-            create_records(temporary, state, found, settings=settings)
+            create_records(temporary, state, info.as_json(), found, settings)
             for file in beside(path):
                 file.unlink(missing_ok=True)
         sync_folder(folder)
