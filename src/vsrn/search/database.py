@@ -14,6 +14,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ class Records(Closing):
         """Open those of an index. Raises `SearchError` where they are missing or not such as `create_records` makes."""
         self.path = path = folder / RECORDS_FILE
         self._idle: deque[sqlite3.Connection] = deque()
-        self._closed = False
+        self._closed = threading.Event()
         _check_files(path)
         self._inode = path.stat().st_ino
         with contextlib.suppress(FileNotFoundError), self.read():
@@ -156,12 +157,12 @@ class Records(Closing):
 
     def close(self) -> None:
         """Close the database; connections in use are closed when they are given back."""
-        self._closed = True
+        self._closed.set()
         self._forget_connections()
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        if self._closed:
+        if self._closed.is_set():
             raise SearchError(f"{self.path.parent} was closed; open the index again.")
         with _told(self.path):
             if not os.access(self.path.parent, os.W_OK):
@@ -179,7 +180,7 @@ class Records(Closing):
                 yield connection
             finally:
                 self._idle.append(connection)
-                if self._closed:
+                if self._closed.is_set():
                     self.close()
 
     def _forget_connections(self) -> None:
