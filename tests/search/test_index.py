@@ -128,6 +128,19 @@ def test_whatever_is_done_to_the_folder_the_index_follows(seed: int, photos: Pat
     assert len(generations) > 1, "no compaction happened"
 
 
+def test_a_compaction_leaves_no_file_of_the_generation_before(photos: Path, model: Path, tmp_path: Path) -> None:
+    idx = tmp_path / "idx"
+    update_index(photos, idx, model)
+    graph = idx / "graph-1-999999.faiss"  # over more rows than there are, so that nobody opens it
+    graph.touch()
+    update_index(photos, idx)
+    assert graph.exists()
+    for photo in sorted(path for path in photos.rglob("*") if path.is_file())[2:]:
+        photo.unlink()
+    update_index(photos, idx, prune=True)
+    assert {path.name for path in idx.glob("*-[0-9]*")} == {"vectors-2.f16", "regions-2.bin", "thumbnails-2.bin"}
+
+
 def test_only_what_changed_is_read_again(photos: Path, model: Path, tmp_path: Path) -> None:
     update_index(photos, tmp_path / "idx", model)
     with vsrn.open_index(tmp_path / "idx") as index:

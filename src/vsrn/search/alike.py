@@ -1,7 +1,5 @@
-"""Which photos of a list are alike: copies of one file, and the same picture saved again, resized or slightly cropped.
-
-Two photos are alike where their files are equal, or where their vectors and their pictures, shrunk to a few grey
-pixels, both are nearly equal.
+"""Which photos of a list are alike: their files are equal, or both their vectors and their pictures, shrunk to a few
+grey pixels, nearly are, as those of one picture that was saved again, resized or slightly cropped.
 """
 
 from __future__ import annotations

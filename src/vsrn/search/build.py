@@ -175,47 +175,41 @@ class _Update:
         """Read what changed and commit it batch by batch; then remove photos whose files are gone."""
         damaged, report, found = self.writer.damaged, self.report, self.listing.found
         plan = make_plan(found, self.choice.all, self.writer.records, damaged)
-        report.skipped += plan.told
         done = len(found) - len(plan.files)
         progress(done, len(found))
-        if plan.refused or plan.gone:
-            self._write(Changes(skipped=plan.refused, gone=[name for name in plan.gone if not self._is_away(name)]))
+        away = [] if self.prune else self.listing.away  # what lies in a folder that is not there stays
+        gone = [name for name in plan.changes.gone if self.choice.all.of(name) not in away]
+        self._write(replace(plan.changes, gone=gone))
         claimed: set[str] = set()
         if plan.files:
             work = Reading(self.writer.encoder, plan.moved, self.writer.info)
             results = batches(work, plan.files, batch_size, workers)
             for batch, result in zip(cut(plan.files, batch_size), results, strict=True):
-                self._write(_settled(batch, result, claimed, work))
+                for changes in _settled(batch, result, claimed, work):
+                    self._write(changes)
                 done += len(batch)
                 progress(done, len(found))
         missing = [name for name in plan.missing if name not in claimed]
         parts = parts_of_photos([*missing, *(photo.id for photo in found)])
-        gone = self._gone(missing, parts, plan.num_known)
-        if gone:
-            self._write(Changes(gone=gone))
+        self._write(Changes(gone=self._gone(missing, parts, plan.num_known)))
         self._finish(plan.num_known)
         with self.writer.records.read() as view:
             report.num_photos, report.skipped = view.num_photos(), [*view.skipped(), *report.skipped]
         return report
 
-    def _is_away(self, name: str) -> bool:
-        """Whether a photo or a skipped file lies in a folder that is not there, so that it stays."""
-        return not self.prune and self.choice.all.of(name) in self.listing.away
-
     def _gone(self, missing: Sequence[str], parts: set[str], num_known: Mapping[str, int]) -> list[str]:
         """Of photos whose files are neither there nor elsewhere, those to remove; notes the others in the report.
 
-        parts      ids that have become part of another photo
-        num_known  as in `Plan`
+        `parts` are ids that have become part of another photo.
         """
         if self.prune:
             return list(missing)
         stays: set[str] = set()
+        # Of a damaged photo nothing can be kept.
+        whole = [name for name in missing if name not in parts and name not in self.writer.damaged]
         for root in self.choice.roots:
+            inside = (name for name in whole if self.choice.all.of(name) == root)
             excluded = self.listing.exclusions[root.label]
-            # Of a damaged photo nothing can be kept.
-            stay = (name for name in missing if name not in parts and name not in self.writer.damaged)
-            inside = (name for name in stay if self.choice.all.of(name) == root)
             unseen = [name for name in inside if not excluded.has_photo(root.below(name))]
             if root not in self.listing.away:
                 unseen = doubtful(unseen, num_known[root.label], root)
@@ -246,7 +240,7 @@ class _Update:
         self.report.num_moved += sum(photo.old_id != photo.id for photo in changes.moved)
 
 
-def _settled(batch: Sequence[File], changes: Changes, claimed: set[str], work: Reading) -> Changes:
+def _settled(batch: Sequence[File], changes: Changes, claimed: set[str], work: Reading) -> list[Changes]:
     """A batch in which no file takes the place of a photo that another file has taken; adds to `claimed`.
 
     Workers that know nothing of each other may give one photo to several files of the same content. Those that come
@@ -260,13 +254,7 @@ def _settled(batch: Sequence[File], changes: Changes, claimed: set[str], work: R
             claimed.add(photo.old_id)
             moved.append(photo)
     if not late:
-        return changes
+        return [changes]
     files = [file for file in batch if file.photo.id in late]
     alone = replace(work, missing={})
-    again = alone.finish(files, list(map(alone.prepare, files)))
-    return Changes(
-        [*changes.added, *again.added],
-        [*changes.skipped, *again.skipped],
-        moved,
-        told=[*changes.told, *again.told],
-    )
+    return [replace(changes, moved=moved), alone.finish(files, list(map(alone.prepare, files)))]

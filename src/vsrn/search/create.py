@@ -1,7 +1,4 @@
-"""A new index, or the one that is there if it is what was asked for.
-
-The files of a model are copied by a fixed list of names: what else lies in somebody's model folder stays there.
-"""
+"""A new index, or the one that is there if it is what was asked for."""
 
 from __future__ import annotations
 
@@ -22,27 +19,16 @@ from vsrn.errors import SearchError
 from vsrn.extractors.provenance import NAME, kept_weights
 from vsrn.files import new_folder, read_plain, sync_folder, write_synced
 from vsrn.pretrained import DEFAULT_MODEL, find_model
+from vsrn.search import layout
 from vsrn.search.database import create_records
-from vsrn.search.layout import (
-    INFO_FILE,
-    LEAST_THUMBNAIL_SIDE,
-    LOCK_FILE,
-    MILVUS_FILE,
-    MODEL_FOLDER,
-    MOST_THUMBNAIL_SIDE,
-    RECORDS_FILE,
-    THUMBNAIL_SIDE,
-    EngineName,
-    IndexInfo,
-    index_lock,
-)
+from vsrn.search.layout import EngineName, IndexInfo
 from vsrn.search.records import State
 
 Model = Encoder | Path | str
-# What a creation that was killed may have left.
-_OURS = (LOCK_FILE, MODEL_FOLDER, MILVUS_FILE, RECORDS_FILE, f"{RECORDS_FILE}-wal", f"{RECORDS_FILE}-shm")
+# What a creation that was killed may have left, besides the records and the files that SQLite keeps beside them.
+_OURS = (layout.LOCK_FILE, layout.MODEL_FOLDER, layout.MILVUS_FILE)
 LICENSE_FILE = "LICENSE"
-# The files of a model, besides the weights of its extractor, `extractor.*`.
+# Of a model, these and its extractor's weights, `extractor.*`, are copied: what else lies in its folder stays there.
 _MODEL_FILES = (*FILES, LICENSE_FILE)
 # Of an extractor that is a folder: what transformers reads that is no code.
 _WEIGHT_FILES = (".json", ".safetensors", ".txt")
@@ -65,14 +51,12 @@ def create_index(
     """
     if uri and engine != "milvus":
         raise SearchError("--uri is for Milvus; add --engine milvus.")
-    side = THUMBNAIL_SIDE if thumbnail_side is None else thumbnail_side
-    if not LEAST_THUMBNAIL_SIDE <= side <= MOST_THUMBNAIL_SIDE:
-        raise SearchError(
-            f"--thumbnail-side {side}: thumbnails are {LEAST_THUMBNAIL_SIDE} to {MOST_THUMBNAIL_SIDE} pixels a side."
-        )
-    if (folder / INFO_FILE).is_file():
-        info = IndexInfo.read(folder)
-        _check_agreement(folder, info, model, explain, engine, uri, thumbnail_side)
+    side = layout.THUMBNAIL_SIDE if thumbnail_side is None else thumbnail_side
+    least, most = layout.LEAST_THUMBNAIL_SIDE, layout.MOST_THUMBNAIL_SIDE
+    if not least <= side <= most:
+        raise SearchError(f"--thumbnail-side {side}: thumbnails are {least} to {most} pixels a side.")
+    if (folder / layout.INFO_FILE).is_file():
+        _check_agreement(folder, model, explain, engine, uri, thumbnail_side)
         return
     _check_no_other_use(folder)
     source = open_source(DEFAULT_MODEL if model is None else model, device)
@@ -80,16 +64,16 @@ def create_index(
     # A model that cannot read photos here is refused at once.
     names = source.region_names
     folder.mkdir(parents=True, exist_ok=True)
-    with index_lock(folder):
-        if (folder / INFO_FILE).is_file():
+    with layout.index_lock(folder):
+        if (folder / layout.INFO_FILE).is_file():
             # Another process made the index between our first check and our getting the lock.
             raise SearchError(f"{folder} was just made by another vsrn index; run the same command again.")
-        shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
-        write_model(source, folder / MODEL_FOLDER)
-        encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={})
+        shutil.rmtree(folder / layout.MODEL_FOLDER, ignore_errors=True)
+        write_model(source, folder / layout.MODEL_FOLDER)
+        encoder = OnnxEncoder(folder / layout.MODEL_FOLDER, checksums={})
         info = new_info(encoder, names, explain=explain is not False, engine=engine or "faiss", uri=uri)
         info = msgspec.structs.replace(info, thumbnail_side=side)
-        create_records(folder / RECORDS_FILE, State(0, 1, 0, 0, 0, b""), info=info.as_json())
+        create_records(folder / layout.RECORDS_FILE, State(0, 1, 0, 0, 0, b""), info.as_json())
         info.write(folder)
         sync_folder(folder)
 
@@ -186,7 +170,7 @@ def _check_no_other_use(folder: Path) -> None:
         return
     except NotADirectoryError as error:
         raise SearchError(f"{folder} is a file; choose another -o.") from error
-    foreign = sorted(name for name in names if name not in _OURS and not name.startswith("."))
+    foreign = sorted(name for name in names if name not in _OURS and not name.startswith((".", layout.RECORDS_FILE)))
     if foreign:
         raise SearchError(f"{folder} is no index and holds other files ({foreign[0]}); choose another -o.")
 
@@ -211,15 +195,10 @@ def _check_searchable(model: Encoder) -> None:
 
 
 def _check_agreement(
-    folder: Path,
-    info: IndexInfo,
-    model: Model | None,
-    explain: bool | None,
-    engine: EngineName | None,
-    uri: str,
-    thumbnail_side: int | None,
+    folder: Path, model: Model | None, explain: bool | None, engine: EngineName | None, uri: str, side: int | None
 ) -> None:
     """Raise `SearchError` where an index was made in another way than is asked for now."""
+    info = IndexInfo.read(folder)
     asked = info.model if model is None else open_source(model).fingerprint
     if asked != info.model:
         raise SearchError(
@@ -231,7 +210,7 @@ def _check_agreement(
         other = "without --no-explain" if info.explain else "with --no-explain"
     elif engine is not None and (engine, uri) != (info.engine, info.uri):
         other = f"with --engine {info.engine}" + (f" --uri {info.uri}" if info.uri else "")
-    elif thumbnail_side not in (None, info.thumbnail_side):
+    elif side not in (None, info.thumbnail_side):
         other = f"with --thumbnail-side {info.thumbnail_side}"
     if other is not None:
         raise SearchError(f"{folder} was made {other}, which cannot be changed; choose another -o.")

@@ -192,14 +192,14 @@ class Records(Closing):
 def create_records(
     path: Path,
     state: State,
+    info: bytes,
     photos: Sequence[PhotoRecord] = (),
-    info: bytes | None = None,
     settings: Settings = Settings(),  # noqa: B008 - it is frozen
 ) -> None:
     """Make the records of an index in place of those that are there.
 
-    photos  of rows below the state's; rows without one are dead
     info    the copy of index.json
+    photos  of rows below the state's; rows without one are dead
     """
     for leftover in (path, *beside(path), Path(f"{path}-journal")):
         leftover.unlink(missing_ok=True)
@@ -214,8 +214,7 @@ def create_records(
             change.add(photos)
             dead = set(range(state.num_rows)) - {photo.row for photo in photos}
             connection.executemany("INSERT INTO dead VALUES (?)", [(row,) for row in dead])
-            if info is not None:
-                change.keep_info(info)
+            change.keep_info(info)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

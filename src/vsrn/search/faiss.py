@@ -107,11 +107,6 @@ class FaissKeeper(Keeper):
             if old is not None:
                 old.unlink()
 
-    def forget(self, generation: int) -> None:
-        """Delete the graphs of a generation."""
-        for graph in self.folder.glob(f"graph-{generation}-*.faiss"):
-            graph.unlink()
-
 
 def find_graph(folder: Path, generation: int, num_rows: int) -> Path | None:
     """The graph over the most of the first `num_rows` rows, if there is one."""

@@ -32,9 +32,9 @@ class Choice:
     """
 
     roots: Roots
-    added: list[Root] = field(default_factory=list)
-    removed: list[Root] = field(default_factory=list)
-    moved: list[tuple[Path, Path]] = field(default_factory=list)
+    added: list[Root]
+    removed: list[Root]
+    moved: list[tuple[Path, Path]]
 
     @cached_property
     def all(self) -> Roots:
@@ -96,19 +96,17 @@ def _has_moved(view: View, root: Root, path: Path) -> bool:
 
 def _check_apart(kept: Sequence[Path], new: Sequence[Path]) -> None:
     """Raise `SearchError` where a new folder lies in another one, or another one in it."""
-    for path in new:
-        for other in [*kept, *new]:
-            if is_same_folder(path, other):
-                continue
-            if is_inside(path, other):
-                raise SearchError(
-                    f"{printable(path)} lies in {printable(other)}, which is searched with all its folders."
-                )
-            if is_inside(other, path) and other not in new:
-                raise SearchError(
-                    f"{printable(path)} holds {printable(other)}, a folder of the index; add --remove"
-                    f" {printable(other)}, and what is known of its photos is kept."
-                )
+    for path, other in itertools.product(new, [*kept, *new]):
+        if is_same_folder(path, other):
+            continue
+        added, there = printable(path), printable(other)
+        if is_inside(path, other):
+            raise SearchError(f"{added} lies in {there}, which is searched with all its folders.")
+        if is_inside(other, path) and other not in new:
+            raise SearchError(
+                f"{added} holds {there}, a folder of the index; add --remove {there}, and what is known of its photos"
+                " is kept."
+            )
 
 
 def _free_label(path: Path, view: View | None, roots: Iterable[Root]) -> str:

@@ -26,19 +26,12 @@ from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import PhotoError, SearchError, UnknownPhotoError
 from vsrn.files import Closing, printable
 from vsrn.metrics import FloatArray, IntArray
+from vsrn.search import layout
 from vsrn.search.alike import groups_of, small_picture
 from vsrn.search.database import Records
 from vsrn.search.engine import Engine, Keeper, open_keeper
 from vsrn.search.folders import resolved
-from vsrn.search.layout import (
-    GrowingFile,
-    IndexInfo,
-    growing_path,
-    is_wrong,
-    open_model,
-    open_vectors,
-    unpack_regions,
-)
+from vsrn.search.layout import GrowingFile, IndexInfo
 from vsrn.search.records import REMEDY, PhotoRecord, SkippedRecord, State, View
 from vsrn.search.where import EVERYWHERE, Where
 
@@ -104,7 +97,7 @@ class Index(Closing):
         """
         self.folder, self._uri = Path(folder), uri
         self.info: IndexInfo = IndexInfo.read(self.folder)
-        self.encoder: OnnxEncoder = open_model(self.folder, self.info, device)
+        self.encoder: OnnxEncoder = layout.open_model(self.folder, self.info, device)
         self._records = Records(self.folder)
         self._lock = threading.Lock()
         self._keeper: Keeper | None = None
@@ -195,13 +188,8 @@ class Index(Closing):
             raise SearchError(f"k is {k}; ask for 1 photo or more.")
         if vector.shape != (self.info.joint_dim,):
             raise SearchError(f"a vector of shape {vector.shape} does not fit this index of {self.info.joint_dim}.")
-
-        def search(view: View) -> list[Hit]:
-            roots, asked = view.roots(), resolved(view, where)
-            found = _nearest_photos(view, self._snapshot(view), vector, k, view.rows(asked) if asked else None)
-            return [Hit(photo.id, score, roots.place(photo.id, photo.path), photo) for photo, score in found]
-
-        return self._ask(search)
+        roots, found = self._ask(lambda view: (view.roots(), self._nearest(view, vector, k, resolved(view, where))))
+        return [Hit(photo.id, score, roots.place(photo.id, photo.path), photo) for photo, score in found]
 
     def photo(self, photo_id: str) -> PhotoRecord:
         """What is known of a photo. Raises `UnknownPhotoError` for an unknown id."""
@@ -226,21 +214,13 @@ class Index(Closing):
 
     def path(self, photo_id: str) -> Path:
         """Where a photo was when it was indexed. Raises `UnknownPhotoError` for an unknown id."""
-
-        def place(view: View) -> Path:
-            photo = self._known(view, photo_id)
-            return view.roots().place(photo.id, photo.path)
-
-        return self._ask(place)
+        roots, photo = self._ask(lambda view: (view.roots(), self._known(view, photo_id)))
+        return roots.place(photo.id, photo.path)
 
     def vector(self, photo_id: str) -> FloatArray:
-        """(D,) float32 embedding of a photo. Raises `SearchError` for an unknown id."""
-
-        def read(view: View) -> FloatArray:
-            row = self._known(view, photo_id).row
-            return self._snapshot(view).vectors[row].astype(np.float32)
-
-        return self._ask(read)
+        """(D,) float32 embedding of a photo. Raises `SearchError` for an unknown id, or where it is damaged."""
+        _, content = self._ask(lambda view: self._piece(view, "vectors", photo_id))
+        return np.frombuffer(content, dtype="<f2").astype(np.float32)
 
     def regions(self, photo_id: str) -> Regions:
         """The regions that a photo's embedding was made of.
@@ -249,14 +229,10 @@ class Index(Closing):
         """
         if not self.info.explain:
             raise SearchError(f"{self.folder} was made with --no-explain and keeps no regions; make it without.")
-
-        def read(view: View) -> Regions:
-            photo, content = self._piece(view, "regions", photo_id)
-            if photo.regions_at is None:
-                raise SearchError(f"{self.folder} has no regions of '{photo.id}'; {REMEDY}")
-            return unpack_regions(content, photo, self.info)
-
-        return self._ask(read)
+        photo, content = self._ask(lambda view: self._piece(view, "regions", photo_id))
+        if photo.regions_at is None:
+            raise SearchError(f"{self.folder} has no regions of '{photo.id}'; {REMEDY}")
+        return layout.unpack_regions(content, photo, self.info)
 
     def labels(self, photo_id: str) -> list[str] | None:
         """What each of its `regions` is called, such as "brown dog"; None where the index keeps no names."""
@@ -307,7 +283,7 @@ class Index(Closing):
         with self._lock:
             last = self._last
             if last is None or last.state.version != state.version:
-                vectors, dead = open_vectors(self.folder, self.info, state), view.dead_rows()
+                vectors, dead = layout.open_vectors(self.folder, self.info, state), view.dead_rows()
                 same = last is not None and last.state.generation == state.generation
                 self._check_vectors(view, vectors, dead, last.state.num_rows if last is not None and same else 0)
                 self._keeper = self._keeper or open_keeper(self.folder, self.info, self._uri)
@@ -319,15 +295,32 @@ class Index(Closing):
         """Raise `SearchError` where a vector from row `first` on that can be found is not as a model gives it."""
         normalised = self.encoder.config.model.image_norm
         for start in range(first, len(vectors), ROWS_AT_ONCE):
-            wrong = start + np.flatnonzero(is_wrong(vectors[start : start + ROWS_AT_ONCE], normalised))
+            wrong = start + np.flatnonzero(layout.is_wrong(vectors[start : start + ROWS_AT_ONCE], normalised))
             wrong = np.setdiff1d(wrong, dead)
             if len(wrong):
-                path = growing_path(self.folder, "vectors", view.state().generation)
+                path = layout.growing_path(self.folder, "vectors", view.state().generation)
                 photos = view.photos_at(wrong[:1].tolist())
                 name = f", such as that of '{photos[wrong[0]].id}'" if photos else ""
                 raise SearchError(
                     f"{path} is damaged: it holds {len(wrong):,} vectors that no model gives{name}; {REMEDY}"
                 )
+
+    def _nearest(self, view: View, vector: FloatArray, k: int, where: Where) -> list[tuple[PhotoRecord, float]]:
+        """The k photos nearest to a vector of those that pass a resolved filter, and their scores."""
+        snapshot, wanted = self._snapshot(view), k
+        allowed = view.rows(where) if where else None
+        while True:
+            found = snapshot.engine.search(vector, wanted, allowed)
+            records = view.photos_at(found.rows.tolist())
+            # An engine may lag behind the records, which then know nothing of some of its rows.
+            scored = zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+            known = [(records[row], score) for row, score in scored if row in records]
+            if len(known) >= k or len(found.rows) < wanted:
+                for photo, _ in known[:k]:
+                    if photo.vector_crc not in (None, zlib.crc32(snapshot.vectors[photo.row].tobytes())):
+                        raise SearchError(f"the vector of '{photo.id}' is not what was written; {REMEDY}")
+                return known[:k]
+            wanted *= 2
 
     def _search_photo(self, vector: FloatArray, sentence: str, k: int, where: Where) -> list[Hit]:
         if sentence.strip():
@@ -370,25 +363,3 @@ def mixed(photo: FloatArray, sentence: FloatArray) -> FloatArray:
     one, other = (vector / np.linalg.norm(vector) for vector in (photo, sentence))
     both = (1 - WORDS_WEIGHT) * one + WORDS_WEIGHT * other
     return np.asarray(both / np.linalg.norm(both), dtype=np.float32)
-
-
-def _nearest_photos(
-    view: View, snapshot: _Snapshot, vector: FloatArray, k: int, allowed: IntArray | None
-) -> list[tuple[PhotoRecord, float]]:
-    """The k best with their scores, of those rows that the records know.
-
-    Raises `SearchError` where the vector of one of them is not what was written.
-    """
-    wanted = k
-    while True:
-        found = snapshot.engine.search(vector, wanted, allowed)
-        records = view.photos_at(found.rows.tolist())
-        # An engine may lag behind the records, which then know nothing of some of its rows.
-        scored = zip(found.rows.tolist(), found.scores.tolist(), strict=True)
-        known = [(records[row], score) for row, score in scored if row in records]
-        if len(known) >= k or len(found.rows) < wanted:
-            for photo, _ in known[:k]:
-                if photo.vector_crc not in (None, zlib.crc32(snapshot.vectors[photo.row].tobytes())):
-                    raise SearchError(f"the vector of '{photo.id}' is not what was written; {REMEDY}")
-            return known[:k]
-        wanted *= 2

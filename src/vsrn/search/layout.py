@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions
-from vsrn.encoders.onnx_backend import OnnxEncoder
+from vsrn.encoders.onnx_backend import OnnxEncoder, Size
 from vsrn.errors import SearchError
 from vsrn.files import delete, open_plain, read_at, read_plain, take_lock, write_all, write_atomically
 from vsrn.metrics import FloatArray
@@ -50,7 +50,6 @@ JPEG_START = b"\xff\xd8\xff"
 LENGTH_TOLERANCE = 0.01
 
 EngineName = Literal["faiss", "milvus"]
-Size = Annotated[int, msgspec.Meta(ge=1)]
 # Sharp on a screen of two pixels to a point, in tiles 200 points high; and what the first indexes have.
 THUMBNAIL_SIDE, OLD_THUMBNAIL_SIDE = 512, 256
 LEAST_THUMBNAIL_SIDE, MOST_THUMBNAIL_SIDE = 64, 1024

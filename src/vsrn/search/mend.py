@@ -1,13 +1,8 @@
-"""What of an index is not what was written, and how it is made whole before anything is added to it.
-
-`vsrn index` mends records, model and index.json here, and reads photos again whose vector, regions or thumbnail are
-damaged (`build.py`).
-"""
+"""What of an index is not what was written, and how it is made whole before anything is added to it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +11,12 @@ import msgspec
 
 from vsrn.encoders.onnx_backend import OnnxEncoder
 from vsrn.errors import SearchError, VsrnError
-from vsrn.files import delete, sync_folder
+from vsrn.files import delete, replacing, sync_folder
 from vsrn.pretrained import PACKAGED_MODELS
+from vsrn.search import layout
 from vsrn.search.create import Model, checksums, new_info, open_source, write_model
 from vsrn.search.database import Records, beside, create_records
-from vsrn.search.layout import (
-    GROWING,
-    INFO_FILE,
-    MODEL_FOLDER,
-    RECORDS_FILE,
-    GrowingFile,
-    IndexInfo,
-    check_agreement,
-    growing_path,
-    index_lock,
-    open_model,
-    piece_of,
-)
+from vsrn.search.layout import GROWING, GrowingFile, IndexInfo, check_agreement
 from vsrn.search.records import DamagedRecordsError, PhotoRecord, Stamp, State, View
 from vsrn.search.roots import Settings
 
@@ -55,8 +39,8 @@ def check_index(folder: Path | str) -> list[Damage]:
     found: list[Damage] = []
     normalised = True
     try:
-        normalised = open_model(folder, info).config.model.image_norm
-        open_model(folder, info, whole=True)
+        normalised = layout.open_model(folder, info).config.model.image_norm
+        layout.open_model(folder, info, whole=True)
     except VsrnError as error:
         found.append(Damage(str(error), []))
     try:
@@ -98,7 +82,7 @@ def damaged_pieces(
                 try:
                     if file is not None:
                         file.piece(photo, normalised=normalised)
-                    elif piece_of(kind, photo, info)[1]:
+                    elif layout.piece_of(kind, photo, info)[1]:
                         raise SearchError(f"the {kind} are missing")
                 except SearchError:
                     found.setdefault(photo.id, set()).add(kind)
@@ -113,14 +97,13 @@ def mend_index(folder: Path, model: Model | None) -> None:
     Raises `SearchError` or `CheckpointError` where that cannot be done.
     """
     if is_index(folder):
-        info = _info_of(folder)
-        _mend_model(folder, info, model)
-        _mend_records(folder, info)
+        _mend_model(folder, _info_of(folder), model)
+        _mend_records(folder, IndexInfo.read(folder))
 
 
 def is_index(folder: Path) -> bool:
     """Whether an index is there, be it without its index.json."""
-    if (folder / INFO_FILE).is_file():
+    if (folder / layout.INFO_FILE).is_file():
         return True
     try:
         with Records(folder) as records, records.read() as view:
@@ -144,7 +127,7 @@ def _info_of(folder: Path) -> IndexInfo:
             info = IndexInfo.parse(copy or b"")
         except ValueError:
             # An older index, which kept no copy. Had it a server, its vectors are in the index all the same.
-            encoder = OnnxEncoder(folder / MODEL_FOLDER, checksums={}, device="cpu")
+            encoder = OnnxEncoder(folder / layout.MODEL_FOLDER, checksums={}, device="cpu")
             info = new_info(encoder, encoder.region_names, explain=explain, engine="faiss", uri="")
         info.write(folder)
         return info
@@ -164,14 +147,14 @@ def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
     Raises what `open_model` raises where none is the same.
     """
     try:
-        open_model(folder, info, whole=True)
+        layout.open_model(folder, info, whole=True)
     except VsrnError:
         named = PACKAGED_MODELS if model is None else (model,)
         sources = [source for source in map(open_source, named) if source.fingerprint == info.model]
         if not sources:
             raise
-        place = folder / MODEL_FOLDER
-        with index_lock(folder):
+        place = folder / layout.MODEL_FOLDER
+        with layout.index_lock(folder):
             delete(place)
             write_model(sources[0], place)
             msgspec.structs.replace(info, files=checksums(place)).write(folder)
@@ -179,14 +162,14 @@ def _mend_model(folder: Path, info: IndexInfo, model: Model | None) -> None:
 
 def _mend_records(folder: Path, info: IndexInfo) -> None:
     """Replace damaged records by new ones with what can still be read of them; other photos are read again."""
-    path = folder / RECORDS_FILE
+    path = folder / layout.RECORDS_FILE
     with contextlib.suppress(DamagedRecordsError), Records(folder) as records:
         if not records.faults():
             return
-    with index_lock(folder):
+    with layout.index_lock(folder):
         generations = [file.stem.rpartition("-")[2] for file in folder.glob("vectors-*.f16")]
         generation = max((int(number) for number in generations if number.isdecimal()), default=1)
-        vectors = growing_path(folder, "vectors", generation)
+        vectors = layout.growing_path(folder, "vectors", generation)
         num_rows = vectors.stat().st_size // (2 * info.joint_dim) if vectors.is_file() else 0
         old: State | None = None
         settings, found = Settings(), list[PhotoRecord]()
@@ -194,7 +177,7 @@ def _mend_records(folder: Path, info: IndexInfo) -> None:
             old, settings, found = records.salvage(num_rows)
         if old is not None and old.generation != generation:
             found = []
-        regions = [piece_of("regions", photo, info) for photo in found]
+        regions = [layout.piece_of("regions", photo, info) for photo in found]
         state = State(
             # Services tell by the version whether there is something new: the time is above any number of commits.
             version=int(time.time()) if old is None else old.version + 1,
@@ -204,9 +187,8 @@ def _mend_records(folder: Path, info: IndexInfo) -> None:
             thumbnails_end=max((photo.thumbnail_at + photo.thumbnail_size for photo in found), default=0),
             root=b"" if old is None else old.root,
         )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        create_records(temporary, state, found, settings=settings)
-        for file in beside(path):
-            file.unlink(missing_ok=True)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            create_records(temporary, state, info.as_json(), found, settings)
+            for file in beside(path):
+                file.unlink(missing_ok=True)
         sync_folder(folder)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vsrn.errors import ConfigError, SearchError
+from vsrn.errors import ConfigError, SearchError, one_line
 from vsrn.files import printable
 from vsrn.metrics import FloatArray, IntArray
 from vsrn.search.engine import Found, Keeper, nearest
@@ -62,7 +62,18 @@ class MilvusKeeper(Keeper):
 
     @cached_property
     def _client(self) -> Any:
-        return _connect(self.uri)
+        with _told(self.uri):
+            from pymilvus import MilvusClient  # noqa: PLC0415 - an extra
+
+            # What goes wrong is raised, and said again by us in one sentence.
+            for logger in ("pymilvus", "milvus_lite"):
+                logging.getLogger(logger).setLevel(logging.CRITICAL)
+            # gRPC would reach even Lite, a process on 127.0.0.1, through a user's proxy. It reads `no_grpc_proxy`, in
+            # lower case alone, in place of `no_proxy`, so what the user has excluded is kept.
+            excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112
+            if "://" not in self.uri and "127.0.0.1" not in excluded.split(","):
+                os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, "127.0.0.1"]))  # noqa: SIM112
+            return MilvusClient(uri=self.uri, timeout=SECONDS_TO_CONNECT)
 
     def open(self, generation: int, vectors: FloatArray, dead: IntArray) -> MilvusEngine:  # noqa: ARG002
         """As `Keeper.open`; dead rows are no more in the collection."""
@@ -147,21 +158,6 @@ def _collection(name: str, generation: int) -> str:
     return f"vsrn_{name}_{generation}"
 
 
-def _connect(uri: str) -> Any:
-    with _told(uri):
-        from pymilvus import MilvusClient  # noqa: PLC0415 - an extra
-
-        # What goes wrong is raised, and said again by us in one sentence.
-        for logger in ("pymilvus", "milvus_lite"):
-            logging.getLogger(logger).setLevel(logging.CRITICAL)
-        # gRPC would reach even Lite, a process on 127.0.0.1, through a user's proxy. It reads `no_grpc_proxy`, in lower
-        # case alone, in place of `no_proxy`, so what the user has excluded is kept.
-        excluded = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112
-        if "://" not in uri and "127.0.0.1" not in excluded.split(","):
-            os.environ["no_grpc_proxy"] = ",".join(filter(None, [excluded, "127.0.0.1"]))  # noqa: SIM112
-        return MilvusClient(uri=uri, timeout=SECONDS_TO_CONNECT)
-
-
 @contextlib.contextmanager
 def _told(uri: str) -> Iterator[None]:
     """Milvus's errors, in our words."""
@@ -174,7 +170,7 @@ def _told(uri: str) -> Iterator[None]:
     try:
         yield
     except MilvusException as error:
-        said = " ".join(str(error.message).split())[:200]
+        said = one_line(error.message)
         raise SearchError(
             f"Milvus at {uri} failed ({said}); see that it is there, and that no other process uses a Lite file."
         ) from error

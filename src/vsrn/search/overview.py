@@ -70,8 +70,7 @@ def read_overview(folder: Path | str) -> IndexOverview:
     folder = Path(folder)
     seen = IndexOverview(IndexInfo.read(folder), _sizes(folder))
     try:
-        encoder = open_model(folder, seen.info, "cpu", whole=True)
-        seen.extractor = encoder.learned_from.extractor
+        seen.extractor = open_model(folder, seen.info, "cpu", whole=True).learned_from.extractor
     except VsrnError as error:
         seen.damage.append(str(error))
     for name in PACKAGED_MODELS:

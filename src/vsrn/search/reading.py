@@ -21,13 +21,11 @@ from PIL import Image
 import vsrn
 from vsrn.data.listing import PhotoFile
 from vsrn.data.photos import FORMATS, FileContent, read_file, read_photo
-from vsrn.data.regions import Regions, pad_regions
-from vsrn.encoders.base import Encoder
+from vsrn.data.regions import pad_regions
 from vsrn.encoders.onnx_backend import OnnxEncoder
-from vsrn.errors import PhotoError
+from vsrn.errors import PhotoError, one_line
 from vsrn.extractors.base import Prepared, prepare_pixels
 from vsrn.files import printable, read_plain
-from vsrn.metrics import FloatArray
 from vsrn.search.create import model_files
 from vsrn.search.database import Records
 from vsrn.search.layout import IndexInfo
@@ -68,20 +66,16 @@ class Plan:
     """What is to do.
 
     files      to look at
-    refused    files and folders that are not to be opened, and why
-    told       the same of those whose ids belong to photos of the index, which stay what they are
+    changes    what is known without opening a file: those that are not to be opened, and skipped ones that are gone
     missing    ids of photos whose files are not there
     moved      the same by their content; new files of the same content take them from here
-    gone       ids of skipped files that are there no more
     num_known  photos that the index has of each folder, by its label
     """
 
     files: list[File]
-    refused: list[SkippedRecord]
-    told: list[SkippedRecord]
-    moved: Missing
+    changes: Changes
     missing: list[str]
-    gone: list[str]
+    moved: Missing
     num_known: Mapping[str, int]
 
 
@@ -112,7 +106,7 @@ def make_plan(found: Sequence[PhotoFile], roots: Roots, records: Records, damage
     there = seen | {file.id for file in refused}
     gone = [name for name in skipped if name not in there]
     num_known = Counter(roots.of(name).label for name in known)
-    return Plan(files, refused, told, moved, missing, gone, num_known)
+    return Plan(files, Changes(skipped=refused, told=told, gone=gone), missing, moved, num_known)
 
 
 def doubtful(missing: Collection[str], num_known: int, root: Root) -> list[str]:
@@ -206,8 +200,8 @@ class Reading:
             return skipped_for(file.photo, error, content)
         except Exception as error:
             # Whatever one file makes its readers stumble over, MemoryError included, is no reason to stop.
-            said = printable(" ".join(str(error).split())[:200]) or type(error).__name__
-            return skipped_for(file.photo, PhotoError(f"{printable(file.photo.path)} cannot be read ({said})."))
+            said = printable(f"{file.photo.path} cannot be read ({one_line(error)}).")
+            return skipped_for(file.photo, PhotoError(said))
 
     def finish(self, files: Sequence[File], looked: Sequence[_Looked]) -> Changes:
         """The expensive half: regions and vectors of those photos of a batch that could be read."""
@@ -223,8 +217,13 @@ class Reading:
                 (told if away and file.known is not None and not file.damaged else skipped).append(seen)
         # Rounded as the index keeps them, so that a vector is exactly what they encode to.
         regions = [one.in_half_precision() for one in self.encoder.extract([photo.prepared for _, photo in ready])]
+        # NaN for a photo whose features are not finite.
+        vectors = np.full((len(regions), self.info.joint_dim), np.nan, dtype=np.float32)
+        finite = [place for place, one in enumerate(regions) if np.isfinite(one.features).all()]
+        if finite:
+            vectors[finite] = self.encoder.encode_regions(*pad_regions([regions[place] for place in finite]))
         added = []
-        for (file, photo), one, vector in zip(ready, regions, _vectors(self.encoder, regions), strict=True):
+        for (file, photo), one, vector in zip(ready, regions, vectors, strict=True):
             if np.isfinite(vector).all():
                 # Of regions that are not kept only their number is, and 92 kB need not travel.
                 kept = one if self.info.explain else replace(one, features=one.features[:, :0])
@@ -297,12 +296,3 @@ def thumbnail(photo: Image.Image, side: int) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
-
-
-def _vectors(encoder: Encoder, regions: Sequence[Regions]) -> FloatArray:
-    """Regions of B photos, of any number each -> (B, D); NaN for a photo whose features are not finite."""
-    finite = [place for place, found in enumerate(regions) if np.isfinite(found.features).all()]
-    vectors = np.full((len(regions), encoder.config.model.joint_dim), np.nan, dtype=np.float32)
-    if finite:
-        vectors[finite] = encoder.encode_regions(*pad_regions([regions[place] for place in finite]))
-    return vectors

@@ -1,8 +1,4 @@
-"""What an index knows of each photo, in SQLite: the one place that says which photos there are.
-
-A vector, a thumbnail or regions that no record points to do not count: they reach the disk first, and the commit that
-names them acknowledges them.
-"""
+"""What an index knows of each photo, in SQLite: the one place that says which photos there are."""
 
 from __future__ import annotations
 

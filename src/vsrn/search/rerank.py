@@ -1,7 +1,4 @@
-"""A second look at what a search found, by a SCAN.
-
-Reranker(index, "runs/scan").search("two dogs play on a beach", k=5)     # [Hit(id, score, path), ...]
-"""
+"""A second look at what a search found, by a SCAN."""
 
 from __future__ import annotations
 

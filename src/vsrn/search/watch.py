@@ -1,8 +1,4 @@
-"""When to index again: something below the folders of an index has changed, and has been quiet for a while.
-
-for _ in changes([Path("photos")], Path("idx")):
-    update_index(None, "idx")
-"""
+"""When to index again: something below the folders of an index has changed, and has been quiet for a while."""
 
 from __future__ import annotations
 
@@ -29,16 +25,16 @@ _MOUNTS = Path("/proc/self/mountinfo")
 
 
 class _Place(NamedTuple):
-    """What is at a path now.
+    """A folder that is there now.
 
-    identity  device and number of the folder; None where it is not there
+    identity  its device and number
     mounts    where file systems are mounted below it
     network   whether it, or one of them, is on another machine
     """
 
-    identity: tuple[int, int] | None
-    mounts: frozenset[Path] = frozenset()
-    network: bool = False
+    identity: tuple[int, int]
+    mounts: frozenset[Path]
+    network: bool
 
 
 def changes(
@@ -68,16 +64,15 @@ def changes(
     before: dict[Path, _Place] = {}
     while not stop.is_set():
         places = _places(folders)
-        there = [folder for folder in folders if places[folder].identity is not None]
-        polls = any(places[folder].network for folder in there) if poll is None else poll
+        polls = any(place.network for place in places.values()) if poll is None else poll
         due, before = _has_more(places, before), places
-        if not there:
+        if not places:
             stop.wait(LOOK_SECONDS)
             continue
         # When the changes began that nothing was yielded for, and when the last of them came.
         first, last = None, 0.0
         watching = watch(
-            *there,
+            *places,
             watch_filter=_what_counts(folders, index.absolute(), exclude),
             step=100,
             rust_timeout=int(1000 * min(LOOK_SECONDS, max(quiet, 0.1))),
@@ -123,25 +118,23 @@ def check_installed() -> None:
 
 def on_network(folder: Path) -> bool:
     """Whether a folder, or a part of it, is on another machine, as far as the system tells (Linux alone does)."""
-    folder = folder.absolute()
-    return _places([folder])[folder].network
+    return any(place.network for place in _places([folder.absolute()]).values())
 
 
 def _has_more(now: dict[Path, _Place], before: dict[Path, _Place]) -> bool:
     """Whether a folder, or a disk in one, is there that was not, or that is another one."""
-    pairs = [(place, before.get(folder, _Place(None))) for folder, place in now.items() if place.identity is not None]
-    return any(place.identity != was.identity or not place.mounts <= was.mounts for place, was in pairs)
+    pairs = [(place, before.get(folder)) for folder, place in now.items()]
+    return any(was is None or place.identity != was.identity or not place.mounts <= was.mounts for place, was in pairs)
 
 
 def _places(folders: Sequence[Path]) -> dict[Path, _Place]:
-    """What is at each path."""
+    """Those folders that are there, and what is at each."""
     kinds = _mounted()
     found = {}
     for folder in folders:
         try:
             status = folder.stat()
         except OSError:
-            found[folder] = _Place(None)
             continue
         real = folder.resolve()
         below = frozenset(place for place in kinds if place != real and place.is_relative_to(real))

@@ -20,18 +20,10 @@ from vsrn.data.regions import Regions
 from vsrn.errors import SearchError
 from vsrn.files import Closing, sync_folder
 from vsrn.metrics import FloatArray
+from vsrn.search import layout
 from vsrn.search.database import Records
 from vsrn.search.engine import open_keeper
-from vsrn.search.layout import (
-    GROWING,
-    GrowingFile,
-    IndexInfo,
-    growing_path,
-    index_lock,
-    open_model,
-    open_vectors,
-    pack_regions,
-)
+from vsrn.search.layout import GROWING, GrowingFile, IndexInfo
 from vsrn.search.mend import damaged_pieces
 from vsrn.search.records import MovedPhoto, PhotoRecord, SkippedRecord, Stamp, State
 from vsrn.search.roots import Settings
@@ -82,8 +74,8 @@ class IndexWriter(Closing):
         """
         self.folder, self.info = folder, IndexInfo.read(folder)
         with contextlib.ExitStack() as undo:
-            undo.enter_context(index_lock(folder))
-            self.encoder = open_model(folder, self.info, device)
+            undo.enter_context(layout.index_lock(folder))
+            self.encoder = layout.open_model(folder, self.info, device)
             self.records = undo.enter_context(Records(folder))
             self.records.bring_up_to_date()
             with self.records.read() as view:
@@ -94,7 +86,7 @@ class IndexWriter(Closing):
             self._files = _open_files(folder, self.info, self._state)
             undo.callback(self._close_files)
             self._keeper = undo.enter_context(open_keeper(folder, self.info, uri))
-            self._keeper.begin(self._state.generation, open_vectors(folder, self.info, self._state), dead)
+            self._keeper.begin(self._state.generation, layout.open_vectors(folder, self.info, self._state), dead)
             self._undo = undo.pop_all()
 
     def write(self, changes: Changes) -> tuple[int, int]:
@@ -102,6 +94,8 @@ class IndexWriter(Closing):
 
         Raises `OSError` where the disk is full.
         """
+        if not (changes.added or changes.skipped or changes.moved or changes.gone):
+            return 0, 0
         records = self._append(changes.added)
         if records:
             vectors = np.stack([photo.vector for photo in changes.added]).astype("<f2")
@@ -143,7 +137,7 @@ class IndexWriter(Closing):
             if stamps != _stamps_of(self._files) or info != self.info.as_json():
                 change.stamp_files(_stamps_of(self._files))
                 change.keep_info(self.info.as_json())
-        self._keeper.finish(self._state.generation, open_vectors(self.folder, self.info, self._state))
+        self._keeper.finish(self._state.generation, layout.open_vectors(self.folder, self.info, self._state))
 
     def close(self) -> None:
         """Close everything; the index can be added to again later."""
@@ -157,7 +151,7 @@ class IndexWriter(Closing):
         records = []
         for place, photo in enumerate(photos):
             vector = photo.vector.astype("<f2").tobytes()
-            regions = pack_regions(photo.regions, self.info.names) if self.info.explain else None
+            regions = layout.pack_regions(photo.regions, self.info.names) if self.info.explain else None
             records.append(
                 replace(
                     photo.record,
@@ -204,7 +198,7 @@ class IndexWriter(Closing):
         state = _next_state(empty, len(moved), files)
         # An earlier compaction may have been killed here, and what it left is of other photos.
         self._keeper.forget(generation)
-        self._keeper.begin(generation, open_vectors(self.folder, self.info, state), np.empty(0, dtype=np.int64))
+        self._keeper.begin(generation, layout.open_vectors(self.folder, self.info, state), np.empty(0, dtype=np.int64))
         with self.records.write() as change:
             change.move(moved)
             change.reach(state)
@@ -240,10 +234,7 @@ def _open_files(folder: Path, info: IndexInfo, state: State) -> dict[str, Growin
 
 def _delete_other_generations(folder: Path, generation: int) -> None:
     """Files that a compaction left behind, before its commit or after it."""
-    for kind in GROWING:
+    for kind in (*GROWING, "graph"):
         for path in folder.glob(f"{kind}-*"):
-            if path != growing_path(folder, kind, generation):
+            if not path.name.startswith((f"{kind}-{generation}.", f"{kind}-{generation}-")):
                 path.unlink()
-    for path in folder.glob("graph-*.faiss"):
-        if not path.name.startswith(f"graph-{generation}-"):
-            path.unlink()
