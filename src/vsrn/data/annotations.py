@@ -4,8 +4,6 @@
     captions_train2014.json  COCO's {"images": [{"id", "file_name"}], "annotations": [{"image_id", "id", "caption"}]}
     annotations/             a folder of these, and optional lists such as coco_train_ids.npy that make splits of them
     captions.csv, ...        `vsrn.data.caption_tables`
-
-Without a list, each JSON of COCO's is a split, `train2014` as `train`, of photos in a folder `train2014`.
 """
 
 from __future__ import annotations
@@ -98,13 +96,8 @@ def safe_photo_id(folder: str, filename: str, path: Path) -> str:
     return photo_id
 
 
-def one_line_caption(caption: str) -> str:
-    """A caption on one line with single spaces."""
-    return " ".join(caption.split())
-
-
 def _captions(image: _Image, path: Path) -> list[str]:
-    captions = [one_line_caption(sentence.raw) for sentence in image.sentences]
+    captions = [" ".join(sentence.raw.split()) for sentence in image.sentences]
     if not captions:
         raise DataError(f"{path}: {image.filename} has no captions; write one or remove the image.")
     if not all(captions):
@@ -142,7 +135,8 @@ _Sentences = dict[int, CaptionedPhoto]
 def read_coco(folder: Path) -> dict[str, list[CaptionedPhoto]]:
     """Splits of a folder of COCO caption annotations, by name, photos in the order of their first caption.
 
-    Raises `DataError` where a file is malformed or a list names an annotation that no JSON has.
+    Without a list, each JSON is a split, `train2014` as `train`, of photos in a folder `train2014`. Raises `DataError`
+    where a file is malformed or a list names an annotation that no JSON has.
     """
     # COCO's archive unpacks to a folder of this name.
     folder = folder / "annotations" if (folder / "annotations").is_dir() else folder
@@ -179,7 +173,7 @@ def _read_part(path: Path, subfolder: str) -> _Sentences:
     for said in part.annotations:
         if said.image_id not in photos:
             raise DataError(f"{path}: caption {said.id} is of image {said.image_id}, which is not listed.")
-        photo = CaptionedPhoto(photos[said.image_id], [one_line_caption(said.caption)], said.image_id)
+        photo = CaptionedPhoto(photos[said.image_id], [" ".join(said.caption.split())], said.image_id)
         if sentences.setdefault(said.id, photo) != photo:
             raise DataError(f"{path} has two captions with the id {said.id}; number them anew.")
     return sentences
@@ -269,7 +263,7 @@ def _by_split(rows: Iterable[CaptionRow], path: Path, name: str) -> dict[str, li
     splits: dict[str, list[CaptionedPhoto]] = {}
     for row in rows:
         photo_id = safe_photo_id("", row.image, path)
-        captions = [one_line_caption(caption) for caption in row.captions]
+        captions = [" ".join(caption.split()) for caption in row.captions]
         if not captions or not all(captions):
             raise DataError(f"{row.where}: a caption of {photo_id} is empty; write it or remove it.")
         splits.setdefault(row.split or name, []).append(CaptionedPhoto(photo_id, captions))

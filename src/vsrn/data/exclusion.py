@@ -1,7 +1,4 @@
-"""Which files and folders below a folder of photos are left out, by what they are and by globs that a person gives.
-
-Exclusion("photos/", ["raw", "*.png"]).has_photo("2019/raw/a.jpg")     True
-"""
+"""Which files and folders below a folder of photos are left out, by what they are and by globs that a person gives."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from vsrn.files import normal_name, printable
 _SYNOLOGY, _QNAP = ("@eadir", "#recycle", "#snapshot"), ("@recycle", "@recently-snapshot", "@transcode")
 _WINDOWS, _LINUX = ("$recycle.bin", "recycler", "system volume information"), ("lost+found",)
 _MACOS = ("__macosx", "network trash folder", "temporary items")
-_SYSTEM_FOLDERS = frozenset([*_SYNOLOGY, *_QNAP, *_WINDOWS, *_LINUX, *_MACOS])
+_SYSTEM_FOLDERS = {*_SYNOLOGY, *_QNAP, *_WINDOWS, *_LINUX, *_MACOS}
 
 
 class Exclusion:

@@ -1,11 +1,4 @@
-"""Which rows are one image, and which image or file an id means: everything that compares ids asks this module.
-
-    1001                                      the file 1001.jpg
-    391895                                    COCO_val2014_000000391895.jpg, or what id_mapping.json says
-    val2014/COCO_val2014_000000391895.jpg     that file, also where it lies in no folder; COCO's number 391895
-
-An id that may mean two different images means neither. Torch-free.
-"""
+"""Which rows are one image, and which image or file an id means: everything that compares ids asks this module."""
 
 from __future__ import annotations
 
@@ -68,6 +61,8 @@ def read_id_mapping(folder: Path) -> dict[str, str]:
 
 class ImageNames(Generic[_Found]):
     """Finds an image by any of its names: its id, path, file name, file name without the ending, or COCO's number.
+
+    A name that may mean two different images means neither.
 
     >>> names = ImageNames([("val2014/COCO_val2014_000000391895.jpg", 0), ("b.jpg", 1)])
     >>> names.find("391895"), names.find("photos/b.jpg"), names.find("b"), names.find("b.png")

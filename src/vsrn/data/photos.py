@@ -1,9 +1,4 @@
-"""Photos read and decoded without trusting a byte of their files.
-
-decode_photo("beach.jpg")    one RGB picture, upright, or a `PhotoError` that says why not
-read_photo("beach.jpg")      that picture, with the photo's size and date
-read_file("beach.jpg")       the bytes of a file and its status, as they were at one moment
-"""
+"""Photos read and decoded without trusting a byte of their files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Words to ids and back: <pad> 0, <start> 1, <end> 2, <unk> 3, words after. A caption is <start> w1 ... wn <end>.
-
-The words of a pretrained text encoder are pieces of words, into which its own tokenizer takes a caption apart.
-"""
+"""Words to ids and back: <pad> 0, <start> 1, <end> 2, <unk> 3, words after. A caption is <start> w1 ... wn <end>."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ import msgspec
 
 from vsrn.data.closed_pickle import read_pickled_words
 from vsrn.data.tokenizer import tokenize
-from vsrn.errors import VocabularyError
+from vsrn.errors import VocabularyError, one_line
 from vsrn.files import read_json
 
 PAD, START, END, UNK = range(4)
@@ -147,7 +144,7 @@ def open_tokenizer(content: str) -> Any:
     try:
         opened = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the package raises nothing narrower
-        raise VocabularyError(f"the tokenizer cannot be read ({' '.join(str(error).split())[:200]}).") from error
+        raise VocabularyError(f"the tokenizer cannot be read ({one_line(error)}).") from error
     opened.no_padding()
     opened.no_truncation()
     return opened
