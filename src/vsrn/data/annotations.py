@@ -1,9 +1,9 @@
 """Captions of photos in files as people have them, told apart by their content; `read_annotations` reads them all.
 
-    dataset_coco.json        Karpathy's {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
-    captions_train2014.json  COCO's {"images": [{"id", "file_name"}], "annotations": [{"image_id", "id", "caption"}]}
-    annotations/             a folder of these, and optional lists such as coco_train_ids.npy that make splits of them
-    captions.csv, ...        `vsrn.data.caption_tables`
+dataset_coco.json        Karpathy's {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
+captions_train2014.json  COCO's {"images": [{"id", "file_name"}], "annotations": [{"image_id", "id", "caption"}]}
+annotations/             a folder of these, and optional lists such as coco_train_ids.npy that make splits of them
+captions.csv, ...        `vsrn.data.caption_tables`
 """
 
 from __future__ import annotations
@@ -71,11 +71,9 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
         photo = CaptionedPhoto(photo_id, _captions(image, path), image.cocoid)
         split = "train" if restval and image.split == RESTVAL else image.split
         if splits.setdefault(split, {}).setdefault(photo_id, photo) is not photo:
-            raise DataError(f"{path} lists {photo.id} twice in split '{split}'; remove one of the two.")
+            raise DataError(f"{path} lists {photo.id} twice in split '{split}'; remove one.")
         if photo.cocoid is not None and numbered.setdefault(photo.cocoid, photo.id) != photo.id:
-            raise DataError(
-                f"{path} gives cocoid {photo.cocoid} to {numbered[photo.cocoid]} and {photo.id}; mend one of the two."
-            )
+            raise DataError(f"{path} gives cocoid {photo.cocoid} to {numbered[photo.cocoid]} and {photo.id}; mend one.")
     if not splits:
         raise DataError(f"{path} lists no images; name a JSON in the Karpathy layout that does.")
     return {split: list(photos.values()) for split, photos in splits.items()}
@@ -166,9 +164,7 @@ def _read_part(path: Path, subfolder: str) -> _Sentences:
         if photos.setdefault(image.id, name) != name:
             raise DataError(f"{path} lists image {image.id} twice, as {photos[image.id]} and {name}; number them anew.")
         if numbers.setdefault(name, image.id) != image.id:
-            raise DataError(
-                f"{path} lists {name} twice, as image {numbers[name]} and {image.id}; remove one of the two."
-            )
+            raise DataError(f"{path} lists {name} twice, as image {numbers[name]} and {image.id}; remove one.")
     sentences: _Sentences = {}
     for said in part.annotations:
         if said.image_id not in photos:
@@ -252,9 +248,8 @@ def choose_split(path: Path | str, splits: Mapping[str, list[CaptionedPhoto]], s
     """The split's name among those of a path; `val` and `dev` stand for each other. Raises `DataError` without any."""
     name = next((known for known in (split, SPLIT_ALIASES.get(split, split)) if known in splits), None)
     if name is None:
-        raise DataError(
-            f"{path} has no split '{split}'; it has {', '.join(sorted(splits))}.{did_you_mean(split, splits)}"
-        )
+        listed = ", ".join(sorted(splits))
+        raise DataError(f"{path} has no split '{split}'; it has {listed}.{did_you_mean(split, splits)}")
     return name
 
 

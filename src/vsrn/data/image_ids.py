@@ -222,14 +222,21 @@ def images_of_rows(regions: RegionStore, captions_path: Path, num_captions: int)
         )
     elif num_captions > rows:
         stated = [num_captions // rows] * rows
+    firsts, image_of_row = _by_id(regions.ids)
+    id_is_repeated = len(firsts) < len(regions.ids)
     if stated is not None:
-        _check_different(regions)
+        if id_is_repeated:
+            first_of_row = firsts[image_of_row]
+            row = int(np.argmax(first_of_row != everything))
+            raise DataError(
+                f"{regions.folder / f'{regions.split}_ids.txt'} gives the id {regions.ids[row]} to rows"
+                f" {first_of_row[row]} and {row}, which are two images with captions of their own; give each image its"
+                " own id."
+            )
         return everything, np.repeat(everything, stated)
-    if regions.ids:
-        firsts, image_of_row = _by_id(regions.ids)
-        if len(firsts) < rows:
-            _check_alike(regions, firsts[image_of_row])
-            return firsts, image_of_row
+    if id_is_repeated:
+        _check_alike(regions, firsts[image_of_row])
+        return firsts, image_of_row
     # One row per caption: the field repeats an image for each of its captions, one after another.
     repeats = _repeats_previous(regions.features)
     first = np.flatnonzero(~repeats)
@@ -243,18 +250,6 @@ def _by_id(ids: Sequence[str]) -> tuple[IntArray, IntArray]:
     number = {name: place for place, name in enumerate(dict.fromkeys(ids))}
     of_each = np.array([number[name] for name in ids], dtype=np.int64)
     return np.unique(of_each, return_index=True)[1], of_each
-
-
-def _check_different(regions: RegionStore) -> None:
-    """Raise `DataError` where two rows that are two images have one id."""
-    firsts: dict[str, int] = {}
-    for row, name in enumerate(regions.ids):
-        first = firsts.setdefault(name, row)
-        if first != row:
-            raise DataError(
-                f"{regions.folder / f'{regions.split}_ids.txt'} gives the id {name} to rows {first} and {row}, which"
-                " are two images with captions of their own; give each image its own id."
-            )
 
 
 def _check_alike(regions: RegionStore, first_of_row: IntArray) -> None:

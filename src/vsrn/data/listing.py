@@ -1,4 +1,4 @@
-"""Which files of a folder ought to be photos: every file once, each with an id; what cannot be listed has its reason."""
+"""Which files of a folder ought to be photos: each once, with an id; what cannot be listed has its reason."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class RegionStore:
 
 
 def open_region_store(folder: Path | str, split: str) -> RegionStore:
-    """Open one split of a region store, also one that lies in shards; its arrays stay on disk.
+    """Open one split of a region store, also one that lies in shards or in `precomp`; its arrays stay on disk.
 
     Raises `DataError` where a file or a shard is missing, malformed, or disagrees with the others.
     """
@@ -217,18 +217,13 @@ def _joined(folder: Path, split: str, shards: Sequence[RegionStore]) -> RegionSt
         array.name: JoinedRows([getattr(shard.regions, array.name) for shard in shards])
         for array, _ in shards[0].regions.arrays()
     }
-    counts = None
-    if any(shard.counts is not None for shard in shards):
-        full = shards[0].num_regions
-        counts = np.concatenate(
-            [shard.counts if shard.counts is not None else np.full(len(shard), full) for shard in shards]
-        )
+    counts = [np.full(len(one), one.num_regions) if one.counts is None else one.counts for one in shards]
     return RegionStore(
         folder=folder,
         split=split,
         regions=Regions(**arrays),
         ids=[name for shard in shards for name in shard.ids],
-        counts=counts,
+        counts=np.concatenate(counts) if any(one.counts is not None for one in shards) else None,
         names=shards[0].names,
         info=msgspec.structs.replace(shards[0].info, captions_per_image=per_image(flat) if flat else None),
         parts=tuple((shard.folder, first) for shard, first in zip(shards, firsts, strict=False)),

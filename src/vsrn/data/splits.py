@@ -1,8 +1,4 @@
-"""A split: the regions of some images, their captions, and which caption belongs to which image.
-
-Beside a region store's arrays lies `{split}_caps.txt` (docs/data-formats.md), one caption per line, in the order of the
-images.
-"""
+"""A split: the regions of some images, their captions, and which caption belongs to which image."""
 
 from __future__ import annotations
 
