@@ -112,8 +112,7 @@ class _Walk:
     """One search of a folder.
 
     searched  identities of folders that need not be searched (again)
-    found     files and refusals, in the order they are found
-    links     links that are still to be looked at
+    links     that are still to be looked at
     files     identities of files with several hard links, and of files that a link led to
     """
 

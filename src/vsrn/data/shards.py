@@ -112,11 +112,7 @@ def read_header(path: Path) -> SplitHeader:
 
 
 def parse_shard(option: str) -> tuple[int, int]:
-    """`i/n` -> (i, n). Raises `ConfigError` unless 1 <= i <= n.
-
-    >>> parse_shard("3/16")
-    (3, 16)
-    """
+    """`i/n`, such as `3/16`, -> (i, n). Raises `ConfigError` unless 1 <= i <= n."""
     match = _OPTION.fullmatch(option)
     if match is None:
         raise ConfigError(f"--shard is '{option}'; write it as i/n, for instance 3/16.")

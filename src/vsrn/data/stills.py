@@ -1,7 +1,4 @@
-"""One JPEG of a file that is no picture itself: the preview in a camera's raw file, the first frame of a video.
-
-Its EXIF has the orientation and the date of the file.
-"""
+"""One JPEG, with EXIF, of a file that is no picture itself: a camera's raw file (its preview), a video (a frame)."""
 
 from __future__ import annotations
 
