@@ -21,7 +21,7 @@ from vsrn.data.exif import ORIENTATION, date_of, orientation_of
 from vsrn.data.kinds import FIRST_BYTES, Kind, extra_module, installed, kind_of, ought_to_be_photo
 from vsrn.data.stills import END_BYTES, first_frame, preview_of
 from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
-from vsrn.errors import PhotoError, SkipKind
+from vsrn.errors import PhotoError, SkipKind, one_line
 from vsrn.files import printable
 
 # Formats that Pillow decodes by itself: EPS and the like start other programs, so they stay out. Then those of extras.
@@ -172,7 +172,7 @@ def read_photo(
         # Decoders of damaged files raise whatever their parsing stumbles over. Raw formats of cameras begin like a
         # TIFF, and those that LibRaw does not know are no damaged one.
         is_tiff = kind is None and content[:4] in (b"II*\0", b"MM\0*")
-        said = f"{name} is damaged or cut short ({one_line(error)}); replace the file."
+        said = f"{name} is damaged or cut short ({reason_of(error)}); replace the file."
         raise PhotoError(said, expected if is_tiff else "damaged") from error
 
 
@@ -214,7 +214,7 @@ def _cannot_read(path: Path, name: str, error: OSError | ValueError) -> PhotoErr
         return PhotoError(f"{name} does not exist; check the path.", "unreadable")
     if number == errno.ENXIO:  # what opening a socket gives
         return PhotoError(f"{name} is not a regular file; name an image file.", "unreadable")
-    return PhotoError(f"{name} cannot be read ({one_line(error)}); check its permissions.", "unreadable")
+    return PhotoError(f"{name} cannot be read ({reason_of(error)}); check its permissions.", "unreadable")
 
 
 def _silence_pillow() -> None:
@@ -344,7 +344,7 @@ def _check_whole_png(content: bytes, name: str) -> None:
         raise PhotoError(f"{name} is cut short ({unpacked:,} of {expected:,} bytes of pixels); replace the file.")
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, on one printable line of at most 200 letters; its type where it says nothing."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return printable(" ".join(said.split())[:200].rstrip(".")) or type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """What an error, or the system that it comes from, says: one printable line without a full stop."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return printable(one_line(said).rstrip("."))

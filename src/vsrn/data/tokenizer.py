@@ -22,7 +22,7 @@ def _compile(*rules: tuple[str, str]) -> list[tuple[re.Pattern[str], str]]:
 
 # Each rule puts spaces around what stands alone. Order matters: an opening quote is told from a
 # closing one by what precedes it, and clitics are cut last, when every word ends in a space.
-_BEFORE_PADDING = _compile(
+_RULES = _compile(
     (r"[«“‘„]|`+", r" \g<0> "),
     (r'^"', "``"),
     (r"``", r" \g<0> "),
@@ -37,8 +37,7 @@ _BEFORE_PADDING = _compile(
     (r"(?<=[^'])' ", " ' "),
     (r"[][(){}<>*]", r" \g<0> "),
     (r"--", " -- "),
-)
-_AFTER_PADDING = _compile(
+    (r"\A|\Z", " "),
     (r"[»”’]", r" \g<0> "),
     (r"''|\"", " '' "),
     (r"\s+", " "),
@@ -54,8 +53,6 @@ _AFTER_PADDING = _compile(
     (r" ('t)(is)\b", r" \1 \2 "),
     (r" ('t)(was)\b", r" \1 \2 "),  # a rule of its own: the one above makes spaces that this one needs
 )
-
-
 # What Punkt's English model (NLTK's `punkt`) takes for abbreviations: the full stop behind one ends no sentence.
 _ABBREVIATIONS = frozenset(
     """
@@ -123,13 +120,9 @@ def _ends_sentence(words: str, following: str) -> bool:
 
 
 def _words(sentence: str) -> list[str]:
-    text = sentence
-    for pattern, replacement in _BEFORE_PADDING:
-        text = pattern.sub(replacement, text)
-    text = f" {text} "
-    for pattern, replacement in _AFTER_PADDING:
-        text = pattern.sub(replacement, text)
-    return text.split()
+    for pattern, replacement in _RULES:
+        sentence = pattern.sub(replacement, sentence)
+    return sentence.split()
 
 
 _CLOSES = frozenset([",", "!", "?", ";", ":", "%", ")", "]", "n't", "'s", "'m", "'d", "'ll", "'re", "'ve"])

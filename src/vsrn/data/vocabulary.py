@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,8 @@ class Vocabulary:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Words up to <end>, joined by spaces; <start> and <pad> are left out."""
-        words = []
-        for token in tokens:
-            if token == END:
-                break
-            if token not in (PAD, START):
-                words.append(self.words[token])
-        return " ".join(words)
+        kept = takewhile(lambda token: token != END, tokens)
+        return " ".join(self.words[token] for token in kept if token not in (PAD, START))
 
     def knows(self, word: str) -> bool:
         """Whether a word, as `tokenize` gives it, is more than <unk> to the vocabulary."""
