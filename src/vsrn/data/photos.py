@@ -15,9 +15,10 @@ from datetime import datetime
 from pathlib import Path, PurePath
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vsrn.data.exif import ORIENTATION, date_of, orientation_of
+from vsrn.data.exif import date_of, orientation_of
 from vsrn.data.kinds import FIRST_BYTES, Kind, extra_module, installed, kind_of, ought_to_be_photo
 from vsrn.data.stills import END_BYTES, first_frame, preview_of
 from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
@@ -44,7 +45,6 @@ READ_TRIES = 3
 # Windows has no pipes among files, and must be told not to change line ends.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-_TIFF_BITS, _TIFF_SAMPLES, _TIFF_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 277, 278, 322, 323
 # Left, top and steps of the seven passes of an interlaced PNG.
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 _PIECE = 1 << 20
@@ -250,7 +250,7 @@ def _decode(
         picture = to_rgb(image, shrink_factor(image.size, target_size))
         orientation = orientation_of(image)
         if orientation != 1:
-            picture.getexif()[ORIENTATION] = orientation
+            picture.getexif()[Base.Orientation] = orientation
             ImageOps.exif_transpose(picture, in_place=True)
         # From 5 to 8, width and height change places.
         return DecodedPhoto(picture, *(size[::-1] if 5 <= orientation <= 8 else size), date_of(image))
@@ -316,10 +316,10 @@ def _buffer_bytes(image: Image.Image, content: bytes, header_end: int) -> int:
         return 12 * width * height
     if image.format == "TIFF" and any(tile[0] == "libtiff" for tile in getattr(image, "tile", ())):
         tags = getattr(image, "tag_v2", {})
-        block_width = int(tags.get(_TIFF_TILE_WIDTH, width))
-        block_height = int(tags.get(_TIFF_TILE_HEIGHT, min(int(tags.get(_TIFF_ROWS, height)), height)))
-        bits = tags.get(_TIFF_BITS, (1,))
-        bits_per_pixel = max(bits) * int(tags.get(_TIFF_SAMPLES, 1))
+        block_width = int(tags.get(Base.TileWidth, width))
+        block_height = int(tags.get(Base.TileLength, min(int(tags.get(Base.RowsPerStrip, height)), height)))
+        bits = tags.get(Base.BitsPerSample, (1,))
+        bits_per_pixel = max(bits) * int(tags.get(Base.SamplesPerPixel, 1))
         return block_width * block_height * bits_per_pixel // 8
     return 0
 

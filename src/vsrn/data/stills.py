@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 
-from vsrn.data.exif import DATE_TAKEN, EXIF_IFD, ORIENTATION
 from vsrn.data.kinds import extra_module
 from vsrn.errors import PhotoError
 
@@ -132,8 +132,8 @@ def _date_of(metadata: Mapping[str, str]) -> datetime | None:
 
 def _as_jpeg(picture: Image.Image, orientation: int, taken: datetime | None) -> bytes:
     exif, stream = Image.Exif(), io.BytesIO()
-    exif[ORIENTATION] = orientation
+    exif[Base.Orientation] = orientation
     if taken is not None:
-        exif.get_ifd(EXIF_IFD)[DATE_TAKEN] = taken.strftime("%Y:%m:%d %H:%M:%S")
+        exif.get_ifd(IFD.Exif)[Base.DateTimeOriginal] = taken.strftime("%Y:%m:%d %H:%M:%S")
     picture.convert("RGB").save(stream, "JPEG", quality=_JPEG_QUALITY, exif=exif)
     return stream.getvalue()

@@ -169,12 +169,11 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
     path = path / "vocabulary.json" if path.is_dir() else path
     if not path.exists():
         raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.")
-    content: object
+    fields: dict[str, Any]
     if _is_pickle(path):
-        content = {"idx2word": read_pickled_words(path)}
+        fields = {"idx2word": read_pickled_words(path)}
     else:
-        content = read_json(path, object, "it is no JSON vocabulary.", VocabularyError)
-    fields = content if isinstance(content, dict) else {}
+        fields = read_json(path, dict[str, Any], "it is no JSON vocabulary.", VocabularyError)
     words, tokenizer = fields.get("words", fields.get("idx2word")), fields.get("tokenizer")
     try:
         if not isinstance(words, (list, dict)):
