@@ -22,6 +22,10 @@ from vsrn.errors import DataError, did_you_mean
 from vsrn.files import normal_name, read_json
 
 RESTVAL = "restval"
+_PART = re.compile(r"captions_((\w*?)\d*)\.json")
+_LIST = re.compile(r"coco_(\w+)_ids\.npy")
+_SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test)(?![a-z])")
+_Id = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,6 @@ def _captions(image: _Image, path: Path) -> list[str]:
         number = captions.index("") + 1
         raise DataError(f"{path}: caption {number} of {image.filename} is empty; write it or remove it.")
     return captions
-
-
-_PART = re.compile(r"captions_((\w*?)\d*)\.json")
-_LIST = re.compile(r"coco_(\w+)_ids\.npy")
-
-_Id = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _CocoImage(msgspec.Struct):
@@ -211,9 +209,6 @@ def joined(photos: Iterable[CaptionedPhoto]) -> list[CaptionedPhoto]:
     for photo in photos:
         captions.setdefault((photo.id, photo.cocoid), []).extend(photo.captions)
     return [CaptionedPhoto(name, said, cocoid) for (name, cocoid), said in captions.items()]
-
-
-_SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test)(?![a-z])")
 
 
 def read_annotations(

@@ -47,8 +47,6 @@ PHOTO_ENDINGS = {
 }
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 _TIFF = (b"II*\0", b"MM\0*")
-_SUBFILE_TYPE, _MAKE, _DNG_VERSION = 254, 271, 50706
-_REDUCED = 1
 
 
 def kind_of(content: bytes, ending: str = "") -> Kind | None:
@@ -86,14 +84,16 @@ def _is_raw_tiff(content: bytes, ending: str) -> bool:
     """Whether a TIFF holds what a sensor gave: by its name, as a DNG, or as a camera's file with a preview first."""
     if ending.lower() in _RAW_ENDINGS or content[8:10] == b"CR":
         return True
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2  # noqa: PLC0415 - searches by a sentence do without Pillow
+    from PIL.ExifTags import Base  # noqa: PLC0415 - searches by a sentence do without Pillow
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2  # noqa: PLC0415 - as above
 
     try:
         stream = io.BytesIO(content)
         tags = ImageFileDirectory_v2(stream.read(8))
         stream.seek(tags.next)
         tags.load(stream)
-        return _DNG_VERSION in tags or (_MAKE in tags and bool(int(tags.get(_SUBFILE_TYPE, 0)) & _REDUCED))
+        # 1 for a reduced picture.
+        return Base.DNGVersion in tags or (Base.Make in tags and bool(int(tags.get(Base.NewSubfileType, 0)) & 1))
     except Exception:
         # Whatever is wrong with it, Pillow will say.
         return False

@@ -36,6 +36,8 @@ from vsrn.errors import DataError
 from vsrn.files import Closing, as_json, open_or_make, sync_folder, take_lock, write_all, write_synced
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# What may follow a split's name; nothing that leads to another folder.
+_FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]*\.[a-z]+$")]
 _Line = TypeVar("_Line")
 COUNTS = "_counts.npy"
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
@@ -81,10 +83,6 @@ class GrowingArray:
 class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ids: list[str]
     skipped: list[SkippedPhoto]
-
-
-# What may follow a split's name; nothing that leads to another folder.
-_FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]*\.[a-z]+$")]
 
 
 class _Publish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

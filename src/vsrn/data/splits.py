@@ -19,6 +19,9 @@ from vsrn.errors import DataError
 from vsrn.files import normal_name, read_lines
 from vsrn.metrics import FloatArray, IntArray
 
+AnySplit = TypeVar("AnySplit", bound="CaptionedImages")
+_NAMED_CAPTION = re.compile(r"\S[^\t]*(#[0-9]+|\.(jpe?g|png|webp))\t", re.IGNORECASE)
+
 
 def reading_places(features: FloatArray, counts: IntArray | None, order: RegionOrder) -> IntArray:
     """(B, N, F) regions, (B,) real ones of each or None for all -> (B, N) places in the order they are read.
@@ -76,9 +79,6 @@ def back_in_place(regions: FloatArray, places: IntArray) -> FloatArray:
     return at_places(regions, places.argsort(axis=1))
 
 
-_NAMED_CAPTION = re.compile(r"\S[^\t]*(#[0-9]+|\.(jpe?g|png|webp))\t", re.IGNORECASE)
-
-
 @dataclass(frozen=True)
 class CaptionedImages:
     """A split, whether its images are regions (`Split`) or photos; each image appears once, whatever lies on disk.
@@ -132,9 +132,6 @@ class CaptionedImages:
         owners = place[self.image_of_caption[kept]]
         ids = [self.ids[image] for image in images] if self.ids else []
         return replace(self, rows=self.rows[images], captions=captions, image_of_caption=owners, ids=ids)
-
-
-AnySplit = TypeVar("AnySplit", bound=CaptionedImages)
 
 
 @dataclass(frozen=True)

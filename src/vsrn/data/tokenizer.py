@@ -68,6 +68,9 @@ _CLOSING = re.compile(r"""["')\]}‘’“”«»]+?(?=\s|--|$)""")
 _MARKS = frozenset(")\";}]*:@'({[‘’“”«»?!")
 _INITIAL_OR_NUMBER = re.compile(r"[^\W\d]|-?[.,]?\d[\d,.-]*")
 _WORD_STARTS = re.compile(r"[(\"`{\[:;&#*@)}\],]")
+# What is written without a space before it, and without one behind it.
+_CLOSES = frozenset([",", "!", "?", ";", ":", "%", ")", "]", "n't", "'s", "'m", "'d", "'ll", "'re", "'ve"])
+_OPENS = frozenset(["(", "[", "$", "#"])
 # A character, with the marks that stand on it, of a script without spaces between words.
 _UNSPACED = re.compile(
     "[\u3040-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -123,10 +126,6 @@ def _words(sentence: str) -> list[str]:
     for pattern, replacement in _RULES:
         sentence = pattern.sub(replacement, sentence)
     return sentence.split()
-
-
-_CLOSES = frozenset([",", "!", "?", ";", ":", "%", ")", "]", "n't", "'s", "'m", "'d", "'ll", "'re", "'ve"])
-_OPENS = frozenset(["(", "[", "$", "#"])
 
 
 def join_words(words: Sequence[str]) -> str:
