@@ -37,7 +37,7 @@ _RULES = _compile(
     (r"(?<=[^'])' ", " ' "),
     (r"[][(){}<>*]", r" \g<0> "),
     (r"--", " -- "),
-    (r"\A|\Z", " "),
+    (r"\A|\Z", " "),  # from here on every word stands between spaces
     (r"[»”’]", r" \g<0> "),
     (r"''|\"", " '' "),
     (r"\s+", " "),
