@@ -1,11 +1,9 @@
 """Captions of photos in files as people have them, told apart by their content; `read_annotations` reads them all.
 
-    dataset_coco.json        Karpathy's {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
-    captions_train2014.json  COCO's {"images": [{"id", "file_name"}], "annotations": [{"image_id", "id", "caption"}]}
-    annotations/             a folder of these, and optional lists such as coco_train_ids.npy that make splits of them
-    captions.csv, ...        `vsrn.data.caption_tables`
-
-Without a list, each JSON of COCO's is a split, `train2014` as `train`, of photos in a folder `train2014`.
+dataset_coco.json        Karpathy's {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
+captions_train2014.json  COCO's {"images": [{"id", "file_name"}], "annotations": [{"image_id", "id", "caption"}]}
+annotations/             a folder of these, and optional lists such as coco_train_ids.npy that make splits of them
+captions.csv, ...        `vsrn.data.caption_tables`
 """
 
 from __future__ import annotations
@@ -24,6 +22,10 @@ from vsrn.errors import DataError, did_you_mean
 from vsrn.files import normal_name, read_json
 
 RESTVAL = "restval"
+_PART = re.compile(r"captions_((\w*?)\d*)\.json")
+_LIST = re.compile(r"coco_(\w+)_ids\.npy")
+_SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test)(?![a-z])")
+_Id = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,9 @@ def read_karpathy(path: Path | str, *, restval: bool = False) -> dict[str, list[
         photo = CaptionedPhoto(photo_id, _captions(image, path), image.cocoid)
         split = "train" if restval and image.split == RESTVAL else image.split
         if splits.setdefault(split, {}).setdefault(photo_id, photo) is not photo:
-            raise DataError(f"{path} lists {photo.id} twice in split '{split}'; remove one of the two.")
+            raise DataError(f"{path} lists {photo.id} twice in split '{split}'; remove one.")
         if photo.cocoid is not None and numbered.setdefault(photo.cocoid, photo.id) != photo.id:
-            raise DataError(
-                f"{path} gives cocoid {photo.cocoid} to {numbered[photo.cocoid]} and {photo.id}; mend one of the two."
-            )
+            raise DataError(f"{path} gives cocoid {photo.cocoid} to {numbered[photo.cocoid]} and {photo.id}; mend one.")
     if not splits:
         raise DataError(f"{path} lists no images; name a JSON in the Karpathy layout that does.")
     return {split: list(photos.values()) for split, photos in splits.items()}
@@ -98,25 +98,14 @@ def safe_photo_id(folder: str, filename: str, path: Path) -> str:
     return photo_id
 
 
-def one_line_caption(caption: str) -> str:
-    """A caption on one line with single spaces."""
-    return " ".join(caption.split())
-
-
 def _captions(image: _Image, path: Path) -> list[str]:
-    captions = [one_line_caption(sentence.raw) for sentence in image.sentences]
+    captions = [" ".join(sentence.raw.split()) for sentence in image.sentences]
     if not captions:
         raise DataError(f"{path}: {image.filename} has no captions; write one or remove the image.")
     if not all(captions):
         number = captions.index("") + 1
         raise DataError(f"{path}: caption {number} of {image.filename} is empty; write it or remove it.")
     return captions
-
-
-_PART = re.compile(r"captions_((\w*?)\d*)\.json")
-_LIST = re.compile(r"coco_(\w+)_ids\.npy")
-
-_Id = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _CocoImage(msgspec.Struct):
@@ -142,7 +131,8 @@ _Sentences = dict[int, CaptionedPhoto]
 def read_coco(folder: Path) -> dict[str, list[CaptionedPhoto]]:
     """Splits of a folder of COCO caption annotations, by name, photos in the order of their first caption.
 
-    Raises `DataError` where a file is malformed or a list names an annotation that no JSON has.
+    Without a list, each JSON is a split, `train2014` as `train`, of photos in a folder `train2014`. Raises `DataError`
+    where a file is malformed or a list names an annotation that no JSON has.
     """
     # COCO's archive unpacks to a folder of this name.
     folder = folder / "annotations" if (folder / "annotations").is_dir() else folder
@@ -172,14 +162,12 @@ def _read_part(path: Path, subfolder: str) -> _Sentences:
         if photos.setdefault(image.id, name) != name:
             raise DataError(f"{path} lists image {image.id} twice, as {photos[image.id]} and {name}; number them anew.")
         if numbers.setdefault(name, image.id) != image.id:
-            raise DataError(
-                f"{path} lists {name} twice, as image {numbers[name]} and {image.id}; remove one of the two."
-            )
+            raise DataError(f"{path} lists {name} twice, as image {numbers[name]} and {image.id}; remove one.")
     sentences: _Sentences = {}
     for said in part.annotations:
         if said.image_id not in photos:
             raise DataError(f"{path}: caption {said.id} is of image {said.image_id}, which is not listed.")
-        photo = CaptionedPhoto(photos[said.image_id], [one_line_caption(said.caption)], said.image_id)
+        photo = CaptionedPhoto(photos[said.image_id], [" ".join(said.caption.split())], said.image_id)
         if sentences.setdefault(said.id, photo) != photo:
             raise DataError(f"{path} has two captions with the id {said.id}; number them anew.")
     return sentences
@@ -223,9 +211,6 @@ def joined(photos: Iterable[CaptionedPhoto]) -> list[CaptionedPhoto]:
     return [CaptionedPhoto(name, said, cocoid) for (name, cocoid), said in captions.items()]
 
 
-_SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|dev|test)(?![a-z])")
-
-
 def read_annotations(
     path: Path | str, *, restval: bool = False, name: str = "train"
 ) -> dict[str, list[CaptionedPhoto]]:
@@ -258,9 +243,8 @@ def choose_split(path: Path | str, splits: Mapping[str, list[CaptionedPhoto]], s
     """The split's name among those of a path; `val` and `dev` stand for each other. Raises `DataError` without any."""
     name = next((known for known in (split, SPLIT_ALIASES.get(split, split)) if known in splits), None)
     if name is None:
-        raise DataError(
-            f"{path} has no split '{split}'; it has {', '.join(sorted(splits))}.{did_you_mean(split, splits)}"
-        )
+        listed = ", ".join(sorted(splits))
+        raise DataError(f"{path} has no split '{split}'; it has {listed}.{did_you_mean(split, splits)}")
     return name
 
 
@@ -269,7 +253,7 @@ def _by_split(rows: Iterable[CaptionRow], path: Path, name: str) -> dict[str, li
     splits: dict[str, list[CaptionedPhoto]] = {}
     for row in rows:
         photo_id = safe_photo_id("", row.image, path)
-        captions = [one_line_caption(caption) for caption in row.captions]
+        captions = [" ".join(caption.split()) for caption in row.captions]
         if not captions or not all(captions):
             raise DataError(f"{row.where}: a caption of {photo_id} is empty; write it or remove it.")
         splits.setdefault(row.split or name, []).append(CaptionedPhoto(photo_id, captions))

@@ -26,16 +26,8 @@ from vsrn.files import plain_utf8, read_json, read_text
 
 # Names of columns, the surest first.
 IMAGE_COLUMNS = (
-    "filename",
-    "file_name",
-    "image",
-    "image_name",
-    "image_path",
-    "img",
-    "path",
-    "file",
-    "photo",
-    "image_id",
+    *("filename", "file_name", "image", "image_name", "image_path"),
+    *("img", "path", "file", "photo", "image_id"),
 )
 CAPTION_COLUMNS = ("caption", "captions", "comment", "raw", "sentence", "sentences", "text", "description")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
@@ -102,9 +94,8 @@ def _of_json(text: str, path: Path) -> Iterator[CaptionRow]:
     for number, record in enumerate(content, start=1):
         where = f"{path}, record {number}"
         fields: dict[str, Any] = record if isinstance(record, dict) else {}
-        image, said = (
-            next((fields[name] for name in names if name in fields), None) for names in (IMAGE_COLUMNS, CAPTION_COLUMNS)
-        )
+        image = next((fields[name] for name in IMAGE_COLUMNS if name in fields), None)
+        said = next((fields[name] for name in CAPTION_COLUMNS if name in fields), None)
         captions: list[Any] = said if isinstance(said, list) else [said]
         captions = [each.get("raw") if isinstance(each, dict) else each for each in captions]
         if not isinstance(image, str | int) or not all(isinstance(caption, str) for caption in captions):

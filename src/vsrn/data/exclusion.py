@@ -1,7 +1,4 @@
-"""Which files and folders below a folder of photos are left out, by what they are and by globs that a person gives.
-
-Exclusion("photos/", ["raw", "*.png"]).has_photo("2019/raw/a.jpg")     True
-"""
+"""Which files and folders below a folder of photos are left out, by what they are and by globs that a person gives."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from vsrn.files import normal_name, printable
 _SYNOLOGY, _QNAP = ("@eadir", "#recycle", "#snapshot"), ("@recycle", "@recently-snapshot", "@transcode")
 _WINDOWS, _LINUX = ("$recycle.bin", "recycler", "system volume information"), ("lost+found",)
 _MACOS = ("__macosx", "network trash folder", "temporary items")
-_SYSTEM_FOLDERS = frozenset([*_SYNOLOGY, *_QNAP, *_WINDOWS, *_LINUX, *_MACOS])
+_SYSTEM_FOLDERS = {*_SYNOLOGY, *_QNAP, *_WINDOWS, *_LINUX, *_MACOS}
 
 
 class Exclusion:
@@ -96,7 +93,7 @@ def lasting_glob(folders: Sequence[Path], written: str) -> str:
 
 def _glob(folder: Path | str, written: str) -> str:
     """A glob as it fits ids: a name, or a slash and a path below the folder; either with a slash at its end or not."""
-    text, end = _with_slashes(written), "/" * written.endswith(("/", os.sep))
+    text, end = normal_name(written.replace(os.sep, "/")), "/" * written.endswith(("/", os.sep))
     if "/" in text.rstrip("/"):
         text = _below(folder, written) or posixpath.normpath(text).lstrip("/")
         text = text.removeprefix("**/") if text.count("/") == 1 and text.startswith("**/") else f"/{text}"
@@ -109,9 +106,5 @@ def _glob(folder: Path | str, written: str) -> str:
 def _below(folder: Path | str, written: str) -> str | None:
     """What a glob that is a path to somewhere below a folder names there; None of any other glob."""
     root = normal_name(os.path.abspath(folder))  # noqa: PTH100
-    below = os.path.relpath(os.path.abspath(_with_slashes(written)), root).replace(os.sep, "/")  # noqa: PTH100
+    below = os.path.relpath(os.path.abspath(normal_name(written)), root).replace(os.sep, "/")  # noqa: PTH100
     return None if below == ".." or below.startswith("../") else below
-
-
-def _with_slashes(written: str) -> str:
-    return normal_name(written.replace(os.sep, "/"))

@@ -6,8 +6,8 @@ import re
 from datetime import datetime
 
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 
-ORIENTATION, EXIF_IFD, DATE_TAKEN, _DATE_DIGITIZED, _DATE_CHANGED = 0x0112, 0x8769, 0x9003, 0x9004, 0x0132
 # As EXIF says it, 2024:05:17 14:03:00, and as programs do; what follows the time is a fraction or a zone.
 _DATE = re.compile(
     r"\s*(\d{4})[:/.-]\s?(\d{1,2})[:/.-]\s?(\d{1,2})"
@@ -19,7 +19,7 @@ _FIRST_YEAR, _LAST_YEAR = 1800, 2200
 def orientation_of(image: Image.Image) -> int:
     """How a photo is to be turned, 1 to 8; 1, which is not at all, where that cannot be read."""
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
+        return int(image.getexif().get(Base.Orientation, 1))
     except Exception:  # damaged EXIF is no reason to lose the photo
         return 1
 
@@ -28,8 +28,8 @@ def date_of(image: Image.Image) -> datetime | None:
     """When the photo was taken, digitized, or else changed, by its EXIF: the first of them that is a real date."""
     try:
         exif = image.getexif()
-        camera = exif.get_ifd(EXIF_IFD)
-        written = [camera.get(DATE_TAKEN), camera.get(_DATE_DIGITIZED), exif.get(_DATE_CHANGED)]
+        camera = exif.get_ifd(IFD.Exif)
+        written = [camera.get(Base.DateTimeOriginal), camera.get(Base.DateTimeDigitized), exif.get(Base.DateTime)]
         return next((date for date in map(_as_date, written) if date is not None), None)
     except Exception:  # as above
         return None

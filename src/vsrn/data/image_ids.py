@@ -1,11 +1,4 @@
-"""Which rows are one image, and which image or file an id means: everything that compares ids asks this module.
-
-    1001                                      the file 1001.jpg
-    391895                                    COCO_val2014_000000391895.jpg, or what id_mapping.json says
-    val2014/COCO_val2014_000000391895.jpg     that file, also where it lies in no folder; COCO's number 391895
-
-An id that may mean two different images means neither. Torch-free.
-"""
+"""Which rows are one image, and which image or file an id means: everything that compares ids asks this module."""
 
 from __future__ import annotations
 
@@ -68,6 +61,8 @@ def read_id_mapping(folder: Path) -> dict[str, str]:
 
 class ImageNames(Generic[_Found]):
     """Finds an image by any of its names: its id, path, file name, file name without the ending, or COCO's number.
+
+    A name that may mean two different images means neither.
 
     >>> names = ImageNames([("val2014/COCO_val2014_000000391895.jpg", 0), ("b.jpg", 1)])
     >>> names.find("391895"), names.find("photos/b.jpg"), names.find("b"), names.find("b.png")
@@ -227,14 +222,21 @@ def images_of_rows(regions: RegionStore, captions_path: Path, num_captions: int)
         )
     elif num_captions > rows:
         stated = [num_captions // rows] * rows
+    firsts, image_of_row = _by_id(regions.ids)
+    id_is_repeated = len(firsts) < len(regions.ids)
     if stated is not None:
-        _check_different(regions)
+        if id_is_repeated:
+            first_of_row = firsts[image_of_row]
+            row = int(np.argmax(first_of_row != everything))
+            raise DataError(
+                f"{regions.folder / f'{regions.split}_ids.txt'} gives the id {regions.ids[row]} to rows"
+                f" {first_of_row[row]} and {row}, which are two images with captions of their own; give each image its"
+                " own id."
+            )
         return everything, np.repeat(everything, stated)
-    if regions.ids:
-        firsts, image_of_row = _by_id(regions.ids)
-        if len(firsts) < rows:
-            _check_alike(regions, firsts[image_of_row])
-            return firsts, image_of_row
+    if id_is_repeated:
+        _check_alike(regions, firsts[image_of_row])
+        return firsts, image_of_row
     # One row per caption: the field repeats an image for each of its captions, one after another.
     repeats = _repeats_previous(regions.features)
     first = np.flatnonzero(~repeats)
@@ -248,18 +250,6 @@ def _by_id(ids: Sequence[str]) -> tuple[IntArray, IntArray]:
     number = {name: place for place, name in enumerate(dict.fromkeys(ids))}
     of_each = np.array([number[name] for name in ids], dtype=np.int64)
     return np.unique(of_each, return_index=True)[1], of_each
-
-
-def _check_different(regions: RegionStore) -> None:
-    """Raise `DataError` where two rows that are two images have one id."""
-    firsts: dict[str, int] = {}
-    for row, name in enumerate(regions.ids):
-        first = firsts.setdefault(name, row)
-        if first != row:
-            raise DataError(
-                f"{regions.folder / f'{regions.split}_ids.txt'} gives the id {name} to rows {first} and {row}, which"
-                " are two images with captions of their own; give each image its own id."
-            )
 
 
 def _check_alike(regions: RegionStore, first_of_row: IntArray) -> None:

@@ -1,8 +1,4 @@
-"""What a file is that Pillow does not know by itself, told by its first bytes, and the extra that reads it.
-
-kind_of(b"\\x1aE\\xdf\\xa3...")                   "VIDEO"
-parts_of_photos(["a/1.HEIC", "a/1.MOV"])    {"a/1.MOV"}: they are one photo
-"""
+"""What a file is that Pillow does not know by itself, told by its first bytes, and the extra that reads it."""
 
 from __future__ import annotations
 
@@ -29,34 +25,28 @@ _EXTRAS: dict[Extra, tuple[str, str, str, str, SkipKind]] = {
 FIRST_BYTES = 400
 
 # What files with HEVC inside, and with AV1, call themselves; sound alone; Canon's raw files.
-_HEVC = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"])
-_AV1 = frozenset([b"avif", b"avis"])
+_HEVC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_AV1 = {b"avif", b"avis"}
 _SOUND = (b"M4A", b"M4B", b"M4P")
 _CANON = b"crx "
 # First boxes of QuickTime files that have no box of brands.
-_QUICKTIME = frozenset([b"moov", b"mdat", b"wide", b"free", b"skip"])
+_QUICKTIME = {b"moov", b"mdat", b"wide", b"free", b"skip"}
 _MATROSKA = b"\x1aE\xdf\xa3"
 # Olympus, Panasonic, Fujifilm, Sigma, Minolta, and Canon before TIFF.
 _RAW = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR")
-_RAW_ENDINGS = frozenset(
-    [
-        *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc", ".mef"),
-        *(".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
-    ]
-)
+_RAW_ENDINGS = {
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc", ".mef"),
+    *(".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+}
 # What a photo beside a raw file or beside a Live photo's video is called, and such a video.
-_CAMERA_ENDINGS, _LIVE_ENDINGS = frozenset([".jpg", ".jpeg", ".heic", ".heif", ".hif"]), frozenset([".mov", ".mp4"])
-# A file of such a name, or that begins like this, ought to be a photo; where it cannot be read it is damaged.
-PHOTO_ENDINGS = frozenset(
-    [
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".avif", ".heic", ".heif", ".hif"),
-    ]
-)
+_CAMERA_ENDINGS, _LIVE_ENDINGS = {".jpg", ".jpeg", ".heic", ".heif", ".hif"}, {".mov", ".mp4"}
+# A file of such a name, or that begins like one of `_BEGINNINGS`, ought to be a photo.
+PHOTO_ENDINGS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif"),
+}
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 _TIFF = (b"II*\0", b"MM\0*")
-_SUBFILE_TYPE, _MAKE, _DNG_VERSION = 254, 271, 50706
-_REDUCED = 1
 
 
 def kind_of(content: bytes, ending: str = "") -> Kind | None:
@@ -94,14 +84,16 @@ def _is_raw_tiff(content: bytes, ending: str) -> bool:
     """Whether a TIFF holds what a sensor gave: by its name, as a DNG, or as a camera's file with a preview first."""
     if ending.lower() in _RAW_ENDINGS or content[8:10] == b"CR":
         return True
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2  # noqa: PLC0415 - searches by a sentence do without Pillow
+    from PIL.ExifTags import Base  # noqa: PLC0415 - searches by a sentence do without Pillow
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2  # noqa: PLC0415 - as above
 
     try:
         stream = io.BytesIO(content)
         tags = ImageFileDirectory_v2(stream.read(8))
         stream.seek(tags.next)
         tags.load(stream)
-        return _DNG_VERSION in tags or (_MAKE in tags and bool(int(tags.get(_SUBFILE_TYPE, 0)) & _REDUCED))
+        # 1 for a reduced picture.
+        return Base.DNGVersion in tags or (Base.Make in tags and bool(int(tags.get(Base.NewSubfileType, 0)) & 1))
     except Exception:
         # Whatever is wrong with it, Pillow will say.
         return False

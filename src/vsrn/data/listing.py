@@ -1,8 +1,4 @@
-"""Which files of a folder ought to be photos: every file once, each with an id; what cannot be listed has its reason.
-
-find_photos("photos/")                  every file under the folder
-PhotoNames("photos/").find("391895")    one file by any of its names, such as COCO's number
-"""
+"""Which files of a folder ought to be photos: each once, with an id; what cannot be listed has its reason."""
 
 from __future__ import annotations
 
@@ -87,7 +83,7 @@ def photo_id(relative: Path) -> str:
 
 
 class PhotoNames:
-    """Files below a folder by their ids; it is listed, once, where it does not hold a name as it is asked for."""
+    """Files below a folder by any of their names; it is listed, once, where it does not hold a name as asked for."""
 
     def __init__(self, folder: Path | str, mapping: Mapping[str, str] | None = None) -> None:
         """Take the folder, and file names of ids (`read_id_mapping`)."""
@@ -116,8 +112,7 @@ class _Walk:
     """One search of a folder.
 
     searched  identities of folders that need not be searched (again)
-    found     files and refusals, in the order they are found
-    links     links that are still to be looked at
+    links     that are still to be looked at
     files     identities of files with several hard links, and of files that a link led to
     """
 

@@ -97,20 +97,14 @@ def random_box(height: int, width: int, smallest: float, generator: np.random.Ge
 class PhotoSplit(CaptionedImages):
     """Photos with their captions, decoded when they are asked for; what `Split` is for regions.
 
-    ids      path of each photo below the folder, in Unicode's NFC form
-    files    the file of each, in the same order
+    files    of the photos that `rows` counts; the ids are their paths below the folder, in Unicode's NFC form
     view     how a photo becomes a square
     workers  threads that decode photos; None for one for each processor that this process may use
     """
 
-    ids: list[str]
     files: list[Path]
     view: View
     workers: int | None = None
-
-    def ids_on_disk(self) -> list[str]:
-        """One id per photo of the captions."""
-        return self.ids
 
     def path(self, image: int) -> Path:
         """The file of a photo."""

@@ -1,9 +1,4 @@
-"""Photos read and decoded without trusting a byte of their files.
-
-decode_photo("beach.jpg")    one RGB picture, upright, or a `PhotoError` that says why not
-read_photo("beach.jpg")      that picture, with the photo's size and date
-read_file("beach.jpg")       the bytes of a file and its status, as they were at one moment
-"""
+"""Photos read and decoded without trusting a byte of their files."""
 
 from __future__ import annotations
 
@@ -20,13 +15,14 @@ from datetime import datetime
 from pathlib import Path, PurePath
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vsrn.data.exif import ORIENTATION, date_of, orientation_of
+from vsrn.data.exif import date_of, orientation_of
 from vsrn.data.kinds import FIRST_BYTES, Kind, extra_module, installed, kind_of, ought_to_be_photo
 from vsrn.data.stills import END_BYTES, first_frame, preview_of
 from vsrn.data.to_rgb import shrink_factor, shrunk_size, stored_bytes, to_rgb
-from vsrn.errors import PhotoError, SkipKind
+from vsrn.errors import PhotoError, SkipKind, one_line
 from vsrn.files import printable
 
 # Formats that Pillow decodes by itself: EPS and the like start other programs, so they stay out. Then those of extras.
@@ -48,8 +44,6 @@ JPEG_EXCESS = 10
 READ_TRIES = 3
 # Windows has no pipes among files, and must be told not to change line ends.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-
-_TIFF_BITS, _TIFF_SAMPLES, _TIFF_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 258, 277, 278, 322, 323
 # Left, top and steps of the seven passes of an interlaced PNG.
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 _PIECE = 1 << 20
@@ -177,7 +171,7 @@ def read_photo(
         # Decoders of damaged files raise whatever their parsing stumbles over. Raw formats of cameras begin like a
         # TIFF, and those that LibRaw does not know are no damaged one.
         is_tiff = kind is None and content[:4] in (b"II*\0", b"MM\0*")
-        said = f"{name} is damaged or cut short ({one_line(error)}); replace the file."
+        said = f"{name} is damaged or cut short ({reason_of(error)}); replace the file."
         raise PhotoError(said, expected if is_tiff else "damaged") from error
 
 
@@ -219,7 +213,7 @@ def _cannot_read(path: Path, name: str, error: OSError | ValueError) -> PhotoErr
         return PhotoError(f"{name} does not exist; check the path.", "unreadable")
     if number == errno.ENXIO:  # what opening a socket gives
         return PhotoError(f"{name} is not a regular file; name an image file.", "unreadable")
-    return PhotoError(f"{name} cannot be read ({one_line(error)}); check its permissions.", "unreadable")
+    return PhotoError(f"{name} cannot be read ({reason_of(error)}); check its permissions.", "unreadable")
 
 
 def _silence_pillow() -> None:
@@ -255,7 +249,7 @@ def _decode(
         picture = to_rgb(image, shrink_factor(image.size, target_size))
         orientation = orientation_of(image)
         if orientation != 1:
-            picture.getexif()[ORIENTATION] = orientation
+            picture.getexif()[Base.Orientation] = orientation
             ImageOps.exif_transpose(picture, in_place=True)
         # From 5 to 8, width and height change places.
         return DecodedPhoto(picture, *(size[::-1] if 5 <= orientation <= 8 else size), date_of(image))
@@ -321,10 +315,10 @@ def _buffer_bytes(image: Image.Image, content: bytes, header_end: int) -> int:
         return 12 * width * height
     if image.format == "TIFF" and any(tile[0] == "libtiff" for tile in getattr(image, "tile", ())):
         tags = getattr(image, "tag_v2", {})
-        block_width = int(tags.get(_TIFF_TILE_WIDTH, width))
-        block_height = int(tags.get(_TIFF_TILE_HEIGHT, min(int(tags.get(_TIFF_ROWS, height)), height)))
-        bits = tags.get(_TIFF_BITS, (1,))
-        bits_per_pixel = max(bits) * int(tags.get(_TIFF_SAMPLES, 1))
+        block_width = int(tags.get(Base.TileWidth, width))
+        block_height = int(tags.get(Base.TileLength, min(int(tags.get(Base.RowsPerStrip, height)), height)))
+        bits = tags.get(Base.BitsPerSample, (1,))
+        bits_per_pixel = max(bits) * int(tags.get(Base.SamplesPerPixel, 1))
         return block_width * block_height * bits_per_pixel // 8
     return 0
 
@@ -349,7 +343,7 @@ def _check_whole_png(content: bytes, name: str) -> None:
         raise PhotoError(f"{name} is cut short ({unpacked:,} of {expected:,} bytes of pixels); replace the file.")
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, on one printable line of at most 200 letters; its type where it says nothing."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return printable(" ".join(said.split())[:200].rstrip(".")) or type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """What an error, or the system that it comes from, says: one printable line without a full stop."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return printable(one_line(said).rstrip("."))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from vsrn.data.photos import MAX_BYTES, MAX_RATIO, decode_photo, one_line
+from vsrn.data.photos import MAX_BYTES, MAX_RATIO, decode_photo, reason_of
 from vsrn.data.to_rgb import shrink_factor, to_rgb
 from vsrn.errors import PhotoError
 
@@ -70,4 +70,4 @@ def _rgb_of(picture: Image.Image, target_size: int | None) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(picture), shrink_factor(picture.size, target_size))
     except Exception as error:
         # Pillow reads a file only now, and its decoders raise anything.
-        raise PhotoError(f"this picture cannot be read ({one_line(error)}); open its file again.") from error
+        raise PhotoError(f"this picture cannot be read ({reason_of(error)}); open its file again.") from error

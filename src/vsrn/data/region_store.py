@@ -1,10 +1,4 @@
-"""The folder that holds the regions of many images, memory-mapped; docs/data-formats.md describes its files.
-
-    {split}_ims.npy    (num_rows, N, F) floats; (num_rows, F) is read as N = 1
-    {split}_ids.txt, _boxes.npy, _scores.npy, _counts.npy, _classes.npy, _attributes.npy, _names.json, .json: optional
-
-A split whose files lie in shards/*-of-*/ is read from there as one (`vsrn.data.shards`).
-"""
+"""The folder that holds the regions of many images, memory-mapped; docs/data-formats.md describes its files."""
 
 from __future__ import annotations
 
@@ -22,7 +16,7 @@ from vsrn.data.image_ids import read_row_ids
 from vsrn.data.other_forms import remedy_for_folder, remedy_for_split, why_no_array
 from vsrn.data.regions import ARRAYS, RegionArray, RegionNames, Regions, first_of_zeros, may_not_be_finite, native
 from vsrn.data.shards import FEATURES_FILE, SHARD_FILE, JoinedRows, read_header, splits_in_shards, whole_shards
-from vsrn.errors import DataError, did_you_mean
+from vsrn.errors import DataError, did_you_mean, one_line
 from vsrn.files import read_json
 from vsrn.metrics import FloatArray, IntArray
 
@@ -154,22 +148,19 @@ class RegionStore:
 
 
 def open_region_store(folder: Path | str, split: str) -> RegionStore:
-    """Open one split of a region store, also one that lies in shards; its arrays stay on disk.
+    """Open one split of a region store, also one that lies in shards or in `precomp`; its arrays stay on disk.
 
     Raises `DataError` where a file or a shard is missing, malformed, or disagrees with the others.
     """
-    folder = store_folder(Path(folder))
+    folder = Path(folder)
+    precomp = folder / "precomp"  # where VSE-infinity and others keep the splits
+    if precomp.is_dir() and splits_of(precomp) and not splits_of(folder):
+        folder = precomp
     split = resolve_split(folder, split)
     folders = folders_of(folder, split)
     if folders != [folder]:
         return _joined(folder, split, [_open_shard(part, split) for part in folders])
     return store_around(map_features(folder / f"{split}{FEATURES_FILE}"), folder, split)
-
-
-def store_folder(folder: Path) -> Path:
-    """The folder that holds the splits: this one, or its `precomp`, where VSE-infinity and others keep them."""
-    below = folder / "precomp"
-    return below if below.is_dir() and splits_of(below) and not splits_of(folder) else folder
 
 
 def folders_of(folder: Path, split: str) -> list[Path]:
@@ -226,18 +217,13 @@ def _joined(folder: Path, split: str, shards: Sequence[RegionStore]) -> RegionSt
         array.name: JoinedRows([getattr(shard.regions, array.name) for shard in shards])
         for array, _ in shards[0].regions.arrays()
     }
-    counts = None
-    if any(shard.counts is not None for shard in shards):
-        full = shards[0].num_regions
-        counts = np.concatenate(
-            [shard.counts if shard.counts is not None else np.full(len(shard), full) for shard in shards]
-        )
+    counts = [np.full(len(one), one.num_regions) if one.counts is None else one.counts for one in shards]
     return RegionStore(
         folder=folder,
         split=split,
         regions=Regions(**arrays),
         ids=[name for shard in shards for name in shard.ids],
-        counts=counts,
+        counts=np.concatenate(counts) if any(one.counts is not None for one in shards) else None,
         names=shards[0].names,
         info=msgspec.structs.replace(shards[0].info, captions_per_image=per_image(flat) if flat else None),
         parts=tuple((shard.folder, first) for shard, first in zip(shards, firsts, strict=False)),
@@ -292,8 +278,7 @@ def map_array(path: Path, dims: tuple[int, ...]) -> FloatArray:
         # A header is an expression of Python; a wrong one raises SyntaxError, OverflowError, MemoryError and others.
         if known := why_no_array(path):
             raise DataError(known) from error
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} is not a readable .npy array ({said}); it may be truncated.") from error
+        raise DataError(f"{path} is not a readable .npy array ({one_line(error)}); it may be truncated.") from error
     if array.ndim not in dims:
         wanted = " or ".join(str(dim) for dim in dims)
         raise DataError(f"{path} must hold one array of {wanted} dimensions (images, regions, features).")

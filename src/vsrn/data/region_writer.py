@@ -36,6 +36,8 @@ from vsrn.errors import DataError
 from vsrn.files import Closing, as_json, open_or_make, sync_folder, take_lock, write_all, write_synced
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# What may follow a split's name; nothing that leads to another folder.
+_FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]*\.[a-z]+$")]
 _Line = TypeVar("_Line")
 COUNTS = "_counts.npy"
 _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
@@ -44,22 +46,16 @@ _NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 class GrowingArray:
     """An array on disk that grows along its first axis; its header says 0 rows until `seal` writes their number."""
 
-    def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...], rows: int) -> None:
-        """Open `path`, cut off behind its first `rows` rows. Raises `DataError` where it is shorter."""
+    def __init__(self, path: Path, file: io.FileIO, dtype: str, row_shape: tuple[int, ...], rows: int) -> None:
+        """Cut off a file, opened from `path`, behind its first rows. Raises `DataError` where it is shorter."""
         self.path, self.dtype, self.row_shape, self.rows = path, np.dtype(dtype), row_shape, rows
-        self._file = open_or_make(path)
-        try:
-            self._write_header(0)
-            end = self._file.tell() + rows * int(np.prod(row_shape)) * self.dtype.itemsize
-            if self._file.seek(0, os.SEEK_END) < end:
-                raise DataError(
-                    f"{path} is shorter than its journal says; delete this split's .partial files to begin again."
-                )
-            self._file.truncate(end)
-            self._file.seek(end)
-        except BaseException:
-            self._file.close()
-            raise
+        self._file = file
+        self._write_header(0)
+        end = file.tell() + rows * int(np.prod(row_shape)) * self.dtype.itemsize
+        if file.seek(0, os.SEEK_END) < end:
+            raise DataError(f"{path} is shorter than its journal says; delete this split's .partial files to restart.")
+        file.truncate(end)
+        file.seek(end)
 
     def append(self, rows: npt.NDArray[np.number]) -> None:
         """Write (B, ...) rows after the others; they are sure to be on disk once `sync` returns."""
@@ -78,10 +74,6 @@ class GrowingArray:
         self._write_header(self.rows)
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     def _write_header(self, rows: int) -> None:
         header = {"descr": self.dtype.str, "fortran_order": False, "shape": (rows, *self.row_shape)}
         self._file.seek(0)
@@ -91,10 +83,6 @@ class GrowingArray:
 class _Batch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ids: list[str]
     skipped: list[SkippedPhoto]
-
-
-# What may follow a split's name; nothing that leads to another folder.
-_FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]*\.[a-z]+$")]
 
 
 class _Publish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,8 +126,8 @@ class RegionWriter(Closing):
                     kinds[array.suffix] = array.dtype, (header.num_regions, *array.row_shape(header.feature_dim))
                 self._arrays = {}
                 for name, kind in kinds.items():
-                    self._arrays[name] = GrowingArray(self._partial(name), *kind, len(self.ids))
-                    self._files.callback(self._arrays[name].close)
+                    file = self._files.enter_context(open_or_make(self._partial(name)))
+                    self._arrays[name] = GrowingArray(self._partial(name), file, *kind, len(self.ids))
                 self._opened = opened.pop_all()
 
     @property

@@ -112,11 +112,7 @@ def read_header(path: Path) -> SplitHeader:
 
 
 def parse_shard(option: str) -> tuple[int, int]:
-    """`i/n` -> (i, n). Raises `ConfigError` unless 1 <= i <= n.
-
-    >>> parse_shard("3/16")
-    (3, 16)
-    """
+    """`i/n`, such as `3/16`, -> (i, n). Raises `ConfigError` unless 1 <= i <= n."""
     match = _OPTION.fullmatch(option)
     if match is None:
         raise ConfigError(f"--shard is '{option}'; write it as i/n, for instance 3/16.")
@@ -164,14 +160,13 @@ def splits_in_shards(folder: Path) -> dict[str, set[int]]:
 def whole_shards(folder: Path, split: str) -> list[Path]:
     """The folders of all shards of a split, in order.
 
-    Raises `DataError` where shards are missing or unfinished (all of them, by number), or do not belong together.
+    Raises `DataError` where shards are missing or unfinished (all of them, by number), or where their headers differ in
+    anything but the shard's number.
     """
     cuts = sorted(splits_in_shards(folder)[split])
     if len(cuts) > 1:
         several = " and ".join(map(str, cuts))
-        raise DataError(
-            f"{folder / SHARDS} holds split '{split}' cut into {several} shards; delete the folders of one cut."
-        )
+        raise DataError(f"{folder / SHARDS} holds split '{split}' cut into {several} shards; delete one cut's folders.")
     folders = [shard_folder(folder, number, cuts[0]) for number in range(1, cuts[0] + 1)]
     absent = [number for number, part in enumerate(folders, 1) if not (part / f"{split}{FEATURES_FILE}").exists()]
     if absent:
@@ -180,7 +175,18 @@ def whole_shards(folder: Path, split: str) -> list[Path]:
             f"{folder / SHARDS} is not complete: split '{split}' lacks {numbers} of {cuts[0]};"
             " run `vsrn extract` with --shard for each of them to its end."
         )
-    _check_belonging(folders, split)
+    first: SplitHeader | None = None
+    for number, part in enumerate(folders, 1):
+        header = read_header(path := part / f"{split}{SHARD_FILE}")
+        if header.shard is None or (header.shard.number, header.shard.of) != (number, len(folders)):
+            raise DataError(f"{path} is of another shard; extract shard {number}/{len(folders)} again.")
+        header = msgspec.structs.replace(header, shard=msgspec.structs.replace(header.shard, number=1))
+        first = first or header
+        if header != first:
+            raise DataError(
+                f"shard {number} of split '{split}' was made {header.difference(first)} than shard 1;"
+                f" delete the wrong one below {folder / SHARDS} and extract it again."
+            )
     return folders
 
 
@@ -197,22 +203,6 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ",".join("-".join(map(str, run)) for run in runs)
-
-
-def _check_belonging(folders: Sequence[Path], split: str) -> None:
-    """Raise `DataError` where the headers of shards differ in anything but the shard's number."""
-    first: SplitHeader | None = None
-    for number, folder in enumerate(folders, 1):
-        header = read_header(path := folder / f"{split}{SHARD_FILE}")
-        if header.shard is None or (header.shard.number, header.shard.of) != (number, len(folders)):
-            raise DataError(f"{path} is of another shard; extract shard {number}/{len(folders)} again.")
-        header = msgspec.structs.replace(header, shard=msgspec.structs.replace(header.shard, number=1))
-        first = first or header
-        if header != first:
-            raise DataError(
-                f"shard {number} of split '{split}' was made {header.difference(first)} than shard 1;"
-                f" delete the wrong one below {folders[0].parent} and extract it again."
-            )
 
 
 class JoinedRows:

@@ -1,8 +1,4 @@
-"""A split: the regions of some images, their captions, and which caption belongs to which image.
-
-Beside a region store's arrays lies `{split}_caps.txt` (docs/data-formats.md), one caption per line, in the order of the
-images.
-"""
+"""A split: the regions of some images, their captions, and which caption belongs to which image."""
 
 from __future__ import annotations
 
@@ -22,6 +18,9 @@ from vsrn.data.region_store import RegionStore, folders_of, open_region_store
 from vsrn.errors import DataError
 from vsrn.files import normal_name, read_lines
 from vsrn.metrics import FloatArray, IntArray
+
+AnySplit = TypeVar("AnySplit", bound="CaptionedImages")
+_NAMED_CAPTION = re.compile(r"\S[^\t]*(#[0-9]+|\.(jpe?g|png|webp))\t", re.IGNORECASE)
 
 
 def reading_places(features: FloatArray, counts: IntArray | None, order: RegionOrder) -> IntArray:
@@ -80,9 +79,6 @@ def back_in_place(regions: FloatArray, places: IntArray) -> FloatArray:
     return at_places(regions, places.argsort(axis=1))
 
 
-_NAMED_CAPTION = re.compile(r"\S[^\t]*(#[0-9]+|\.(jpe?g|png|webp))\t", re.IGNORECASE)
-
-
 @dataclass(frozen=True)
 class CaptionedImages:
     """A split, whether its images are regions (`Split`) or photos; each image appears once, whatever lies on disk.
@@ -92,6 +88,7 @@ class CaptionedImages:
     rows              (num_images,) place of each image among those on disk
     captions          one string per caption
     image_of_caption  (num_captions,) which of this split's images a caption belongs to
+    ids               one per image; none where images are only numbered on disk
     """
 
     folder: Path
@@ -99,6 +96,7 @@ class CaptionedImages:
     rows: IntArray
     captions: list[str]
     image_of_caption: IntArray
+    ids: list[str]
 
     @property
     def num_images(self) -> int:
@@ -108,16 +106,11 @@ class CaptionedImages:
     @property
     def has_ids(self) -> bool:
         """Whether images have ids on disk, and are not just numbered."""
-        return bool(self.ids_on_disk())
-
-    def ids_on_disk(self) -> list[str]:
-        """One id per image on disk; none where they are only numbered."""
-        raise NotImplementedError
+        return bool(self.ids)
 
     def image_ids(self) -> list[str]:
         """One id per image: those on disk, or the row number where there are none."""
-        ids = self.ids_on_disk()
-        return [ids[row] if ids else str(row) for row in self.rows]
+        return self.ids or [str(row) for row in self.rows]
 
     def captions_by_image(self) -> list[list[str]]:
         """The captions of each image, in their order."""
@@ -137,10 +130,8 @@ class CaptionedImages:
         kept = np.flatnonzero(place[self.image_of_caption] >= 0)
         captions = [self.captions[caption] for caption in kept]
         owners = place[self.image_of_caption[kept]]
-        return replace(self, rows=self.rows[images], captions=captions, image_of_caption=owners)
-
-
-AnySplit = TypeVar("AnySplit", bound=CaptionedImages)
+        ids = [self.ids[image] for image in images] if self.ids else []
+        return replace(self, rows=self.rows[images], captions=captions, image_of_caption=owners, ids=ids)
 
 
 @dataclass(frozen=True)
@@ -154,10 +145,6 @@ class Split(CaptionedImages):
     regions: RegionStore
     region_order: RegionOrder = "stored"
     zeros_divide: bool = False
-
-    def ids_on_disk(self) -> list[str]:
-        """One id per row of the store; none where it has no ids."""
-        return self.regions.ids
 
     def read_images(self, images: IntArray) -> tuple[FloatArray, IntArray | None]:
         """(B,) images -> (B, N, F) features, (B,) real regions of each or None. Raises `DataError` for a bad row."""
@@ -177,7 +164,8 @@ def open_split(folder: Path | str, split: str) -> Split:
     regions = open_region_store(folder, split)
     captions = read_split_captions(regions.folder, regions.split)
     rows, image_of_caption = images_of_rows(regions, regions.folder / f"{regions.split}_caps.txt", len(captions))
-    return Split(regions.folder, regions.split, rows, captions, image_of_caption, regions)
+    ids = [regions.ids[row] for row in rows] if regions.ids else []
+    return Split(regions.folder, regions.split, rows, captions, image_of_caption, ids, regions)
 
 
 def read_split_captions(folder: Path, split: str) -> list[str]:

@@ -134,11 +134,7 @@ def names(word: str) -> bool:
 
 
 def one_mistake(word: str) -> set[str]:
-    """All that a word becomes by one letter left out, swapped with the next, changed or put in.
-
-    >>> {"dog", "do", "dg", "go"} <= one_mistake("dgo")
-    True
-    """
+    """All that a word becomes by one letter left out, swapped with the next, changed or put in."""
     cuts = [(word[:place], word[place:]) for place in range(len(word) + 1)]
     letters = string.ascii_lowercase
     found = {left + right[1:] for left, right in cuts if right}

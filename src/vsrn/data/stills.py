@@ -1,7 +1,4 @@
-"""One JPEG of a file that is no picture itself: the preview in a camera's raw file, the first frame of a video.
-
-Its EXIF has the orientation and the date of the file.
-"""
+"""One JPEG, with EXIF, of a file that is no picture itself: a camera's raw file (its preview), a video (a frame)."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 
-from vsrn.data.exif import DATE_TAKEN, EXIF_IFD, ORIENTATION
 from vsrn.data.kinds import extra_module
 from vsrn.errors import PhotoError
 
@@ -135,8 +132,8 @@ def _date_of(metadata: Mapping[str, str]) -> datetime | None:
 
 def _as_jpeg(picture: Image.Image, orientation: int, taken: datetime | None) -> bytes:
     exif, stream = Image.Exif(), io.BytesIO()
-    exif[ORIENTATION] = orientation
+    exif[Base.Orientation] = orientation
     if taken is not None:
-        exif.get_ifd(EXIF_IFD)[DATE_TAKEN] = taken.strftime("%Y:%m:%d %H:%M:%S")
+        exif.get_ifd(IFD.Exif)[Base.DateTimeOriginal] = taken.strftime("%Y:%m:%d %H:%M:%S")
     picture.convert("RGB").save(stream, "JPEG", quality=_JPEG_QUALITY, exif=exif)
     return stream.getvalue()

@@ -22,7 +22,7 @@ def _compile(*rules: tuple[str, str]) -> list[tuple[re.Pattern[str], str]]:
 
 # Each rule puts spaces around what stands alone. Order matters: an opening quote is told from a
 # closing one by what precedes it, and clitics are cut last, when every word ends in a space.
-_BEFORE_PADDING = _compile(
+_RULES = _compile(
     (r"[«“‘„]|`+", r" \g<0> "),
     (r'^"', "``"),
     (r"``", r" \g<0> "),
@@ -37,8 +37,7 @@ _BEFORE_PADDING = _compile(
     (r"(?<=[^'])' ", " ' "),
     (r"[][(){}<>*]", r" \g<0> "),
     (r"--", " -- "),
-)
-_AFTER_PADDING = _compile(
+    (r"\A|\Z", " "),  # from here on every word stands between spaces
     (r"[»”’]", r" \g<0> "),
     (r"''|\"", " '' "),
     (r"\s+", " "),
@@ -54,8 +53,6 @@ _AFTER_PADDING = _compile(
     (r" ('t)(is)\b", r" \1 \2 "),
     (r" ('t)(was)\b", r" \1 \2 "),  # a rule of its own: the one above makes spaces that this one needs
 )
-
-
 # What Punkt's English model (NLTK's `punkt`) takes for abbreviations: the full stop behind one ends no sentence.
 _ABBREVIATIONS = frozenset(
     """
@@ -71,6 +68,9 @@ _CLOSING = re.compile(r"""["')\]}‘’“”«»]+?(?=\s|--|$)""")
 _MARKS = frozenset(")\";}]*:@'({[‘’“”«»?!")
 _INITIAL_OR_NUMBER = re.compile(r"[^\W\d]|-?[.,]?\d[\d,.-]*")
 _WORD_STARTS = re.compile(r"[(\"`{\[:;&#*@)}\],]")
+# What is written without a space before it, and without one behind it.
+_CLOSES = frozenset([",", "!", "?", ";", ":", "%", ")", "]", "n't", "'s", "'m", "'d", "'ll", "'re", "'ve"])
+_OPENS = frozenset(["(", "[", "$", "#"])
 # A character, with the marks that stand on it, of a script without spaces between words.
 _UNSPACED = re.compile(
     "[\u3040-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -123,17 +123,9 @@ def _ends_sentence(words: str, following: str) -> bool:
 
 
 def _words(sentence: str) -> list[str]:
-    text = sentence
-    for pattern, replacement in _BEFORE_PADDING:
-        text = pattern.sub(replacement, text)
-    text = f" {text} "
-    for pattern, replacement in _AFTER_PADDING:
-        text = pattern.sub(replacement, text)
-    return text.split()
-
-
-_CLOSES = frozenset([",", "!", "?", ";", ":", "%", ")", "]", "n't", "'s", "'m", "'d", "'ll", "'re", "'ve"])
-_OPENS = frozenset(["(", "[", "$", "#"])
+    for pattern, replacement in _RULES:
+        sentence = pattern.sub(replacement, sentence)
+    return sentence.split()
 
 
 def join_words(words: Sequence[str]) -> str:

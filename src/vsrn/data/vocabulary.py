@@ -1,7 +1,4 @@
-"""Words to ids and back: <pad> 0, <start> 1, <end> 2, <unk> 3, words after. A caption is <start> w1 ... wn <end>.
-
-The words of a pretrained text encoder are pieces of words, into which its own tokenizer takes a caption apart.
-"""
+"""Words to ids and back: <pad> 0, <start> 1, <end> 2, <unk> 3, words after. A caption is <start> w1 ... wn <end>."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import msgspec
 
 from vsrn.data.closed_pickle import read_pickled_words
 from vsrn.data.tokenizer import tokenize
-from vsrn.errors import VocabularyError
+from vsrn.errors import VocabularyError, one_line
 from vsrn.files import read_json
 
 PAD, START, END, UNK = range(4)
@@ -67,13 +65,8 @@ class Vocabulary:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Words up to <end>, joined by spaces; <start> and <pad> are left out."""
-        words = []
-        for token in tokens:
-            if token == END:
-                break
-            if token not in (PAD, START):
-                words.append(self.words[token])
-        return " ".join(words)
+        kept = takewhile(lambda token: token != END, tokens)
+        return " ".join(self.words[token] for token in kept if token not in (PAD, START))
 
     def knows(self, word: str) -> bool:
         """Whether a word, as `tokenize` gives it, is more than <unk> to the vocabulary."""
@@ -147,7 +140,7 @@ def open_tokenizer(content: str) -> Any:
     try:
         opened = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the package raises nothing narrower
-        raise VocabularyError(f"the tokenizer cannot be read ({' '.join(str(error).split())[:200]}).") from error
+        raise VocabularyError(f"the tokenizer cannot be read ({one_line(error)}).") from error
     opened.no_padding()
     opened.no_truncation()
     return opened
@@ -176,12 +169,11 @@ def read_vocabulary(path: Path | str) -> Vocabulary:
     path = path / "vocabulary.json" if path.is_dir() else path
     if not path.exists():
         raise VocabularyError(f"there is no vocabulary {path}; build one with `vsrn vocab DATA -o {path}`.")
-    content: object
+    fields: dict[str, Any]
     if _is_pickle(path):
-        content = {"idx2word": read_pickled_words(path)}
+        fields = {"idx2word": read_pickled_words(path)}
     else:
-        content = read_json(path, object, "it is no JSON vocabulary.", VocabularyError)
-    fields = content if isinstance(content, dict) else {}
+        fields = read_json(path, dict[str, Any], "it is no JSON vocabulary.", VocabularyError)
     words, tokenizer = fields.get("words", fields.get("idx2word")), fields.get("tokenizer")
     try:
         if not isinstance(words, (list, dict)):

@@ -93,15 +93,14 @@ def _text_vectors(
     first = list(itertools.islice(file, _LINES_COUNTED))
     if first:
         first[0] = first[0].removeprefix(_BYTE_ORDER_MARK)
-    fields = Counter(len(line.split()) - 1 for line in first[size is not None :] if len(line.split()) > 1)
+    head = int(size is not None)
+    fields = Counter(len(line.split()) - 1 for line in first[head:] if len(line.split()) > 1)
     # Lines of words with blanks have more fields than the others.
     size = size or (fields.most_common(1)[0][0] if fields else 1)
     # A wanted word may hold blanks itself, so lines are chosen by what stands before the first.
     starts = {word.split(maxsplit=1)[0] for word in wanted if word.split()}
-    for number, line in enumerate(itertools.chain(first, file), start=1):
-        if line.partition(b" ")[0].partition(b"\t")[0].strip() not in starts or (
-            number == 1 and _HEAD_LINE.match(line)
-        ):
+    for number, line in enumerate(itertools.chain(first[head:], file), start=1 + head):
+        if line.partition(b" ")[0].partition(b"\t")[0].strip() not in starts:
             continue
         where = f"{path}, line {number}"
         word, *numbers = line.rstrip().rsplit(maxsplit=size)

@@ -18,6 +18,17 @@ from vsrn.toy.scenes import BACKGROUNDS, COLOURS, PICTURE_SIZE, RGB, ToyScene, d
 
 # There are 8,424 different ones; beyond this, most that are invented have been there before.
 MOST_SCENES = 5_000
+# Pictures are drawn this many times larger and reduced, so that edges are smooth.
+SCALE = 4
+BROWN: RGB = (121, 85, 61)
+# Colours of the top, of the bottom and of the ellipses that are scattered over both; these' size in pixels and number.
+BACKDROPS: dict[str, tuple[RGB, RGB, RGB, tuple[int, int], int]] = {
+    "sky": ((112, 182, 236), (211, 235, 250), (240, 246, 252), (64, 22), 8),
+    "sea": ((98, 190, 214), (22, 98, 148), (130, 190, 215), (22, 3), 60),
+    "sand": ((250, 233, 190), (231, 200, 142), (214, 178, 116), (3, 3), 90),
+    "grass": ((164, 214, 112), (98, 168, 72), (84, 150, 64), (3, 9), 220),
+    "night": ((14, 17, 48), (52, 50, 104), (255, 250, 220), (3, 3), 60),
+}
 
 
 def draw_toy_world(folder: Path | str, *, train: int = 500, val: int = 100, seed: int = 0) -> Path:
@@ -78,21 +89,6 @@ def _write_image(
             for thing in (scene.first, scene.second)
         ],
     }
-
-
-# Pictures are drawn this many times larger and reduced, so that edges are smooth.
-SCALE = 4
-BROWN: RGB = (121, 85, 61)
-
-
-# Colours of the top, of the bottom and of the ellipses that are scattered over both; these' size in pixels and number.
-BACKDROPS: dict[str, tuple[RGB, RGB, RGB, tuple[int, int], int]] = {
-    "sky": ((112, 182, 236), (211, 235, 250), (240, 246, 252), (64, 22), 8),
-    "sea": ((98, 190, 214), (22, 98, 148), (130, 190, 215), (22, 3), 60),
-    "sand": ((250, 233, 190), (231, 200, 142), (214, 178, 116), (3, 3), 90),
-    "grass": ((164, 214, 112), (98, 168, 72), (84, 150, 64), (3, 9), 220),
-    "night": ((14, 17, 48), (52, 50, 104), (255, 250, 220), (3, 3), 60),
-}
 
 
 def draw_scene(scene: ToyScene) -> Image.Image:
