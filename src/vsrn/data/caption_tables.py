@@ -26,8 +26,16 @@ from vsrn.files import plain_utf8, read_json, read_text
 
 # Names of columns, the surest first.
 IMAGE_COLUMNS = (
-    *("filename", "file_name", "image", "image_name", "image_path"),
-    *("img", "path", "file", "photo", "image_id"),
+    "filename",
+    "file_name",
+    "image",
+    "image_name",
+    "image_path",
+    "img",
+    "path",
+    "file",
+    "photo",
+    "image_id",
 )
 CAPTION_COLUMNS = ("caption", "captions", "comment", "raw", "sentence", "sentences", "text", "description")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
