@@ -8,7 +8,7 @@ bidirectional), T tokens of the longest caption in the batch, V vocabulary size.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import CaptionerConfig
 from vsrn.data.vocabulary import END
-from vsrn.model.decoding import Attended, DecoderWeights, decode
+from vsrn.model.decoding import AttendedRegions, DecoderWeights, decode
 from vsrn.model.gru import at_least_float32, dtype_of, is_plain, mask_of, read_sequences, state_at
 
 State = tuple[torch.Tensor, torch.Tensor | None]
@@ -26,25 +26,6 @@ State = tuple[torch.Tensor, torch.Tensor | None]
 SHRINK_AT = 0.75
 # Marks a place that counts for nothing in the loss.
 _NO_WORD = -100
-
-
-class AttendedRegions(NamedTuple):
-    """Regions ready to be attended to at every step.
-
-    states  (B, N, H) states of the captioner's encoder
-    keys    (B, N, H) the states' share of the attention's first layer, the same at every step; None where that layer
-            is wrapped or has hooks, and so is called as a whole
-    mask    (B, N) True where a region is real, or None
-    """
-
-    states: torch.Tensor
-    keys: torch.Tensor | None
-    mask: torch.Tensor | None
-
-    def of(self, images: torch.Tensor | slice) -> AttendedRegions:
-        """These images of the batch, by their places in it."""
-        kept = (None if part is None else part[images] for part in (self.keys, self.mask))
-        return AttendedRegions(self.states[images], *kept)
 
 
 class Captioner(nn.Module):
@@ -83,7 +64,9 @@ class Captioner(nn.Module):
         As in the 2019 code, <end> counts as a word, and so does one <pad> after it where
         `max_tokens` leaves room; a longer caption is cut to `max_tokens`, the last being <end>.
         """
-        labels = self._labels(tokens, lengths)
+        labels = functional.pad(tokens, (0, 1))[:, : self.config.max_tokens]
+        cut = (lengths >= self.config.max_tokens).to(labels.device)
+        labels[:, -1] = labels[:, -1].masked_fill(cut, END)
         if lengths.device.type == "cpu":
             states, targets = self._states_of_words(reasoned_regions, labels, lengths, counts)
         else:
@@ -133,7 +116,6 @@ class Captioner(nn.Module):
 
         labels  (B, T + 1) ids, the caption with the most words first; steps (B,) words of each; first (B, H)
         """
-        assert attended.keys is not None
         real = torch.arange(int(steps[0]))[:, None] < steps  # (T, B)
         labels = labels.mT[: len(real) + 1]
         cell, words = cast("nn.GRUCell", self.decoder), self.dropout(self.embedding(labels[:-1][real]))
@@ -144,8 +126,7 @@ class Captioner(nn.Module):
             kept = self.dropout(at_least_float32(first[:0]).new_ones(len(gates), hidden))
         query = self.attention_hidden.weight[:, hidden:]
         weights = DecoderWeights(query, self.attention_score.weight, of_context, cell.weight_hh, cell.bias_hh)
-        regions = Attended(attended.states, attended.keys, first)
-        return decode(gates, kept, regions, weights, attended.mask, real.sum(dim=1)), labels[1:][real]
+        return decode(gates, kept, attended, first, weights, real.sum(dim=1)), labels[1:][real]
 
     def _states_of_places(
         self, regions: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor, counts: torch.Tensor | None
@@ -188,7 +169,8 @@ class Captioner(nn.Module):
             packed = pack_padded_sequence(inputs, counts.cpu(), batch_first=True, enforce_sorted=False)
             packed_states, (hidden, memory) = self.encoder(packed)
             states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=inputs.shape[1])
-        return states, (_join_directions(hidden), _join_directions(memory))
+        # (directions, B, H) -> (B, directions * H)
+        return states, (hidden.transpose(0, 1).flatten(1), memory.transpose(0, 1).flatten(1))
 
     def step(self, words: torch.Tensor, state: State, regions: AttendedRegions) -> State:
         """(rows, word size) embedded previous words and the state -> the next state.
@@ -201,13 +183,6 @@ class Captioner(nn.Module):
             return self.decoder(inputs, state[0]), None
         hidden, memory = self.decoder(inputs, state)
         return hidden, memory
-
-    def _labels(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Tokens with room for the <pad> that counts as a word, cut as the 2019 code cut them."""
-        labels = functional.pad(tokens, (0, 1))[:, : self.config.max_tokens]
-        cut = (lengths >= self.config.max_tokens).to(labels.device)
-        labels[:, -1] = labels[:, -1].masked_fill(cut, END)
-        return labels
 
     def _attend(self, state: torch.Tensor, regions: AttendedRegions) -> torch.Tensor:
         """(B K, H) decoder states -> (B K, H) weighted means of their images' regions."""
@@ -230,8 +205,3 @@ class Captioner(nn.Module):
 def rows_of(state: State, rows: torch.Tensor | slice) -> State:
     """These rows of the decoder's state."""
     return state[0][rows], None if state[1] is None else state[1][rows]
-
-
-def _join_directions(last: torch.Tensor) -> torch.Tensor:
-    """(directions, B, H) -> (B, directions * H)."""
-    return torch.cat(list(last), dim=-1)

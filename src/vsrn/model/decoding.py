@@ -30,34 +30,44 @@ class DecoderWeights(NamedTuple):
     bias: torch.Tensor
 
 
-class Attended(NamedTuple):
-    """What the decoder attends to, one image a caption.
+class AttendedRegions(NamedTuple):
+    """Regions ready to be attended to at every step.
 
-    states (B, N, H), keys (B, N, H) of their share of the attention's first layer
-    first  (B, H) the decoder's first state
+    states  (B, N, H) states of the captioner's encoder
+    keys    (B, N, H) the states' share of the attention's first layer, the same at every step; None where that layer
+            is wrapped or has hooks, and so is called as a whole
+    mask    (B, N) True where a region is real, or None
     """
 
     states: torch.Tensor
-    keys: torch.Tensor
-    first: torch.Tensor
+    keys: torch.Tensor | None
+    mask: torch.Tensor | None
+
+    def of(self, images: torch.Tensor | slice) -> AttendedRegions:
+        """These images of the batch, by their places in it."""
+        kept = (None if part is None else part[images] for part in (self.keys, self.mask))
+        return AttendedRegions(self.states[images], *kept)
 
 
 def decode(
     gates: torch.Tensor,
     kept: torch.Tensor | None,
-    attended: Attended,
+    regions: AttendedRegions,
+    first: torch.Tensor,
     weights: DecoderWeights,
-    mask: torch.Tensor | None,
     rows: torch.Tensor,
 ) -> torch.Tensor:
     """The decoder's state after each word: (P, H), in float32 or float64.
 
-    gates  (P, 3H) the words' share of the gates, in the precision of the products
-    kept   (P, H) what is to be multiplied with what each word's step attends to, for dropout; or None
-    mask   (B, N) True where a region is real, or None
-    rows   (T,) number of captions that have a word at each step
+    gates    (P, 3H) the words' share of the gates, in the precision of the products
+    kept     (P, H) what is to be multiplied with what each word's step attends to, for dropout; or None
+    regions  those of each caption's image, with keys
+    first    (B, H) the decoder's first state
+    rows     (T,) number of captions that have a word at each step
     """
-    states: torch.Tensor = _Decoder.apply(gates, kept, *attended, *weights, mask, rows)
+    states: torch.Tensor = _Decoder.apply(
+        gates, kept, regions.states, regions.keys, first, *weights, regions.mask, rows
+    )
     return states
 
 

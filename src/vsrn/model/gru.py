@@ -12,8 +12,9 @@ reset, update, new.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,41 +96,46 @@ def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
 
     The forward direction's last state is that of the last real step, the backward direction's that of step 0.
     """
-    steps = inputs.shape[1]
+    steps, kind = inputs.shape[1], inputs.device.type
     plain = is_plain(gru, nn.GRU)
-    if plain and inputs.device.type == "cuda":
+    if plain and kind == "cuda":
         return _padded_states(gru, inputs, lengths)
-    if lengths is None and not (plain and inputs.device.type == "cpu" and torch.is_grad_enabled()):
+    if lengths is None and not (plain and kind == "cpu" and torch.is_grad_enabled()):
         # torch's own kernel is as fast without a backward pass, and can be exported.
         states: torch.Tensor = gru(inputs)[0]
         return states
     if lengths is None:
-        states = inputs
-        for layer in range(gru.num_layers):
-            forward = _direction(gru, f"l{layer}", states, None)
-            if gru.bidirectional:
-                forward = torch.cat(
-                    [forward, _direction(gru, f"l{layer}_reverse", states.flip(1), None).flip(1)], dim=-1
-                )
-            states = forward
-        return states
+        return _layers(gru, inputs, _direction, lambda states: states.flip(1))
     packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
-    if inputs.device.type != "cpu" or not plain:
+    if kind != "cpu" or not plain:
         return pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=steps)[0]
     row, step = _origins(packed)
     mirrored = _mirrored(packed, row, step) if gru.bidirectional else None
-    states = packed.data
-    for layer in range(gru.num_layers):
-        forward = _direction(gru, f"l{layer}", states, packed.batch_sizes)
-        if mirrored is None:
-            states = forward
-        else:
-            backward = _direction(gru, f"l{layer}_reverse", states[mirrored], packed.batch_sizes)
-            states = torch.cat([forward, backward[mirrored]], dim=-1)
+    direction = functools.partial(_direction, rows=packed.batch_sizes)
+    states = _layers(gru, packed.data, direction, lambda states: states[mirrored])
     # torch's own unpacking copies the gradient of all states wherever a row ends: 16 times for 128 captions.
     assert packed.sorted_indices is not None
     padded = states.new_zeros(len(inputs) * steps, states.shape[1])
     return padded.index_copy(0, packed.sorted_indices[row] * steps + step, states).view(len(inputs), steps, -1)
+
+
+def _layers(
+    gru: nn.GRU,
+    states: torch.Tensor,
+    direction: Callable[[nn.GRU, str, torch.Tensor], torch.Tensor],
+    mirror: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """The inputs of the first layer -> the states of the last, where `mirror` turns the steps of each row round.
+
+    direction  computes one direction of one layer, named as torch does: "l0", "l1_reverse"
+    """
+    for layer in range(gru.num_layers):
+        forward = direction(gru, f"l{layer}", states)
+        if gru.bidirectional:
+            backward = mirror(direction(gru, f"l{layer}_reverse", mirror(states)))
+            forward = torch.cat([forward, backward], dim=-1)
+        states = forward
+    return states
 
 
 def _padded_states(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
@@ -144,18 +150,12 @@ def _padded_states(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
     lengths = lengths.to(inputs.device, non_blocking=True)
     real = (places < lengths[:, None])[..., None]
     mirrored = (lengths[:, None] - 1 - places).clamp(min=0)[..., None]
-    states = inputs
-    for layer in range(gru.num_layers):
-        forward = _padded_direction(gru, f"l{layer}", states)
-        if gru.bidirectional:
-            backward = _padded_direction(gru, f"l{layer}_reverse", states.gather(1, mirrored.expand_as(states)))
-            forward = torch.cat([forward, backward.gather(1, mirrored.expand_as(backward))], dim=-1)
-        states = forward * real
-    return states
+    states = _layers(gru, inputs, _padded_direction, lambda states: states.gather(1, mirrored.expand_as(states)))
+    return states * real
 
 
 def _padded_direction(gru: nn.GRU, name: str, inputs: torch.Tensor) -> torch.Tensor:
-    """One direction of one layer, named as torch does ("l0", "l1_reverse"): (B, T, I) -> (B, T, D).
+    """One direction of one layer: (B, T, I) -> (B, T, D).
 
     Under autocast torch would compute it in float16, whatever precision autocast has; gradients overflow there.
     """
@@ -167,9 +167,8 @@ def _padded_direction(gru: nn.GRU, name: str, inputs: torch.Tensor) -> torch.Ten
         # Weights that are not one piece of memory are copied together, which costs less than a step.
         warnings.filterwarnings("ignore", message="RNN module weights")
         rounded = [weight.to(dtype) for weight in weights]
-        states: torch.Tensor = torch._VF.gru(inputs.to(dtype), first, rounded, True, 1, 0.0, gru.training, False, True)[
-            0
-        ]
+        states: torch.Tensor
+        states, _ = torch._VF.gru(inputs.to(dtype), first, rounded, True, 1, 0.0, gru.training, False, True)
     return states
 
 
@@ -187,8 +186,8 @@ def _mirrored(packed: PackedSequence, row: torch.Tensor, step: torch.Tensor) -> 
     return (rows.cumsum(0) - rows)[length[row] - 1 - step] + row
 
 
-def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """One direction of one layer, named as torch does ("l0", "l1_reverse"): (P, I) -> (P, D), (B, T, I) -> (B, T, D).
+def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """One direction of one layer: (P, I) -> (P, D), (B, T, I) -> (B, T, D).
 
     rows  number of rows at each step, or None where all are as long
     """
