@@ -1,7 +1,5 @@
 """The captioning head: a sequence-to-sequence decoder with attention over reasoned regions (section 3.4).
 
-Its loss trains the image encoder too: captions must be readable from the regions.
-
 Shapes: B captions, N regions, D joint size, H captioner size (doubled where the encoder is
 bidirectional), T tokens of the longest caption in the batch, V vocabulary size.
 """
@@ -17,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import CaptionerConfig
 from vsrn.data.vocabulary import END
-from vsrn.model.decoding import AttendedRegions, DecoderWeights, decode
+from vsrn.model.decoding import AttendedRegions, decode
 from vsrn.model.gru import at_least_float32, dtype_of, is_plain, mask_of, read_sequences, state_at
 
 State = tuple[torch.Tensor, torch.Tensor | None]
@@ -29,7 +27,7 @@ _NO_WORD = -100
 
 
 class Captioner(nn.Module):
-    """Encoder over regions, attention, decoder over words."""
+    """Encoder over regions, attention, decoder over words; its loss trains the image encoder too."""
 
     def __init__(self, config: CaptionerConfig, region_dim: int, vocabulary_size: int) -> None:
         super().__init__()
@@ -124,9 +122,9 @@ class Captioner(nn.Module):
         hidden, kept = first.shape[1], None
         if self.dropout.training and self.dropout.p:
             kept = self.dropout(at_least_float32(first[:0]).new_ones(len(gates), hidden))
-        query = self.attention_hidden.weight[:, hidden:]
-        weights = DecoderWeights(query, self.attention_score.weight, of_context, cell.weight_hh, cell.bias_hh)
-        return decode(gates, kept, attended, first, weights, real.sum(dim=1)), labels[1:][real]
+        recurrent = torch.cat([self.attention_hidden.weight[:, hidden:], cell.weight_hh])
+        weights = self.attention_score.weight, of_context, recurrent, functional.pad(cell.bias_hh, (hidden, 0))
+        return decode(gates, kept, attended, first, *weights, real.sum(dim=1)), labels[1:][real]
 
     def _states_of_places(
         self, regions: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor, counts: torch.Tensor | None

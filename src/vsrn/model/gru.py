@@ -1,9 +1,8 @@
 """A GRU over sequences of different lengths, with a backward pass of its own on the CPU.
 
-torch's CPU kernel slices the packed inputs at every step. The gradient of each slice is as large as all inputs and
-nearly all zeros, so its backward pass takes time that grows with the length of the longest sequence. Here the backward
-pass is written out (back-propagation through time), with one product for the gradient of the recurrent weights of all
-steps. On other devices torch's kernels do the same, and are used.
+torch's CPU kernel slices the packed inputs at every step, and the gradient of each slice is as large as all inputs and
+nearly all zeros. Here back-propagation through time is written out, with one product for the gradient of the recurrent
+weights of all steps. On other devices torch's kernels do the same, and are used.
 
 Shapes: T steps, B rows, I input size, D state size, P real steps of all rows together, packed as torch packs them: the
 first step of every row, the second of those that have one, and so on, longest row first. Gates are in torch's order:
@@ -22,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.data.vocabulary import PAD
 
@@ -109,12 +108,15 @@ def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
     packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
     if kind != "cpu" or not plain:
         return pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=steps)[0]
-    row, step = _origins(packed)
-    mirrored = _mirrored(packed, row, step) if gru.bidirectional else None
+    assert packed.sorted_indices is not None
+    starts = packed.batch_sizes.cumsum(0) - packed.batch_sizes
+    step = torch.repeat_interleave(torch.arange(len(starts)), packed.batch_sizes)
+    row = torch.arange(len(step)) - starts[step]  # longest first
+    # For each packed step, the place of the one as far from the end of its row as this is from the beginning.
+    mirrored = starts[lengths.cpu()[packed.sorted_indices][row] - 1 - step] + row if gru.bidirectional else None
     direction = functools.partial(_direction, rows=packed.batch_sizes)
     states = _layers(gru, packed.data, direction, lambda states: states[mirrored])
     # torch's own unpacking copies the gradient of all states wherever a row ends: 16 times for 128 captions.
-    assert packed.sorted_indices is not None
     padded = states.new_zeros(len(inputs) * steps, states.shape[1])
     return padded.index_copy(0, packed.sorted_indices[row] * steps + step, states).view(len(inputs), steps, -1)
 
@@ -170,20 +172,6 @@ def _padded_direction(gru: nn.GRU, name: str, inputs: torch.Tensor) -> torch.Ten
         states: torch.Tensor
         states, _ = torch._VF.gru(inputs.to(dtype), first, rounded, True, 1, 0.0, gru.training, False, True)
     return states
-
-
-def _origins(packed: PackedSequence) -> tuple[torch.Tensor, torch.Tensor]:
-    """(P,) the row of each packed step, counted longest first, and (P,) its step."""
-    rows = packed.batch_sizes
-    step = torch.repeat_interleave(torch.arange(len(rows)), rows)
-    return torch.arange(len(step)) - (rows.cumsum(0) - rows)[step], step
-
-
-def _mirrored(packed: PackedSequence, row: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """(P,) for each packed step, the place of the step as far from the end of its row as this is from the beginning."""
-    rows = packed.batch_sizes
-    length = (rows[:, None] > torch.arange(int(rows[0]))).sum(dim=0)
-    return (rows.cumsum(0) - rows)[length[row] - 1 - step] + row
 
 
 def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:

@@ -212,11 +212,6 @@ class SCAN(BaseModel):
         """Name of its scale; the published ensembles average both directions."""
         return "stacked cross attention"
 
-    @property
-    def takes_lengths_anywhere(self) -> bool:
-        """Whether the word encoder does."""
-        return getattr(self.word_encoder, "takes_lengths_anywhere", False)
-
     def forward(
         self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf
     ) -> Losses:
