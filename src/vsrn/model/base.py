@@ -134,6 +134,8 @@ class BaseTextEncoder(BaseEncoder):
 class WordGRU(BaseTextEncoder):
     """Base class of text encoders with a word embedding and a GRU, whose directions are averaged."""
 
+    takes_lengths_anywhere = True
+
     def __init__(self, config: ModelConfig, vocabulary_size: int, *, bidirectional: bool) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(vocabulary_size, config.word_dim)

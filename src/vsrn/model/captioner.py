@@ -83,7 +83,10 @@ class Captioner(nn.Module):
         order = order.to(labels.device)
         labels = labels[order]
         attended, state = self.read(regions[order], None if counts is None else counts[order])
-        if attended.keys is not None and self.is_plain and regions.device.type == "cpu":
+        # The steps are computed from weights unless a part is wrapped, has hooks or is an LSTM's.
+        parts = {self.decoder: nn.GRUCell, self.attention_score: nn.Linear, self.dropout: nn.Dropout}
+        plain = attended.keys is not None and all(is_plain(part, kind) for part, kind in parts.items())
+        if plain and regions.device.type == "cpu":
             return self._decoded(labels, steps, attended, state[0])
         words = self.embedding(labels).unbind(dim=1)
         outputs, targets = [], []
@@ -97,15 +100,6 @@ class Captioner(nn.Module):
             outputs.append(state[0][:rows])
             targets.append(labels[:rows, step + 1])
         return torch.cat(outputs), torch.cat(targets)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the steps of the decoder may be computed from weights: no part of it is wrapped or has hooks."""
-        return (
-            is_plain(self.decoder, nn.GRUCell)
-            and is_plain(self.attention_score, nn.Linear)
-            and is_plain(self.dropout, nn.Dropout)
-        )
 
     def _decoded(
         self, labels: torch.Tensor, steps: torch.Tensor, attended: AttendedRegions, first: torch.Tensor

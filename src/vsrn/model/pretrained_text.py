@@ -50,8 +50,6 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 # The place of a caption's first token among the positions; those before it are not used.
 _FIRST_POSITION = {"roberta": 2}
-# What the tensors of published files begin with before the names of the network's own.
-_PREFIXES = ("bert.", "roberta.", "distilbert.", "text_model.")
 MOST_LAYERS, LARGEST = 100, 2**20
 _CONFIG, _TOKENIZER, _WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 
@@ -265,9 +263,8 @@ def _file(config: ModelConfig, name: str) -> Path:
 
 def _name_of(published: str) -> str:
     """The network's own name of a tensor in a published file; old ones of BERT call scale and shift gamma and beta."""
-    for prefix in _PREFIXES:
-        published = published.removeprefix(prefix)
-    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", published))
+    name = re.sub(r"^(bert|roberta|distilbert|text_model)\.", "", published)
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 
 def _transformers() -> Any:

@@ -189,8 +189,6 @@ class RegionProjection(nn.Module):
 class WordEncoder(WordGRU):
     """Section 3.4: every word in its context, the GRU's directions averaged, unit length."""
 
-    takes_lengths_anywhere = True
-
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__(config, vocabulary_size, bidirectional=config.scan.bidirectional)
 

@@ -1,8 +1,4 @@
-"""VSE++ (Faghri et al., BMVC 2018): a photo, or the mean of precomputed vectors, to one embedding.
-
-Photos are read by a network: EfficientNet-Lite0, or a classifier of torchvision by its name, without its last linear
-layer; what entered that layer is the photo's feature vector.
-"""
+"""VSE++ (Faghri et al., BMVC 2018): a photo, or the mean of precomputed vectors, to one embedding."""
 
 from __future__ import annotations
 
@@ -68,7 +64,10 @@ def build_vsepp(config: ModelConfig, vocabulary_size: int) -> MatchingModel:
 
 
 class ImageNetwork(nn.Module):
-    """Pixels to one feature vector a photo; the layers have the names that torchvision or timm gives them."""
+    """Pixels to one feature vector a photo: what enters the last linear layer of a classifier.
+
+    That is EfficientNet-Lite0, or torchvision's of a name; the layers have the names that timm or torchvision gives.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor

@@ -78,8 +78,6 @@ class TextEncoder(WordGRU):
     A bidirectional GRU's states are averaged, the last of each direction too. The config can pool all states instead.
     """
 
-    takes_lengths_anywhere = True
-
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__(config, vocabulary_size, bidirectional=config.caption_bidirectional)
         self.aggregator: nn.Module | None = None

@@ -37,7 +37,7 @@ from vsrn.training.batches import PhotoBatches, ResidentRegions, TrainingBatches
 from vsrn.training.checkpoint import Progress, RunLog, read_state, write_state
 from vsrn.training.collapse import COLLAPSED, at_chance, is_stuck
 from vsrn.training.loggers import MetricsLogger, open_loggers
-from vsrn.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
+from vsrn.training.optimizer import learning_rate_at, make_optimizer
 from vsrn.training.passes import Passes
 from vsrn.training.run import PreparedRun
 
@@ -196,7 +196,9 @@ class Trainer:
     def _step(self, batches: Iterable[Batch]) -> None:
         """One step of the optimiser on the mean gradient of as many batches as `train.accumulate` says."""
         train, step = self.config.train, self.progress.step
-        set_learning_rate(self.optimizer, learning_rate_at(train, step, self.steps_per_epoch, self.total_steps))
+        rate = learning_rate_at(train, step, self.steps_per_epoch, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
         # Where a step is recorded, gradients stay in their places and become 0.
         self.optimizer.zero_grad(set_to_none=self.passes.graphs is None)
         epochs = step / self.steps_per_epoch
