@@ -1,8 +1,7 @@
 """BatchNorm over the regions of a batch, with a backward pass of its own.
 
-torch's CPU kernel takes the regions as (B, D, N), a transposed view of what they are, and its backward pass over that
-view took 12% of a training step. Here regions stay (B, N, D), and padded ones are left out by sums that no shape
-depends on, so that nothing waits for a device to say how many are real.
+torch's CPU kernel takes regions as (B, D, N), a transposed view, whose backward pass took 12% of a training step. Here
+they stay (B, N, D), and no shape depends on how many are real, so that nothing waits for a device to say.
 
 Shapes: B images, N regions, D channels. `mask` (B, N) is True where a region is real, None where all are.
 """
@@ -25,16 +24,13 @@ def norm_of_real(norm: nn.Module, regions: torch.Tensor, mask: torch.Tensor | No
     """
     if norm.training and is_plain(norm, nn.BatchNorm1d) and isinstance(norm, nn.BatchNorm1d):
         return norm_of_batch(norm, regions, mask)
-    if mask is None:
-        normed: torch.Tensor = norm(regions.flatten(0, 1)).view_as(regions)
+    if mask is not None and (norm.training or regions.device.type == "cpu"):
+        real = norm(regions[mask])
+        normed: torch.Tensor = real.new_zeros(regions.shape)
+        normed[mask] = real
         return normed
-    if regions.device.type == "cpu" or norm.training:
-        normed = norm(regions[mask])
-        update = normed.new_zeros(regions.shape)
-        update[mask] = normed
-        return update
     normed = norm(regions.flatten(0, 1)).view_as(regions)
-    return normed * mask[..., None]
+    return normed if mask is None else normed * mask[..., None]
 
 
 def norm_of_batch(

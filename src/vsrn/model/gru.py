@@ -175,10 +175,7 @@ def _padded_direction(gru: nn.GRU, name: str, inputs: torch.Tensor) -> torch.Ten
 
 
 def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-    """One direction of one layer: (P, I) -> (P, D), (B, T, I) -> (B, T, D).
-
-    rows  number of rows at each step, or None where all are as long
-    """
+    """One direction of one layer: (P, I) -> (P, D) with so many rows at each step; (B, T, I) -> (B, T, D) without."""
     weight_ih, weight_hh, bias_ih, bias_hh = (
         getattr(gru, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )

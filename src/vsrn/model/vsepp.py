@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import timm
 import torch
@@ -165,7 +164,7 @@ def _downloaded(name: str, entry: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"torchvision has no weights '{entry}' of {name}; it has {known}.")
     try:
         return dict(offered[entry].get_state_dict(progress=False, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"the weights of {name} cannot be downloaded ({error}); name a file in model.network.weights."
         ) from error

@@ -1,7 +1,4 @@
-"""VSRN (Li et al., ICCV 2019): `ImageEncoder` (sections 3.1 to 3.3), `TextEncoder`, and the model of them.
-
-Everything that the paper ablates is a field of `ModelConfig`.
-"""
+"""VSRN (Li et al., ICCV 2019): `ImageEncoder` (sections 3.1 to 3.3), `TextEncoder`, and the model of them."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from vsrn.config import TrainConfig
 def make_optimizer(train: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser that the config names, of these parameters.
 
-    Those with an attribute `pretrained` are a group of their own, the second. What a step's learning rate is to be
-    multiplied with is the `factor` of a group.
+    Those with an attribute `pretrained` are a group of their own, the second. Each group's `factor` is its share of the
+    learning rate.
     """
     ours: list[nn.Parameter] = []
     pretrained: list[nn.Parameter] = []

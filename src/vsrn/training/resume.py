@@ -98,8 +98,7 @@ def take_weights(model: BaseModel, config: Config, first: StoredModel[BaseModel]
 
     extractor  fingerprint of the extractor of the regions that it will learn from; empty where nobody recorded it
 
-    Returns sentences about what differs though the weights fit. Raises `ConfigError`, naming fields that differ, where
-    they do not.
+    Returns sentences about what differs though the weights fit. Raises `ConfigError`, naming fields, where they do not.
     """
     origin = config.train.init_from
     ours, theirs = model.state_dict(), first.model.state_dict()

@@ -1,11 +1,8 @@
 """Training: batches in, a run folder out.
 
-    run/config.toml, vocabulary.json, model.safetensors   the best model so far (portable)
-    run/state/latest.safetensors                          where the run stands (resumable)
-    run/metrics.jsonl, events.*, run.json                 what happened; versions, command, time
-
-Stopped and resumed, a run gives the same weights, bit for bit, as an unbroken one on the same kind of machine with as
-many threads.
+run/config.toml, vocabulary.json, model.safetensors   the best model so far (portable)
+run/state/latest.safetensors                          where the run stands (resumable)
+run/metrics.jsonl, events.*, run.json                 what happened; versions, command, time
 """
 
 from __future__ import annotations
@@ -78,10 +75,7 @@ class Trainer:
     """One run on one device."""
 
     def __init__(self, prepared: PreparedRun, reporter: Reporter, loggers: Sequence[MetricsLogger] = ()) -> None:
-        """Set up a run, whose metrics loggers take beside those that its config names.
-
-        Raises `ConfigError` where an epoch has no full step.
-        """
+        """Set up a run, with more loggers than its config's. Raises `ConfigError` where an epoch has no full step."""
         self.prepared, self.reporter, self.loggers = prepared, reporter, loggers
         self.config: Config = prepared.config
         self.device = distributed.training_device(self.config.train.device)
@@ -138,6 +132,7 @@ class Trainer:
     def run(self, *, resume: bool) -> None:
         """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards, as `progress` says.
 
+        Resumed, a run gives the weights of an unbroken one, bit for bit, on one kind of machine with as many threads.
         Raises `TrainingError` where a loss, a gradient or a weight is no longer a number, `DataError` where an image is
         the reason; the state that was saved before stays.
         """
