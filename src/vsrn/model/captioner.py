@@ -6,7 +6,7 @@ bidirectional), T tokens of the longest caption in the batch, V vocabulary size.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import CaptionerConfig
 from vsrn.data.vocabulary import END
-from vsrn.model.decoding import AttendedRegions, decode
+from vsrn.model.decoding import Decoder
 from vsrn.model.gru import at_least_float32, dtype_of, is_plain, mask_of, read_sequences, state_at
 
 State = tuple[torch.Tensor, torch.Tensor | None]
@@ -24,6 +24,25 @@ State = tuple[torch.Tensor, torch.Tensor | None]
 SHRINK_AT = 0.75
 # Marks a place that counts for nothing in the loss.
 _NO_WORD = -100
+
+
+class AttendedRegions(NamedTuple):
+    """Regions ready to be attended to at every step.
+
+    states  (B, N, H) states of the captioner's encoder
+    keys    (B, N, H) the states' share of the attention's first layer, the same at every step; None where that layer
+            is wrapped or has hooks, and so is called as a whole
+    mask    (B, N) True where a region is real, or None
+    """
+
+    states: torch.Tensor
+    keys: torch.Tensor | None
+    mask: torch.Tensor | None
+
+    def of(self, images: torch.Tensor | slice) -> AttendedRegions:
+        """These images of the batch, by their places in it."""
+        kept = (None if part is None else part[images] for part in (self.keys, self.mask))
+        return AttendedRegions(self.states[images], *kept)
 
 
 class Captioner(nn.Module):
@@ -118,7 +137,8 @@ class Captioner(nn.Module):
             kept = self.dropout(at_least_float32(first[:0]).new_ones(len(gates), hidden))
         recurrent = torch.cat([self.attention_hidden.weight[:, hidden:], cell.weight_hh])
         weights = self.attention_score.weight, of_context, recurrent, functional.pad(cell.bias_hh, (hidden, 0))
-        return decode(gates, kept, attended, first, *weights, real.sum(dim=1)), labels[1:][real]
+        regions = attended.states, attended.keys, first
+        return Decoder.apply(gates, kept, *regions, *weights, attended.mask, real.sum(dim=1)), labels[1:][real]
 
     def _states_of_places(
         self, regions: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor, counts: torch.Tensor | None

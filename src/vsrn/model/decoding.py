@@ -9,68 +9,31 @@ every caption, the second of those that have one, and so on.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from vsrn.model.gru import Cell, Slopes, steps_of, sum_of_rows
 
 
-class AttendedRegions(NamedTuple):
-    """Regions ready to be attended to at every step.
-
-    states  (B, N, H) states of the captioner's encoder
-    keys    (B, N, H) the states' share of the attention's first layer, the same at every step; None where that layer
-            is wrapped or has hooks, and so is called as a whole
-    mask    (B, N) True where a region is real, or None
-    """
-
-    states: torch.Tensor
-    keys: torch.Tensor | None
-    mask: torch.Tensor | None
-
-    def of(self, images: torch.Tensor | slice) -> AttendedRegions:
-        """These images of the batch, by their places in it."""
-        kept = (None if part is None else part[images] for part in (self.keys, self.mask))
-        return AttendedRegions(self.states[images], *kept)
-
-
-def decode(
-    gates: torch.Tensor,
-    kept: torch.Tensor | None,
-    regions: AttendedRegions,
-    first: torch.Tensor,
-    score: torch.Tensor,
-    context: torch.Tensor,
-    recurrent: torch.Tensor,
-    bias: torch.Tensor,
-    rows: torch.Tensor,
-) -> torch.Tensor:
-    """The decoder's state after each word: (P, H), in float32 or float64.
-
-    gates      (P, 3H) the words' share of the gates, in the precision of the products
-    kept       (P, H) what is to be multiplied with what each word's step attends to, for dropout; or None
-    regions    those of each caption's image, with keys
-    first      (B, H) the decoder's first state
-    score      (1, H) weights of the attention's second layer
-    context    (3H, H) weights of the regions in the gates
-    recurrent  (4H, H) weights of the state in the attention's first layer, then in the gates; bias (4H,) beside them
-    rows       (T,) number of captions that have a word at each step
-    """
-    states: torch.Tensor = _Decoder.apply(
-        gates, kept, regions.states, regions.keys, first, score, context, recurrent, bias, regions.mask, rows
-    )
-    return states
-
-
-class _Decoder(torch.autograd.Function):
-    """`decode` and its gradient.
+class Decoder(torch.autograd.Function):
+    """The decoder's state after each word, (P, H) in float32 or float64, and its gradient.
 
     scores  = v tanh(keys + Q h) = 2 v s + constant     s = sigmoid(2 keys + 2 Q h)
     context = softmax(scores) states, times `kept`
     h'      = GRU(gates + C context, h)
 
     The constant changes no weight, and torch takes a sixth of the time for a sigmoid.
+
+    gates      (P, 3H) the words' share of the gates, in the precision of the products
+    kept       (P, H) what is to be multiplied with what each word's step attends to, for dropout; or None
+    states     (B, N, H) regions of each caption's image; keys (B, N, H) as in `AttendedRegions`
+    first      (B, H) the decoder's first state
+    score      (1, H) v
+    context    (3H, H) C
+    recurrent  (4H, H) Q, then the GRU's weights of the state; bias (4H,) is beside them
+    mask       (B, N) True where a region is real, or None
+    rows       (T,) number of captions that have a word at each step
     """
 
     @staticmethod
