@@ -74,6 +74,11 @@ class UnknownWordsWarning(UserWarning):
     """Captions that are to be encoded have words that the model never read; `Encoder.unknown_words` names them."""
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """What an error says, on one line of at most `most` letters; the name of its class where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A closing hint that names the nearest known word, or nothing where none is near.
 
