@@ -23,7 +23,7 @@ from torch import nn
 
 from vsrn.config import PRETRAINED_TEXT, ModelConfig
 from vsrn.data.vocabulary import END, PAD, SPECIAL_WORDS, START, SubwordVocabulary, open_tokenizer
-from vsrn.errors import CheckpointError, ConfigError, VocabularyError
+from vsrn.errors import CheckpointError, ConfigError, VocabularyError, one_line
 from vsrn.files import read_json, read_text
 from vsrn.model.base import BaseTextEncoder, WithNetwork, make_projection, project
 from vsrn.model.gru import dtype_of, mask_of, state_at
@@ -282,4 +282,4 @@ def _shown(config: ModelConfig) -> str:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"
