@@ -134,6 +134,8 @@ class BaseTextEncoder(BaseEncoder):
 class WordGRU(BaseTextEncoder):
     """Base class of text encoders with a word embedding and a GRU, whose directions are averaged."""
 
+    takes_lengths_anywhere = True
+
     def __init__(self, config: ModelConfig, vocabulary_size: int, *, bidirectional: bool) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(vocabulary_size, config.word_dim)
@@ -178,7 +180,7 @@ class BaseModel(nn.Module, abc.ABC):
     @property
     def takes_lengths_anywhere(self) -> bool:
         """Whether a batch's lengths may be on a GPU too, which a step needs to be recorded there."""
-        return False
+        return any(getattr(part, "takes_lengths_anywhere", False) for part in self.children())
 
     @property
     def words(self) -> nn.Embedding | None:
@@ -214,11 +216,6 @@ class MatchingModel(BaseModel):
         self.image_encoder = image_encoder
         self.caption_encoder = text_encoder
         self.captioner = captioner
-
-    @property
-    def takes_lengths_anywhere(self) -> bool:
-        """Whether the text encoder does; captioners do."""
-        return getattr(self.caption_encoder, "takes_lengths_anywhere", False)
 
     def forward(
         self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf

@@ -1,7 +1,5 @@
 """The captioning head: a sequence-to-sequence decoder with attention over reasoned regions (section 3.4).
 
-Its loss trains the image encoder too: captions must be readable from the regions.
-
 Shapes: B captions, N regions, D joint size, H captioner size (doubled where the encoder is
 bidirectional), T tokens of the longest caption in the batch, V vocabulary size.
 """
@@ -17,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.config import CaptionerConfig
 from vsrn.data.vocabulary import END
-from vsrn.model.decoding import Attended, DecoderWeights, decode
+from vsrn.model.decoding import Decoder
 from vsrn.model.gru import at_least_float32, dtype_of, is_plain, mask_of, read_sequences, state_at
 
 State = tuple[torch.Tensor, torch.Tensor | None]
@@ -48,7 +46,7 @@ class AttendedRegions(NamedTuple):
 
 
 class Captioner(nn.Module):
-    """Encoder over regions, attention, decoder over words."""
+    """Encoder over regions, attention, decoder over words; its loss trains the image encoder too."""
 
     def __init__(self, config: CaptionerConfig, region_dim: int, vocabulary_size: int) -> None:
         super().__init__()
@@ -83,7 +81,9 @@ class Captioner(nn.Module):
         As in the 2019 code, <end> counts as a word, and so does one <pad> after it where
         `max_tokens` leaves room; a longer caption is cut to `max_tokens`, the last being <end>.
         """
-        labels = self._labels(tokens, lengths)
+        labels = functional.pad(tokens, (0, 1))[:, : self.config.max_tokens]
+        cut = (lengths >= self.config.max_tokens).to(labels.device)
+        labels[:, -1] = labels[:, -1].masked_fill(cut, END)
         if lengths.device.type == "cpu":
             states, targets = self._states_of_words(reasoned_regions, labels, lengths, counts)
         else:
@@ -102,7 +102,10 @@ class Captioner(nn.Module):
         order = order.to(labels.device)
         labels = labels[order]
         attended, state = self.read(regions[order], None if counts is None else counts[order])
-        if attended.keys is not None and self.is_plain and regions.device.type == "cpu":
+        # The steps are computed from weights unless a part is wrapped, has hooks or is an LSTM's.
+        parts = {self.decoder: nn.GRUCell, self.attention_score: nn.Linear, self.dropout: nn.Dropout}
+        plain = attended.keys is not None and all(is_plain(part, kind) for part, kind in parts.items())
+        if plain and regions.device.type == "cpu":
             return self._decoded(labels, steps, attended, state[0])
         words = self.embedding(labels).unbind(dim=1)
         outputs, targets = [], []
@@ -117,15 +120,6 @@ class Captioner(nn.Module):
             targets.append(labels[:rows, step + 1])
         return torch.cat(outputs), torch.cat(targets)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the steps of the decoder may be computed from weights: no part of it is wrapped or has hooks."""
-        return (
-            is_plain(self.decoder, nn.GRUCell)
-            and is_plain(self.attention_score, nn.Linear)
-            and is_plain(self.dropout, nn.Dropout)
-        )
-
     def _decoded(
         self, labels: torch.Tensor, steps: torch.Tensor, attended: AttendedRegions, first: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,7 +127,6 @@ class Captioner(nn.Module):
 
         labels  (B, T + 1) ids, the caption with the most words first; steps (B,) words of each; first (B, H)
         """
-        assert attended.keys is not None
         real = torch.arange(int(steps[0]))[:, None] < steps  # (T, B)
         labels = labels.mT[: len(real) + 1]
         cell, words = cast("nn.GRUCell", self.decoder), self.dropout(self.embedding(labels[:-1][real]))
@@ -142,10 +135,10 @@ class Captioner(nn.Module):
         hidden, kept = first.shape[1], None
         if self.dropout.training and self.dropout.p:
             kept = self.dropout(at_least_float32(first[:0]).new_ones(len(gates), hidden))
-        query = self.attention_hidden.weight[:, hidden:]
-        weights = DecoderWeights(query, self.attention_score.weight, of_context, cell.weight_hh, cell.bias_hh)
-        regions = Attended(attended.states, attended.keys, first)
-        return decode(gates, kept, regions, weights, attended.mask, real.sum(dim=1)), labels[1:][real]
+        recurrent = torch.cat([self.attention_hidden.weight[:, hidden:], cell.weight_hh])
+        weights = self.attention_score.weight, of_context, recurrent, functional.pad(cell.bias_hh, (hidden, 0))
+        regions = attended.states, attended.keys, first
+        return Decoder.apply(gates, kept, *regions, *weights, attended.mask, real.sum(dim=1)), labels[1:][real]
 
     def _states_of_places(
         self, regions: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor, counts: torch.Tensor | None
@@ -188,7 +181,8 @@ class Captioner(nn.Module):
             packed = pack_padded_sequence(inputs, counts.cpu(), batch_first=True, enforce_sorted=False)
             packed_states, (hidden, memory) = self.encoder(packed)
             states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=inputs.shape[1])
-        return states, (_join_directions(hidden), _join_directions(memory))
+        # (directions, B, H) -> (B, directions * H)
+        return states, (hidden.transpose(0, 1).flatten(1), memory.transpose(0, 1).flatten(1))
 
     def step(self, words: torch.Tensor, state: State, regions: AttendedRegions) -> State:
         """(rows, word size) embedded previous words and the state -> the next state.
@@ -201,13 +195,6 @@ class Captioner(nn.Module):
             return self.decoder(inputs, state[0]), None
         hidden, memory = self.decoder(inputs, state)
         return hidden, memory
-
-    def _labels(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Tokens with room for the <pad> that counts as a word, cut as the 2019 code cut them."""
-        labels = functional.pad(tokens, (0, 1))[:, : self.config.max_tokens]
-        cut = (lengths >= self.config.max_tokens).to(labels.device)
-        labels[:, -1] = labels[:, -1].masked_fill(cut, END)
-        return labels
 
     def _attend(self, state: torch.Tensor, regions: AttendedRegions) -> torch.Tensor:
         """(B K, H) decoder states -> (B K, H) weighted means of their images' regions."""
@@ -230,8 +217,3 @@ class Captioner(nn.Module):
 def rows_of(state: State, rows: torch.Tensor | slice) -> State:
     """These rows of the decoder's state."""
     return state[0][rows], None if state[1] is None else state[1][rows]
-
-
-def _join_directions(last: torch.Tensor) -> torch.Tensor:
-    """(directions, B, H) -> (B, directions * H)."""
-    return torch.cat(list(last), dim=-1)

@@ -9,80 +9,43 @@ every caption, the second of those that have one, and so on.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from vsrn.model.gru import Cell, Slopes, steps_of, sum_of_rows
 
 
-class DecoderWeights(NamedTuple):
-    """The weights of the attention and of a GRU cell that reads what was attended to.
-
-    query (H, H) of the state in the attention's first layer; score (1, H)
-    context (3H, H) of the regions in the gates; state (3H, H) and bias (3H,) of the state there
-    """
-
-    query: torch.Tensor
-    score: torch.Tensor
-    context: torch.Tensor
-    state: torch.Tensor
-    bias: torch.Tensor
-
-
-class Attended(NamedTuple):
-    """What the decoder attends to, one image a caption.
-
-    states (B, N, H), keys (B, N, H) of their share of the attention's first layer
-    first  (B, H) the decoder's first state
-    """
-
-    states: torch.Tensor
-    keys: torch.Tensor
-    first: torch.Tensor
-
-
-def decode(
-    gates: torch.Tensor,
-    kept: torch.Tensor | None,
-    attended: Attended,
-    weights: DecoderWeights,
-    mask: torch.Tensor | None,
-    rows: torch.Tensor,
-) -> torch.Tensor:
-    """The decoder's state after each word: (P, H), in float32 or float64.
-
-    gates  (P, 3H) the words' share of the gates, in the precision of the products
-    kept   (P, H) what is to be multiplied with what each word's step attends to, for dropout; or None
-    mask   (B, N) True where a region is real, or None
-    rows   (T,) number of captions that have a word at each step
-    """
-    states: torch.Tensor = _Decoder.apply(gates, kept, *attended, *weights, mask, rows)
-    return states
-
-
-class _Decoder(torch.autograd.Function):
-    """`decode` and its gradient.
+class Decoder(torch.autograd.Function):
+    """The decoder's state after each word, (P, H) in float32 or float64, and its gradient.
 
     scores  = v tanh(keys + Q h) = 2 v s + constant     s = sigmoid(2 keys + 2 Q h)
     context = softmax(scores) states, times `kept`
     h'      = GRU(gates + C context, h)
 
     The constant changes no weight, and torch takes a sixth of the time for a sigmoid.
+
+    gates      (P, 3H) the words' share of the gates, in the precision of the products
+    kept       (P, H) what is to be multiplied with what each word's step attends to, for dropout; or None
+    states     (B, N, H) regions of each caption's image; keys (B, N, H) as in `AttendedRegions`
+    first      (B, H) the decoder's first state
+    score      (1, H) v
+    context    (3H, H) C
+    recurrent  (4H, H) Q, then the GRU's weights of the state; bias (4H,) is beside them
+    mask       (B, N) True where a region is real, or None
+    rows       (T,) number of captions that have a word at each step
     """
 
     @staticmethod
     def forward(ctx: Any, gates: torch.Tensor, kept: torch.Tensor | None, *rest: torch.Tensor) -> torch.Tensor:
         """(P, H) states; what each step computed is kept for the backward pass."""
-        (states, keys, first), weights, (mask, rows) = rest[:3], DecoderWeights(*rest[3:8]), rest[8:]
+        states, keys, first, score, of_context, of_state, bias, mask, rows = rest
         products, wide = gates.dtype, torch.promote_types(gates.dtype, torch.float32)
         dim = first.shape[1]
-        ctx.dtypes = [tensor.dtype for tensor in (states, keys, first)]
+        ctx.dtypes = [tensor.dtype for tensor in rest[:7]]
         states, keys = states.to(wide), keys.to(wide) * 2
-        score = weights.score.to(wide)[0] * 2
-        of_state = torch.cat([weights.query, weights.state]).to(products).t()
-        bias = torch.cat([weights.bias.new_zeros(dim), weights.bias]).to(products)
-        of_context = weights.context.to(products).t()
+        score, bias = score.to(wide)[0] * 2, bias.to(products)
+        of_context, of_state = of_context.to(products).t(), of_state.to(products).t()
         cell = Cell.empty((len(gates),), dim, wide)
         queries = torch.empty(len(gates), dim, dtype=wide)
         hidden = torch.empty_like(keys)
@@ -105,18 +68,16 @@ class _Decoder(torch.autograd.Function):
                 taken = torch.bmm(share[:live, None], states[:live])[:, 0]
                 context.copy_(taken if keeps is None else taken.mul_(keeps[number]))
                 state = step.step(torch.addmm(given, context, of_context), recurrent[:, dim:], state)
-        ctx.save_for_backward(*weights, rows, kept, states, keys, queries, contexts, shares, *cell[:-1])
+        ctx.save_for_backward(*rest[3:6], rows, kept, states, keys, queries, contexts, shares, *cell[:-1])
         return cell.states
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """(P, H) gradient of the states -> those of all that `forward` took."""
-        weights = DecoderWeights(*ctx.saved_tensors[:5])
-        rows, kept, states, keys, queries, contexts, shares, *parts = ctx.saved_tensors[5:]
+        score, context, recurrent, rows, kept, states, keys, queries, contexts, shares, *parts = ctx.saved_tensors
         cell, products, wide, dim = Cell(*[*parts, gradient]), contexts.dtype, states.dtype, gradient.shape[1]
-        of_state = torch.cat([weights.query, weights.state]).to(products)
-        of_context = weights.context.to(products)
-        score = weights.score.to(wide)[0] * 4
+        of_context, of_state = context.to(products), recurrent.to(products)
+        score = score.to(wide)[0] * 4
         of_gates = torch.empty(len(gradient), 3 * dim, dtype=products)
         of_recurrent = torch.empty(len(gradient), 4 * dim, dtype=products)
         of_score = torch.zeros_like(score)
@@ -145,17 +106,13 @@ class _Decoder(torch.autograd.Function):
                 to_recurrent[:, :dim] = torch.bmm(to_scores[:, None], rises)[:, 0].mul_(score)
                 of_keys[:live].addcmul_(to_scores[..., None], rises)
                 to_state += to_recurrent @ of_state
-            of_both = of_recurrent.t() @ cell.before.to(products)
-            of_states = shares.permute(1, 2, 0) @ of_taken.transpose(0, 1)
-            of_weights = (of_both[:dim], 2 * of_score[None], of_gates.t() @ contexts, of_both[dim:])
-            of_bias = sum_of_rows(of_recurrent[:, dim:])
-        of_attended = zip((of_states, of_keys.mul_(score), of_last), ctx.dtypes, strict=True)
-        returned = zip((*of_weights, of_bias), weights, strict=True)
-        return (
-            of_gates,
-            None,
-            *(tensor.to(dtype) for tensor, dtype in of_attended),
-            *(tensor.to(weight.dtype) for tensor, weight in returned),
-            None,
-            None,
-        )
+            found = (
+                shares.permute(1, 2, 0) @ of_taken.transpose(0, 1),
+                of_keys.mul_(score),
+                of_last,
+                2 * of_score[None],
+                of_gates.t() @ contexts,
+                of_recurrent.t() @ cell.before.to(products),
+                sum_of_rows(of_recurrent),
+            )
+        return of_gates, None, *map(torch.Tensor.to, found, ctx.dtypes), None, None

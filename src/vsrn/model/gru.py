@@ -1,9 +1,8 @@
 """A GRU over sequences of different lengths, with a backward pass of its own on the CPU.
 
-torch's CPU kernel slices the packed inputs at every step. The gradient of each slice is as large as all inputs and
-nearly all zeros, so its backward pass takes time that grows with the length of the longest sequence. Here the backward
-pass is written out (back-propagation through time), with one product for the gradient of the recurrent weights of all
-steps. On other devices torch's kernels do the same, and are used.
+torch's CPU kernel slices the packed inputs at every step, and the gradient of each slice is as large as all inputs and
+nearly all zeros. Here back-propagation through time is written out, with one product for the gradient of the recurrent
+weights of all steps. On other devices torch's kernels do the same, and are used.
 
 Shapes: T steps, B rows, I input size, D state size, P real steps of all rows together, packed as torch packs them: the
 first step of every row, the second of those that have one, and so on, longest row first. Gates are in torch's order:
@@ -12,8 +11,9 @@ reset, update, new.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vsrn.data.vocabulary import PAD
 
@@ -95,41 +95,49 @@ def read_sequences(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
 
     The forward direction's last state is that of the last real step, the backward direction's that of step 0.
     """
-    steps = inputs.shape[1]
+    steps, kind = inputs.shape[1], inputs.device.type
     plain = is_plain(gru, nn.GRU)
-    if plain and inputs.device.type == "cuda":
+    if plain and kind == "cuda":
         return _padded_states(gru, inputs, lengths)
-    if lengths is None and not (plain and inputs.device.type == "cpu" and torch.is_grad_enabled()):
+    if lengths is None and not (plain and kind == "cpu" and torch.is_grad_enabled()):
         # torch's own kernel is as fast without a backward pass, and can be exported.
         states: torch.Tensor = gru(inputs)[0]
         return states
     if lengths is None:
-        states = inputs
-        for layer in range(gru.num_layers):
-            forward = _direction(gru, f"l{layer}", states, None)
-            if gru.bidirectional:
-                forward = torch.cat(
-                    [forward, _direction(gru, f"l{layer}_reverse", states.flip(1), None).flip(1)], dim=-1
-                )
-            states = forward
-        return states
+        return _layers(gru, inputs, _direction, lambda states: states.flip(1))
     packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
-    if inputs.device.type != "cpu" or not plain:
+    if kind != "cpu" or not plain:
         return pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=steps)[0]
-    row, step = _origins(packed)
-    mirrored = _mirrored(packed, row, step) if gru.bidirectional else None
-    states = packed.data
-    for layer in range(gru.num_layers):
-        forward = _direction(gru, f"l{layer}", states, packed.batch_sizes)
-        if mirrored is None:
-            states = forward
-        else:
-            backward = _direction(gru, f"l{layer}_reverse", states[mirrored], packed.batch_sizes)
-            states = torch.cat([forward, backward[mirrored]], dim=-1)
-    # torch's own unpacking copies the gradient of all states wherever a row ends: 16 times for 128 captions.
     assert packed.sorted_indices is not None
+    starts = packed.batch_sizes.cumsum(0) - packed.batch_sizes
+    step = torch.repeat_interleave(torch.arange(len(starts)), packed.batch_sizes)
+    row = torch.arange(len(step)) - starts[step]  # longest first
+    # For each packed step, the place of the one as far from the end of its row as this is from the beginning.
+    mirrored = starts[lengths.cpu()[packed.sorted_indices][row] - 1 - step] + row if gru.bidirectional else None
+    direction = functools.partial(_direction, rows=packed.batch_sizes)
+    states = _layers(gru, packed.data, direction, lambda states: states[mirrored])
+    # torch's own unpacking copies the gradient of all states wherever a row ends: 16 times for 128 captions.
     padded = states.new_zeros(len(inputs) * steps, states.shape[1])
     return padded.index_copy(0, packed.sorted_indices[row] * steps + step, states).view(len(inputs), steps, -1)
+
+
+def _layers(
+    gru: nn.GRU,
+    states: torch.Tensor,
+    direction: Callable[[nn.GRU, str, torch.Tensor], torch.Tensor],
+    mirror: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """The inputs of the first layer -> the states of the last, where `mirror` turns the steps of each row round.
+
+    direction  computes one direction of one layer, named as torch does: "l0", "l1_reverse"
+    """
+    for layer in range(gru.num_layers):
+        forward = direction(gru, f"l{layer}", states)
+        if gru.bidirectional:
+            backward = mirror(direction(gru, f"l{layer}_reverse", mirror(states)))
+            forward = torch.cat([forward, backward], dim=-1)
+        states = forward
+    return states
 
 
 def _padded_states(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
@@ -144,18 +152,12 @@ def _padded_states(gru: nn.GRU, inputs: torch.Tensor, lengths: torch.Tensor | No
     lengths = lengths.to(inputs.device, non_blocking=True)
     real = (places < lengths[:, None])[..., None]
     mirrored = (lengths[:, None] - 1 - places).clamp(min=0)[..., None]
-    states = inputs
-    for layer in range(gru.num_layers):
-        forward = _padded_direction(gru, f"l{layer}", states)
-        if gru.bidirectional:
-            backward = _padded_direction(gru, f"l{layer}_reverse", states.gather(1, mirrored.expand_as(states)))
-            forward = torch.cat([forward, backward.gather(1, mirrored.expand_as(backward))], dim=-1)
-        states = forward * real
-    return states
+    states = _layers(gru, inputs, _padded_direction, lambda states: states.gather(1, mirrored.expand_as(states)))
+    return states * real
 
 
 def _padded_direction(gru: nn.GRU, name: str, inputs: torch.Tensor) -> torch.Tensor:
-    """One direction of one layer, named as torch does ("l0", "l1_reverse"): (B, T, I) -> (B, T, D).
+    """One direction of one layer: (B, T, I) -> (B, T, D).
 
     Under autocast torch would compute it in float16, whatever precision autocast has; gradients overflow there.
     """
@@ -167,31 +169,13 @@ def _padded_direction(gru: nn.GRU, name: str, inputs: torch.Tensor) -> torch.Ten
         # Weights that are not one piece of memory are copied together, which costs less than a step.
         warnings.filterwarnings("ignore", message="RNN module weights")
         rounded = [weight.to(dtype) for weight in weights]
-        states: torch.Tensor = torch._VF.gru(inputs.to(dtype), first, rounded, True, 1, 0.0, gru.training, False, True)[
-            0
-        ]
+        states: torch.Tensor
+        states, _ = torch._VF.gru(inputs.to(dtype), first, rounded, True, 1, 0.0, gru.training, False, True)
     return states
 
 
-def _origins(packed: PackedSequence) -> tuple[torch.Tensor, torch.Tensor]:
-    """(P,) the row of each packed step, counted longest first, and (P,) its step."""
-    rows = packed.batch_sizes
-    step = torch.repeat_interleave(torch.arange(len(rows)), rows)
-    return torch.arange(len(step)) - (rows.cumsum(0) - rows)[step], step
-
-
-def _mirrored(packed: PackedSequence, row: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """(P,) for each packed step, the place of the step as far from the end of its row as this is from the beginning."""
-    rows = packed.batch_sizes
-    length = (rows[:, None] > torch.arange(int(rows[0]))).sum(dim=0)
-    return (rows.cumsum(0) - rows)[length[row] - 1 - step] + row
-
-
-def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """One direction of one layer, named as torch does ("l0", "l1_reverse"): (P, I) -> (P, D), (B, T, I) -> (B, T, D).
-
-    rows  number of rows at each step, or None where all are as long
-    """
+def _direction(gru: nn.GRU, name: str, inputs: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """One direction of one layer: (P, I) -> (P, D) with so many rows at each step; (B, T, I) -> (B, T, D) without."""
     weight_ih, weight_hh, bias_ih, bias_hh = (
         getattr(gru, f"{kind}_{name}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )

@@ -93,8 +93,7 @@ def matching_loss(similarities: torch.Tensor, margin: float, hardness: Epochs = 
 def hardness_after(loss: LossConfig, epochs: Epochs) -> Epochs:
     """How hard the negatives are after so many epochs, with a fraction: 0 for every violation, 1 for the worst.
 
-    It is a tensor () where it depends on epochs that are one. A warm-up keeps an untrained model from collapsing on the
-    hardest negatives.
+    It is a tensor () where it depends on epochs that are one. A warm-up keeps an untrained model from collapsing.
 
     >>> [hardness_after(LossConfig(warm_up_epochs=2), epochs) for epochs in (0, 0.5, 2, 3)]
     [0.0, 0.25, 1.0, 1.0]

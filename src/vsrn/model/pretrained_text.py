@@ -23,7 +23,7 @@ from torch import nn
 
 from vsrn.config import PRETRAINED_TEXT, ModelConfig
 from vsrn.data.vocabulary import END, PAD, SPECIAL_WORDS, START, SubwordVocabulary, open_tokenizer
-from vsrn.errors import CheckpointError, ConfigError, VocabularyError
+from vsrn.errors import CheckpointError, ConfigError, VocabularyError, one_line
 from vsrn.files import read_json, read_text
 from vsrn.model.base import BaseTextEncoder, WithNetwork, make_projection, project
 from vsrn.model.gru import dtype_of, mask_of, state_at
@@ -50,8 +50,6 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 # The place of a caption's first token among the positions; those before it are not used.
 _FIRST_POSITION = {"roberta": 2}
-# What the tensors of published files begin with before the names of the network's own.
-_PREFIXES = ("bert.", "roberta.", "distilbert.", "text_model.")
 MOST_LAYERS, LARGEST = 100, 2**20
 _CONFIG, _TOKENIZER, _WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 
@@ -265,9 +263,8 @@ def _file(config: ModelConfig, name: str) -> Path:
 
 def _name_of(published: str) -> str:
     """The network's own name of a tensor in a published file; old ones of BERT call scale and shift gamma and beta."""
-    for prefix in _PREFIXES:
-        published = published.removeprefix(prefix)
-    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", published))
+    name = re.sub(r"^(bert|roberta|distilbert|text_model)\.", "", published)
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 
 def _transformers() -> Any:
@@ -285,4 +282,4 @@ def _shown(config: ModelConfig) -> str:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"

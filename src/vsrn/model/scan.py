@@ -8,8 +8,8 @@ The attended vectors are never made: with attention a of a query q over contexts
 q.v = sum a (q.c) and |v|^2 = a G a with the contexts' inner products G, so affinities are enough.
 
 Shapes: I images of N regions, C captions of T words, D joint size. Affinities are (C, T, I, N): cosines of every word
-with every region, 0 where a region or a word is padding. `mask` (I, N) is True where a region is real, `word_mask`
-(C, T) where a word is; None where all are.
+with every region, 0 where a region or a word is padding. Masks are True where a word (C, T, 1, 1) or a region
+(1, 1, I, N) is real; None where all are.
 """
 
 from __future__ import annotations
@@ -49,11 +49,13 @@ def similarities(
     padded   whether all captions are compared together, so that no shape depends on `lengths` and the step can be
              recorded as a CUDA graph; else captions of equal length are, which saves the arithmetic of padded words
     """
-    word_mask, by_length = None, []
+    by_length = []
+    masks = {WORDS: None, REGIONS: None if mask is None else mask[None, None]}
     if padded:
-        word_mask = mask_of(words, lengths)
-        assert word_mask is not None, "captions have lengths"
-        groups = [words.masked_fill(~word_mask[..., None], 0)]
+        real = mask_of(words, lengths)
+        assert real is not None, "captions have lengths"
+        masks[WORDS] = real[..., None, None]
+        groups = [words.masked_fill(~real[..., None], 0)]
     else:
         by_length = [(length, (lengths == length).nonzero()[:, 0]) for length in torch.unique(lengths).tolist()]
         groups = [words[rows, :length] for length, rows in by_length]
@@ -67,7 +69,7 @@ def similarities(
         for affinity, group in zip(torch.split(affinities, sizes), groups, strict=True):
             context = own if own is not None else _inner_products(group)
             shaped = affinity.view(*group.shape[:2], *regions.shape[:2])
-            found.append(_group_similarities(shaped, context, mask, word_mask, config))
+            found.append(_group_similarities(shaped, context, masks, config))
     scores = torch.cat(found, dim=1)
     if padded:
         return scores
@@ -78,16 +80,15 @@ def similarities(
 def _group_similarities(
     affinity: torch.Tensor,
     context: torch.Tensor,
-    mask: torch.Tensor | None,
-    word_mask: torch.Tensor | None,
+    masks: dict[int, torch.Tensor | None],
     config: ScanConfig,
 ) -> torch.Tensor:
     """(C, T, I, N) affinities -> (I, C).
 
     context  inner products of what is attended to: regions (I, N, N), or words (C, T, T); 0 where padded
+    masks    of WORDS and of REGIONS
     """
     queries, attended = (WORDS, REGIONS) if config.direction == "text_to_image" else (REGIONS, WORDS)
-    masks = {WORDS: None if word_mask is None else word_mask[..., None, None], REGIONS: mask}
     logits = config.inverse_temperature * _first_norm(affinity, queries, masks[queries], config.first_norm)
     attendable = masks[attended]
     if attendable is not None:
@@ -96,17 +97,12 @@ def _group_similarities(
     product = (attention * affinity).sum(dim=attended)
     squared_length = _squared_lengths(attention, context, attended)
     # Queries are unit vectors, so their own length is left out of the cosine.
-    relevance = product / squared_length.clamp(min=EPSILON**2).sqrt()
-    if queries == WORDS:
-        return _aggregate(relevance, 1, None if word_mask is None else word_mask[..., None], config).mT  # of (C, T, I)
-    return _aggregate(relevance, 2, None if mask is None else mask[None], config).mT  # of (C, I, N)
+    relevance = (product / squared_length.clamp(min=EPSILON**2).sqrt()).unsqueeze(attended)
+    return _aggregate(relevance, queries, masks[queries], config).flatten(1).mT
 
 
 def _first_norm(affinity: torch.Tensor, queries: int, mask: torch.Tensor | None, name: str) -> torch.Tensor:
-    """Affinities made comparable among the queries (section 3.1, and the variants of the published code).
-
-    mask  True where a query is real, broadcast to the affinities; None where all are
-    """
+    """Affinities made comparable among the real queries (section 3.1, and the variants of the published code)."""
     if name == "softmax":
         if mask is not None:
             affinity = affinity.masked_fill(~mask, -torch.inf)
@@ -131,10 +127,7 @@ def _squared_lengths(attention: torch.Tensor, context: torch.Tensor, attended: i
 
 
 def _aggregate(relevance: torch.Tensor, dim: int, mask: torch.Tensor | None, config: ScanConfig) -> torch.Tensor:
-    """Relevances of all queries, along `dim`, as one number (section 3.1).
-
-    mask  True where a query is real, with as many dimensions as `relevance`; None where all are
-    """
+    """Relevances of all real queries, along `dim`, as one number (section 3.1)."""
     if config.aggregation in ("sum", "mean"):
         total = (relevance if mask is None else relevance * mask).sum(dim=dim)
         if config.aggregation == "sum":
@@ -189,8 +182,6 @@ class RegionProjection(nn.Module):
 class WordEncoder(WordGRU):
     """Section 3.4: every word in its context, the GRU's directions averaged, unit length."""
 
-    takes_lengths_anywhere = True
-
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__(config, vocabulary_size, bidirectional=config.scan.bidirectional)
 
@@ -211,11 +202,6 @@ class SCAN(BaseModel):
     def similarity(self) -> str:
         """Name of its scale; the published ensembles average both directions."""
         return "stacked cross attention"
-
-    @property
-    def takes_lengths_anywhere(self) -> bool:
-        """Whether the word encoder does."""
-        return getattr(self.word_encoder, "takes_lengths_anywhere", False)
 
     def forward(
         self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf

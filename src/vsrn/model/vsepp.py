@@ -1,8 +1,4 @@
-"""VSE++ (Faghri et al., BMVC 2018): a photo, or the mean of precomputed vectors, to one embedding.
-
-Photos are read by a network: EfficientNet-Lite0, or a classifier of torchvision by its name, without its last linear
-layer; what entered that layer is the photo's feature vector.
-"""
+"""VSE++ (Faghri et al., BMVC 2018): a photo, or the mean of precomputed vectors, to one embedding."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import timm
 import torch
@@ -68,7 +63,10 @@ def build_vsepp(config: ModelConfig, vocabulary_size: int) -> MatchingModel:
 
 
 class ImageNetwork(nn.Module):
-    """Pixels to one feature vector a photo; the layers have the names that torchvision or timm gives them."""
+    """Pixels to one feature vector a photo: what enters the last linear layer of a classifier.
+
+    That is EfficientNet-Lite0, or torchvision's of a name; the layers have the names that timm or torchvision gives.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -166,7 +164,7 @@ def _downloaded(name: str, entry: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"torchvision has no weights '{entry}' of {name}; it has {known}.")
     try:
         return dict(offered[entry].get_state_dict(progress=False, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"the weights of {name} cannot be downloaded ({error}); name a file in model.network.weights."
         ) from error

@@ -1,7 +1,4 @@
-"""VSRN (Li et al., ICCV 2019): `ImageEncoder` (sections 3.1 to 3.3), `TextEncoder`, and the model of them.
-
-Everything that the paper ablates is a field of `ModelConfig`.
-"""
+"""VSRN (Li et al., ICCV 2019): `ImageEncoder` (sections 3.1 to 3.3), `TextEncoder`, and the model of them."""
 
 from __future__ import annotations
 
@@ -77,8 +74,6 @@ class TextEncoder(WordGRU):
 
     A bidirectional GRU's states are averaged, the last of each direction too. The config can pool all states instead.
     """
-
-    takes_lengths_anywhere = True
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__(config, vocabulary_size, bidirectional=config.caption_bidirectional)

@@ -1,8 +1,7 @@
 """What a run writes down: the checkpoint from which it goes on bit for bit, its log, and the record of its starts.
 
-A checkpoint holds weights, optimiser, position and random state: one safetensors file in the run's `state/` folder,
-replaced as a whole. Its tensors are `model.*`, `loss.*` (where the loss has parameters), `optimizer.KEY.PARAMETER` and
-`random.*`. The log is metrics.jsonl, one JSON object a line.
+A checkpoint is one safetensors file in the run's `state/` folder, replaced as a whole, with tensors `model.*`, `loss.*`
+(where the loss has parameters), `optimizer.KEY.PARAMETER` and `random.*`. The log has one JSON object a line.
 """
 
 from __future__ import annotations
@@ -145,10 +144,7 @@ class RunLog:
     """
 
     def __init__(self, run: Path, step: int, loggers: Sequence[MetricsLogger] = (), **facts: Any) -> None:
-        """Begin at a step.
-
-        facts  what else run.json says of this start, such as the device
-        """
+        """Begin at a step; `facts` are what else run.json says of this start, such as the device."""
         self.run = run
         # A killed run may have logged steps beyond its checkpoint, which will be taken again.
         kept = [row for row in read_log(run) if row["step"] <= step]

@@ -1,8 +1,4 @@
-"""Whether a run is stuck where the hardest negatives can push an untrained model: all similarities equal.
-
-Every image and every caption of a batch then violates the margin by exactly the margin, and the gradient says nothing
-about which caption belongs to which image.
-"""
+"""Whether a run is stuck where the hardest negatives can push an untrained model: all similarities equal."""
 
 from __future__ import annotations
 

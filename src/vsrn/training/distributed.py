@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from vsrn.devices import pick_device
-from vsrn.model.gru import at_least_float32
+from vsrn.model.batch_norm import norm_of_batch
 
 
 def world_size() -> int:
@@ -82,20 +82,6 @@ class _Gathered(torch.autograd.Function):
         return _total(gradients[0]).chunk(world_size())[rank()]
 
 
-class _Summed(torch.autograd.Function):
-    """The elementwise sum over all processes, whose gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(_ctx: Any, values: torch.Tensor) -> torch.Tensor:
-        """Any shape -> same shape."""
-        return _total(values)
-
-    @staticmethod
-    def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        """Any shape -> same shape."""
-        return _total(gradients[0])
-
-
 def of_all(values: torch.Tensor) -> list[torch.Tensor]:
     """The values of every process, in the order of their ranks, without gradients; all must have one shape."""
     values = values.detach()
@@ -121,19 +107,6 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         """(S, D) or (B, D, N) -> same shape; statistics over S or B * N samples of every process."""
         if not self.training:
             return super().forward(values)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        axes, shape = ((0,), (1, -1)) if values.ndim == 2 else ((0, 2), (1, -1, 1))
-        samples = float(_total(torch.tensor(values.numel() / values.shape[1], dtype=torch.float64)))
-        values = at_least_float32(values)
-        mean: torch.Tensor = _Summed.apply(values.sum(dim=axes)) / samples
-        centred = values - mean.view(shape)
-        variance: torch.Tensor = _Summed.apply(centred.pow(2).sum(dim=axes)) / samples
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(mean.to(self.running_mean), momentum)
-            self.running_var.lerp_((variance * (samples / (samples - 1))).to(self.running_var), momentum)
-        scaled = centred * (variance + self.eps).rsqrt().view(shape)
-        return scaled * self.weight.view(shape) + self.bias.view(shape)
+        if values.ndim == 2:
+            return norm_of_batch(self, values, total=_total)
+        return norm_of_batch(self, values.mT, total=_total).mT

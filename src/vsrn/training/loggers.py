@@ -94,10 +94,7 @@ def check_loggers(config: Config) -> None:
 
 
 def open_loggers(config: Config, run: Path, from_step: int) -> list[MetricsLogger]:
-    """The loggers that a config names, for a run that has taken so many steps.
-
-    TensorBoard, an extra, is the default, and left out where it is not installed.
-    """
+    """The loggers of a config, for a run with so many steps taken; without TensorBoard where it is not installed."""
     without = [] if importlib.util.find_spec("tensorboard") else ["tensorboard"]
     names = [name for name in dict.fromkeys(config.train.loggers) if name not in without]
     return [LOGGERS.make(name, run, config, from_step) for name in names]

@@ -15,7 +15,8 @@ from vsrn.config import TrainConfig
 def make_optimizer(train: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser that the config names, of these parameters.
 
-    Those with an attribute `pretrained` are a group of their own, the second. `set_learning_rate` sets their rates.
+    Those with an attribute `pretrained` are a group of their own, the second. Each group's `factor` is its share of the
+    learning rate.
     """
     ours: list[nn.Parameter] = []
     pretrained: list[nn.Parameter] = []
@@ -26,12 +27,6 @@ def make_optimizer(train: TrainConfig, parameters: Iterable[nn.Parameter]) -> to
         groups.append({"params": pretrained, "factor": train.text_learning_rate_factor})
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, train.learning_rate, weight_decay=train.weight_decay, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Have an optimiser of `make_optimizer` step with a learning rate, of pretrained networks times their factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
 
 
 def learning_rate_at(train: TrainConfig, step: int, steps_per_epoch: int, total_steps: int) -> float:

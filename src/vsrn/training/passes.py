@@ -1,9 +1,8 @@
 """Forward and backward pass of a training step, on a GPU recorded once as a CUDA graph and played again.
 
-A step is thousands of small kernels, most of them recurrent and each quicker than the Python that starts it; a graph
-starts them all at once. It needs one shape: batches are padded to a multiple of `TOKENS_TOGETHER` tokens, and each such
-width has a graph of its own, recorded when it comes the `RECORD_AT`th time. Before that, and where a model cannot be
-recorded, the step runs as usual. The numbers are the same either way.
+A step is thousands of small kernels, each quicker than the Python that starts it; a graph starts them all at once. It
+needs one shape: batches are padded to a multiple of `TOKENS_TOGETHER` tokens, and each width has a graph, recorded when
+it comes the `RECORD_AT`th time. Before that, and where a model cannot be recorded, the step runs as usual.
 """
 
 from __future__ import annotations

@@ -41,24 +41,23 @@ def changes_on_resume(config: Config, folder: Path) -> Changes:
     if not (folder / STATE_FILE).is_file():
         raise CheckpointError(f"{folder} holds no run to resume; leave out --resume to start one there.")
     begun = flat(dataclasses.asdict(read_config(folder / CONFIG_FILE)))
-    changes = {name: (begun[name], value) for name, value in flat(dataclasses.asdict(config)).items()}
-    if config.model.feature_dim is None:  # It was read from the data.
-        del changes["model.feature_dim"]
-    if not config.model.text.architecture:  # So was this, from the pretrained text encoder.
-        del changes["model.text.architecture"]
-    changes = {name: (then, now) for name, (then, now) in changes.items() if then != now}
+    wanted = flat(dataclasses.asdict(config))
+    for name in ("model.feature_dim", "model.text.architecture"):
+        wanted[name] = wanted[name] or begun[name]  # Without a value, the data and the text encoder gave it.
+    changes = {name: (begun[name], value) for name, value in wanted.items() if value != begun[name]}
     for name, (then, now) in changes.items():
         if name not in MAY_CHANGE:
             raise ConfigError(
                 f"{folder} was begun with {name} = {then!r}, not {now!r}; resume it with its own config, or start"
                 f" another run with -o, which may take its weights: --train.init_from {folder}."
             )
-    if "data.vocabulary" in changes and config.data.vocabulary:
-        given = read_vocabulary(config.data.vocabulary)
-        if given.fingerprint != read_vocabulary(folder / VOCABULARY_FILE).fingerprint:
-            raise ConfigError(
-                f"{folder} was begun with another vocabulary than {config.data.vocabulary}; leave it out."
-            )
+    given, own = config.data.vocabulary, folder / VOCABULARY_FILE
+    if (
+        "data.vocabulary" in changes
+        and given
+        and read_vocabulary(given).fingerprint != read_vocabulary(own).fingerprint
+    ):
+        raise ConfigError(f"{folder} was begun with another vocabulary than {given}; leave it out.")
     return changes
 
 
@@ -99,8 +98,7 @@ def take_weights(model: BaseModel, config: Config, first: StoredModel[BaseModel]
 
     extractor  fingerprint of the extractor of the regions that it will learn from; empty where nobody recorded it
 
-    Returns sentences about what differs though the weights fit. Raises `ConfigError`, naming fields that differ, where
-    they do not.
+    Returns sentences about what differs though the weights fit. Raises `ConfigError`, naming fields, where they do not.
     """
     origin = config.train.init_from
     ours, theirs = model.state_dict(), first.model.state_dict()

@@ -1,11 +1,8 @@
 """Training: batches in, a run folder out.
 
-    run/config.toml, vocabulary.json, model.safetensors   the best model so far (portable)
-    run/state/latest.safetensors                          where the run stands (resumable)
-    run/metrics.jsonl, events.*, run.json                 what happened; versions, command, time
-
-Stopped and resumed, a run gives the same weights, bit for bit, as an unbroken one on the same kind of machine with as
-many threads.
+run/config.toml, vocabulary.json, model.safetensors   the best model so far (portable)
+run/state/latest.safetensors                          where the run stands (resumable)
+run/metrics.jsonl, events.*, run.json                 what happened; versions, command, time
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ from vsrn.training.batches import PhotoBatches, ResidentRegions, TrainingBatches
 from vsrn.training.checkpoint import Progress, RunLog, read_state, write_state
 from vsrn.training.collapse import COLLAPSED, at_chance, is_stuck
 from vsrn.training.loggers import MetricsLogger, open_loggers
-from vsrn.training.optimizer import learning_rate_at, make_optimizer, set_learning_rate
+from vsrn.training.optimizer import learning_rate_at, make_optimizer
 from vsrn.training.passes import Passes
 from vsrn.training.run import PreparedRun
 
@@ -78,10 +75,7 @@ class Trainer:
     """One run on one device."""
 
     def __init__(self, prepared: PreparedRun, reporter: Reporter, loggers: Sequence[MetricsLogger] = ()) -> None:
-        """Set up a run, whose metrics loggers take beside those that its config names.
-
-        Raises `ConfigError` where an epoch has no full step.
-        """
+        """Set up a run, with more loggers than its config's. Raises `ConfigError` where an epoch has no full step."""
         self.prepared, self.reporter, self.loggers = prepared, reporter, loggers
         self.config: Config = prepared.config
         self.device = distributed.training_device(self.config.train.device)
@@ -138,6 +132,7 @@ class Trainer:
     def run(self, *, resume: bool) -> None:
         """Train to the end, or to the first Ctrl-C; either way everything is on disk afterwards, as `progress` says.
 
+        Resumed, a run gives the weights of an unbroken one, bit for bit, on one kind of machine with as many threads.
         Raises `TrainingError` where a loss, a gradient or a weight is no longer a number, `DataError` where an image is
         the reason; the state that was saved before stays.
         """
@@ -196,7 +191,9 @@ class Trainer:
     def _step(self, batches: Iterable[Batch]) -> None:
         """One step of the optimiser on the mean gradient of as many batches as `train.accumulate` says."""
         train, step = self.config.train, self.progress.step
-        set_learning_rate(self.optimizer, learning_rate_at(train, step, self.steps_per_epoch, self.total_steps))
+        rate = learning_rate_at(train, step, self.steps_per_epoch, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
         # Where a step is recorded, gradients stay in their places and become 0.
         self.optimizer.zero_grad(set_to_none=self.passes.graphs is None)
         epochs = step / self.steps_per_epoch
