@@ -14,7 +14,7 @@ from vsrn.encoders.backend import IMAGES_AT_ONCE
 from vsrn.encoders.base import DEFAULT_BEAM, Encoder
 from vsrn.encoders.ranking import rank_encoded
 from vsrn.errors import ConfigError
-from vsrn.evaluation.rerank import BoolArray, best_matches, candidates, reranked
+from vsrn.evaluation.rerank import best_matches, candidates, reranked
 from vsrn.metrics import (
     EVERY,
     Advance,
@@ -217,25 +217,28 @@ class Retrieval:
         """Similarities of all images and all captions by the first stage, block by block."""
         return similarity_blocks(self.encoded, weights=self.weights)
 
-    def query(self, place: int, *, is_caption: bool) -> tuple[FloatArray, BoolArray]:
-        """Similarities of one image to all captions, or of one caption to all images, and which matches are true.
+    def example(self, place: int, *, is_caption: bool) -> Example:
+        """One caption or image with its best matches; ties count against it.
 
-        With a second stage they are scores in the order after it.
+        With a second stage similarities are scores in the order after it.
         """
-        owners = self.split.image_of_caption
-        correct = np.arange(self.split.num_images) == owners[place] if is_caption else owners == place
+        ids, captions, owners = self.split.image_ids(), self.split.captions, self.split.image_of_caption
+        queries, texts = (captions, ids) if is_caption else (ids, captions)
+        correct = np.arange(len(ids)) == owners[place] if is_caption else owners == place
         first, second = self.encoded, [] if self.second is None else [self.second]
         if is_caption:
             first, second = ([each.turned() for each in models] for models in (first, second))
         found = _row(first, place, EVERY, self.weights)
-        if not second:
-            return found, correct
-        best = best_matches(found, self.top, correct)
-        scores = _row(second, place, best)
-        _, from_last = np.unique(found, return_inverse=True)
-        after = scores.min() - 1.0 - (from_last.max() - from_last)
-        after[best] = scores
-        return after, correct
+        if second:
+            best = best_matches(found, self.top, correct)
+            scores = _row(second, place, best)
+            _, from_last = np.unique(found, return_inverse=True)
+            found = scores.min() - 1.0 - (from_last.max() - from_last)
+            found[best] = scores
+        shown = best_matches(found, MATCHES_SHOWN, correct)
+        matches = [Match(texts[match], float(found[match]), bool(correct[match])) for match in shown]
+        rank = int((found[~correct] >= found[correct].max()).sum())
+        return Example("text_to_image" if is_caption else "image_to_text", queries[place], rank, matches)
 
     def reranking(self) -> Reranking | None:
         """What the second stage started from, and what it cost; None where there is none."""
@@ -333,25 +336,9 @@ def write_captions(
 
 def _examples(retrieval: Retrieval, number: int) -> list[Example]:
     """Queries spread evenly over the split, half of them sentences and half images."""
-    captions = _spread(len(retrieval.split.captions), number - number // 2)
-    images = _spread(retrieval.split.num_images, number // 2)
-    return [
-        *(_example(retrieval, caption, is_caption=True) for caption in captions),
-        *(_example(retrieval, image, is_caption=False) for image in images),
-    ]
-
-
-def _example(retrieval: Retrieval, place: int, *, is_caption: bool) -> Example:
-    """One query with its best matches; ties count against it."""
-    ids, captions = retrieval.split.image_ids(), retrieval.split.captions
-    queries, texts = (captions, ids) if is_caption else (ids, captions)
-    similarities, correct = retrieval.query(place, is_caption=is_caption)
-    best = best_matches(similarities, MATCHES_SHOWN, correct)
-    matches = [Match(texts[match], float(similarities[match]), bool(correct[match])) for match in best]
-    rank = int((similarities[~correct] >= similarities[correct].max()).sum())
-    return Example("text_to_image" if is_caption else "image_to_text", queries[place], rank, matches)
-
-
-def _spread(total: int, number: int) -> list[int]:
-    """Up to `number` places spread evenly over `total`."""
-    return [int(place) for place in np.unique(np.linspace(0, total - 1, min(number, total)).round())]
+    examples = []
+    captions, images = len(retrieval.split.captions), retrieval.split.num_images
+    for total, wanted, is_caption in ((captions, number - number // 2, True), (images, number // 2, False)):
+        places = np.unique(np.linspace(0, total - 1, min(wanted, total)).round()).astype(int)
+        examples += [retrieval.example(place, is_caption=is_caption) for place in places.tolist()]
+    return examples
