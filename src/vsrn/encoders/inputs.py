@@ -8,21 +8,24 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.config import ModelConfig
 from vsrn.data.regions import may_not_be_finite
-from vsrn.errors import ConfigError, DataError
+from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.metrics import Advance, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.data.pictures import Photo
 
-    # Every form of one photo, or of many.
-    Photos = Photo | Iterable[Photo]
+IMAGES_AT_ONCE = 128
+WHOLE_PHOTOS = "this model reads photos whole, so no region can be named; use one of regions."
 
+# Every form of one photo, or of many.
+Photos: TypeAlias = "Photo | Iterable[Photo]"
 # True shows a bar on standard error; a function is called with the number that each finished batch had.
 ProgressOf = bool | Advance
 
@@ -64,13 +67,16 @@ def array_of(values: Any, what: str) -> npt.NDArray[Any]:
     return array
 
 
-def check_features(features: Any, counts: Any, feature_dim: int | None) -> tuple[FloatArray, IntArray | None]:
+def check_features(features: Any, counts: Any, model: ModelConfig) -> tuple[FloatArray, IntArray | None]:
     """(B, N, F) features and (B,) counts, or None for all, in any form -> arrays of numpy of these shapes.
 
     The numbers themselves are looked at by `batches_of`, so that features may lie on disk. Raises `DataError` where the
-    shapes do not fit each other or the model's F, or a count is not 1 to N.
+    shapes do not fit each other or the model's F, or a count is not 1 to N, and `CheckpointError` where the model reads
+    photos whole.
     """
-    features = array_of(features, "region features")
+    if model.network.name:
+        raise CheckpointError(WHOLE_PHOTOS)
+    features, feature_dim = array_of(features, "region features"), model.feature_dim
     if features.ndim != 3 or features.shape[2] != feature_dim:
         one = " For one image, give features[None]." if features.shape[-1:] == (feature_dim,) else ""
         raise DataError(
@@ -95,10 +101,10 @@ def check_features(features: Any, counts: Any, feature_dim: int | None) -> tuple
 
 
 def batches_of(
-    features: FloatArray, counts: IntArray | None, size: int
+    features: FloatArray, counts: IntArray | None, batch_size: int | None = None
 ) -> Iterator[tuple[slice, FloatArray, IntArray | None]]:
     """What `check_features` gave -> the places of each batch, and what `batch_of` gives of them."""
-    for part in slices(len(features), size):
+    for part in slices(len(features), size_of_batches(batch_size, IMAGES_AT_ONCE)):
         yield part, *batch_of(features, counts, part)
 
 

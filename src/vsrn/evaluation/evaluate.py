@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vsrn.data.splits import CaptionedImages, Split
-from vsrn.encoders.backend import IMAGES_AT_ONCE
 from vsrn.encoders.base import DEFAULT_BEAM, Encoder
+from vsrn.encoders.inputs import IMAGES_AT_ONCE, slices
 from vsrn.encoders.ranking import rank_encoded
 from vsrn.errors import ConfigError
 from vsrn.evaluation.rerank import best_matches, candidates, reranked
@@ -326,8 +326,8 @@ def write_captions(
     """
     encoder.check_split(split)
     written: list[str] = []
-    for first in range(0, split.num_images, IMAGES_AT_ONCE):
-        images = np.arange(first, min(first + IMAGES_AT_ONCE, split.num_images))
+    for part in slices(split.num_images, IMAGES_AT_ONCE):
+        images = np.arange(part.start, part.stop)
         features, counts = split.read_images(images)
         written += encoder.caption_regions(features, counts, beam)
         advance(len(images))
