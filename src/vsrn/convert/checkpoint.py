@@ -78,10 +78,7 @@ def _unwrapped(content: object) -> object:
 
 
 def _pair(parts: object) -> object:
-    """The pair of encoders, as the original has it or as one table of tensors; without `module.` in their names.
-
-    Anything else is given back as it is.
-    """
+    """The pair of encoders, of a pair or one table of tensors, without `module.` in names; anything else as it is."""
     if isinstance(parts, dict):
         named = _without_parallel(parts)
         sides: dict[str, dict[str, Any]] = {one: {} for one in _ENCODERS}

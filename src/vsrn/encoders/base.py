@@ -219,8 +219,7 @@ class Encoder(SharedEncoder):
         the word alone, has beyond the average word's. Raises what `reasoned_regions` raises.
         """
         reasoned = self.reasoned_regions(features[None])[1][0]
-        found: FloatArray = (self.encode_captions([sentence, *words]) - self.average_word()) @ reasoned.T
-        return found
+        return np.asarray((self.encode_captions([sentence, *words]) - self.average_word()) @ reasoned.T)
 
     def average_word(self) -> FloatArray:
         """(D,) the mean embedding of the vocabulary's first naming words, each alone; of an empty caption without any.

@@ -155,8 +155,7 @@ def embeddings_of(values: Any, encode: Callable[[Any], FloatArray], dim: int) ->
 
     Raises `DataError` where embeddings are of another size, and what `encode` raises.
     """
-    floating = "float" in str(getattr(values, "dtype", ""))
-    if not floating or values.ndim not in (1, 2):
+    if "float" not in str(getattr(values, "dtype", "")) or values.ndim not in (1, 2):
         return encode(values)
     array = np.atleast_2d(array_of(values, "embeddings"))
     if array.shape[1] != dim:

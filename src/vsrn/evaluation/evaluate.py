@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vsrn import metrics
 from vsrn.data.splits import CaptionedImages, Split
 from vsrn.encoders.base import DEFAULT_BEAM, Encoder
 from vsrn.encoders.inputs import IMAGES_AT_ONCE, slices
@@ -16,7 +17,6 @@ from vsrn.encoders.ranking import rank_encoded
 from vsrn.errors import ConfigError
 from vsrn.evaluation.rerank import best_matches, candidates, reranked
 from vsrn.metrics import (
-    EVERY,
     Advance,
     Blocks,
     DirectionMetrics,
@@ -26,12 +26,6 @@ from vsrn.metrics import (
     Interval,
     Ranks,
     RetrievalMetrics,
-    bootstrap_intervals,
-    five_folds,
-    intervals_json,
-    mean_of,
-    retrieval_metrics,
-    similarity_blocks,
 )
 
 MATCHES_SHOWN = 5
@@ -145,7 +139,7 @@ class Evaluation:
             **{name: getattr(self, name) for name in names},
             "unknown_share": round(self.unknown_share, 6),
             **self.metrics.to_json(),
-            "intervals_95": intervals_json(self.intervals),
+            "intervals_95": metrics.intervals_json(self.intervals),
             **({} if self.reranking is None else {"reranking": self.reranking.to_json()}),
             **({} if self.weights is None else {"weights": self.weights}),
         }
@@ -188,11 +182,6 @@ class Retrieval:
         self.seconds = [halfway - started, time.perf_counter() - halfway]
         self.found: list[Ranks] = []
 
-    @property
-    def stages(self) -> int:
-        """How often `ranks` compares each image."""
-        return 1 if self.second is None else 2
-
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
         """Ranks among these images and their captions alone, and the image of each of these captions.
 
@@ -215,7 +204,7 @@ class Retrieval:
 
     def blocks(self) -> Blocks:
         """Similarities of all images and all captions by the first stage, block by block."""
-        return similarity_blocks(self.encoded, weights=self.weights)
+        return metrics.similarity_blocks(self.encoded, weights=self.weights)
 
     def example(self, place: int, *, is_caption: bool) -> Example:
         """One caption or image with its best matches; ties count against it.
@@ -228,7 +217,7 @@ class Retrieval:
         first, second = self.encoded, [] if self.second is None else [self.second]
         if is_caption:
             first, second = ([each.turned() for each in models] for models in (first, second))
-        found = _row(first, place, EVERY, self.weights)
+        found = _row(first, place, metrics.EVERY, self.weights)
         if second:
             best = best_matches(found, self.top, correct)
             scores = _row(second, place, best)
@@ -244,14 +233,14 @@ class Retrieval:
         """What the second stage started from, and what it cost; None where there is none."""
         if self.second is None:
             return None
-        return Reranking(self.name, self.top, retrieval_metrics(*self.found), *self.seconds)
+        return Reranking(self.name, self.top, metrics.retrieval_metrics(*self.found), *self.seconds)
 
 
 def _row(
     models: Sequence[EncodedSplit], image: int, captions: IntArray | slice, weights: Sequence[float] | None = None
 ) -> FloatArray:
     """(captions,) mean similarities of an image to some captions."""
-    return mean_of((each.only(np.array([image]), captions).similarities()[0] for each in models), weights)
+    return metrics.mean_of((each.only(np.array([image]), captions).similarities()[0] for each in models), weights)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> None:
@@ -283,7 +272,7 @@ def evaluate(
     """
     split = retrieval.split
     everything = np.arange(split.num_images)
-    parts = [everything[fold] for fold in five_folds(split.num_images)] if five_fold else [everything]
+    parts = [everything[fold] for fold in metrics.five_folds(split.num_images)] if five_fold else [everything]
     return replace(
         summary([retrieval.ranks(images, advance) for images in parts], seed),
         models=list(models),
@@ -310,8 +299,8 @@ def summary(folds: Sequence[tuple[Ranks, IntArray]], seed: int = 0) -> Evaluatio
         num_images=len(ranks.image_to_text),
         num_captions=len(ranks.text_to_image),
         num_folds=len(folds),
-        metrics=retrieval_metrics(*(found for found, _ in folds)),
-        intervals=bootstrap_intervals(folds, seed=seed),
+        metrics=metrics.retrieval_metrics(*(found for found, _ in folds)),
+        intervals=metrics.bootstrap_intervals(folds, seed=seed),
         ranks=ranks,
     )
 

@@ -136,10 +136,8 @@ def training_curves(history: History) -> list[Curve]:
 
     Rows without a finite number are left out; a loss has at most `MOST_POINTS` points, means of neighbouring steps.
     """
-    validations = [
-        (row.get("step"), row["validation"]) for row in history if isinstance(row.get("validation"), Mapping)
-    ]
-    rsums = _finite((step, metrics.get("rsum")) for step, metrics in validations)
+    validated = [row for row in history if isinstance(row.get("validation"), Mapping)]
+    rsums = _finite((row.get("step"), row["validation"].get("rsum")) for row in validated)
     curves = [Curve("Sum of recalls on validation", rsums, best_is_highest=True)]
     for key, title in (("matching_loss", "Matching loss"), ("generation_loss", "Generation loss")):
         if points := _finite((row.get("step"), row.get(key)) for row in history):
