@@ -147,8 +147,9 @@ def _rank(retrieval: Retrieval, models: Sequence[Path], *, five_fold: bool, num_
     """Rank what was encoded, drawing the progress, and say how many words the models lack."""
     from vsrn.evaluation.evaluate import evaluate
 
-    names, stages = [str(model) for model in models], 1 if retrieval.second is None else 2
-    with ProgressBar("comparing", "images", retrieval.split.num_images * stages) as bar:
+    names = [str(model) for model in models]
+    compared = retrieval.split.num_images * (1 if retrieval.second is None else 2)
+    with ProgressBar("comparing", "images", compared) as bar:
         settings: dict[str, Any] = {"num_examples": num_examples, "advance": bar.advance, "seed": seed}
         evaluation = evaluate(retrieval, names, five_fold=five_fold, **settings)
     options.say_unknown_share(evaluation.unknown_share, "the model's vocabulary")

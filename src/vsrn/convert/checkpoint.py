@@ -132,9 +132,4 @@ def _captioner_weights(path: Path) -> dict[str, torch.Tensor]:
     content = load_pickled_tensors(path)
     if not isinstance(content, dict) or "captioner" not in content:
         raise CheckpointError(f"{path} holds no 'captioner'.")
-    weights = _renamed(_without_parallel(content["captioner"]), CAPTIONER_KEYS, path)
-    # Theirs is a one-step sequence model, ours a cell; only the layer suffix differs.
-    return {
-        name.removesuffix("_l0") if name.startswith("captioner.decoder.") else name: tensor
-        for name, tensor in weights.items()
-    }
+    return _renamed(_without_parallel(content["captioner"]), CAPTIONER_KEYS, path)

@@ -39,14 +39,16 @@ IMAGE_KEYS = {
     },
 }
 CAPTION_KEYS = {"embed.": "caption_encoder.embedding.", "rnn.": "caption_encoder.gru."}
+_OF_A_LAYER = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 CAPTIONER_KEYS = {
     "encoder.vid2hid.": "captioner.projection.",
     "encoder.rnn.": "captioner.encoder.",
     "decoder.embedding.": "captioner.embedding.",
     "decoder.attention.linear1.": "captioner.attention_hidden.",
     "decoder.attention.linear2.": "captioner.attention_score.",
-    "decoder.rnn.": "captioner.decoder.",
     "decoder.out.": "captioner.output.",
+    # Theirs is a sequence model of one layer, ours a cell.
+    **{f"decoder.rnn.{kind}_l0": f"captioner.decoder.{kind}" for kind in _OF_A_LAYER},
 }
 
 

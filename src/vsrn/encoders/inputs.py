@@ -76,7 +76,8 @@ def check_features(features: Any, counts: Any, model: ModelConfig) -> tuple[Floa
     """
     if model.network.name:
         raise CheckpointError(WHOLE_PHOTOS)
-    features, feature_dim = array_of(features, "region features"), model.feature_dim
+    feature_dim = model.feature_dim
+    features = array_of(features, "region features")
     if features.ndim != 3 or features.shape[2] != feature_dim:
         one = " For one image, give features[None]." if features.shape[-1:] == (feature_dim,) else ""
         raise DataError(
