@@ -104,7 +104,7 @@ def check_features(features: Any, counts: Any, model: ModelConfig) -> tuple[Floa
 def batches_of(
     features: FloatArray, counts: IntArray | None, batch_size: int | None = None
 ) -> Iterator[tuple[slice, FloatArray, IntArray | None]]:
-    """What `check_features` gave -> the places of each batch, and what `batch_of` gives of them."""
+    """What `check_features` gave -> the places of each batch (None: 128 images) and what `batch_of` gives."""
     for part in slices(len(features), size_of_batches(batch_size, IMAGES_AT_ONCE)):
         yield part, *batch_of(features, counts, part)
 
