@@ -146,9 +146,9 @@ class Recording:
 def our_name(theirs: str) -> str:
     """The name of the 2019 code for a parameter -> ours."""
     side, _, name = theirs.partition(".")
-    prefix, table = {"img_enc": ("image_encoder.", IMAGE_KEYS), "txt_enc": ("caption_encoder.", CAPTION_KEYS)}[side]
+    table = {"img_enc": IMAGE_KEYS, "txt_enc": CAPTION_KEYS}[side]
     start = next(start for start in table if name.startswith(start))
-    return prefix + table[start] + name.removeprefix(start)
+    return table[start] + name.removeprefix(start)
 
 
 def vsrn_recordings(device: torch.device) -> Figures:

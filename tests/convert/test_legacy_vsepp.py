@@ -89,7 +89,7 @@ def test_both_namings_of_vgg_name_every_tensor_once(linear: tuple[str, str]) -> 
     ours = []
     for name in theirs:
         start = next(start for start in VGG_KEYS if name.startswith(start))
-        ours.append(VGG_KEYS[start].removeprefix("network.") + name.removeprefix(start))
+        ours.append(VGG_KEYS[start].removeprefix("image_encoder.network.") + name.removeprefix(start))
     assert sorted(ours) == sorted(wanted)
 
 

@@ -127,12 +127,9 @@ def test_joint_loss_in_training_mode_and_every_gradient(recording: Recording) ->
 
 def our_name(theirs: str) -> str:
     side, _, name = theirs.partition(".")
-    prefix, table = {
-        "img_enc": ("image_encoder.", IMAGE_KEYS),
-        "txt_enc": ("caption_encoder.", CAPTION_KEYS),
-    }[side]
+    table = {"img_enc": IMAGE_KEYS, "txt_enc": CAPTION_KEYS}[side]
     start = next(start for start in table if name.startswith(start))
-    return prefix + table[start] + name.removeprefix(start)
+    return table[start] + name.removeprefix(start)
 
 
 def assert_close(ours: torch.Tensor, recorded: torch.Tensor) -> None:

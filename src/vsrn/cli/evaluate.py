@@ -146,7 +146,8 @@ def _rank(retrieval: Retrieval, models: Sequence[Path], **settings: Any) -> Eval
     """Rank what was encoded by `evaluate`, drawing the progress, and say how many words the models lack."""
     from vsrn.evaluation.evaluate import evaluate
 
-    with ProgressBar("comparing", "images", retrieval.split.num_images * retrieval.stages) as bar:
+    compared = retrieval.split.num_images * (1 if retrieval.second is None else 2)
+    with ProgressBar("comparing", "images", compared) as bar:
         evaluation = evaluate(retrieval, [str(model) for model in models], advance=bar.advance, **settings)
     options.say_unknown_share(evaluation.unknown_share, "the model's vocabulary")
     return evaluation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from vsrn.config import Config, check_config
-from vsrn.convert.names import CAPTIONER_KEYS, SCAN, VSRN, Renaming, is_vsepp, training_config, vsepp_family
+from vsrn.convert.names import CAPTIONER_KEYS, SCAN, VSRN, is_vsepp, training_config, vsepp_family
 from vsrn.convert.unpickle import load_pickled_tensors
 from vsrn.errors import CheckpointError
 
@@ -62,7 +63,7 @@ def read_checkpoint(path: Path, captioner: Path | None = None) -> LegacyModel:
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         fact = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: {fact}.") from error
-    size = len(weights[f"{family.captions.prefix}embedding.weight"])
+    size = len(weights[f"{family.captions['embed.']}weight"])
     return LegacyModel(config, weights, vocabulary_size=size, options=dict(vars(options)))
 
 
@@ -77,10 +78,7 @@ def _unwrapped(content: object) -> object:
 
 
 def _pair(parts: object) -> object:
-    """The pair of encoders, as the original has it or as one table of tensors; without `module.` in their names.
-
-    Anything else is given back as it is.
-    """
+    """The pair of encoders, of a pair or one table of tensors, without `module.` in names; anything else as it is."""
     if isinstance(parts, dict):
         named = _without_parallel(parts)
         sides: dict[str, dict[str, Any]] = {one: {} for one in _ENCODERS}
@@ -114,18 +112,18 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def _renamed(part: object, keys: Renaming, path: Path) -> dict[str, torch.Tensor]:
+def _renamed(part: object, table: Mapping[str, str], path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a part under our names. Raises `CheckpointError` on any other thing or name."""
     if not isinstance(part, dict) or not all(isinstance(name, str) and _is_plain(part[name]) for name in part):
         raise CheckpointError(f"{path} is not a VSRN checkpoint of 2019: a part of it is not a table of tensors.")
     renamed = {}
     for name, tensor in part.items():
-        start = next((start for start in keys.table if name.startswith(start)), None)
+        start = next((start for start in table if name.startswith(start)), None)
         if start is None:
             raise CheckpointError(f"{path} holds {name[:100]!r}, which no VSRN of 2019 has; it is another model's.")
         # A 1x1 convolution over regions is a linear layer with one more axis.
         kernel = tensor[..., 0] if tensor.ndim == 3 else tensor
-        renamed[keys.prefix + keys.table[start] + name.removeprefix(start)] = kernel.contiguous()
+        renamed[table[start] + name.removeprefix(start)] = kernel.contiguous()
     return renamed
 
 
@@ -134,9 +132,4 @@ def _captioner_weights(path: Path) -> dict[str, torch.Tensor]:
     content = load_pickled_tensors(path)
     if not isinstance(content, dict) or "captioner" not in content:
         raise CheckpointError(f"{path} holds no 'captioner'.")
-    weights = _renamed(_without_parallel(content["captioner"]), Renaming("captioner.", CAPTIONER_KEYS), path)
-    # Theirs is a one-step sequence model, ours a cell; only the layer suffix differs.
-    return {
-        name.removesuffix("_l0") if name.startswith("captioner.decoder.") else name: tensor
-        for name, tensor in weights.items()
-    }
+    return _renamed(_without_parallel(content["captioner"]), CAPTIONER_KEYS, path)

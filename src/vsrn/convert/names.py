@@ -19,46 +19,36 @@ Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Renaming:
-    """How the names of a part of a checkpoint become ours.
-
-    prefix  what our names begin with, such as "image_encoder."
-    table   beginnings of their names -> what stands for them in ours, after the prefix
-    """
-
-    prefix: str
-    table: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class Family:
     """A published code: the names of its two parts, and options and renamed weights -> config of the model."""
 
-    images: Renaming
-    captions: Renaming
+    images: Mapping[str, str]
+    captions: Mapping[str, str]
     model_of: Callable[[Options, Weights], ModelConfig]
 
 
-# Where their names and ours differ; everything else keeps the name it has after these.
+# What each of their names begins with, and what that is in ours; the rest of a name stays as it is.
 IMAGE_KEYS = {
-    "fc.": "projection.",
-    "img_rnn.": "aggregator.gru.",
-    "bn.": "norm.",
+    "fc.": "image_encoder.projection.",
+    "img_rnn.": "image_encoder.aggregator.gru.",
+    "bn.": "image_encoder.norm.",
     **{
-        f"Rs_GCN_{layer + 1}.{theirs}.": f"reasoning.{layer}.{ours}."
+        f"Rs_GCN_{layer + 1}.{theirs}.": f"image_encoder.reasoning.{layer}.{ours}."
         for layer in range(4)
         for theirs, ours in (("theta", "theta"), ("phi", "phi"), ("g", "w_g"), ("W.0", "w_r"), ("W.1", "norm"))
     },
 }
-CAPTION_KEYS = {"embed.": "embedding.", "rnn.": "gru."}
+CAPTION_KEYS = {"embed.": "caption_encoder.embedding.", "rnn.": "caption_encoder.gru."}
+_OF_A_LAYER = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 CAPTIONER_KEYS = {
-    "encoder.vid2hid.": "projection.",
-    "encoder.rnn.": "encoder.",
-    "decoder.embedding.": "embedding.",
-    "decoder.attention.linear1.": "attention_hidden.",
-    "decoder.attention.linear2.": "attention_score.",
-    "decoder.rnn.": "decoder.",
-    "decoder.out.": "output.",
+    "encoder.vid2hid.": "captioner.projection.",
+    "encoder.rnn.": "captioner.encoder.",
+    "decoder.embedding.": "captioner.embedding.",
+    "decoder.attention.linear1.": "captioner.attention_hidden.",
+    "decoder.attention.linear2.": "captioner.attention_score.",
+    "decoder.out.": "captioner.output.",
+    # Theirs is a sequence model of one layer, ours a cell.
+    **{f"decoder.rnn.{kind}_l0": f"captioner.decoder.{kind}" for kind in _OF_A_LAYER},
 }
 
 
@@ -115,10 +105,10 @@ def _captioner_config(options: Options, weights: Weights) -> CaptionerConfig:
     )
 
 
-VSRN = Family(Renaming("image_encoder.", IMAGE_KEYS), Renaming("caption_encoder.", CAPTION_KEYS), vsrn_model_config)
+VSRN = Family(IMAGE_KEYS, CAPTION_KEYS, vsrn_model_config)
 
-NETWORK = "network.trunk."
-WHOLE_KEYS = {"fc.": "projection.", "cnn.module.": NETWORK, "cnn.": NETWORK}
+NETWORK = "image_encoder.network.trunk."
+WHOLE_KEYS = {"fc.": "image_encoder.projection.", "cnn.module.": NETWORK, "cnn.": NETWORK}
 # Before 2018 torchvision's VGG dropped out before its first linear layer, which moved the two that are left.
 VGG_KEYS = {
     "cnn.classifier.1.": f"{NETWORK}classifier.0.",
@@ -138,13 +128,13 @@ def is_vsepp(image_part: object) -> bool:
 
 def vsepp_family(options: Options) -> Family:
     """How a VSE++ becomes ours; names of its image part depend on the network that the options name."""
-    table = VGG_KEYS if str(options["cnn_type"]).startswith("vgg") else WHOLE_KEYS
-    return Family(Renaming("image_encoder.", table), Renaming("caption_encoder.", CAPTION_KEYS), vsepp_model_config)
+    names = VGG_KEYS if str(options["cnn_type"]).startswith("vgg") else WHOLE_KEYS
+    return Family(names, CAPTION_KEYS, vsepp_model_config)
 
 
 def vsepp_model_config(options: Options, weights: Weights) -> ModelConfig:
     """The config of a VSE++: sizes from the tensors, the rest from the original's options."""
-    reads_photos = any(name.startswith(f"image_encoder.{NETWORK}") for name in weights)
+    reads_photos = any(name.startswith(NETWORK) for name in weights)
     crop_size = int(options["crop_size"])
     network = NetworkConfig(
         name=str(options["cnn_type"]),
@@ -183,5 +173,7 @@ def scan_model_config(options: Options, weights: Weights) -> ModelConfig:
 
 
 SCAN = Family(
-    Renaming("region_encoder.", {"fc.": "projection."}), Renaming("word_encoder.", CAPTION_KEYS), scan_model_config
+    {"fc.": "region_encoder.projection."},
+    {"embed.": "word_encoder.embedding.", "rnn.": "word_encoder.gru."},
+    scan_model_config,
 )

@@ -23,15 +23,8 @@ from vsrn.data.splits import CaptionedImages, Split
 from vsrn.data.stand_ins import ReadWords, StandIns, in_their_place, names
 from vsrn.data.tokenizer import tokenize
 from vsrn.data.vocabulary import Vocabulary
-from vsrn.encoders.inputs import (
-    ProgressOf,
-    check_features,
-    list_of_captions,
-    list_of_photos,
-    reporting,
-    size_of_batches,
-    slices,
-)
+from vsrn.encoders import inputs
+from vsrn.encoders.inputs import Photos, ProgressOf
 from vsrn.errors import CheckpointError, DataError, UnknownWordsWarning
 from vsrn.extractors.provenance import learned_extractor
 from vsrn.metrics import Advance, FloatArray, IntArray
@@ -39,7 +32,6 @@ from vsrn.metrics import Advance, FloatArray, IntArray
 if TYPE_CHECKING:
     from vsrn.data.pictures import Photo
     from vsrn.encoders.captioning import CaptionWriter
-    from vsrn.encoders.inputs import Photos
     from vsrn.extractors.base import Prepared, RegionExtractor
 
 # (B, N, F) features, or (B, S, S, 3) uint8 pixels of a model that reads photos whole.
@@ -48,12 +40,10 @@ Features = npt.NDArray[Any]
 # Reads a batch: (B, N, F) checked features in reading order, or pixels, and (B,) counts or None for all.
 ReadBatch = Callable[[], tuple[Features, IntArray | None]]
 
-IMAGES_AT_ONCE = 128
 PHOTOS_AT_ONCE = 32
 WORDS_NAMED = 10
 # Words of a sentence whose spelling is looked up; each takes some hundredths of a second.
 WORDS_SPELT = 5
-WHOLE_PHOTOS = "this model reads photos whole, so no region can be named; use one of regions."
 
 
 class BackEnd(ABC):
@@ -120,7 +110,7 @@ class BackEnd(ABC):
     @property
     def images_at_once(self) -> int:
         """How many images are encoded at a time where nobody says otherwise."""
-        return IMAGES_AT_ONCE
+        return inputs.IMAGES_AT_ONCE
 
     def _encode_batches(self, reads: Iterable[ReadBatch]) -> Iterator[FloatArray]:
         """What reads each batch -> (B, D) float32 of each, in order; a back end may read batches ahead, in threads."""
@@ -176,10 +166,10 @@ class BackEnd(ABC):
         Warns once of each word that the model never read and that nothing stands in for (`UnknownWordsWarning`).
         Raises `DataError` where one of them is no string.
         """
-        sentences = list_of_captions(captions)
+        sentences = inputs.list_of_captions(captions)
         instead = self.stand_ins(sentences) if stand_ins else {}
         self._warn_of_words(sentences, instead)
-        with reporting(progress, "encoding captions", len(sentences)) as advance:
+        with inputs.reporting(progress, "encoding captions", len(sentences)) as advance:
             embeddings = self._encode_tokens(self._tokens(sentences), advance, batch_size)
         if instead:
             words = [tokenize(sentence) for sentence in sentences]
@@ -198,7 +188,7 @@ class BackEnd(ABC):
 
     def unknown_words(self, captions: str | Iterable[str]) -> list[str]:
         """Words of captions that the model never read and that nothing stands in for, each once, in their order."""
-        captions = list_of_captions(captions)
+        captions = inputs.list_of_captions(captions)
         instead = self.stand_ins(captions)
         return [word for word in self.vocabulary.unknown_words(captions) if word not in instead]
 
@@ -206,7 +196,7 @@ class BackEnd(ABC):
         """Words of captions that the model never read -> the known words that stand in for each, nearest first."""
         if not self.reads_stand_ins:
             return {}
-        unknown = self.vocabulary.unknown_words(list_of_captions(captions))
+        unknown = self.vocabulary.unknown_words(inputs.list_of_captions(captions))
         return {word: found for word in unknown if (found := self.standing_in.of(word))}
 
     def read_words(self, sentence: str) -> ReadWords:
@@ -244,7 +234,7 @@ class BackEnd(ABC):
         lacks its weights, or has others here.
         """
         if self.config.model.network.name:
-            raise CheckpointError(WHOLE_PHOTOS)
+            raise CheckpointError(inputs.WHOLE_PHOTOS)
         with self._loading:
             if self._extractor is None:
                 self._extractor = learned_extractor(self.learned_from, self.extractor_weights, self.device)
@@ -295,14 +285,6 @@ class BackEnd(ABC):
                 " (`vsrn extract PHOTOS --model MODEL`)."
             )
 
-    def _check_features(
-        self, features: npt.ArrayLike, counts: npt.ArrayLike | None
-    ) -> tuple[FloatArray, IntArray | None]:
-        """(B, N, F) features and (B,) counts, checked but for their numbers. Raises what `encode_regions` raises."""
-        if self.config.model.network.name:
-            raise CheckpointError(WHOLE_PHOTOS)
-        return check_features(features, counts, self.config.model.feature_dim)
-
     def _read_photos(
         self, photos: Photos, batch_size: int | None = None, workers: int | None = None
     ) -> Iterator[tuple[Features, IntArray | None]]:
@@ -313,8 +295,9 @@ class BackEnd(ABC):
         from vsrn.data.photo_splits import View, made_ready  # noqa: PLC0415 - sentences need neither torch nor Pillow
         from vsrn.extractors.base import prepare_photo  # noqa: PLC0415
 
-        photos, network = list_of_photos(photos), self.config.model.network
-        batches = (photos[part] for part in slices(len(photos), size_of_batches(batch_size, PHOTOS_AT_ONCE)))
+        photos, network = inputs.list_of_photos(photos), self.config.model.network
+        size = inputs.size_of_batches(batch_size, PHOTOS_AT_ONCE)
+        batches = (photos[part] for part in inputs.slices(len(photos), size))
         if network.name:
             for _, middles in made_ready(batches, View.of(network).read_middle, workers):
                 yield np.stack(middles), None

@@ -1,12 +1,5 @@
 """One model at work, whatever library runs it: sentences, regions and photos in; embeddings, captions and reasons out.
 
-    model = vsrn.load("flickr8k-small")                     # or a run, a converted model, an exported folder
-    captions = model.encode_captions(["two dogs play on a beach"])  # (1, D)
-    images = model.encode_images(["beach.jpg"])                     # (1, D)
-    model.similarity(images, captions)                              # (1, 1)
-    model.explain("beach.jpg", "two dogs")                  # which regions earned the match
-    model.caption("beach.jpg")                              # "two dogs play on the beach."
-
 This file checks what comes in and needs no torch; the back ends beside it do the arithmetic.
 
 B images or captions, N regions of an image at most, F numbers per region, D numbers per embedding.
@@ -25,25 +18,16 @@ import numpy.typing as npt
 from vsrn.data.splits import CaptionedImages, Split, at_places, back_in_place, in_order, reading_places
 from vsrn.data.stand_ins import names
 from vsrn.data.vocabulary import SPECIAL_WORDS
-from vsrn.encoders.backend import IMAGES_AT_ONCE, Features
+from vsrn.encoders import inputs
+from vsrn.encoders.backend import Features
 from vsrn.encoders.explain import ExplainView, Explanation, explain_regions
 from vsrn.encoders.hub import SharedEncoder
-from vsrn.encoders.inputs import (
-    ProgressOf,
-    batch_of,
-    batches_of,
-    embeddings_of,
-    list_of_photos,
-    reporting,
-    size_of_batches,
-    slices,
-)
+from vsrn.encoders.inputs import Photos, ProgressOf
 from vsrn.metrics import SIMILARITIES, EncodedSplit, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.data.pictures import Photo
     from vsrn.encoders.captioning import Fit
-    from vsrn.encoders.inputs import Photos
 
 DEFAULT_BEAM = 5
 # Heat points at more with 400 words than with 50 (76.3 and 74.4 % of things; docs/explain.md), and they are read once,
@@ -100,15 +84,15 @@ class Encoder(SharedEncoder):
         Raises `DataError` where they are not of the size that the model reads, hold NaN or infinity, or where a count
         is not 1 to N. Of an image of zeros, whose length the model would divide by, the embedding is NaN.
         """
-        checked, real = self._check_features(features, counts)
+        checked, real = inputs.check_features(features, counts, self.config.model)
 
         def read(part: slice) -> tuple[Features, IntArray | None]:
-            batch, real_of_batch = batch_of(checked, real, part)
+            batch, real_of_batch = inputs.batch_of(checked, real, part)
             return in_order(batch, real_of_batch, self.region_order), real_of_batch
 
         embeddings = np.empty((len(checked), self.config.model.joint_dim), dtype=np.float32)
-        with reporting(progress, "encoding images", len(checked)) as advance:
-            parts = list(slices(len(checked), size_of_batches(batch_size, self.images_at_once)))
+        with inputs.reporting(progress, "encoding images", len(checked)) as advance:
+            parts = list(inputs.slices(len(checked), inputs.size_of_batches(batch_size, self.images_at_once)))
             for part, encoded in zip(parts, self._encode_batches(partial(read, part) for part in parts), strict=True):
                 embeddings[part] = encoded
                 advance(len(encoded))
@@ -122,11 +106,11 @@ class Encoder(SharedEncoder):
         Regions stay in their places, padded ones are 0. Raises what `encode_regions` raises, and `CheckpointError`
         where an export is from before encoders gave their reasoned regions.
         """
-        features, counts = self._check_features(features, counts)
+        features, counts = inputs.check_features(features, counts, self.config.model)
         joint_dim = self.config.model.joint_dim
         embeddings = np.empty((len(features), joint_dim), dtype=np.float32)
         regions = np.empty((*features.shape[:2], joint_dim), dtype=np.float32)
-        for part, batch, real in batches_of(features, counts, size_of_batches(batch_size, IMAGES_AT_ONCE)):
+        for part, batch, real in inputs.batches_of(features, counts, batch_size):
             places = reading_places(batch, real, self.region_order)
             embeddings[part], reasoned = self._reasoned_regions(at_places(batch, places), real)
             regions[part] = back_in_place(reasoned, places)
@@ -142,9 +126,9 @@ class Encoder(SharedEncoder):
 
         Raises what `encode_regions` raises, and `CheckpointError` for an export, a SCAN or an encoder of another kind.
         """
-        features, counts = self._check_features(features, counts)
+        features, counts = inputs.check_features(features, counts, self.config.model)
         parts = []
-        for _, batch, real in batches_of(features, counts, size_of_batches(batch_size, IMAGES_AT_ONCE)):
+        for _, batch, real in inputs.batches_of(features, counts, batch_size):
             places = reading_places(batch, real, self.region_order)
             found = self._affinities(at_places(batch, places), real)
             stored = places.argsort(axis=1)[None]
@@ -160,10 +144,10 @@ class Encoder(SharedEncoder):
         Raises `PhotoError` where a photo cannot be read, and `DataError` where the extractor here is not the one that
         the model learned from.
         """
-        photos = list_of_photos(photos)
+        photos = inputs.list_of_photos(photos)
         encode = self._encode_regions if self.config.model.network.name else self.encode_regions
         parts = [np.empty((0, self.config.model.joint_dim), dtype=np.float32)]
-        with reporting(progress, "encoding photos", len(photos)) as advance:
+        with inputs.reporting(progress, "encoding photos", len(photos)) as advance:
             for batch in self._read_photos(photos, batch_size):
                 parts.append(encode(*batch))
                 advance(len(parts[-1]))
@@ -178,8 +162,9 @@ class Encoder(SharedEncoder):
         Raises `DataError` where embeddings are of another size, and what the two methods raise.
         """
         dim = self.config.model.joint_dim
-        encoded = embeddings_of(images, self.encode_images, dim), embeddings_of(captions, self.encode_captions, dim)
-        return SIMILARITIES[self.similarity_name](*encoded)
+        of_images = inputs.embeddings_of(images, self.encode_images, dim)
+        of_captions = inputs.embeddings_of(captions, self.encode_captions, dim)
+        return SIMILARITIES[self.similarity_name](of_images, of_captions)
 
     def compare(
         self, features: npt.ArrayLike, counts: npt.ArrayLike | None, captions: str | Iterable[str]
@@ -206,9 +191,9 @@ class Encoder(SharedEncoder):
 
             split = seen_by(split, self.config.model.network)
         parts = []
-        with reporting(progress, "encoding", split.num_images + len(split.captions)) as advance:
-            size = size_of_batches(batch_size, self.images_at_once)
-            batches = [np.arange(part.start, part.stop) for part in slices(split.num_images, size)]
+        with inputs.reporting(progress, "encoding", split.num_images + len(split.captions)) as advance:
+            size = inputs.size_of_batches(batch_size, self.images_at_once)
+            batches = [np.arange(part.start, part.stop) for part in inputs.slices(split.num_images, size)]
             reads = (partial(split.read_images, images) for images in batches)
             for images, encoded in zip(batches, self._encode_batches(reads), strict=True):
                 if isinstance(split, Split) and not np.isfinite(encoded).all():
@@ -234,8 +219,7 @@ class Encoder(SharedEncoder):
         the word alone, has beyond the average word's. Raises what `reasoned_regions` raises.
         """
         reasoned = self.reasoned_regions(features[None])[1][0]
-        found: FloatArray = (self.encode_captions([sentence, *words]) - self.average_word()) @ reasoned.T
-        return found
+        return np.asarray((self.encode_captions([sentence, *words]) - self.average_word()) @ reasoned.T)
 
     def average_word(self) -> FloatArray:
         """(D,) the mean embedding of the vocabulary's first naming words, each alone; of an empty caption without any.
@@ -303,10 +287,10 @@ class Encoder(SharedEncoder):
         Raises what `encode_regions` raises, and `CheckpointError` where the model has no captioner.
         """
         writer = self.caption_writer
-        features, counts = self._check_features(features, counts)
+        features, counts = inputs.check_features(features, counts, self.config.model)
         written = []
         # Reasoned regions take much more room than captions.
-        for _, batch, real in batches_of(features, counts, IMAGES_AT_ONCE):
+        for _, batch, real in inputs.batches_of(features, counts):
             # The captioner reads the regions one after the other, in the model's order.
             embeddings, reasoned = self._reasoned_regions(in_order(batch, real, self.region_order), real)
             # Greedy search finds one caption.

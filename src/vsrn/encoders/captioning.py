@@ -4,8 +4,6 @@ A beam of K keeps the K most probable partial captions of an image; 1 is greedy.
 is then narrower by one. Of the whole captions the one with the best mean log-probability of its words and of its end
 wins, to which its similarity with the image is added where the model compares by cosines.
 
-The search needs no torch; a captioner, by whatever library, only says how captions go on (`Continuations`).
-
 Shapes: B images, K partial captions of each, R = B K rows, T words so far, V vocabulary size.
 """
 

@@ -16,21 +16,9 @@ from torch.nn import functional
 from vsrn.config import config_to_toml
 from vsrn.data.splits import at_places, back_in_place, reading_places
 from vsrn.data.vocabulary import START
+from vsrn.encoders import onnx_backend
 from vsrn.encoders.folding import fold, folded_layers
-from vsrn.encoders.onnx_backend import (
-    CAPTION_FILE,
-    CAPTIONER_FILE,
-    CONFIG_FILE,
-    EMBEDDINGS,
-    IMAGE_FILE,
-    INFO_FILE,
-    MODEL_KEY,
-    REGIONS,
-    VOCABULARY_FILE,
-    ExportInfo,
-    OnnxEncoder,
-    StoredPrecision,
-)
+from vsrn.encoders.onnx_backend import EMBEDDINGS, MODEL_KEY, REGIONS, ExportInfo, OnnxEncoder, StoredPrecision
 from vsrn.encoders.onnx_writing import LEAST_COSINE, Example, halve, trace, write_extractor
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, carry_names, carry_weights
@@ -74,17 +62,17 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
     )
     with new_folder(folder) as temporary, torch.no_grad():
         regions = _example_regions(info.feature_dim)
-        write_graph(temporary / IMAGE_FILE, fold(images), regions, [EMBEDDINGS, REGIONS], info)
+        write_graph(temporary / onnx_backend.IMAGE_FILE, fold(images), regions, [EMBEDDINGS, REGIONS], info)
         tokens = _example_tokens(len(stored.vocabulary))
-        write_graph(temporary / CAPTION_FILE, _traceable(captions), tokens, [EMBEDDINGS], info)
-        write_atomically(temporary / CONFIG_FILE, config_to_toml(stored.config).encode())
-        write_atomically(temporary / VOCABULARY_FILE, stored.vocabulary.to_json())
+        write_graph(temporary / onnx_backend.CAPTION_FILE, _traceable(captions), tokens, [EMBEDDINGS], info)
+        write_atomically(temporary / onnx_backend.CONFIG_FILE, config_to_toml(stored.config).encode())
+        write_atomically(temporary / onnx_backend.VOCABULARY_FILE, stored.vocabulary.to_json())
         if model.captioner is not None:
             dtype = torch.float32 if precision == "fp32" else torch.float16
             weights = {name: tensor.to(dtype) for name, tensor in model.captioner.state_dict().items()}
             held = f"what {str(dtype).removeprefix('torch.')} cannot; train it again, or store its weights as float32"
             _check_finite(weights, "captioner", held)
-            write_tensors(temporary / CAPTIONER_FILE, weights, {MODEL_KEY: info.model})
+            write_tensors(temporary / onnx_backend.CAPTIONER_FILE, weights, {MODEL_KEY: info.model})
         weights_file = stored.extractor_weights
         if weights_file is not None and info.extractor == "grid" and weights_file.suffix != ".onnx":
             made_of = write_extractor(weights_file, temporary / f"{NAME}.onnx", halves=precision == "fp16")
@@ -93,7 +81,7 @@ def export_onnx(stored: StoredModel, folder: Path, precision: StoredPrecision = 
         elif weights_file is not None:
             carry_weights(weights_file, temporary)
         carry_names(stored.region_names, temporary)
-        write_atomically(temporary / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
+        write_atomically(temporary / onnx_backend.INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=1))
         _check_same(OnnxEncoder(temporary, threads=1), images, captions)
     return info
 

@@ -40,8 +40,7 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         slope = max(self.similarity + self.both * rarity, 0.0)
         # Beyond 30 the chance is 0 or 1 to the last digit shown, and exp is safe.
         t = np.clip(self.base + self.words * rarity + slope * np.asarray(similarities, np.float64), -30, 30)
-        chances: FloatArray = 1 / (1 + np.exp(-t))
-        return chances
+        return np.asarray(1 / (1 + np.exp(-t)))
 
 
 def read_fit(path: Path, model: str) -> Fit | None:

@@ -35,12 +35,9 @@ class GRULayer:
     """
 
     def __init__(self, gru: nn.GRU, number: int = 0, dtype: torch.dtype | None = None) -> None:
-        def rounded(name: str) -> torch.Tensor:
-            tensor: torch.Tensor = getattr(gru, f"{name}_l{number}")
-            return tensor.detach().to(dtype)
-
-        self.weight_ih, self.bias_ih = rounded("weight_ih"), rounded("bias_ih")
-        self.weight_hh, self.bias_hh = rounded("weight_hh"), rounded("bias_hh")
+        names = (f"{name}_l{number}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        rounded = (getattr(gru, name).detach().to(dtype) for name in names)
+        self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh = rounded
         self.dim = gru.hidden_size
 
     def gates(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import msgspec
 
 import vsrn
 from vsrn.encoders.backend import BackEnd
-from vsrn.errors import CheckpointError
+from vsrn.errors import CheckpointError, one_line
 from vsrn.files import write_atomically
 from vsrn.pretrained import PACKAGED_MODELS, find_model
 
@@ -179,8 +179,8 @@ def _asking(name: str) -> Iterator[None]:
         raise CheckpointError(f"'{name}' on the hub has no such revision; name a branch, a tag or a commit.") from error
     except Exception as error:
         # Hubs fail in as many ways as networks do.
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"the hub did not serve '{name}' ({type(error).__name__}: {reason}).") from error
+        fault = f"{type(error).__name__}: {one_line(error)}"
+        raise CheckpointError(f"the hub did not serve '{name}' ({fault}).") from error
 
 
 def card(encoder: BackEnd, name: str = "") -> str:

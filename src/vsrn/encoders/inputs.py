@@ -8,21 +8,24 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from vsrn.config import ModelConfig
 from vsrn.data.regions import may_not_be_finite
-from vsrn.errors import ConfigError, DataError
+from vsrn.errors import CheckpointError, ConfigError, DataError
 from vsrn.metrics import Advance, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from vsrn.data.pictures import Photo
 
-    # Every form of one photo, or of many.
-    Photos = Photo | Iterable[Photo]
+IMAGES_AT_ONCE = 128
+WHOLE_PHOTOS = "this model reads photos whole, so no region can be named; use one of regions."
 
+# Every form of one photo, or of many.
+Photos: TypeAlias = "Photo | Iterable[Photo]"
 # True shows a bar on standard error; a function is called with the number that each finished batch had.
 ProgressOf = bool | Advance
 
@@ -64,12 +67,16 @@ def array_of(values: Any, what: str) -> npt.NDArray[Any]:
     return array
 
 
-def check_features(features: Any, counts: Any, feature_dim: int | None) -> tuple[FloatArray, IntArray | None]:
+def check_features(features: Any, counts: Any, model: ModelConfig) -> tuple[FloatArray, IntArray | None]:
     """(B, N, F) features and (B,) counts, or None for all, in any form -> arrays of numpy of these shapes.
 
     The numbers themselves are looked at by `batches_of`, so that features may lie on disk. Raises `DataError` where the
-    shapes do not fit each other or the model's F, or a count is not 1 to N.
+    shapes do not fit each other or the model's F, or a count is not 1 to N, and `CheckpointError` where the model reads
+    photos whole.
     """
+    if model.network.name:
+        raise CheckpointError(WHOLE_PHOTOS)
+    feature_dim = model.feature_dim
     features = array_of(features, "region features")
     if features.ndim != 3 or features.shape[2] != feature_dim:
         one = " For one image, give features[None]." if features.shape[-1:] == (feature_dim,) else ""
@@ -95,10 +102,10 @@ def check_features(features: Any, counts: Any, feature_dim: int | None) -> tuple
 
 
 def batches_of(
-    features: FloatArray, counts: IntArray | None, size: int
+    features: FloatArray, counts: IntArray | None, batch_size: int | None = None
 ) -> Iterator[tuple[slice, FloatArray, IntArray | None]]:
-    """What `check_features` gave -> the places of each batch, and what `batch_of` gives of them."""
-    for part in slices(len(features), size):
+    """What `check_features` gave -> the places of each batch (None: 128 images) and what `batch_of` gives."""
+    for part in slices(len(features), size_of_batches(batch_size, IMAGES_AT_ONCE)):
         yield part, *batch_of(features, counts, part)
 
 
@@ -149,8 +156,7 @@ def embeddings_of(values: Any, encode: Callable[[Any], FloatArray], dim: int) ->
 
     Raises `DataError` where embeddings are of another size, and what `encode` raises.
     """
-    floating = "float" in str(getattr(values, "dtype", ""))
-    if not floating or values.ndim not in (1, 2):
+    if "float" not in str(getattr(values, "dtype", "")) or values.ndim not in (1, 2):
         return encode(values)
     array = np.atleast_2d(array_of(values, "embeddings"))
     if array.shape[1] != dim:

@@ -1,15 +1,7 @@
 """An exported model at work, on the CPU and without torch, but for extractors other than a fine-tuned `grid`.
 
-The folder comes from `vsrn export RUN --onnx FOLDER`:
-
-    image_encoder.onnx     features (B, N, F) float32, counts (B,) int64 real regions  -> embeddings (B, D),
-                           and regions (B, N, D), what entered the aggregator, where they are asked for
-    caption_encoder.onnx   tokens (B, T) int64, lengths (B,) int64 real tokens          -> embeddings (B, D)
-    captioner.safetensors  weights of the captioner, where the model has one; numpy runs it
-    config.toml, vocabulary.json
-    fit.json               optional, how likely a photo fits by its similarity (`vsrn.encoders.fit`)
-    extractor.*            optional, weights of the extractor of regions (`vsrn.extractors.provenance`)
-    export.json            `ExportInfo`, written last
+The folder comes from `vsrn export RUN --onnx FOLDER`; docs/data-formats.md lists its files, what they take and give. It
+may also hold a `fit.json` (`vsrn.encoders.fit`).
 """
 
 from __future__ import annotations
@@ -99,11 +91,7 @@ class OnnxEncoder(Encoder):
     folder: Path
 
     def __init__(
-        self,
-        folder: Path | str,
-        threads: int = 0,
-        checksums: Mapping[str, str] | None = None,
-        device: str = "auto",
+        self, folder: Path | str, threads: int = 0, checksums: Mapping[str, str] | None = None, device: str = "auto"
     ) -> None:
         """Open an exported folder; each of its encoders is read when first used.
 

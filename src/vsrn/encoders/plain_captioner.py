@@ -21,8 +21,6 @@ from vsrn.errors import CheckpointError
 from vsrn.metrics import FloatArray, IntArray
 
 Weights = Mapping[str, FloatArray]
-
-
 # What a cell remembers: (R, H) its state, and for an LSTM its memory, of the same shape.
 State = tuple[FloatArray, ...]
 
@@ -96,12 +94,7 @@ class PlainCaptions:
     """The captions of a batch, being written; as `vsrn.encoders.captioning.Continuations`."""
 
     def __init__(self, weights: Weights, config: CaptionerConfig, regions: FloatArray, counts: IntArray | None) -> None:
-        """Read the regions.
-
-        weights  float32, by torch's names, of the shapes of `shapes_of`
-        regions  (B, N, D) reasoned ones
-        counts   (B,) real ones of each or None for all
-        """
+        """Read (B, N, D) reasoned regions, (B,) real ones of each or None for all, by weights as `shapes_of` says."""
         self.weights = weights
         counts = np.full(len(regions), regions.shape[1]) if counts is None else counts
         self.real = np.arange(regions.shape[1]) < counts[:, None]
@@ -171,15 +164,12 @@ class PlainCaptions:
         scores = np.where(self.real[:, None], scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
         weights /= weights.sum(axis=2, keepdims=True)
-        found: FloatArray = (weights @ self.states).reshape(len(hidden), size)
-        return found
+        return np.asarray((weights @ self.states).reshape(len(hidden), size))
 
     def _linear(self, name: str, inputs: FloatArray) -> FloatArray:
         """(..., in) -> (..., out) by a weight and a bias."""
-        found: FloatArray = inputs @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-        return found
+        return np.asarray(inputs @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"])
 
 
 def _sigmoid(numbers: FloatArray) -> FloatArray:
-    found: FloatArray = 0.5 * np.tanh(0.5 * numbers) + 0.5
-    return found
+    return np.asarray(0.5 * np.tanh(0.5 * numbers) + 0.5)

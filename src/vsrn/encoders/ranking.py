@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vsrn.metrics import (
-    KEPT_BYTES,
-    Advance,
-    EncodedSplit,
-    IntArray,
-    Ranks,
-    inner_products,
-    rank_blocks,
-    rows_of_block,
-    similarity_blocks,
-)
+from vsrn import metrics
+from vsrn.metrics import Advance, EncodedSplit, IntArray, Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +35,9 @@ def rank_encoded(
 
     Raises what `vsrn.metrics.rank_blocks` raises.
     """
-    if all(model.device.startswith("cuda") and model.compare is inner_products for model in models):
+    if all(model.device.startswith("cuda") and model.compare is metrics.inner_products for model in models):
         return rank_on(models[0].device, models, image_of_caption, advance, weights)
-    return rank_blocks(similarity_blocks(models, advance, weights=weights), image_of_caption)
+    return metrics.rank_blocks(metrics.similarity_blocks(models, advance, weights=weights), image_of_caption)
 
 
 def rank_on(
@@ -56,7 +47,7 @@ def rank_on(
     advance: Advance = lambda _: None,
     weights: Sequence[float] | None = None,
     block_bytes: int = DEVICE_BLOCK_BYTES,
-    kept_bytes: int = KEPT_BYTES,
+    kept_bytes: int = metrics.KEPT_BYTES,
 ) -> Ranks:
     """Ranks as `rank_blocks` counts them, by inner products on a torch device.
 
@@ -71,7 +62,7 @@ def rank_on(
     import torch  # noqa: PLC0415
 
     images, captions = len(models[0].images), len(models[0].captions)
-    rows = rows_of_block(captions, block_bytes)
+    rows = metrics.rows_of_block(captions, block_bytes)
     order = np.argsort(image_of_caption, kind="stable")
     # Captions of the images from a to b are order[starts[a]:starts[b]].
     starts = np.searchsorted(image_of_caption[order], np.arange(images + 1))
@@ -99,7 +90,7 @@ def rank_on(
             advance(len(block))
         if bool(nan | own.isnan().any()) or not np.diff(starts).all():
             # It goes through the images one by one, and names what is wrong.
-            return rank_blocks(similarity_blocks(models, weights=weights), image_of_caption)
+            return metrics.rank_blocks(metrics.similarity_blocks(models, weights=weights), image_of_caption)
         # Its own image always counts itself once.
         to_image = torch.full((captions,), -1, dtype=torch.int64, device=device)
         for block in kept or (block_of(slice(first, first + rows)) for first in range(0, images, rows)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,12 @@ from typing_extensions import override
 
 from vsrn.config import ScanConfig
 from vsrn.data.splits import CaptionedImages
-from vsrn.encoders.backend import IMAGES_AT_ONCE, Features
+from vsrn.encoders import inputs
+from vsrn.encoders.backend import Features
 from vsrn.encoders.base import Encoder
 from vsrn.encoders.explain import ExplainView
 from vsrn.encoders.folding import evaluating
-from vsrn.encoders.inputs import ProgressOf, batches_of, list_of_captions, reporting, size_of_batches, slices
+from vsrn.encoders.inputs import Photos, ProgressOf
 from vsrn.encoders.torch_backend import Precision, StoredEncoder, TorchEncoder, device_of
 from vsrn.errors import CheckpointError
 from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
@@ -26,9 +27,6 @@ from vsrn.model.base import MatchingModel
 from vsrn.model.gru import pad_tokens
 from vsrn.model.saved import StoredModel
 from vsrn.model.scan import SCAN, EncodedRegions, similarities
-
-if TYPE_CHECKING:
-    from vsrn.encoders.inputs import Photos
 
 SCAN_CAPTIONS_PER_BATCH = 512
 IMAGES_COMPARED_AT_ONCE = 16
@@ -83,7 +81,7 @@ def compare_sets(config: ScanConfig, regions: EncodedRegions, words: EncodedWord
     # Captions of equal length, so that none is padded.
     for length in np.unique(words.lengths):
         alike = np.flatnonzero(words.lengths == length)
-        for part in slices(len(alike), max(1, AFFINITIES_AT_ONCE // (num_regions * int(length)))):
+        for part in inputs.slices(len(alike), max(1, AFFINITIES_AT_ONCE // (num_regions * int(length)))):
             captions = alike[part]
             places = torch.from_numpy(words.starts[captions][:, None] + np.arange(length))
             vectors = words.vectors[places.to(words.vectors.device)]
@@ -107,8 +105,8 @@ class ScanEncoder(StoredEncoder):
     ) -> EncodedSplit:
         self.check_split(split)
         parts = []
-        with reporting(progress, "encoding", split.num_images + len(split.captions)) as advance:
-            for part in slices(split.num_images, size_of_batches(batch_size, IMAGES_AT_ONCE)):
+        with inputs.reporting(progress, "encoding", split.num_images + len(split.captions)) as advance:
+            for part in inputs.slices(split.num_images, inputs.size_of_batches(batch_size, inputs.IMAGES_AT_ONCE)):
                 images = np.arange(part.start, part.stop)
                 parts.append(self._sets_of_regions(*split.read_images(images)))
                 advance(len(images))
@@ -129,12 +127,12 @@ class ScanEncoder(StoredEncoder):
     def compare(
         self, features: npt.ArrayLike, counts: npt.ArrayLike | None, captions: str | Iterable[str]
     ) -> FloatArray:
-        features, counts = self._check_features(features, counts)
+        features, counts = inputs.check_features(features, counts, self.config.model)
         return self._compared(features, counts, self._sets_of_words(captions))
 
     def _compared(self, features: FloatArray, counts: IntArray | None, words: EncodedWords) -> FloatArray:
         found = np.empty((len(features), len(words)), dtype=np.float32)
-        for part, batch, real in batches_of(features, counts, IMAGES_AT_ONCE):
+        for part, batch, real in inputs.batches_of(features, counts):
             found[part] = compare_sets(self.model.config.scan, self._sets_of_regions(batch, real), words)
         return found
 
@@ -151,7 +149,7 @@ class ScanEncoder(StoredEncoder):
         A word's is the cosine of the region with the word, read in its sentence, or the mean where it occurs several
         times; the sentence's the mean of these words, or of every token where there are none.
         """
-        checked, _ = self._check_features(features[None], None)
+        checked, _ = inputs.check_features(features[None], None, self.config.model)
         regions = self._sets_of_regions(checked, None).vectors[0].float()
         affinity = (self._sets_of_words(sentence).vectors.float() @ regions.mT).cpu().numpy()
         tokens = np.array(self.vocabulary.encode(sentence))
@@ -175,13 +173,13 @@ class ScanEncoder(StoredEncoder):
         self, captions: str | Iterable[str], advance: Advance = lambda _: None, batch_size: int | None = None
     ) -> EncodedWords:
         """Sentences -> the vectors of their words; those of about one length are read together."""
-        tokens = self._tokens(list_of_captions(captions))
+        tokens = self._tokens(inputs.list_of_captions(captions))
         device = device_of(self.model)
         lengths = np.array([len(ids) for ids in tokens])
         starts = np.cumsum(lengths) - lengths
         vectors = torch.empty(int(lengths.sum()), self.model.config.joint_dim, device=device)
         order = np.argsort(lengths, kind="stable")
-        for part in slices(len(order), size_of_batches(batch_size, SCAN_CAPTIONS_PER_BATCH)):
+        for part in inputs.slices(len(order), inputs.size_of_batches(batch_size, SCAN_CAPTIONS_PER_BATCH)):
             batch = order[part]
             padded, real = pad_tokens([tokens[caption] for caption in batch])
             with evaluating(self.model), self._autocast():

@@ -19,25 +19,18 @@ from vsrn.data.photo_splits import made_ready
 from vsrn.data.regions import RegionNames
 from vsrn.data.splits import CaptionedImages
 from vsrn.devices import brought_back, moved, pace_of, pick_device, tensor_for
-from vsrn.encoders.backend import IMAGES_AT_ONCE, Features, ReadBatch
+from vsrn.encoders.backend import Features, ReadBatch
 from vsrn.encoders.base import NO_CAPTIONER, Encoder
 from vsrn.encoders.captioning import CaptionWriter, Mask
 from vsrn.encoders.folding import evaluating, fold, last_states, state_of
-from vsrn.encoders.inputs import ProgressOf, size_of_batches, slices
+from vsrn.encoders.inputs import IMAGES_AT_ONCE, ProgressOf, size_of_batches, slices
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.provenance import NAME, NAMES_FILE
 from vsrn.metrics import Advance, EncodedSplit, FloatArray, IntArray
 from vsrn.model.base import EncodedImages, MatchingModel
 from vsrn.model.captioner import Captioner, rows_of
 from vsrn.model.gru import is_plain, pad_tokens
-from vsrn.model.saved import (
-    CONFIG_FILE,
-    VOCABULARY_FILE,
-    WEIGHTS_FILE,
-    StoredModel,
-    model_fingerprint,
-    write_model,
-)
+from vsrn.model.saved import CONFIG_FILE, VOCABULARY_FILE, WEIGHTS_FILE, StoredModel, model_fingerprint, write_model
 from vsrn.model.vsrn import ImageEncoder, TextEncoder
 
 Precision = Literal["fp32", "bf16"]

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from vsrn.errors import ConfigError, DataError
+from vsrn.errors import ConfigError, DataError, one_line
 from vsrn.evaluation.evaluate import Retrieval
 from vsrn.files import replacing
 from vsrn.metrics import Advance, FloatArray, IntArray
@@ -115,7 +115,7 @@ def read_owners(given: str, similarities: Sequence[Path]) -> IntArray | int | No
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); name {wanted}.") from error
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise DataError(f"{path} holds no whole numbers ({_first_line(error)}); name {wanted}.") from error
+        raise DataError(f"{path} holds no whole numbers ({one_line(error)}); name {wanted}.") from error
 
 
 def _read_array(path: Path, name: str, wanted: str) -> Array:
@@ -133,11 +133,7 @@ def _read_array(path: Path, name: str, wanted: str) -> Array:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or _first_line(error)}); name {wanted}.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror or one_line(error)}); name {wanted}.") from error
     except Exception as error:
         # numpy and zipfile raise many kinds of errors for a broken file, ValueError for an array of objects.
-        raise DataError(f"{path} is not a readable array ({_first_line(error)}); save {wanted}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        raise DataError(f"{path} is not a readable array ({one_line(error)}); save {wanted}.") from error

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from vsrn import metrics
 from vsrn.data.splits import CaptionedImages, Split
-from vsrn.encoders.backend import IMAGES_AT_ONCE
 from vsrn.encoders.base import DEFAULT_BEAM, Encoder
+from vsrn.encoders.inputs import IMAGES_AT_ONCE, slices
 from vsrn.encoders.ranking import rank_encoded
 from vsrn.errors import ConfigError
-from vsrn.evaluation.rerank import BoolArray, best_matches, candidates, reranked
+from vsrn.evaluation.rerank import best_matches, candidates, reranked
 from vsrn.metrics import (
-    EVERY,
     Advance,
     Blocks,
     DirectionMetrics,
@@ -26,12 +26,6 @@ from vsrn.metrics import (
     Interval,
     Ranks,
     RetrievalMetrics,
-    bootstrap_intervals,
-    five_folds,
-    intervals_json,
-    mean_of,
-    retrieval_metrics,
-    similarity_blocks,
 )
 
 MATCHES_SHOWN = 5
@@ -145,7 +139,7 @@ class Evaluation:
             **{name: getattr(self, name) for name in names},
             "unknown_share": round(self.unknown_share, 6),
             **self.metrics.to_json(),
-            "intervals_95": intervals_json(self.intervals),
+            "intervals_95": metrics.intervals_json(self.intervals),
             **({} if self.reranking is None else {"reranking": self.reranking.to_json()}),
             **({} if self.weights is None else {"weights": self.weights}),
         }
@@ -188,11 +182,6 @@ class Retrieval:
         self.seconds = [halfway - started, time.perf_counter() - halfway]
         self.found: list[Ranks] = []
 
-    @property
-    def stages(self) -> int:
-        """How often `ranks` compares each image."""
-        return 1 if self.second is None else 2
-
     def ranks(self, images: IntArray, advance: Advance = lambda _: None) -> tuple[Ranks, IntArray]:
         """Ranks among these images and their captions alone, and the image of each of these captions.
 
@@ -215,40 +204,43 @@ class Retrieval:
 
     def blocks(self) -> Blocks:
         """Similarities of all images and all captions by the first stage, block by block."""
-        return similarity_blocks(self.encoded, weights=self.weights)
+        return metrics.similarity_blocks(self.encoded, weights=self.weights)
 
-    def query(self, place: int, *, is_caption: bool) -> tuple[FloatArray, BoolArray]:
-        """Similarities of one image to all captions, or of one caption to all images, and which matches are true.
+    def example(self, place: int, *, is_caption: bool) -> Example:
+        """One caption or image with its best matches; ties count against it.
 
-        With a second stage they are scores in the order after it.
+        With a second stage similarities are scores in the order after it.
         """
-        owners = self.split.image_of_caption
-        correct = np.arange(self.split.num_images) == owners[place] if is_caption else owners == place
+        ids, captions, owners = self.split.image_ids(), self.split.captions, self.split.image_of_caption
+        queries, texts = (captions, ids) if is_caption else (ids, captions)
+        correct = np.arange(len(ids)) == owners[place] if is_caption else owners == place
         first, second = self.encoded, [] if self.second is None else [self.second]
         if is_caption:
             first, second = ([each.turned() for each in models] for models in (first, second))
-        found = _row(first, place, EVERY, self.weights)
-        if not second:
-            return found, correct
-        best = best_matches(found, self.top, correct)
-        scores = _row(second, place, best)
-        _, from_last = np.unique(found, return_inverse=True)
-        after = scores.min() - 1.0 - (from_last.max() - from_last)
-        after[best] = scores
-        return after, correct
+        found = _row(first, place, metrics.EVERY, self.weights)
+        if second:
+            best = best_matches(found, self.top, correct)
+            scores = _row(second, place, best)
+            _, from_last = np.unique(found, return_inverse=True)
+            found = scores.min() - 1.0 - (from_last.max() - from_last)
+            found[best] = scores
+        shown = best_matches(found, MATCHES_SHOWN, correct)
+        matches = [Match(texts[match], float(found[match]), bool(correct[match])) for match in shown]
+        rank = int((found[~correct] >= found[correct].max()).sum())
+        return Example("text_to_image" if is_caption else "image_to_text", queries[place], rank, matches)
 
     def reranking(self) -> Reranking | None:
         """What the second stage started from, and what it cost; None where there is none."""
         if self.second is None:
             return None
-        return Reranking(self.name, self.top, retrieval_metrics(*self.found), *self.seconds)
+        return Reranking(self.name, self.top, metrics.retrieval_metrics(*self.found), *self.seconds)
 
 
 def _row(
     models: Sequence[EncodedSplit], image: int, captions: IntArray | slice, weights: Sequence[float] | None = None
 ) -> FloatArray:
     """(captions,) mean similarities of an image to some captions."""
-    return mean_of((each.only(np.array([image]), captions).similarities()[0] for each in models), weights)
+    return metrics.mean_of((each.only(np.array([image]), captions).similarities()[0] for each in models), weights)
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> None:
@@ -280,7 +272,7 @@ def evaluate(
     """
     split = retrieval.split
     everything = np.arange(split.num_images)
-    parts = [everything[fold] for fold in five_folds(split.num_images)] if five_fold else [everything]
+    parts = [everything[fold] for fold in metrics.five_folds(split.num_images)] if five_fold else [everything]
     return replace(
         summary([retrieval.ranks(images, advance) for images in parts], seed),
         models=list(models),
@@ -307,8 +299,8 @@ def summary(folds: Sequence[tuple[Ranks, IntArray]], seed: int = 0) -> Evaluatio
         num_images=len(ranks.image_to_text),
         num_captions=len(ranks.text_to_image),
         num_folds=len(folds),
-        metrics=retrieval_metrics(*(found for found, _ in folds)),
-        intervals=bootstrap_intervals(folds, seed=seed),
+        metrics=metrics.retrieval_metrics(*(found for found, _ in folds)),
+        intervals=metrics.bootstrap_intervals(folds, seed=seed),
         ranks=ranks,
     )
 
@@ -323,8 +315,8 @@ def write_captions(
     """
     encoder.check_split(split)
     written: list[str] = []
-    for first in range(0, split.num_images, IMAGES_AT_ONCE):
-        images = np.arange(first, min(first + IMAGES_AT_ONCE, split.num_images))
+    for part in slices(split.num_images, IMAGES_AT_ONCE):
+        images = np.arange(part.start, part.stop)
         features, counts = split.read_images(images)
         written += encoder.caption_regions(features, counts, beam)
         advance(len(images))
@@ -333,25 +325,9 @@ def write_captions(
 
 def _examples(retrieval: Retrieval, number: int) -> list[Example]:
     """Queries spread evenly over the split, half of them sentences and half images."""
-    captions = _spread(len(retrieval.split.captions), number - number // 2)
-    images = _spread(retrieval.split.num_images, number // 2)
-    return [
-        *(_example(retrieval, caption, is_caption=True) for caption in captions),
-        *(_example(retrieval, image, is_caption=False) for image in images),
-    ]
-
-
-def _example(retrieval: Retrieval, place: int, *, is_caption: bool) -> Example:
-    """One query with its best matches; ties count against it."""
-    ids, captions = retrieval.split.image_ids(), retrieval.split.captions
-    queries, texts = (captions, ids) if is_caption else (ids, captions)
-    similarities, correct = retrieval.query(place, is_caption=is_caption)
-    best = best_matches(similarities, MATCHES_SHOWN, correct)
-    matches = [Match(texts[match], float(similarities[match]), bool(correct[match])) for match in best]
-    rank = int((similarities[~correct] >= similarities[correct].max()).sum())
-    return Example("text_to_image" if is_caption else "image_to_text", queries[place], rank, matches)
-
-
-def _spread(total: int, number: int) -> list[int]:
-    """Up to `number` places spread evenly over `total`."""
-    return [int(place) for place in np.unique(np.linspace(0, total - 1, min(number, total)).round())]
+    examples = []
+    captions, images = len(retrieval.split.captions), retrieval.split.num_images
+    for total, wanted, is_caption in ((captions, number - number // 2, True), (images, number // 2, False)):
+        places = np.unique(np.linspace(0, total - 1, min(wanted, total)).round()).astype(int)
+        examples += [retrieval.example(place, is_caption=is_caption) for place in places.tolist()]
+    return examples

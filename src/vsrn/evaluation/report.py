@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,16 +20,8 @@ from vsrn.data.image_ids import read_id_mapping
 from vsrn.data.listing import PhotoNames
 from vsrn.data.photos import decode_photo
 from vsrn.errors import DataError, PhotoError
+from vsrn.evaluation import tables
 from vsrn.evaluation.evaluate import Evaluation
-from vsrn.evaluation.tables import (
-    DIRECTION_WORDS,
-    count_words,
-    interval_words,
-    median_words,
-    name_words,
-    reranking_words,
-    with_interval,
-)
 from vsrn.files import write_atomically
 from vsrn.metrics import RECALL_AT
 
@@ -119,9 +111,7 @@ def template_environment() -> Environment:
         undefined=StrictUndefined,
         finalize=lambda value: _UNPRINTABLE.sub("\ufffd", value) if type(value) is str else value,
     )
-    words = (count_words, interval_words, median_words, name_words, reranking_words, with_interval)
-    environment.globals |= {function.__name__: function for function in (*words, axis_ticks)}
-    environment.globals |= {"direction_words": DIRECTION_WORDS, "recall_at": RECALL_AT, "version": __version__}
+    environment.globals |= {"tables": tables, "axis_ticks": axis_ticks, "recall_at": RECALL_AT, "version": __version__}
     return environment
 
 
@@ -146,10 +136,8 @@ def training_curves(history: History) -> list[Curve]:
 
     Rows without a finite number are left out; a loss has at most `MOST_POINTS` points, means of neighbouring steps.
     """
-    validations = [
-        (row.get("step"), row["validation"]) for row in history if isinstance(row.get("validation"), Mapping)
-    ]
-    rsums = _finite((step, metrics.get("rsum")) for step, metrics in validations)
+    validated = [row for row in history if isinstance(row.get("validation"), Mapping)]
+    rsums = _finite((row.get("step"), row["validation"].get("rsum")) for row in validated)
     curves = [Curve("Sum of recalls on validation", rsums, best_is_highest=True)]
     for key, title in (("matching_loss", "Matching loss"), ("generation_loss", "Generation loss")):
         if points := _finite((row.get("step"), row.get(key)) for row in history):
@@ -173,10 +161,7 @@ def axis_ticks(highest: float) -> list[float]:
     return [round(width * tick, 12) for tick in range(max(count, 1) + 1)]
 
 
-def _finite(pairs: Iterable[tuple[object, object]]) -> list[Point]:
+def _finite(pairs: Iterable[tuple[Any, Any]]) -> list[Point]:
     """The pairs of numbers from 0 up to `HIGHEST`, sorted by step; NaN and what is no number are left out."""
-    return sorted((float(step), float(value)) for step, value in pairs if _is_number(step) and _is_number(value))
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and 0 <= value < HIGHEST
+    kept = (pair for pair in pairs if all(isinstance(part, int | float) and 0 <= part < HIGHEST for part in pair))
+    return sorted((float(step), float(value)) for step, value in kept)
