@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -60,29 +60,22 @@ class Rules:
     side: int = 320
 
 
+RULES = Rules()
 STRIDES = (8, 16, 32)
 MOST_PIXELS = 2048
 GREY = 114
+# The kind of detector that is read, for a person whose file is another.
+_KNOWN = (
+    "YOLOX (one input (1, 3, S, S) of BGR from 0 to 255, S a multiple of 32; one output (1, A, 5 + C), a row for each"
+    " cell of strides 8, 16 and 32, not decoded)"
+)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How detectors of one kind are read, all of which read one photo of (1, 3, height, width).
+def _classes_of(outputs: Sequence[Sizes], side: tuple[int, int]) -> int | None:
+    """How many classes a file knows that reads (height, width) and gives these sizes; None where it is no YOLOX.
 
-    described  what such a file has, for a person whose file has something else
-    classes    sizes of what a file gives, (height, width) that it reads -> how many classes it knows, or None where it
-               is of another kind; sizes are lists of numbers, or of names for what is free
-    pixels     (height, width, 3) uint8 RGB, the photo at the top left and grey (114) beyond it -> what the file reads
-    decode     what it gives, (height, width) that it reads -> (A, 4) boxes, xyxy in pixels, and (A, C) confidences
+    outputs  sizes as lists of numbers, or of names for what is free
     """
-
-    described: str
-    classes: Callable[[Sequence[Sizes], tuple[int, int]], int | None]
-    pixels: Callable[[npt.NDArray[np.uint8]], FloatArray]
-    decode: Callable[[FloatArray, tuple[int, int]], tuple[FloatArray, FloatArray]]
-
-
-def _yolox_classes(outputs: Sequence[Sizes], side: tuple[int, int]) -> int | None:
     if len(outputs) != 1 or len(outputs[0]) != 3:
         return None
     cells = sum((side[0] // stride) * (side[1] // stride) for stride in STRIDES)
@@ -92,12 +85,11 @@ def _yolox_classes(outputs: Sequence[Sizes], side: tuple[int, int]) -> int | Non
     return values - 5 if fits else None
 
 
-def _yolox_pixels(photo: npt.NDArray[np.uint8]) -> FloatArray:
-    return np.ascontiguousarray(photo[:, :, ::-1].transpose(2, 0, 1)[None], np.float32)
+def _decoded(output: FloatArray, side: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+    """What a file gives that reads (height, width) -> (A, 4) boxes, xyxy in pixels, and (A, C) confidences.
 
-
-def _yolox_decode(output: FloatArray, side: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-    """(A, 5 + C): centre from the cell's corner and logarithm of the size, in cells; objectness; classes."""
+    output  (A, 5 + C): centre from the cell's corner and logarithm of the size, in cells; objectness; classes
+    """
     corners, steps = [], []
     for stride in STRIDES:
         rows, columns = np.mgrid[: side[0] // stride, : side[1] // stride]
@@ -109,22 +101,10 @@ def _yolox_decode(output: FloatArray, side: tuple[int, int]) -> tuple[FloatArray
     return np.concatenate([centre - half, centre + half], axis=1), output[:, 4:5] * output[:, 5:]
 
 
-# Every kind of detector that is known.
-LAYOUTS = {
-    "YOLOX": Layout(
-        "one input (1, 3, S, S) of BGR from 0 to 255, S a multiple of 32; one output (1, A, 5 + C), a row for each"
-        " cell of strides 8, 16 and 32, not decoded",
-        _yolox_classes,
-        _yolox_pixels,
-        _yolox_decode,
-    )
-}
-
-
 class OnnxDetector:
     """A detector in an ONNX file, which reads one photo of `side` (height, width) at a time, from any thread."""
 
-    def __init__(self, path: Path, rules: Rules) -> None:
+    def __init__(self, path: Path) -> None:
         """Open a file; it may come from anybody, so nothing of it but the operators of onnxruntime runs.
 
         Raises `ConfigError` where there is no such file, or where it is a detector of no known kind, and
@@ -132,8 +112,7 @@ class OnnxDetector:
         """
         if not path.is_file():
             raise ConfigError(f"there is no file {path}; '{FAMILY}:' wants a detector, as in {FAMILY}:yolox_nano.onnx.")
-        self.path, self.rules = path, rules
-        content = path.read_bytes()
+        self.path, content = path, path.read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()
         # Photos are what is computed side by side.
         self.session = open_session(content, path, threads=1)
@@ -141,14 +120,12 @@ class OnnxDetector:
         sizes = [entry.shape for entry in inputs], [entry.shape for entry in outputs]
         floats = all(entry.type == "tensor(float)" for entry in (*inputs, *outputs))
         side = _side_read(sizes[0]) if floats else None
-        known = [] if side is None else [(layout, layout.classes(sizes[1], side)) for layout in LAYOUTS.values()]
-        fitting = [(layout, number) for layout, number in known if number is not None]
-        if side is None or not fitting:
-            described = "; ".join(f"{name} ({layout.described})" for name, layout in LAYOUTS.items())
+        num_classes = None if side is None else _classes_of(sizes[1], side)
+        if side is None or num_classes is None:
             raise ConfigError(
-                f"{path} reads {sizes[0]} and gives {sizes[1]}, which is no detector of a known kind: {described}."
+                f"{path} reads {sizes[0]} and gives {sizes[1]}, which is no detector of a known kind: {_KNOWN}."
             )
-        (self.layout, self.num_classes), self.side, self.input = fitting[0], side, inputs[0].name
+        self.num_classes, self.side, self.input = num_classes, side, inputs[0].name
 
     def find(self, photo: npt.NDArray[np.uint8]) -> tuple[FloatArray, FloatArray, IntArray]:
         """(h, w, 3) uint8 RGB, at most as large as the detector reads -> what is in it, the photo itself last.
@@ -158,30 +135,31 @@ class OnnxDetector:
         """
         sides = np.array([photo.shape[1], photo.shape[0]] * 2, np.float32)
         with np.errstate(all="ignore"):
-            boxes, scores = self.layout.decode(self._output(photo), self.side)
+            boxes, scores = _decoded(self._output(photo), self.side)
         best, classes = scores.max(axis=1), scores.argmax(axis=1)
-        sure = np.isfinite(boxes).all(axis=1) & np.isfinite(best) & (best >= self.rules.threshold)
+        sure = np.isfinite(boxes).all(axis=1) & np.isfinite(best) & (best >= RULES.threshold)
         boxes = boxes.clip(0, sides)
         # A box narrower than a pixel shows nothing, as one in the grey beyond the photo.
         rows = np.flatnonzero(sure & (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1))
-        rows = rows[np.argsort(-best[rows], kind="stable")[: self.rules.looked_at]]
-        kept = batched_nms(*map(torch.from_numpy, (boxes[rows], best[rows], classes[rows])), self.rules.overlap)
-        rows = rows[kept.numpy()[: self.rules.most - 1]]
+        rows = rows[np.argsort(-best[rows], kind="stable")[: RULES.looked_at]]
+        kept = batched_nms(*map(torch.from_numpy, (boxes[rows], best[rows], classes[rows])), RULES.overlap)
+        rows = rows[kept.numpy()[: RULES.most - 1]]
         whole = np.array([[0, 0, 1, 1]], np.float32)
         scores = np.append(best[rows].clip(0, 1), np.float32(0))
         return np.concatenate([boxes[rows] / sides, whole]), scores, np.append(classes[rows], -1)
 
     def _output(self, photo: npt.NDArray[np.uint8]) -> FloatArray:
-        """(h, w, 3) uint8 RGB -> (A, 5 + C) or whatever the layout has: what the file gives of the photo."""
+        """(h, w, 3) uint8 RGB -> (A, 5 + C): what the file gives of the photo."""
         whole = np.full((*self.side, 3), GREY, np.uint8)
         whole[: photo.shape[0], : photo.shape[1]] = photo
+        pixels = np.ascontiguousarray(whole[:, :, ::-1].transpose(2, 0, 1)[None], np.float32)
         try:
-            (output,) = self.session.run(None, {self.input: self.layout.pixels(whole)})
+            (output,) = self.session.run(None, {self.input: pixels})
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise CheckpointError(
                 f"{self.path} cannot be run by onnxruntime ({first_line(error)}); give another detector."
             ) from error
-        if output.shape[:1] != (1,) or self.layout.classes([[*output.shape]], self.side) != self.num_classes:
+        if output.shape[:1] != (1,) or _classes_of([[*output.shape]], self.side) != self.num_classes:
             raise CheckpointError(f"{self.path} gives {output.shape}, not what it said; give another detector.")
         return np.asarray(output[0])
 
@@ -203,9 +181,7 @@ class OnnxDetectorExtractor:
 
     has_scores: ClassVar[bool] = True
 
-    def __init__(
-        self, detector: Path, name: str, files: ExtractorFiles, backbone: Path | None = None, rules: Rules | None = None
-    ) -> None:
+    def __init__(self, detector: Path, name: str, files: ExtractorFiles, backbone: Path | None = None) -> None:
         """Open the detector, an ONNX file, and load the backbone.
 
         name      as `vsrn extract --extractor` takes it
@@ -215,15 +191,14 @@ class OnnxDetectorExtractor:
         Raises what `OnnxDetector` raises, `ConfigError` where the names do not fit the detector or the device is not
         there, and `CheckpointError` where the backbone's weights do not fit.
         """
-        self.name, self.files, self.rules = name, files, rules or Rules()
-        self.detector = OnnxDetector(detector, self.rules)
-        self.num_regions, self.photo_size = self.rules.most, max(self.detector.side)
+        self.name, self.files, self.detector = name, files, OnnxDetector(detector)
+        self.num_regions, self.photo_size = RULES.most, max(self.detector.side)
         self.names = RegionNames(classes=class_names(self.detector.num_classes, files.classes))
         self.device = pick_device(files.device)
         network: Any = load_network(weights_path()) if backbone is None else fine_tuned_network(backbone)[0]
         self.network = network.requires_grad_(False).to(self.device)
         weights = {key: value for key, value in network.state_dict().items() if not key.startswith("classifier.")}
-        self.fingerprint = fingerprint_of(f"{FAMILY}, {self.detector.digest}, {self.rules}, v1", weights)
+        self.fingerprint = fingerprint_of(f"{FAMILY}, {self.detector.digest}, {RULES}, v1", weights)
         self.feature_dim = int(network.num_features)
 
     def prepare(self, photo: Image.Image) -> Prepared:
@@ -253,7 +228,7 @@ class OnnxDetectorExtractor:
 
     def features(self, photos: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[FloatArray]) -> list[FloatArray]:
         """(h, w, 3) uint8 of B photos, (K, 4) fractions of each -> (K, 1280) float32 of each."""
-        side = (self.rules.side, self.rules.side)
+        side = (RULES.side, RULES.side)
         with torch.inference_mode():
             # Copied, since what comes from another process may be read only.
             levels = [torch.tensor(photo).to(self.device).permute(2, 0, 1)[None].float() for photo in photos]
