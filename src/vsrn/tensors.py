@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vsrn.errors import CheckpointError, ConfigError
+from vsrn.errors import CheckpointError, ConfigError, one_line
 from vsrn.files import replacing
 from vsrn.onnx_files import read_content
 
@@ -103,10 +103,9 @@ def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
     except Exception as error:
         # A foreign or damaged file makes its parser raise anything.
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} is not a readable file of tensors ({reason}); nothing else is unpickled, so save the network's"
-            " state dict alone."
+            f"{path} is not a readable file of tensors ({one_line(error)}); nothing else is unpickled, so save the"
+            " network's state dict alone."
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -248,10 +247,9 @@ def from_hub(name: str, load: Callable[[], _Network]) -> _Network:
         raise
     except Exception as error:
         # Hubs fail in as many ways as networks do.
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"the weights of '{name}' cannot be had from the hub ({type(error).__name__}: {reason}); name a copy of"
-            " them with --weights."
+            f"the weights of '{name}' cannot be had from the hub ({type(error).__name__}: {one_line(error)}); name a"
+            " copy of them with --weights."
         ) from error
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from vsrn.data.other_forms import for_shell
 from vsrn.data.region_store import map_array
-from vsrn.errors import ConfigError, DataError
+from vsrn.errors import ConfigError, DataError, one_line
 
 Array = npt.NDArray[Any]
 # The most that one image's array may take; an archive can be made to claim any size.
@@ -85,7 +85,7 @@ def open_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> di
         raise
     except Exception as error:
         # A damaged file makes its parser raise anything.
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"{path} cannot be read ({reason}); check the path, or get the file again.") from error
     return None
 

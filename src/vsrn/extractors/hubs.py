@@ -26,7 +26,7 @@ from timm.data.config import resolve_data_config
 
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
-from vsrn.errors import ConfigError, did_you_mean
+from vsrn.errors import ConfigError, did_you_mean, one_line
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.extractors.grid import Grid, PixelRules, WholePhotoExtractor, patch_grid
 from vsrn.tensors import downloaded_before, fingerprint_of, from_hub, load_tensors, not_here
@@ -132,8 +132,9 @@ class QueryDetectorExtractor:
         try:
             answers = self._answers(self.prepare(Image.new("RGB", (64, 64))))
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise ConfigError(f"'{name}' is no detector of the DETR kind ({said}); use another model.") from error
+            raise ConfigError(
+                f"'{name}' is no detector of the DETR kind ({one_line(error)}); use another model."
+            ) from error
         self.num_regions, self.feature_dim = min(MOST, len(answers.features)), answers.features.shape[1]
 
     def prepare(self, photo: Image.Image) -> Prepared:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 import torch
 
 from vsrn.data.photo_splits import made_ready
-from vsrn.errors import ConfigError, DataError, VsrnError
+from vsrn.errors import ConfigError, DataError, VsrnError, one_line
 from vsrn.extractors.batches import BatchMaker, Done, Item, Ready, Work, cut
 
 # Ray Data keeps a few hundred bytes here for each batch of a dataset, so a long list becomes several of them.
@@ -76,10 +76,9 @@ def _connect(ray: Any, address: str) -> None:
         local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"no Ray cluster answers at '{address}' ({reason}); name the address that `ray start --head` printed,"
-            " set RAY_AUTH_MODE=token where it asks for a token, or say --ray local."
+            f"no Ray cluster answers at '{address}' ({one_line(error)}); name the address that `ray start --head`"
+            " printed, set RAY_AUTH_MODE=token where it asks for a token, or say --ray local."
         ) from error
 
 
