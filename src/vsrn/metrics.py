@@ -131,12 +131,15 @@ def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
             check_no_nan(row, f" of image {image}")
             captions = order[slice(*np.searchsorted(owners, (image, image + 1)))]
             if not len(captions):
-                raise no_caption(image)
+                raise SimilarityError(f"image {image} has no caption, so no caption of its own can be ranked for it.")
             own[captions] = row[captions]
             best = row[captions].max()
             image_to_text.append(np.count_nonzero(row >= best) - np.count_nonzero(row[captions] >= best))
     if np.isnan(own).any():
-        raise no_image(int(np.flatnonzero(np.isnan(own))[0]), image_of_caption)
+        caption = int(np.flatnonzero(np.isnan(own))[0])
+        raise SimilarityError(
+            f"caption {caption} belongs to image {image_of_caption[caption]}, which has no similarities."
+        )
     # Its own image always counts itself once.
     text_to_image = np.full(len(image_of_caption), -1)
     for _, block in blocks():
@@ -302,18 +305,6 @@ def check_no_nan(similarities: FloatArray, whose: str = "") -> None:
         raise SimilarityError(
             f"a similarity{whose} is NaN, so nothing can be ranked; the model or its features are broken."
         )
-
-
-def no_caption(image: int) -> SimilarityError:
-    """The error for an image that no caption belongs to."""
-    return SimilarityError(f"image {image} has no caption, so no caption of its own can be ranked for it.")
-
-
-def no_image(caption: int, image_of_caption: IntArray) -> SimilarityError:
-    """The error for a caption whose image is not among those compared."""
-    return SimilarityError(
-        f"caption {caption} belongs to image {image_of_caption[caption]}, which has no similarities."
-    )
 
 
 def draw_images(num_images: int, samples: int, generator: np.random.Generator) -> IntArray:

@@ -31,8 +31,6 @@ NAMES_LISTED = 3
 _WRAPPERS = ("model", "state_dict")
 # Before each name, where `nn.DataParallel` wrapped the network.
 _PARALLEL = "module."
-# BatchNorm's counter of training steps: files from before 2018 lack it, and nothing reads it.
-_COUNTER = "num_batches_tracked"
 _Network = TypeVar("_Network")
 
 
@@ -269,7 +267,8 @@ def downloaded_before(url: str) -> Path | None:
 
 
 def _is_counter(name: str) -> bool:
-    return name.rpartition(".")[2] == _COUNTER
+    """Whether this is BatchNorm's counter of training steps: files from before 2018 lack it, and nothing reads it."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _kind(tensor: torch.Tensor) -> str:

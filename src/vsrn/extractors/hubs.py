@@ -3,9 +3,7 @@
     timm:resnet50.a1_in1k                  a map, pooled to 6 x 6 windows
     timm:vit_base_patch16_224.augreg_in21k a transformer's patches, which are regions as they are
     hf:openai/clip-vit-base-patch32        CLIP, SigLIP, DINOv2 and whatever else `transformers.AutoModel` opens
-                                           (`pip install '.[hub]'`)
-    hf-detector:facebook/detr-resnet-50    DETR, RT-DETR, YOLOS and their kin: each of a fixed number of queries answers
-                                           with a box, a class and the numbers that both are read from
+    hf-detector:facebook/detr-resnet-50    DETR, RT-DETR, YOLOS and their kin
 
 Of Hugging Face's models, weights are read from safetensors only, and no code that comes with a model runs.
 """
@@ -115,7 +113,10 @@ def make_hugging_face(argument: str, files: ExtractorFiles) -> WholePhotoExtract
 
 
 class QueryDetectorExtractor:
-    """The 36 most confident queries of a detector, falling."""
+    """The 36 most confident queries of a detector, falling.
+
+    Each of a fixed number of queries answers with a box, a class and the numbers that both are read from.
+    """
 
     has_scores: ClassVar[bool] = True
     photo_size: ClassVar[None] = None
