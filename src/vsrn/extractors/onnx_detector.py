@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -62,18 +62,26 @@ RULES = Rules()
 STRIDES = (8, 16, 32)
 MOST_PIXELS = 2048
 GREY = 114
-# The kind of detector that is read, for a person whose file is another.
-_KNOWN = (
-    "YOLOX (one input (1, 3, S, S) of BGR from 0 to 255, S a multiple of 32; one output (1, A, 5 + C), a row for each"
-    " cell of strides 8, 16 and 32, not decoded)"
-)
 
 
-def _classes_of(outputs: Sequence[Sizes], side: tuple[int, int]) -> int | None:
-    """How many classes a file knows that reads (height, width) and gives these sizes; None where it is no YOLOX.
+@dataclass(frozen=True)
+class Layout:
+    """How detectors of one kind are read, all of which read one photo of (1, 3, height, width).
 
-    outputs  sizes as lists of numbers, or of names for what is free
+    described  what such a file has, for a person whose file has something else
+    classes    sizes of what a file gives, (height, width) that it reads -> how many classes it knows, or None where it
+               is of another kind; sizes are lists of numbers, or of names for what is free
+    pixels     (height, width, 3) uint8 RGB, the photo at the top left and grey (114) beyond it -> what the file reads
+    decode     what it gives, (height, width) that it reads -> (A, 4) boxes, xyxy in pixels, and (A, C) confidences
     """
+
+    described: str
+    classes: Callable[[Sequence[Sizes], tuple[int, int]], int | None]
+    pixels: Callable[[npt.NDArray[np.uint8]], FloatArray]
+    decode: Callable[[FloatArray, tuple[int, int]], tuple[FloatArray, FloatArray]]
+
+
+def _yolox_classes(outputs: Sequence[Sizes], side: tuple[int, int]) -> int | None:
     if len(outputs) != 1 or len(outputs[0]) != 3:
         return None
     cells = sum((side[0] // stride) * (side[1] // stride) for stride in STRIDES)
@@ -83,11 +91,12 @@ def _classes_of(outputs: Sequence[Sizes], side: tuple[int, int]) -> int | None:
     return values - 5 if fits else None
 
 
-def _decoded(output: FloatArray, side: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-    """What a file gives that reads (height, width) -> (A, 4) boxes, xyxy in pixels, and (A, C) confidences.
+def _yolox_pixels(photo: npt.NDArray[np.uint8]) -> FloatArray:
+    return np.ascontiguousarray(photo[:, :, ::-1].transpose(2, 0, 1)[None], np.float32)
 
-    output  (A, 5 + C): centre from the cell's corner and logarithm of the size, in cells; objectness; classes
-    """
+
+def _yolox_decode(output: FloatArray, side: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+    """(A, 5 + C): centre from the cell's corner and logarithm of the size, in cells; objectness; classes."""
     corners, steps = [], []
     for stride in STRIDES:
         rows, columns = np.mgrid[: side[0] // stride, : side[1] // stride]
@@ -97,6 +106,18 @@ def _decoded(output: FloatArray, side: tuple[int, int]) -> tuple[FloatArray, Flo
     centre = (output[:, :2] + corner) * step
     half = np.exp(output[:, 2:4]) * step / 2
     return np.concatenate([centre - half, centre + half], axis=1), output[:, 4:5] * output[:, 5:]
+
+
+# Every kind of detector that is known.
+LAYOUTS = {
+    "YOLOX": Layout(
+        "one input (1, 3, S, S) of BGR from 0 to 255, S a multiple of 32; one output (1, A, 5 + C), a row for each"
+        " cell of strides 8, 16 and 32, not decoded",
+        _yolox_classes,
+        _yolox_pixels,
+        _yolox_decode,
+    )
+}
 
 
 class OnnxDetector:
@@ -118,12 +139,14 @@ class OnnxDetector:
         sizes = [entry.shape for entry in inputs], [entry.shape for entry in outputs]
         floats = all(entry.type == "tensor(float)" for entry in (*inputs, *outputs))
         side = _side_read(sizes[0]) if floats else None
-        num_classes = None if side is None else _classes_of(sizes[1], side)
-        if side is None or num_classes is None:
+        known = [] if side is None else [(layout, layout.classes(sizes[1], side)) for layout in LAYOUTS.values()]
+        fitting = [(layout, number) for layout, number in known if number is not None]
+        if side is None or not fitting:
+            described = "; ".join(f"{name} ({layout.described})" for name, layout in LAYOUTS.items())
             raise ConfigError(
-                f"{path} reads {sizes[0]} and gives {sizes[1]}, which is no detector of a known kind: {_KNOWN}."
+                f"{path} reads {sizes[0]} and gives {sizes[1]}, which is no detector of a known kind: {described}."
             )
-        self.num_classes, self.side, self.input = num_classes, side, inputs[0].name
+        (self.layout, self.num_classes), self.side, self.input = fitting[0], side, inputs[0].name
 
     def find(self, photo: npt.NDArray[np.uint8]) -> tuple[FloatArray, FloatArray, IntArray]:
         """(h, w, 3) uint8 RGB, at most as large as the detector reads -> what is in it, the photo itself last.
@@ -133,7 +156,7 @@ class OnnxDetector:
         """
         sides = np.array([photo.shape[1], photo.shape[0]] * 2, np.float32)
         with np.errstate(all="ignore"):
-            boxes, scores = _decoded(self._output(photo), self.side)
+            boxes, scores = self.layout.decode(self._output(photo), self.side)
         best, classes = scores.max(axis=1), scores.argmax(axis=1)
         sure = np.isfinite(boxes).all(axis=1) & np.isfinite(best) & (best >= RULES.threshold)
         boxes = boxes.clip(0, sides)
@@ -147,17 +170,16 @@ class OnnxDetector:
         return np.concatenate([boxes[rows] / sides, whole]), scores, np.append(classes[rows], -1)
 
     def _output(self, photo: npt.NDArray[np.uint8]) -> FloatArray:
-        """(h, w, 3) uint8 RGB -> (A, 5 + C): what the file gives of the photo."""
+        """(h, w, 3) uint8 RGB -> (A, 5 + C) or whatever the layout has: what the file gives of the photo."""
         whole = np.full((*self.side, 3), GREY, np.uint8)
         whole[: photo.shape[0], : photo.shape[1]] = photo
-        pixels = np.ascontiguousarray(whole[:, :, ::-1].transpose(2, 0, 1)[None], np.float32)
         try:
-            (output,) = self.session.run(None, {self.input: pixels})
+            (output,) = self.session.run(None, {self.input: self.layout.pixels(whole)})
         except Exception as error:  # onnxruntime's errors have no base of their own
             raise CheckpointError(
                 f"{self.path} cannot be run by onnxruntime ({first_line(error)}); give another detector."
             ) from error
-        if output.shape[:1] != (1,) or _classes_of([[*output.shape]], self.side) != self.num_classes:
+        if output.shape[:1] != (1,) or self.layout.classes([[*output.shape]], self.side) != self.num_classes:
             raise CheckpointError(f"{self.path} gives {output.shape}, not what it said; give another detector.")
         return np.asarray(output[0])
 
