@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from vsrn.data.annotations import CaptionedPhoto, read_annotations
 from vsrn.data.listing import PhotoFile, PhotoNames
 from vsrn.data.region_store import SkippedPhoto, StoreInfo, map_features, read_skipped, read_store_info
 from vsrn.data.region_writer import RegionWriter, check_split_name, digest_of, finish_interrupted
-from vsrn.data.regions import RegionNames, Regions
+from vsrn.data.regions import ARRAYS, RegionNames, Regions
 from vsrn.data.shards import SHARD_FILE, Shard, SplitHeader, check_shard, read_header, shard_folder
 from vsrn.errors import ConfigError, DataError, PhotoError, did_you_mean
 from vsrn.extractors.base import ExtractorFiles, Prepared, RegionExtractor, make_extractor, prepare_photo
@@ -148,12 +149,12 @@ def extract(
     if captions is not None and not captions.keys() >= set(ids):
         bare = next(photo_id for photo_id in ids if photo_id not in captions)
         raise DataError(f"photo {bare} of split '{split}' has no captions; write one or leave it out.")
-    digest, part = digest_of(ids), None
+    header = msgspec.structs.replace(_header(ids, extractor), float32=float32)
     if shard is not None:
         check_shard(*shard)
-        part, folder = Shard(*shard, batch_size, len(photos)), shard_folder(folder, *shard)
+        part = Shard(*shard, batch_size=batch_size, num_photos=len(photos))
+        header, folder = msgspec.structs.replace(header, shard=part), shard_folder(folder, *shard)
         photos, ids = photos[part.block()], ids[part.block()]
-    header = _header(extractor, digest, part, float32=float32)
     weights = extractor.files.weights
     if weights is not None:
         check_same_weights(folder, weights)
@@ -274,18 +275,21 @@ def captioned_splits(
     return {split: found[split] for split in splits or found}
 
 
-def _header(extractor: RegionExtractor, photos: str, shard: Shard | None, *, float32: bool) -> SplitHeader:
+def _header(ids: Sequence[str], extractor: RegionExtractor) -> SplitHeader:
+    carried: dict[str, Any] = {
+        f"has_{array.name}": bool(
+            getattr(extractor.names, array.name) if array.named else getattr(extractor, f"has_{array.name}")
+        )
+        for array in ARRAYS
+        if array.optional
+    }
     return SplitHeader(
-        extractor.name,
-        extractor.fingerprint,
-        photos,
-        extractor.num_regions,
-        extractor.feature_dim,
-        has_scores=extractor.has_scores,
-        has_classes=bool(extractor.names.classes),
-        has_attributes=bool(extractor.names.attributes),
-        shard=shard,
-        float32=float32,
+        extractor=extractor.name,
+        fingerprint=extractor.fingerprint,
+        photos=digest_of(ids),
+        num_regions=extractor.num_regions,
+        feature_dim=extractor.feature_dim,
+        **carried,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from vsrn.data.image_ids import ImageNames
 from vsrn.data.photo_splits import made_ready
 from vsrn.data.region_store import SkippedPhoto, StoreInfo, open_region_store
 from vsrn.data.region_writer import check_split_name, digest_of
-from vsrn.data.regions import RegionNames, Regions
+from vsrn.data.regions import ARRAYS, RegionNames, Regions
 from vsrn.data.shards import SplitHeader
 from vsrn.errors import DataError
 from vsrn.extractors.batches import cut
@@ -169,7 +169,7 @@ def _source(
     """What `write_split` is told of the images of one split, and where it has their batches from."""
     present = [image for _, image in rows if image is not None and image.num_boxes]
     first = present[0].read()
-    kind = _kind_of(first)
+    feature_dim, carried, kind = first.features.shape[1], carried_by(first), _kind_of(first)
 
     def read(row: tuple[str, PublishedImage | None]) -> Regions | SkippedPhoto:
         name, image = row
@@ -197,19 +197,17 @@ def _source(
             skipped = [one for one in got if isinstance(one, SkippedPhoto)]
             yield ExtractedBatch([name for name, _ in pairs], [regions for _, regions in pairs], skipped)
 
-    carried = carried_by(first)
+    optional: dict[str, Any] = {f"has_{array.name}": array.name in carried for array in ARRAYS if array.optional}
     header = SplitHeader(
         published.info.extractor,
         published.info.fingerprint,
         digest_of([name for name, _ in rows]),
-        max(image.num_boxes for image in present),
-        first.features.shape[1],
-        has_scores="scores" in carried,
-        has_classes="classes" in carried,
-        has_attributes="attributes" in carried,
+        num_regions=max(image.num_boxes for image in present),
+        feature_dim=feature_dim,
         has_boxes="boxes" in carried,
         has_ids=published.has_ids,
         float32=float32,
+        **optional,
     )
     return header, batches_from
 
