@@ -114,21 +114,16 @@ class OnnxGridExtractor:
         self.fingerprint = _fingerprint(f"{self.kind.settings}, fine-tuned", tensors, weights)
         # Photos are what is computed side by side.
         self.session = open_session(content, weights, threads=1)
-        self.feature_dim = self._read_feature_dim()
+        entries = [*self.session.get_inputs(), *self.session.get_outputs()]
+        shapes = [(entry.name, entry.type, len(entry.shape), *entry.shape[1:2]) for entry in entries]
+        self.feature_dim: int = shapes[-1][-1]
+        wanted = [(PIXELS, "tensor(float)", 4, 3), (MAP, "tensor(float)", 4, self.feature_dim)]
+        if shapes != wanted or not isinstance(self.feature_dim, int):
+            raise CheckpointError(f"{weights} is not the network of an extractor '{NAME}'; export the model again.")
         cells = self.kind.side // STRIDE
         self.windows = pooled_size(cells, cells)[0]
         self.boxes = window_boxes((cells, self.windows), (cells, self.windows))
         self.num_regions, self.photo_size = self.windows**2, max(CELLS_SIDE, self.kind.side)
-
-    def _read_feature_dim(self) -> int:
-        """Numbers of each place of the map. Raises `CheckpointError` where the graph reads or gives anything else."""
-        entries = [*self.session.get_inputs(), *self.session.get_outputs()]
-        shapes = [(entry.name, entry.type, len(entry.shape), *entry.shape[1:2]) for entry in entries]
-        features = shapes[-1][-1]
-        wanted = [(PIXELS, "tensor(float)", 4, 3), (MAP, "tensor(float)", 4, features)]
-        if shapes != wanted or not isinstance(features, int):
-            raise CheckpointError(f"{self.path} is not the network of an extractor '{NAME}'; export the model again.")
-        return features
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (side, side, 3) uint8, squashed."""

@@ -63,17 +63,15 @@ def make_timm(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
     _, height, width = config["input_size"]
     resample = Image.Resampling[config["interpolation"].upper()]
     rules = PixelRules(height, width, tuple(config["mean"]), tuple(config["std"]), int(resample))
-    return WholePhotoExtractor(name, files, network, lambda pixels: _timm_grid(network, pixels), rules)
 
+    def grid_of(pixels: torch.Tensor) -> Grid:
+        output: torch.Tensor = network.forward_features(pixels)
+        if output.ndim == 3:
+            return Grid(patch_grid(output, *network.patch_embed.grid_size), patches=True)
+        is_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        return Grid(output.permute(0, 3, 1, 2) if is_last else output, patches=False)
 
-def _timm_grid(network: Any, pixels: torch.Tensor) -> Grid:
-    """(B, 3, height, width) scaled pixels -> the network's map, or its patches."""
-    output: torch.Tensor = network.forward_features(pixels)
-    if output.ndim == 3:
-        return Grid(patch_grid(output, *network.patch_embed.grid_size), patches=True)
-    if getattr(network, "output_fmt", "NCHW") == "NHWC":
-        output = output.permute(0, 3, 1, 2)
-    return Grid(output, patches=False)
+    return WholePhotoExtractor(name, files, network, grid_of, rules)
 
 
 def _timm_downloaded_before(argument: str) -> Path | None:
