@@ -113,13 +113,13 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_plain(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a regular file of a folder that somebody else may have made; gives its descriptor.
 
     A link in the last part of the path is not followed, and a pipe is not waited for. Raises `OSError`, with
     `errno.ELOOP` for a link and `errno.EINVAL` for what else is no regular file.
     """
-    descriptor = os.open(path, flags | _NO_LINKS | _BINARY, mode)
+    descriptor = os.open(path, flags | _NO_LINKS | _BINARY, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))

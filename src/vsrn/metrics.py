@@ -1,10 +1,8 @@
 """Similarities and a correspondence in, ranks and Recall@K out. Torch-free.
 
-Shapes: S (num_images, num_captions) similarities, larger is closer;
-`image_of_caption` (num_captions,) the row of the image that each caption belongs to.
-
-The matrix S of a large split does not have to exist: every function that ranks takes *blocks*,
-an iterable of (first_image, S[first_image : first_image + rows]).
+S is (num_images, num_captions) similarities, larger is closer; `image_of_caption` is (num_captions,) the row of each
+caption's image. S of a large split need not exist: every function that ranks takes *blocks*, an iterable of
+(first_image, S[first_image : first_image + rows]).
 """
 
 from __future__ import annotations

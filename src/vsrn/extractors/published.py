@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto
 from vsrn.data.image_ids import ImageNames
 from vsrn.data.photo_splits import made_ready
 from vsrn.data.region_store import SkippedPhoto, StoreInfo, open_region_store
@@ -141,7 +140,7 @@ def _splits_of(
             f"{published.images[0][1].place}: the rows have no ids, so captions by file name cannot be given to them;"
             " put one id a line into a file named like train_ids.txt beside train_ims.npz, or leave out --captions."
         )
-    found: dict[str, list[CaptionedPhoto]] = captioned_splits(dataset, splits, restval=restval)
+    found = captioned_splits(dataset, splits, restval=restval)
     names = ImageNames(published.images, mapping)
     rows: dict[str, _Rows] = {
         split: [(photo.id, names.find(photo.id, photo.cocoid)) for photo in photos] for split, photos in found.items()

@@ -1,10 +1,8 @@
 """Features as arrays, in the forms that people keep them in -> `Published`.
 
-    test_ims.npz, .h5, .safetensors, .npy   one array (rows, N, F), with test_caps.txt and so on beside it
-    coco.npz, .h5, .safetensors             an array an image, named by the image; or a group, or 17_features, 17_boxes
-    features/17.npy, 17.npz                 a file an image
-
-Of an image that has several arrays, `vsrn.extractors.array_images.ALIASES` says which is which.
+test_ims.npz, .h5, .safetensors, .npy   one array (rows, N, F), with test_caps.txt and so on beside it
+coco.npz, .h5, .safetensors             an array an image, named by the image; or a group, or 17_features, 17_boxes
+features/17.npy, 17.npz                 a file an image
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from vsrn.metrics import FloatArray, IntArray
 
 # Names that only count: what numpy.savez calls arrays that nobody named, and numbers alone.
 _NUMBERED = re.compile(r"(?:arr_)?([0-9]+)")
-_OTHER_ENDINGS = (".h5", ".hdf5", ".safetensors")
+_ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".safetensors")
 _SPLIT_FILE = re.compile(r"(.+)_ims\.[a-z0-9]+")
 
 
@@ -56,7 +54,7 @@ def files_of(paths: Sequence[Path]) -> list[list[Path]]:
     for path in paths:
         inside = sorted(path.glob("*_ims.*")) if path.is_dir() else []
         each += [file for file in inside if _SPLIT_FILE.fullmatch(file.name)] or [path]
-    alone = [path for path in each if path.is_dir() or path.suffix.lower() in (".npy", ".npz", *_OTHER_ENDINGS)]
+    alone = [path for path in each if path.is_dir() or path.suffix.lower() in _ENDINGS]
     tables = [path for path in each if path not in alone]
     return [*([tables] if tables else []), *([path] for path in alone)]
 

@@ -6,6 +6,7 @@ Such files have tens of gigabytes: `find_lines` looks through them once, and a l
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import os
@@ -25,8 +26,6 @@ from vsrn.files import read_at
 
 MAX_LINE_BYTES = 64 * 2**20
 _BYTES_BETWEEN_REPORTS = 2**28
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_AGAIN = "get the file again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +136,7 @@ def _look_through(path: Path, unpack_in: Path, scan: _Scan, opened: contextlib.E
             if unpacked is not None:
                 unpacked.write(line)
                 unpacked.flush()
-            mark = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
+            mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
             line = line[mark:]
             if (head := head_of(line)) is not None:
                 layout = head
@@ -152,7 +151,7 @@ def _look_through(path: Path, unpack_in: Path, scan: _Scan, opened: contextlib.E
                 reported = start
                 yield os.lseek(raw.fileno(), 0, os.SEEK_CUR)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged behind line {number} ({error}); {_AGAIN}") from error
+        raise DataError(f"{path} is damaged behind line {number} ({error}); get the file again.") from error
 
 
 def _opened(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes], IO[bytes] | None]:
