@@ -178,10 +178,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, without the spaces around them; blank lines at the end are left out.
-
-    Raises what `read_text` raises.
-    """
+    """The lines of a UTF-8 text file, stripped, without blank ones at its end. Raises what `read_text` raises."""
     text = read_text(path)
     # Macs before 2001, and some spreadsheets since, end lines with a carriage return alone.
     lines = [line.strip() for line in text.split("\n" if "\n" in text else "\r")]
@@ -213,10 +210,7 @@ def read_plain(path: Path) -> bytes:
 
 
 def open_or_make(path: Path) -> io.FileIO:
-    """Open a file for reading and writing, made where there is none.
-
-    Raises `DataError` where the name is a link: in a folder that somebody else made, it may lead to any file.
-    """
+    """Open a file for reading and writing, made where there is none. Raises `DataError` where the name is a link."""
     try:
         return io.FileIO(open_plain(path, os.O_RDWR | os.O_CREAT), "r+")
     except OSError as error:

@@ -248,10 +248,7 @@ def retrieval_metrics(*folds: Ranks) -> RetrievalMetrics:
 
 
 def five_folds(num_images: int) -> list[slice]:
-    """The consecutive blocks of 1,000 images that COCO's 1K protocol averages over.
-
-    Raises `SimilarityError` where the images do not divide into such blocks.
-    """
+    """Blocks of 1,000 images, which COCO's 1K protocol averages over. Raises `SimilarityError` where some are left."""
     if num_images == 0 or num_images % FIVE_FOLD_IMAGES:
         raise SimilarityError(
             f"folds are blocks of {FIVE_FOLD_IMAGES:,} images, and {num_images:,} images do not divide into them;"

@@ -227,10 +227,7 @@ def fingerprint_of(settings: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Add weights, as float32, to a hash in the order of their names.
-
-    Tensors of whole numbers are left out: they count training steps or number places, and change nothing.
-    """
+    """Add weights, as float32, to a hash in the order of their names; whole numbers, such as counters, are left out."""
     for name in sorted(tensors):
         if tensors[name].is_floating_point():
             digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
