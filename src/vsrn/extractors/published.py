@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -33,17 +33,17 @@ from vsrn.extractors.extract import (
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
-class PublishedImage(Protocol):
-    """One image in somebody's files, and where it is, as errors name it; an image without regions is skipped."""
+@dataclass(frozen=True, slots=True)
+class PublishedImage:
+    """One image in somebody's files; an image without regions is skipped.
 
-    @property
-    def place(self) -> str: ...
+    place  where it is, as errors name it
+    read   gives its regions; boxes are None where they are not known. Raises `DataError` where they are malformed.
+    """
 
-    @property
-    def num_boxes(self) -> int: ...
-
-    def read(self) -> Regions:
-        """Its regions; boxes are None where they are not known. Raises `DataError` where they are malformed."""
+    place: str
+    num_boxes: int
+    read: Callable[[], Regions]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from vsrn.data.splits import read_captions
 from vsrn.errors import DataError
 from vsrn.extractors.array_files import Array, ArrayEntry, open_arrays
 from vsrn.extractors.array_images import MEANING, Fields, num_regions_of, regions_of
-from vsrn.extractors.published import Published, carried_by
+from vsrn.extractors.published import Published, PublishedImage, carried_by
 from vsrn.extractors.tsv_lines import MAX_BOXES
 from vsrn.files import normal_name
 from vsrn.metrics import FloatArray, IntArray
@@ -34,15 +34,6 @@ from vsrn.metrics import FloatArray, IntArray
 _NUMBERED = re.compile(r"(?:arr_)?([0-9]+)")
 _ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".safetensors")
 _SPLIT_FILE = re.compile(r"(.+)_ims\.[a-z0-9]+")
-
-
-@dataclass(frozen=True)
-class ArrayImage:
-    """An image whose regions are in arrays: a `PublishedImage`."""
-
-    place: str
-    num_boxes: int
-    read: Callable[[], Regions]
 
 
 def files_of(paths: Sequence[Path]) -> list[list[Path]]:
@@ -111,7 +102,7 @@ def _of_rows(path: Path, values: Any) -> Published:
     return _of_store(path, _LazyRows(lambda row: np.asarray(values[row]).reshape(shape[1:]), shape))
 
 
-def _of_ragged(path: Path, images: Sequence[ArrayImage]) -> Published:
+def _of_ragged(path: Path, images: Sequence[PublishedImage]) -> Published:
     """Images that are the rows of a split, each with as many regions as it has."""
     counts = np.array([image.num_boxes for image in images])
     if not counts.all():
@@ -139,7 +130,7 @@ def _of_store(path: Path, rows: _LazyRows, counts: IntArray | None = None) -> Pu
         captions = [[said[at] for at in np.flatnonzero(image_of_caption == image)] for image in range(len(first))]
     names = [store.ids[row] if store.ids else str(place) for place, row in enumerate(first)]
     sizes = np.full(len(store), store.num_regions) if store.counts is None else store.counts
-    images = [ArrayImage(f"{path}, row {row}", int(sizes[row]), partial(_row, store, int(row))) for row in first]
+    images = [PublishedImage(f"{path}, row {row}", int(sizes[row]), partial(_row, store, int(row))) for row in first]
     return Published(
         [*zip(names, images, strict=True)],
         has_ids=bool(store.ids),
@@ -219,7 +210,7 @@ def _of_images(path: Path, images: Sequence[tuple[str | None, Fields]]) -> Publi
     listed = []
     for row, (name, fields) in enumerate(images):
         place = f"{path}, row {row}" if name is None else f"{path}: {name}"
-        listed.append(ArrayImage(place, num_regions_of(fields, place), partial(regions_of, fields, place)))
+        listed.append(PublishedImage(place, num_regions_of(fields, place), partial(regions_of, fields, place)))
     if not listed:
         raise DataError(f"{path} holds no images; name a file that holds features.")
     ids = [normal_name(name) for name, _ in images if name is not None]
@@ -232,7 +223,7 @@ def _of_images(path: Path, images: Sequence[tuple[str | None, Fields]]) -> Publi
 def _of_named(
     path: Path,
     names: Sequence[str],
-    images: Sequence[ArrayImage],
+    images: Sequence[PublishedImage],
     first: Fields,
     *,
     has_ids: bool = True,
@@ -260,7 +251,7 @@ def _of_folder(folder: Path) -> Published:
     for path in paths:
         with contextlib.ExitStack() as opened:
             count = num_regions_of(_fields_of(path, opened), str(path))
-        images.append(ArrayImage(str(path), count, partial(_read_file, path)))
+        images.append(PublishedImage(str(path), count, partial(_read_file, path)))
     with contextlib.ExitStack() as opened:
         return _of_named(folder, names, images, _fields_of(paths[0], opened))
 

@@ -20,7 +20,7 @@ from typing import IO, cast
 
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import DataError
-from vsrn.extractors.published import Published, carried_by
+from vsrn.extractors.published import Published, PublishedImage, carried_by
 from vsrn.extractors.tsv_lines import Lead, head_of, layout_of, read_lead, read_line
 from vsrn.files import read_at
 
@@ -30,7 +30,7 @@ _BYTES_BETWEEN_REPORTS = 2**28
 
 @dataclass(frozen=True, slots=True)
 class TsvLine:
-    """Where the line of an image is: a `PublishedImage`.
+    """Where the line of an image is.
 
     place          file and line number, as errors name it
     file           descriptor of the file, or of its unpacked copy
@@ -118,7 +118,8 @@ def find_lines(
         first = next((line for line in scan.lines.values() if line.num_boxes), None)
         if first is not None and "json" in first.layout and "boxes" not in carried_by(first.read()):
             scan.notes.append(f"{first.place}: the sizes of the photos are not said, so no boxes are kept.")
-        yield Published([*scan.lines.items()], names=scan.names, notes=scan.notes)
+        images = [(name, PublishedImage(line.place, line.num_boxes, line.read)) for name, line in scan.lines.items()]
+        yield Published(images, names=scan.names, notes=scan.notes)
 
 
 def _look_through(path: Path, unpack_in: Path, scan: _Scan, opened: contextlib.ExitStack) -> Iterator[int]:
