@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vsrn.data.photo_splits import processors
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.base import ExtractorFiles, Prepared, RegionExtractor, check_no_names, may_be_gpu
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.onnx_files import first_line, open_session, read_content, threads_here
+from vsrn.onnx_files import first_line, open_session, read_content
 
 NAME = "grid"
 NETWORKS = tuple(f"tf_efficientnet_lite{number}" for number in range(5))
@@ -132,7 +134,8 @@ class OnnxGridExtractor:
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """(side, side, 3) uint8 arrays -> `Regions` of each, one photo a call, side by side in threads."""
         # A photo fills the processor's cache: several in one call are no faster.
-        threads = min(len(prepared), threads_here())
+        said = os.environ.get("OMP_NUM_THREADS", "")
+        threads = min(len(prepared), int(said) if said.isdecimal() and int(said) else processors())
         if threads < 2:
             return [self._regions(self.map_of(pixels)) for pixels in prepared]
         with ThreadPoolExecutor(threads) as pool:
