@@ -68,8 +68,8 @@ def make_timm(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
         output: torch.Tensor = network.forward_features(pixels)
         if output.ndim == 3:
             return Grid(patch_grid(output, *network.patch_embed.grid_size), patches=True)
-        is_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
-        return Grid(output.permute(0, 3, 1, 2) if is_last else output, patches=False)
+        channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        return Grid(output.permute(0, 3, 1, 2) if channels_last else output, patches=False)
 
     return WholePhotoExtractor(name, files, network, grid_of, rules)
 
@@ -134,7 +134,7 @@ class QueryDetectorExtractor:
             raise ConfigError(
                 f"'{name}' is no detector of the DETR kind ({one_line(error)}); use another model."
             ) from error
-        self.num_regions, self.feature_dim = min(MOST, len(answers.features)), answers.features.shape[1]
+        self.num_regions, self.feature_dim = answers.features.shape
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (3, H, W) float32, as the detector's own processor makes it."""
@@ -142,10 +142,10 @@ class QueryDetectorExtractor:
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """(3, H, W) float32 arrays -> `Regions` of each, one photo at a time: hardly two have the same size."""
-        return [self._answers(photo, MOST) for photo in prepared]
+        return [self._answers(photo) for photo in prepared]
 
-    def _answers(self, photo: Prepared, most: int | None = None) -> Regions:
-        """(3, H, W) float32 -> the most confident queries, falling; all of them where `most` is None."""
+    def _answers(self, photo: Prepared) -> Regions:
+        """(3, H, W) float32 -> the most confident queries, falling."""
         with torch.inference_mode():
             said = self.network(pixel_values=torch.from_numpy(photo)[None].to(self.device))
             logits, boxes = said.logits[0].float().cpu(), said.pred_boxes[0].float().cpu()
@@ -153,7 +153,7 @@ class QueryDetectorExtractor:
         without = logits.shape[1] == len(self.names.classes) + 1
         confidences = logits.softmax(dim=1)[:, :-1] if without else logits.sigmoid()
         best, classes = confidences.max(dim=1)
-        rows = best.sort(descending=True, stable=True).indices[:most]
+        rows = best.sort(descending=True, stable=True).indices[:MOST]
         # Before its queries a transformer of patches has the patches.
         described = said.last_hidden_state[0, -len(logits) :].float().cpu()
         centre, size = boxes[rows, :2], boxes[rows, 2:]
