@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
@@ -36,7 +36,6 @@ class TsvLine:
     file           descriptor of the file, or of its unpacked copy
     start, length  in bytes
     layout         fields of the line
-    scan           what names its regions, once every line was looked at
     """
 
     place: str
@@ -45,15 +44,14 @@ class TsvLine:
     length: int
     num_boxes: int
     layout: tuple[str, ...]
-    scan: _Scan
 
     def content(self) -> bytes:
         """The line."""
         return read_at(self.file, self.length, self.start)
 
-    def read(self) -> Regions:
-        """The regions of the image. Raises what `read_line` raises."""
-        return read_line(self.content(), self.layout, self.place, self.scan.names)
+    def read(self, names: RegionNames) -> Regions:
+        """The regions of the image, whose classes and attributes `names` numbers. Raises what `read_line` raises."""
+        return read_line(self.content(), self.layout, self.place, names)
 
 
 @dataclass
@@ -65,11 +63,6 @@ class _Scan:
     attributes: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     equal: int = 0
-
-    @cached_property
-    def names(self) -> RegionNames:
-        """All names, in the order of the alphabet whatever the order of the lines; asked for after the last line."""
-        return RegionNames(sorted(self.classes), sorted(self.attributes))
 
     def add(self, lead: Lead, line: TsvLine, content: bytes) -> None:
         """Take up a line. Raises `DataError` where its image has another line already that says something else."""
@@ -115,11 +108,16 @@ def find_lines(
             scan.notes.append(
                 f"{scan.equal:,} images have a second line that is equal to the first; it was passed over."
             )
+        # In the order of the alphabet, whatever the order of the lines.
+        names = RegionNames(sorted(scan.classes), sorted(scan.attributes))
         first = next((line for line in scan.lines.values() if line.num_boxes), None)
-        if first is not None and "json" in first.layout and "boxes" not in carried_by(first.read()):
+        if first is not None and "json" in first.layout and "boxes" not in carried_by(first.read(names)):
             scan.notes.append(f"{first.place}: the sizes of the photos are not said, so no boxes are kept.")
-        images = [(name, PublishedImage(line.place, line.num_boxes, line.read)) for name, line in scan.lines.items()]
-        yield Published(images, names=scan.names, notes=scan.notes)
+        images = [
+            (image, PublishedImage(line.place, line.num_boxes, partial(line.read, names)))
+            for image, line in scan.lines.items()
+        ]
+        yield Published(images, names=names, notes=scan.notes)
 
 
 def _look_through(path: Path, unpack_in: Path, scan: _Scan, opened: contextlib.ExitStack) -> Iterator[int]:
@@ -145,7 +143,7 @@ def _look_through(path: Path, unpack_in: Path, scan: _Scan, opened: contextlib.E
             elif not line.isspace() and line:
                 layout = layout or layout_of(line, place)
                 lead = read_lead(line, layout, place)
-                found = TsvLine(place, copy, start + mark, length - mark, lead.num_boxes, layout, scan)
+                found = TsvLine(place, copy, start + mark, length - mark, lead.num_boxes, layout)
                 scan.add(lead, found, line)
             start += length
             if start - reported > _BYTES_BETWEEN_REPORTS:
