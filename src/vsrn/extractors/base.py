@@ -112,7 +112,6 @@ def may_be_gpu(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and any(map(os.path.exists, _GPU_FILES)))
 
 
-# Called with what follows the colon of its name, and the files that the user names for it.
 ExtractorFactory = Callable[[str, ExtractorFiles], RegionExtractor]
 
 # Of each name what makes it, or where that is: listing the extractors does not load torch.
