@@ -222,9 +222,9 @@ def _of_page(page: _Page, place: str, names: RegionNames) -> Regions:
         carried["scores"] = np.array([one.conf for one in page.objects], np.float32)
     said = {"classes": [one.name for one in page.objects], "attributes": [one.attribute() for one in page.objects]}
     for what, values in said.items():
-        number_of = {name: number for number, name in enumerate(getattr(names, what))}
+        number_of: dict[object, int] = {name: number for number, name in enumerate(getattr(names, what))}
         if number_of:
-            carried[what] = np.array([number_of.get(str(value), -1) for value in values])
+            carried[what] = np.array([number_of.get(value, -1) for value in values])
         elif all(isinstance(value, int) for value in values):
             carried[what] = np.array(values)
     return Regions(features=np.stack(rows), **carried)
