@@ -321,5 +321,4 @@ def resampled_recalls(ranks: Ranks, image_of_caption: IntArray, draws: IntArray)
 
 def percentile_interval(values: FloatArray) -> Interval:
     """The middle 95% of (samples,) values."""
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Interval(float(low), float(high))
+    return Interval(*np.percentile(values, [2.5, 97.5]).tolist())
