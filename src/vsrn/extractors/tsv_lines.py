@@ -220,11 +220,12 @@ def _of_page(page: _Page, place: str, names: RegionNames) -> Regions:
         carried["boxes"] = in_photo(np.array(rects, np.float32), page.image_w, page.image_h, place)
     if all(one.conf is not None for one in page.objects):
         carried["scores"] = np.array([one.conf for one in page.objects], np.float32)
-    said = {"classes": [one.name for one in page.objects], "attributes": [one.attribute() for one in page.objects]}
-    for what, values in said.items():
-        number_of: dict[object, int] = {name: number for number, name in enumerate(getattr(names, what))}
-        if number_of:
-            carried[what] = np.array([number_of.get(value, -1) for value in values])
-        elif all(isinstance(value, int) for value in values):
-            carried[what] = np.array(values)
+    if names.classes:
+        number_of = {name: number for number, name in enumerate(names.classes)}
+        carried["classes"] = np.array([number_of.get(str(one.name), -1) for one in page.objects])
+    elif all(isinstance(one.name, int) for one in page.objects):
+        carried["classes"] = np.array([one.name for one in page.objects])
+    if names.attributes:
+        number_of = {name: number for number, name in enumerate(names.attributes)}
+        carried["attributes"] = np.array([number_of.get(one.attribute() or "", -1) for one in page.objects])
     return Regions(features=np.stack(rows), **carried)

@@ -94,7 +94,8 @@ class BottomUpNetwork(nn.Module):
     def describe(self, feature_map: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """(1, 1024, h, w), (R, 4) xyxy pixels -> (R, 2048) features of what is in each box."""
         features = []
-        for some in boxes.split(BOXES_AT_ONCE):
+        for start in range(0, len(boxes), BOXES_AT_ONCE):
+            some = boxes[start : start + BOXES_AT_ONCE]
             pooled = roi_pool(feature_map, [some], POOLED_SIDE, 1 / STRIDE)  # (some, 1024, 14, 14)
             features.append(self.res5(pooled.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3)))
         return torch.cat(features)
