@@ -113,13 +113,13 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_plain(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
     """Open a regular file of a folder that somebody else may have made; gives its descriptor.
 
     A link in the last part of the path is not followed, and a pipe is not waited for. Raises `OSError`, with
     `errno.ELOOP` for a link and `errno.EINVAL` for what else is no regular file.
     """
-    descriptor = os.open(path, flags | _NO_LINKS | _BINARY, mode)
+    descriptor = os.open(path, flags | _NO_LINKS | _BINARY, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
@@ -178,10 +178,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, without the spaces around them; blank lines at the end are left out.
-
-    Raises what `read_text` raises.
-    """
+    """The lines of a UTF-8 text file, stripped, without blank ones at its end. Raises what `read_text` raises."""
     text = read_text(path)
     # Macs before 2001, and some spreadsheets since, end lines with a carriage return alone.
     lines = [line.strip() for line in text.split("\n" if "\n" in text else "\r")]
@@ -213,10 +210,7 @@ def read_plain(path: Path) -> bytes:
 
 
 def open_or_make(path: Path) -> io.FileIO:
-    """Open a file for reading and writing, made where there is none.
-
-    Raises `DataError` where the name is a link: in a folder that somebody else made, it may lead to any file.
-    """
+    """Open a file for reading and writing, made where there is none. Raises `DataError` where the name is a link."""
     try:
         return io.FileIO(open_plain(path, os.O_RDWR | os.O_CREAT), "r+")
     except OSError as error:

@@ -1,10 +1,8 @@
 """Similarities and a correspondence in, ranks and Recall@K out. Torch-free.
 
-Shapes: S (num_images, num_captions) similarities, larger is closer;
-`image_of_caption` (num_captions,) the row of the image that each caption belongs to.
-
-The matrix S of a large split does not have to exist: every function that ranks takes *blocks*,
-an iterable of (first_image, S[first_image : first_image + rows]).
+S is (num_images, num_captions) similarities, larger is closer; `image_of_caption` is (num_captions,) the row of each
+caption's image. S of a large split need not exist: every function that ranks takes *blocks*, an iterable of
+(first_image, S[first_image : first_image + rows]).
 """
 
 from __future__ import annotations
@@ -131,12 +129,15 @@ def rank_blocks(blocks: Blocks, image_of_caption: IntArray) -> Ranks:
             check_no_nan(row, f" of image {image}")
             captions = order[slice(*np.searchsorted(owners, (image, image + 1)))]
             if not len(captions):
-                raise no_caption(image)
+                raise SimilarityError(f"image {image} has no caption, so no caption of its own can be ranked for it.")
             own[captions] = row[captions]
             best = row[captions].max()
             image_to_text.append(np.count_nonzero(row >= best) - np.count_nonzero(row[captions] >= best))
     if np.isnan(own).any():
-        raise no_image(int(np.flatnonzero(np.isnan(own))[0]), image_of_caption)
+        caption = int(np.flatnonzero(np.isnan(own))[0])
+        raise SimilarityError(
+            f"caption {caption} belongs to image {image_of_caption[caption]}, which has no similarities."
+        )
     # Its own image always counts itself once.
     text_to_image = np.full(len(image_of_caption), -1)
     for _, block in blocks():
@@ -247,10 +248,7 @@ def retrieval_metrics(*folds: Ranks) -> RetrievalMetrics:
 
 
 def five_folds(num_images: int) -> list[slice]:
-    """The consecutive blocks of 1,000 images that COCO's 1K protocol averages over.
-
-    Raises `SimilarityError` where the images do not divide into such blocks.
-    """
+    """Blocks of 1,000 images, which COCO's 1K protocol averages over. Raises `SimilarityError` where some are left."""
     if num_images == 0 or num_images % FIVE_FOLD_IMAGES:
         raise SimilarityError(
             f"folds are blocks of {FIVE_FOLD_IMAGES:,} images, and {num_images:,} images do not divide into them;"
@@ -304,18 +302,6 @@ def check_no_nan(similarities: FloatArray, whose: str = "") -> None:
         )
 
 
-def no_caption(image: int) -> SimilarityError:
-    """The error for an image that no caption belongs to."""
-    return SimilarityError(f"image {image} has no caption, so no caption of its own can be ranked for it.")
-
-
-def no_image(caption: int, image_of_caption: IntArray) -> SimilarityError:
-    """The error for a caption whose image is not among those compared."""
-    return SimilarityError(
-        f"caption {caption} belongs to image {image_of_caption[caption]}, which has no similarities."
-    )
-
-
 def draw_images(num_images: int, samples: int, generator: np.random.Generator) -> IntArray:
     """(samples, num_images) how often each image is in a sample of as many images, drawn with replacement."""
     return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=samples)
@@ -335,5 +321,4 @@ def resampled_recalls(ranks: Ranks, image_of_caption: IntArray, draws: IntArray)
 
 def percentile_interval(values: FloatArray) -> Interval:
     """The middle 95% of (samples,) values."""
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Interval(float(low), float(high))
+    return Interval(*np.percentile(values, [2.5, 97.5]).tolist())

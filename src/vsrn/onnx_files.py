@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,14 +83,6 @@ def give_back() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def threads_here() -> int:
-    """Threads for work that is cut by photos: OMP_NUM_THREADS where that is set, or else the processors we may use."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdecimal() and int(said):
-        return int(said)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def first_line(error: Exception) -> str:

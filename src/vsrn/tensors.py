@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vsrn.errors import CheckpointError, ConfigError
+from vsrn.errors import CheckpointError, ConfigError, one_line
 from vsrn.files import replacing
 from vsrn.onnx_files import read_content
 
@@ -31,8 +31,6 @@ NAMES_LISTED = 3
 _WRAPPERS = ("model", "state_dict")
 # Before each name, where `nn.DataParallel` wrapped the network.
 _PARALLEL = "module."
-# BatchNorm's counter of training steps: files from before 2018 lack it, and nothing reads it.
-_COUNTER = "num_batches_tracked"
 _Network = TypeVar("_Network")
 
 
@@ -103,10 +101,9 @@ def read_tensor_file(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
     except Exception as error:
         # A foreign or damaged file makes its parser raise anything.
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} is not a readable file of tensors ({reason}); nothing else is unpickled, so save the network's"
-            " state dict alone."
+            f"{path} is not a readable file of tensors ({one_line(error)}); nothing else is unpickled, so save the"
+            " network's state dict alone."
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -230,10 +227,7 @@ def fingerprint_of(settings: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Add weights, as float32, to a hash in the order of their names.
-
-    Tensors of whole numbers are left out: they count training steps or number places, and change nothing.
-    """
+    """Add weights, as float32, to a hash in the order of their names; whole numbers, such as counters, are left out."""
     for name in sorted(tensors):
         if tensors[name].is_floating_point():
             digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
@@ -248,10 +242,9 @@ def from_hub(name: str, load: Callable[[], _Network]) -> _Network:
         raise
     except Exception as error:
         # Hubs fail in as many ways as networks do.
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"the weights of '{name}' cannot be had from the hub ({type(error).__name__}: {reason}); name a copy of"
-            " them with --weights."
+            f"the weights of '{name}' cannot be had from the hub ({type(error).__name__}: {one_line(error)}); name a"
+            " copy of them with --weights."
         ) from error
 
 
@@ -271,7 +264,8 @@ def downloaded_before(url: str) -> Path | None:
 
 
 def _is_counter(name: str) -> bool:
-    return name.rpartition(".")[2] == _COUNTER
+    """Whether this is BatchNorm's counter of training steps: files from before 2018 lack it, and nothing reads it."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _kind(tensor: torch.Tensor) -> str:

@@ -12,14 +12,14 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vsrn.data.other_forms import for_shell
 from vsrn.data.region_store import map_array
-from vsrn.errors import ConfigError, DataError
+from vsrn.errors import ConfigError, DataError, one_line
 
 Array = npt.NDArray[Any]
 # The most that one image's array may take; an archive can be made to claim any size.
@@ -85,7 +85,7 @@ def open_arrays(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> di
         raise
     except Exception as error:
         # A damaged file makes its parser raise anything.
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"{path} cannot be read ({reason}); check the path, or get the file again.") from error
     return None
 
@@ -113,7 +113,10 @@ def _of_member(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, unpack_in: Path, opened: contextlib.ExitStack
 ) -> ArrayEntry:
     with archive.open(member) as file:
-        shape, fortran, dtype, start = _header(file)
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+        start = file.tell()
     what = f"{path}: {member.filename}"
     order: Any = "F" if fortran else "C"
     if not dtype.hasobject and member.file_size - start != int(np.prod(shape, dtype=object)) * dtype.itemsize:
@@ -137,14 +140,6 @@ def _of_member(
         return np.memmap(copy, dtype, "r", start, shape, order)
 
     return ArrayEntry(shape, dtype.hasobject, read, rows)
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether columns come first, type, and where the numbers begin, of an array in `.npy` form."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    return shape, fortran, dtype, file.tell()
 
 
 def _start_of(path: Path, member: zipfile.ZipInfo) -> int:

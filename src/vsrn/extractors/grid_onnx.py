@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vsrn.data.photo_splits import processors
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.base import ExtractorFiles, Prepared, RegionExtractor, check_no_names, may_be_gpu
 from vsrn.metrics import FloatArray, IntArray
-from vsrn.onnx_files import first_line, open_session, read_content, threads_here
+from vsrn.onnx_files import first_line, open_session, read_content
 
 NAME = "grid"
 NETWORKS = tuple(f"tf_efficientnet_lite{number}" for number in range(5))
@@ -114,21 +116,16 @@ class OnnxGridExtractor:
         self.fingerprint = _fingerprint(f"{self.kind.settings}, fine-tuned", tensors, weights)
         # Photos are what is computed side by side.
         self.session = open_session(content, weights, threads=1)
-        self.feature_dim = self._read_feature_dim()
+        entries = [*self.session.get_inputs(), *self.session.get_outputs()]
+        shapes = [(entry.name, entry.type, len(entry.shape), *entry.shape[1:2]) for entry in entries]
+        self.feature_dim: int = shapes[-1][-1]
+        wanted = [(PIXELS, "tensor(float)", 4, 3), (MAP, "tensor(float)", 4, self.feature_dim)]
+        if shapes != wanted or not isinstance(self.feature_dim, int):
+            raise CheckpointError(f"{weights} is not the network of an extractor '{NAME}'; export the model again.")
         cells = self.kind.side // STRIDE
         self.windows = pooled_size(cells, cells)[0]
         self.boxes = window_boxes((cells, self.windows), (cells, self.windows))
         self.num_regions, self.photo_size = self.windows**2, max(CELLS_SIDE, self.kind.side)
-
-    def _read_feature_dim(self) -> int:
-        """Numbers of each place of the map. Raises `CheckpointError` where the graph reads or gives anything else."""
-        entries = [*self.session.get_inputs(), *self.session.get_outputs()]
-        shapes = [(entry.name, entry.type, len(entry.shape), *entry.shape[1:2]) for entry in entries]
-        features = shapes[-1][-1]
-        wanted = [(PIXELS, "tensor(float)", 4, 3), (MAP, "tensor(float)", 4, features)]
-        if shapes != wanted or not isinstance(features, int):
-            raise CheckpointError(f"{self.path} is not the network of an extractor '{NAME}'; export the model again.")
-        return features
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (side, side, 3) uint8, squashed."""
@@ -137,7 +134,8 @@ class OnnxGridExtractor:
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """(side, side, 3) uint8 arrays -> `Regions` of each, one photo a call, side by side in threads."""
         # A photo fills the processor's cache: several in one call are no faster.
-        threads = min(len(prepared), threads_here())
+        said = os.environ.get("OMP_NUM_THREADS", "")
+        threads = min(len(prepared), int(said) if said.isdecimal() and int(said) else processors())
         if threads < 2:
             return [self._regions(self.map_of(pixels)) for pixels in prepared]
         with ThreadPoolExecutor(threads) as pool:

@@ -3,9 +3,7 @@
     timm:resnet50.a1_in1k                  a map, pooled to 6 x 6 windows
     timm:vit_base_patch16_224.augreg_in21k a transformer's patches, which are regions as they are
     hf:openai/clip-vit-base-patch32        CLIP, SigLIP, DINOv2 and whatever else `transformers.AutoModel` opens
-                                           (`pip install '.[hub]'`)
-    hf-detector:facebook/detr-resnet-50    DETR, RT-DETR, YOLOS and their kin: each of a fixed number of queries answers
-                                           with a box, a class and the numbers that both are read from
+    hf-detector:facebook/detr-resnet-50    DETR, RT-DETR, YOLOS and their kin
 
 Of Hugging Face's models, weights are read from safetensors only, and no code that comes with a model runs.
 """
@@ -26,7 +24,7 @@ from timm.data.config import resolve_data_config
 
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.devices import pick_device
-from vsrn.errors import ConfigError, did_you_mean
+from vsrn.errors import ConfigError, did_you_mean, one_line
 from vsrn.extractors.base import ExtractorFiles, Prepared, check_no_names
 from vsrn.extractors.grid import Grid, PixelRules, WholePhotoExtractor, patch_grid
 from vsrn.tensors import downloaded_before, fingerprint_of, from_hub, load_tensors, not_here
@@ -65,17 +63,15 @@ def make_timm(argument: str, files: ExtractorFiles) -> WholePhotoExtractor:
     _, height, width = config["input_size"]
     resample = Image.Resampling[config["interpolation"].upper()]
     rules = PixelRules(height, width, tuple(config["mean"]), tuple(config["std"]), int(resample))
-    return WholePhotoExtractor(name, files, network, lambda pixels: _timm_grid(network, pixels), rules)
 
+    def grid_of(pixels: torch.Tensor) -> Grid:
+        output: torch.Tensor = network.forward_features(pixels)
+        if output.ndim == 3:
+            return Grid(patch_grid(output, *network.patch_embed.grid_size), patches=True)
+        channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        return Grid(output.permute(0, 3, 1, 2) if channels_last else output, patches=False)
 
-def _timm_grid(network: Any, pixels: torch.Tensor) -> Grid:
-    """(B, 3, height, width) scaled pixels -> the network's map, or its patches."""
-    output: torch.Tensor = network.forward_features(pixels)
-    if output.ndim == 3:
-        return Grid(patch_grid(output, *network.patch_embed.grid_size), patches=True)
-    if getattr(network, "output_fmt", "NCHW") == "NHWC":
-        output = output.permute(0, 3, 1, 2)
-    return Grid(output, patches=False)
+    return WholePhotoExtractor(name, files, network, grid_of, rules)
 
 
 def _timm_downloaded_before(argument: str) -> Path | None:
@@ -115,7 +111,10 @@ def make_hugging_face(argument: str, files: ExtractorFiles) -> WholePhotoExtract
 
 
 class QueryDetectorExtractor:
-    """The 36 most confident queries of a detector, falling."""
+    """The 36 most confident queries of a detector, falling.
+
+    Each of a fixed number of queries answers with a box, a class and the numbers that both are read from.
+    """
 
     has_scores: ClassVar[bool] = True
     photo_size: ClassVar[None] = None
@@ -132,9 +131,10 @@ class QueryDetectorExtractor:
         try:
             answers = self._answers(self.prepare(Image.new("RGB", (64, 64))))
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise ConfigError(f"'{name}' is no detector of the DETR kind ({said}); use another model.") from error
-        self.num_regions, self.feature_dim = min(MOST, len(answers.features)), answers.features.shape[1]
+            raise ConfigError(
+                f"'{name}' is no detector of the DETR kind ({one_line(error)}); use another model."
+            ) from error
+        self.num_regions, self.feature_dim = answers.features.shape
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> (3, H, W) float32, as the detector's own processor makes it."""
@@ -142,10 +142,10 @@ class QueryDetectorExtractor:
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
         """(3, H, W) float32 arrays -> `Regions` of each, one photo at a time: hardly two have the same size."""
-        return [self._answers(photo, MOST) for photo in prepared]
+        return [self._answers(photo) for photo in prepared]
 
-    def _answers(self, photo: Prepared, most: int | None = None) -> Regions:
-        """(3, H, W) float32 -> the most confident queries, falling; all of them where `most` is None."""
+    def _answers(self, photo: Prepared) -> Regions:
+        """(3, H, W) float32 -> the most confident queries, falling."""
         with torch.inference_mode():
             said = self.network(pixel_values=torch.from_numpy(photo)[None].to(self.device))
             logits, boxes = said.logits[0].float().cpu(), said.pred_boxes[0].float().cpu()
@@ -153,7 +153,7 @@ class QueryDetectorExtractor:
         without = logits.shape[1] == len(self.names.classes) + 1
         confidences = logits.softmax(dim=1)[:, :-1] if without else logits.sigmoid()
         best, classes = confidences.max(dim=1)
-        rows = best.sort(descending=True, stable=True).indices[:most]
+        rows = best.sort(descending=True, stable=True).indices[:MOST]
         # Before its queries a transformer of patches has the patches.
         described = said.last_hidden_state[0, -len(logits) :].float().cpu()
         centre, size = boxes[rows, :2], boxes[rows, 2:]

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from vsrn.data.annotations import CaptionedPhoto
 from vsrn.data.image_ids import ImageNames
 from vsrn.data.photo_splits import made_ready
 from vsrn.data.region_store import SkippedPhoto, StoreInfo, open_region_store
@@ -34,17 +33,17 @@ from vsrn.extractors.extract import (
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
-class PublishedImage(Protocol):
-    """One image in somebody's files, and where it is, as errors name it; an image without regions is skipped."""
+@dataclass(frozen=True, slots=True)
+class PublishedImage:
+    """One image in somebody's files; an image without regions is skipped.
 
-    @property
-    def place(self) -> str: ...
+    place  where it is, as errors name it
+    read   gives its regions; boxes are None where they are not known. Raises `DataError` where they are malformed.
+    """
 
-    @property
-    def num_boxes(self) -> int: ...
-
-    def read(self) -> Regions:
-        """Its regions; boxes are None where they are not known. Raises `DataError` where they are malformed."""
+    place: str
+    num_boxes: int
+    read: Callable[[], Regions]
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _splits_of(
             f"{published.images[0][1].place}: the rows have no ids, so captions by file name cannot be given to them;"
             " put one id a line into a file named like train_ids.txt beside train_ims.npz, or leave out --captions."
         )
-    found: dict[str, list[CaptionedPhoto]] = captioned_splits(dataset, splits, restval=restval)
+    found = captioned_splits(dataset, splits, restval=restval)
     names = ImageNames(published.images, mapping)
     rows: dict[str, _Rows] = {
         split: [(photo.id, names.find(photo.id, photo.cocoid)) for photo in photos] for split, photos in found.items()

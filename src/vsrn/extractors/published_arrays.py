@@ -1,10 +1,8 @@
 """Features as arrays, in the forms that people keep them in -> `Published`.
 
-    test_ims.npz, .h5, .safetensors, .npy   one array (rows, N, F), with test_caps.txt and so on beside it
-    coco.npz, .h5, .safetensors             an array an image, named by the image; or a group, or 17_features, 17_boxes
-    features/17.npy, 17.npz                 a file an image
-
-Of an image that has several arrays, `vsrn.extractors.array_images.ALIASES` says which is which.
+test_ims.npz, .h5, .safetensors, .npy   one array (rows, N, F), with test_caps.txt and so on beside it
+coco.npz, .h5, .safetensors             an array an image, named by the image; or a group, or 17_features, 17_boxes
+features/17.npy, 17.npz                 a file an image
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -27,24 +25,15 @@ from vsrn.data.splits import read_captions
 from vsrn.errors import DataError
 from vsrn.extractors.array_files import Array, ArrayEntry, open_arrays
 from vsrn.extractors.array_images import MEANING, Fields, num_regions_of, regions_of
-from vsrn.extractors.published import Published, carried_by
+from vsrn.extractors.published import Published, PublishedImage, carried_by
 from vsrn.extractors.tsv_lines import MAX_BOXES
 from vsrn.files import normal_name
 from vsrn.metrics import FloatArray, IntArray
 
 # Names that only count: what numpy.savez calls arrays that nobody named, and numbers alone.
 _NUMBERED = re.compile(r"(?:arr_)?([0-9]+)")
-_OTHER_ENDINGS = (".h5", ".hdf5", ".safetensors")
+_ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".safetensors")
 _SPLIT_FILE = re.compile(r"(.+)_ims\.[a-z0-9]+")
-
-
-@dataclass(frozen=True)
-class ArrayImage:
-    """An image whose regions are in arrays: a `PublishedImage`."""
-
-    place: str
-    num_boxes: int
-    read: Callable[[], Regions]
 
 
 def files_of(paths: Sequence[Path]) -> list[list[Path]]:
@@ -56,7 +45,7 @@ def files_of(paths: Sequence[Path]) -> list[list[Path]]:
     for path in paths:
         inside = sorted(path.glob("*_ims.*")) if path.is_dir() else []
         each += [file for file in inside if _SPLIT_FILE.fullmatch(file.name)] or [path]
-    alone = [path for path in each if path.is_dir() or path.suffix.lower() in (".npy", ".npz", *_OTHER_ENDINGS)]
+    alone = [path for path in each if path.is_dir() or path.suffix.lower() in _ENDINGS]
     tables = [path for path in each if path not in alone]
     return [*([tables] if tables else []), *([path] for path in alone)]
 
@@ -113,7 +102,7 @@ def _of_rows(path: Path, values: Any) -> Published:
     return _of_store(path, _LazyRows(lambda row: np.asarray(values[row]).reshape(shape[1:]), shape))
 
 
-def _of_ragged(path: Path, images: Sequence[ArrayImage]) -> Published:
+def _of_ragged(path: Path, images: Sequence[PublishedImage]) -> Published:
     """Images that are the rows of a split, each with as many regions as it has."""
     counts = np.array([image.num_boxes for image in images])
     if not counts.all():
@@ -141,7 +130,7 @@ def _of_store(path: Path, rows: _LazyRows, counts: IntArray | None = None) -> Pu
         captions = [[said[at] for at in np.flatnonzero(image_of_caption == image)] for image in range(len(first))]
     names = [store.ids[row] if store.ids else str(place) for place, row in enumerate(first)]
     sizes = np.full(len(store), store.num_regions) if store.counts is None else store.counts
-    images = [ArrayImage(f"{path}, row {row}", int(sizes[row]), partial(_row, store, int(row))) for row in first]
+    images = [PublishedImage(f"{path}, row {row}", int(sizes[row]), partial(_row, store, int(row))) for row in first]
     return Published(
         [*zip(names, images, strict=True)],
         has_ids=bool(store.ids),
@@ -221,7 +210,7 @@ def _of_images(path: Path, images: Sequence[tuple[str | None, Fields]]) -> Publi
     listed = []
     for row, (name, fields) in enumerate(images):
         place = f"{path}, row {row}" if name is None else f"{path}: {name}"
-        listed.append(ArrayImage(place, num_regions_of(fields, place), partial(regions_of, fields, place)))
+        listed.append(PublishedImage(place, num_regions_of(fields, place), partial(regions_of, fields, place)))
     if not listed:
         raise DataError(f"{path} holds no images; name a file that holds features.")
     ids = [normal_name(name) for name, _ in images if name is not None]
@@ -234,7 +223,7 @@ def _of_images(path: Path, images: Sequence[tuple[str | None, Fields]]) -> Publi
 def _of_named(
     path: Path,
     names: Sequence[str],
-    images: Sequence[ArrayImage],
+    images: Sequence[PublishedImage],
     first: Fields,
     *,
     has_ids: bool = True,
@@ -262,7 +251,7 @@ def _of_folder(folder: Path) -> Published:
     for path in paths:
         with contextlib.ExitStack() as opened:
             count = num_regions_of(_fields_of(path, opened), str(path))
-        images.append(ArrayImage(str(path), count, partial(_read_file, path)))
+        images.append(PublishedImage(str(path), count, partial(_read_file, path)))
     with contextlib.ExitStack() as opened:
         return _of_named(folder, names, images, _fields_of(paths[0], opened))
 

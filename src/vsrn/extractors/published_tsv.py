@@ -6,6 +6,7 @@ Such files have tens of gigabytes: `find_lines` looks through them once, and a l
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import os
@@ -13,31 +14,28 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
 from vsrn.data.regions import RegionNames, Regions
 from vsrn.errors import DataError
-from vsrn.extractors.published import Published, carried_by
+from vsrn.extractors.published import Published, PublishedImage, carried_by
 from vsrn.extractors.tsv_lines import Lead, head_of, layout_of, read_lead, read_line
 from vsrn.files import read_at
 
 MAX_LINE_BYTES = 64 * 2**20
 _BYTES_BETWEEN_REPORTS = 2**28
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_AGAIN = "get the file again."
 
 
 @dataclass(frozen=True, slots=True)
 class TsvLine:
-    """Where the line of an image is: a `PublishedImage`.
+    """Where the line of an image is.
 
     place          file and line number, as errors name it
     file           descriptor of the file, or of its unpacked copy
     start, length  in bytes
     layout         fields of the line
-    scan           what names its regions, once every line was looked at
     """
 
     place: str
@@ -46,15 +44,14 @@ class TsvLine:
     length: int
     num_boxes: int
     layout: tuple[str, ...]
-    scan: _Scan
 
     def content(self) -> bytes:
         """The line."""
         return read_at(self.file, self.length, self.start)
 
-    def read(self) -> Regions:
-        """The regions of the image. Raises what `read_line` raises."""
-        return read_line(self.content(), self.layout, self.place, self.scan.names)
+    def read(self, names: RegionNames) -> Regions:
+        """The regions of the image, whose classes and attributes `names` numbers. Raises what `read_line` raises."""
+        return read_line(self.content(), self.layout, self.place, names)
 
 
 @dataclass
@@ -66,11 +63,6 @@ class _Scan:
     attributes: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     equal: int = 0
-
-    @cached_property
-    def names(self) -> RegionNames:
-        """All names, in the order of the alphabet whatever the order of the lines; asked for after the last line."""
-        return RegionNames(sorted(self.classes), sorted(self.attributes))
 
     def add(self, lead: Lead, line: TsvLine, content: bytes) -> None:
         """Take up a line. Raises `DataError` where its image has another line already that says something else."""
@@ -116,10 +108,16 @@ def find_lines(
             scan.notes.append(
                 f"{scan.equal:,} images have a second line that is equal to the first; it was passed over."
             )
+        # In the order of the alphabet, whatever the order of the lines.
+        names = RegionNames(sorted(scan.classes), sorted(scan.attributes))
         first = next((line for line in scan.lines.values() if line.num_boxes), None)
-        if first is not None and "json" in first.layout and "boxes" not in carried_by(first.read()):
+        if first is not None and "json" in first.layout and "boxes" not in carried_by(first.read(names)):
             scan.notes.append(f"{first.place}: the sizes of the photos are not said, so no boxes are kept.")
-        yield Published([*scan.lines.items()], names=scan.names, notes=scan.notes)
+        images = [
+            (image, PublishedImage(line.place, line.num_boxes, partial(line.read, names)))
+            for image, line in scan.lines.items()
+        ]
+        yield Published(images, names=names, notes=scan.notes)
 
 
 def _look_through(path: Path, unpack_in: Path, scan: _Scan, opened: contextlib.ExitStack) -> Iterator[int]:
@@ -137,7 +135,7 @@ def _look_through(path: Path, unpack_in: Path, scan: _Scan, opened: contextlib.E
             if unpacked is not None:
                 unpacked.write(line)
                 unpacked.flush()
-            mark = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
+            mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
             line = line[mark:]
             if (head := head_of(line)) is not None:
                 layout = head
@@ -145,14 +143,14 @@ def _look_through(path: Path, unpack_in: Path, scan: _Scan, opened: contextlib.E
             elif not line.isspace() and line:
                 layout = layout or layout_of(line, place)
                 lead = read_lead(line, layout, place)
-                found = TsvLine(place, copy, start + mark, length - mark, lead.num_boxes, layout, scan)
+                found = TsvLine(place, copy, start + mark, length - mark, lead.num_boxes, layout)
                 scan.add(lead, found, line)
             start += length
             if start - reported > _BYTES_BETWEEN_REPORTS:
                 reported = start
                 yield os.lseek(raw.fileno(), 0, os.SEEK_CUR)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged behind line {number} ({error}); {_AGAIN}") from error
+        raise DataError(f"{path} is damaged behind line {number} ({error}); get the file again.") from error
 
 
 def _opened(path: Path, unpack_in: Path, opened: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes], IO[bytes] | None]:

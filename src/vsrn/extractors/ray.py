@@ -1,16 +1,8 @@
 """Work on photos done by the machines of a Ray cluster (`pip install '.[ray]'`).
 
-    with ray_batches("local") as batches:              # or the address of a cluster
-        extract(photos, extractor, "store/", "train", batches=batches)
-        update_index(photos, "idx/", batches=batches)
-
 Ray Data carries batches of photos to actors, each of which makes the same `Work` again and runs its two halves; results
 come back in order to the one writer. Where the cluster has GPUs, and the device asked for is not the CPU, photos are
 prepared by actors of one processor each and finished by actors of one GPU each. Otherwise an actor runs both halves.
-
-Stores and indexes are the same, bit for bit where the actors' processors or GPUs are of the writer's kind, and to the
-rounding of float16 elsewhere. Of a killed actor its batch is done again. Photos, and weights that were named, must be
-where the actors can open them by the same path; only this process needs to see the store or the index.
 """
 
 from __future__ import annotations
@@ -32,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from vsrn.data.photo_splits import made_ready
-from vsrn.errors import ConfigError, DataError, VsrnError
+from vsrn.errors import ConfigError, DataError, VsrnError, one_line
 from vsrn.extractors.batches import BatchMaker, Done, Item, Ready, Work, cut
 
 # Ray Data keeps a few hundred bytes here for each batch of a dataset, so a long list becomes several of them.
@@ -44,9 +36,16 @@ _SECONDS_TO_ANSWER = 10.0
 def ray_batches(address: str) -> Iterator[BatchMaker]:
     """Connect to the Ray cluster at `address`, or start one in this machine's processors for "local".
 
-    Gives what `extract` and `update_index` take as `batches`. The extractor must be one that `make_extractor` knows by
-    itself, and `workers` is not used. Raises `ConfigError` where Ray is not installed or no cluster answers; the
-    batches raise `DataError` where an actor cannot see the photos, has another extractor, or cannot compute.
+        with ray_batches("local") as batches:
+            extract(photos, extractor, "store/", "train", batches=batches)
+
+    Gives what `extract` and `update_index` take as `batches`; `workers` is not used. The extractor must be one that
+    `make_extractor` knows by itself. Actors open photos and weights by the same paths as this process, which alone
+    needs to see the store or the index. Results are the same, bit for bit where the actors' processors or GPUs are of
+    the writer's kind, and to the rounding of float16 elsewhere. Of a killed actor its batch is done again.
+
+    Raises `ConfigError` where Ray is not installed or no cluster answers; the batches raise `DataError` where an actor
+    cannot see the photos, has another extractor, or cannot compute.
     """
     try:
         importlib.import_module("ray.data")
@@ -76,10 +75,9 @@ def _connect(ray: Any, address: str) -> None:
         local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"no Ray cluster answers at '{address}' ({reason}); name the address that `ray start --head` printed,"
-            " set RAY_AUTH_MODE=token where it asks for a token, or say --ray local."
+            f"no Ray cluster answers at '{address}' ({one_line(error)}); name the address that `ray start --head`"
+            " printed, set RAY_AUTH_MODE=token where it asks for a token, or say --ray local."
         ) from error
 
 
@@ -98,26 +96,28 @@ def _batches_on_ray(
     make = ray.put(work.elsewhere())
     stages = _stages(ray.nodes(), work.device)
     batches = cut(items, batch_size)
-    while window := [{"message": _packed(list(batch)), "refusal": ""} for batch in islice(batches, _BATCHES_A_DATASET)]:
+    while window := [{"message": _packed(list(batch))} for batch in islice(batches, _BATCHES_A_DATASET)]:
         dataset = data.from_items(window, override_num_blocks=len(window))
         for stage in stages:
             dataset = dataset.map(
                 _Actor,
-                fn_constructor_args=(stage.halves, make, stage.device, Path.cwd(), sample, stage.threads),
+                fn_constructor_args=(stage, make, Path.cwd(), sample),
                 # All at once: Ray would add them one by one, each after it has seen that the others are busy.
                 compute=data.ActorPoolStrategy(size=max(1, min(len(window), stage.actors))),
                 num_cpus=stage.cpus,
                 num_gpus=stage.gpus,
             )
         for row in dataset.iter_rows():
-            if row["refusal"]:
-                raise DataError(row["refusal"])
-            yield _unpacked(row["message"])
+            done = _unpacked(row["message"])
+            if isinstance(done, DataError):
+                raise done
+            yield done
 
 
 class _Stage(NamedTuple):
     """Actors that do one half of the work, or both.
 
+    halves      "prepare", "finish" or both
     actors      how many, at most
     cpus, gpus  that Ray keeps for each of them
     threads     of torch in each: the last bits of a network's output depend on their number
@@ -152,25 +152,23 @@ def _stages(nodes: Sequence[dict[str, Any]], device: str) -> list[_Stage]:
 class _Actor:
     """The work in a process of its own, which passes messages: a pickled value in, what became of it out.
 
-    What is wrong with its machine it says in answer to its first batch: Ray hides the error of an actor that raises.
+    What is wrong it gives as a `DataError` in the value's place: Ray hides the error of an actor that raises.
     """
 
-    def __init__(
-        self, halves: Sequence[str], make: Any, device: str, folder: Path, sample: Path | None, threads: int
-    ) -> None:
+    def __init__(self, stage: _Stage, make: Any, folder: Path, sample: Path | None) -> None:
         """Go to the folder of the process that asked, so that a path means the same photo, also in a message.
 
-        halves  of the work that this actor does: "prepare", "finish" or both
         make    Ray's reference to what `Work.elsewhere` gave
         sample  a photo that the driver can see
         """
-        self.refusal, self.halves, self.threads = "", halves, threads
+        self.stage, self.refusal = stage, ""
         try:
             os.chdir(folder)
             if sample is not None:
                 sample.stat()
-            torch.set_num_threads(threads)
-            self.work: Work[Any, Any, Any] = importlib.import_module("ray").get(make)(device, "finish" in halves)
+            torch.set_num_threads(stage.threads)
+            made_here = importlib.import_module("ray").get(make)
+            self.work: Work[Any, Any, Any] = made_here(stage.device, "finish" in stage.halves)
         except OSError as error:
             self.refusal = (
                 f"{platform.node()} cannot see {error.filename}; put photos and working folder on a disk that every"
@@ -180,18 +178,15 @@ class _Actor:
             self.refusal = str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        refusal = row["refusal"] or self.refusal
-        if refusal:
-            return {"message": _packed(None), "refusal": refusal}
-        value = _unpacked(row["message"])
+        value = DataError(self.refusal) if self.refusal else _unpacked(row["message"])
         try:
-            if "prepare" in self.halves:
-                value = next(made_ready([value], self.work.prepare, self.threads))
-            if "finish" in self.halves:
+            if "prepare" in self.stage.halves and not isinstance(value, DataError):
+                value = next(made_ready([value], self.work.prepare, self.stage.threads))
+            if "finish" in self.stage.halves and not isinstance(value, DataError):
                 value = self.work.finish(*value)
         except VsrnError as error:
-            return {"message": _packed(None), "refusal": str(error)}
-        return {"message": _packed(value), "refusal": ""}
+            value = DataError(str(error))
+        return {"message": _packed(value)}
 
 
 def _packed(value: object) -> npt.NDArray[np.uint8]:

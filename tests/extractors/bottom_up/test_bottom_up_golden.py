@@ -150,9 +150,10 @@ def test_the_other_naming_holds_the_same_detector(weights_file: Path, tmp_path: 
     save_file(milvlg_file(caffe=caffe), tmp_path / "other.safetensors")
     other, first = read_weights(tmp_path / "other.safetensors"), read_weights(weights_file)
     assert other.edge == (1.0 if caffe else 0.0)
-    assert other.tensors.keys() == first.tensors.keys()
-    for name, tensor in first.tensors.items():
-        assert torch.allclose(other.tensors[name], tensor, atol=1e-5), name
+    tensors = other.network.state_dict()
+    assert tensors.keys() == first.network.state_dict().keys()
+    for name, tensor in first.network.state_dict().items():
+        assert torch.allclose(tensors[name], tensor, atol=1e-5), name
     assert other.fingerprint != first.fingerprint
 
 

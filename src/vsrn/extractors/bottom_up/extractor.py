@@ -31,7 +31,7 @@ from vsrn.extractors.bottom_up.network import (
     propose,
     select,
 )
-from vsrn.extractors.bottom_up.weights import load_network, read_weights
+from vsrn.extractors.bottom_up.weights import read_weights
 from vsrn.files import read_lines
 
 NAME = "bottom-up"
@@ -115,7 +115,7 @@ class BottomUpExtractor:
         self.recipe = replace(recipe, proposals=replace(recipe.proposals, edge=read.edge))
         self.name, self.num_regions = name_of(recipe.selection), recipe.selection.most
         self.fingerprint = hashlib.sha256(f"{read.fingerprint} {self.recipe} v1".encode()).hexdigest()
-        self.network = load_network(read).to(self.device)
+        self.network = read.network.to(self.device)
 
     def prepare(self, photo: Image.Image) -> Prepared:
         """An RGB photo of any size -> what `to_pixels` gives. Raises `PhotoError` where it is too narrow for a box."""

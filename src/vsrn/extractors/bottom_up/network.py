@@ -3,8 +3,6 @@
     pixels --stem, res2..res4--> map --rpn--> objectness, deltas --propose--> boxes
                                    \\--RoIPool over boxes, res5, mean--> features --> classes, attributes
 
-Batch normalisation is folded into the convolutions when weights are loaded.
-
 B photos, R boxes, A anchors a cell; a map is h x w cells of 16 x 16 pixels; boxes are xyxy in pixels.
 """
 

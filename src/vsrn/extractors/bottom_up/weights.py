@@ -66,14 +66,14 @@ NAMINGS = {
 
 @dataclass(frozen=True)
 class DetectorWeights:
-    """What a file held, as our network wants it.
+    """What a file held.
 
-    tensors      `BottomUpNetwork.state_dict()`
+    network      with these weights, ready to run
     edge         1.0 where these weights count a box's last pixel in, else 0.0
     fingerprint  SHA-256 (hex) of both, the same for the same weights in another naming
     """
 
-    tensors: dict[str, torch.Tensor]
+    network: BottomUpNetwork
     edge: float
     fingerprint: str
 
@@ -126,15 +126,12 @@ def read_weights(path: Path) -> DetectorWeights:
         ours |= _converted(layer, [theirs[name].float() for name in names], caffe=caffe)
     ours["cell_anchors"] = theirs.get(ANCHORS, anchors).float()
     edge = 1.0 if caffe else 0.0
-    return DetectorWeights(ours, edge, _fingerprint(ours, edge))
-
-
-def load_network(weights: DetectorWeights) -> BottomUpNetwork:
-    """The network with these weights, ready to run; it takes the tensors over."""
+    fingerprint = _fingerprint(ours, edge)
     with torch.device("meta"):
         network = BottomUpNetwork()
-    network.load_state_dict(weights.tensors, assign=True)
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    network.load_state_dict(ours, assign=True)
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return DetectorWeights(network, edge, fingerprint)
 
 
 def _rows(tensors: Tensors, layer: str) -> int:
