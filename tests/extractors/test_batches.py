@@ -122,6 +122,8 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from test_batches import OfNumbers, processes
 if __name__ == "__main__":
+    # A shell may have started all this in the background, deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for done in processes(OfNumbers(), [0] * 8, 4, 2):
         print(*{process for _, process in done}, flush=True)
         # Ctrl-C reaches all processes of a terminal.

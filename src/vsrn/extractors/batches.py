@@ -160,7 +160,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, kept)
+        signal.signal(signal.SIGINT, kept or signal.SIG_DFL)  # None is a handler that is not Python's
 
 
 _work_here: Callable[[], Work[Any, Any, Any]] | None = None
