@@ -74,11 +74,11 @@ class BatchMaker(Protocol):
         """
 
 
-# Items that a process prepares before it sends them: sending costs both sides a little, however many they are.
+# Items that a process prepares before it sends them; each message costs both processes some time, whatever its size.
 _SENT_TOGETHER = 8
-# Of more processes than these the one that finishes the batches would only be told faster than it can listen.
+# Each takes memory for Python and torch. The number is chosen, not measured on a GPU.
 _MOST_PROCESSES = 8
-# A process takes seconds to start, in which threads prepare about so many photos.
+# Processes take seconds to start; with fewer photos than these, threads are done first.
 FEWEST_FOR_PROCESSES = 1000
 
 
@@ -120,7 +120,7 @@ def process_batches(
 
     workers  how many; None for one for each processor, 8 at most
     plugins  modules that each process imports first (`vsrn --plugin`)
-    fewest   of fewer items than these the threads of `local_batches` take care
+    fewest   fewer items than these are prepared by the threads of `local_batches`
 
     Raises what `Work.elsewhere` and what it gives raise, and `DataError` where a process is killed.
     """
