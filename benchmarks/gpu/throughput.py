@@ -6,9 +6,8 @@ import functools
 import importlib
 import importlib.util
 import io
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from problem import make_embeddings
 from recording import Figures, Part, seconds_of, synchronize
 
 from vsrn.data.listing import PhotoFile, find_photos
-from vsrn.data.photo_splits import made_ready
+from vsrn.data.photo_splits import made_ready, processors
 from vsrn.data.region_writer import RegionWriter
 from vsrn.data.regions import Regions
 from vsrn.data.shards import SplitHeader
@@ -48,7 +47,7 @@ def measure(part: Part) -> None:
     for precision in ("bf16", "fp32"):
         part.measure(f"encoding images {precision}", lambda p=precision: images(part, p), needs=8)  # type: ignore[misc]
     part.measure("ranking COCO 5K", lambda: ranking(part), needs=10)
-    part.measure("grid extraction", lambda: extraction(part), needs=15, limit=90)
+    part.measure("grid extraction", lambda: extraction(part), needs=30, limit=120)
     for precision in ("bf16", "fp32"):
         part.measure(f"encoding captions {precision}", lambda p=precision: captions(part, p), needs=6)  # type: ignore[misc]
     part.measure("search of a million", lambda: search(part), needs=5)
@@ -137,24 +136,23 @@ def ranking(part: Part) -> Figures:
 
 
 def extraction(part: Part) -> Figures:
-    """Photos per second: files to a store; the network, writing and decoding alone. A thread for each processor."""
-    folder, number = part.scratch / "photos", 6 if part.small else 2000
+    """Photos per second: files to a store by threads and by processes; the network, writing and decoding alone."""
+    folder, number = part.scratch / "photos", 6 if part.small else 4000
     listed = write_photos(folder, number)
     extractor = GridExtractor(GRID_WEIGHTS, str(part.device))
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = processors()
     figures: Figures = {"photos": number, "workers": workers}
     extract(listed[:4], extractor, part.scratch / "warm-up", "photos", workers=workers)
-    for batch in (32,) if part.small else (32, 256):
+    some_of_them = listed[: number // 2]
+    for batch in (2,) if part.small else (32, 256):
         began = time.perf_counter()
         report = extract(
-            listed, extractor, part.scratch / f"store-{batch}", "photos", batch_size=batch, workers=workers
+            some_of_them, extractor, part.scratch / f"store-{batch}", "photos", batch_size=batch, workers=workers
         )
-        figures[f"photos_per_second_by_{batch}"] = number / (time.perf_counter() - began)
-        assert report.num_done == number
-    began = time.perf_counter()
-    store = part.scratch / "store-by-processes"
-    extract(listed, extractor, store, "photos", batch_size=256, batches=functools.partial(process_batches, fewest=1))
-    figures["photos_per_second_by_processes"] = number / (time.perf_counter() - began)
+        figures[f"photos_per_second_by_{batch}"] = len(some_of_them) / (time.perf_counter() - began)
+        assert report.num_done == len(some_of_them)
+    for processes, batch in ((2, 2),) if part.small else ((8, 256), (16, 256), (8, 32), (4, 256)):
+        figures |= by_processes(part, listed, extractor, processes, batch)
     began = time.perf_counter()
     prepare = functools.partial(_prepared, extractor)
     batches = made_ready((listed[start : start + 32] for start in range(0, number, 32)), prepare, workers)
@@ -171,6 +169,25 @@ def extraction(part: Part) -> Figures:
                 taken = seconds_of(lambda: extractor.grid_of(pixels), part.device, seconds, warm_up=1)
             figures[f"network_alone_{name}_per_second"] = len(some) / taken
     return figures
+
+
+def by_processes(part: Part, photos: list[PhotoFile], extractor: GridExtractor, processes: int, batch: int) -> Figures:
+    """Photos per second by that many processes: of all, with the processes' start, and after the first batch."""
+    ended: list[float] = []
+
+    def batches(*arguments: Any) -> Iterator[Any]:
+        for done in process_batches(*arguments, fewest=1):
+            ended.append(time.perf_counter())
+            yield done
+
+    began = time.perf_counter()
+    store = part.scratch / f"store-by-{processes}-{batch}"
+    extract(photos, extractor, store, "photos", batch_size=batch, workers=processes, batches=batches)
+    name = f"photos_per_second_by_{batch}_by_{processes}_processes"
+    return {
+        name: len(photos) / (time.perf_counter() - began),
+        f"{name}_once_started": (len(photos) - batch) / (ended[-1] - ended[0]),
+    }
 
 
 def written_per_second(part: Part, extractor: GridExtractor, number: int) -> float:
