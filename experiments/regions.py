@@ -10,6 +10,7 @@ from pathlib import Path
 from rows import BOTH, OBJECTS, WINDOWS
 
 from vsrn.extractors.base import make_extractor
+from vsrn.extractors.batches import batches_for
 from vsrn.extractors.extract import extract_karpathy
 
 
@@ -36,7 +37,7 @@ def extract(
         weights: EfficientNet-Lite0's weights under timm's names, where the package with them is not installed.
         device: Where networks compute.
         batch: Photos at a time.
-        workers: Threads that decode photos; 0 for a number that suits the machine.
+        workers: Threads, or for a GPU processes, that decode photos; 0 for a number that suits the machine.
     """
     folder = photos[0]
     with tempfile.TemporaryDirectory() as temporary:
@@ -51,7 +52,13 @@ def extract(
             began = time.time()
             extractor = make_extractor(names[kind], weights, device=device)
             reports = extract_karpathy(
-                dataset, folder, extractor, out / kind, batch_size=batch, workers=workers or None
+                dataset,
+                folder,
+                extractor,
+                out / kind,
+                batch_size=batch,
+                workers=workers or None,
+                batches=batches_for(device),
             )
             done, seconds = sum(report.num_done for report in reports), time.time() - began
             print(f"{kind}: {done} photos, {seconds:.1f} s, {done / seconds:.0f} a second", flush=True)
