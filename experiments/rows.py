@@ -194,7 +194,7 @@ BY_NAME = {row.name: row for row in ROWS}
 COMBINATIONS = (
     Combination("scan-ensemble", "SCAN, both ways", (("scan", 0), ("scan-i2t", 0))),
     Combination("mean-ensemble", "two mean pooling", (("mean", 0), ("mean", 1))),
-    Combination("vsrn-ensemble", "two VSRN", (("vsrn", 1), ("vsrn", 2))),
+    Combination("vsrn-ensemble", "two VSRN, seeds 1 and 2", (("vsrn", 1), ("vsrn", 2))),
     Combination("vsrn-mean", "VSRN and mean pooling", (("vsrn", 0), ("mean", 0))),
     Combination("vsrn-scan", "VSRN, its best 50 re-ranked by SCAN", (("vsrn", 0), ("scan", 0)), reranked=True),
     Combination("mean-scan", "mean pooling, its best 50 re-ranked by SCAN", (("mean", 0), ("scan", 0)), reranked=True),
