@@ -85,6 +85,7 @@ FILES = {
     "tabs": as_text(head=False, between="\t"),
     "binary": as_binary(b"\n"),
     "binary of gensim": as_binary(b""),
+    "binary after a byte-order mark": b"\xef\xbb\xbf" + as_binary(b""),
 }
 
 

@@ -40,10 +40,11 @@ def read_word_vectors(path: Path | str, words: Collection[str]) -> dict[str, Vec
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             file = cast("IO[bytes]", gzip.GzipFile(fileobj=raw) if packed else raw)
-            start = file.read(_START).removeprefix(_BYTE_ORDER_MARK)
+            first = file.read(_START)
+            start = first.removeprefix(_BYTE_ORDER_MARK)
             head = _HEAD_LINE.match(start)
             if head is not None and _is_binary(start[head.end() :]):
-                file.seek(head.end())
+                file.seek(len(first) - len(start) + head.end())
                 pairs = _binary_vectors(file, path, int(head[1]), int(head[2]))
             else:
                 file.seek(0)

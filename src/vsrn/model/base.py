@@ -220,7 +220,12 @@ class MatchingModel(BaseModel):
     def forward(
         self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf
     ) -> Losses:
-        """The losses of B matching pairs; `BaseModel.forward` says what it takes."""
+        """The matching loss of B matching pairs, and the generation loss, 0 without a captioner.
+
+        loss    matching loss of (B, B) similarities after so many epochs
+        gather  rows of this process -> rows of the global batch, where several processes train together
+        epochs  trained so far, for a loss that warms up; by default the warm-up is over
+        """
         features, tokens, lengths, counts, _ = batch
         images = self.image_encoder(features, counts)
         captions = self.caption_encoder(tokens, lengths)

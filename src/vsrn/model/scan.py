@@ -206,7 +206,12 @@ class SCAN(BaseModel):
     def forward(
         self, batch: Batch, loss: MatchingLoss, gather: Gather = lambda rows: rows, epochs: Epochs = math.inf
     ) -> Losses:
-        """The matching loss of B matching pairs; `BaseModel.forward` says what it takes."""
+        """The matching loss of B matching pairs, and 0, since SCAN has no captioner.
+
+        loss    matching loss of (B, B) similarities after so many epochs
+        gather  rows of this process -> rows of the global batch, where several processes train together
+        epochs  trained so far, for a loss that warms up; by default the warm-up is over
+        """
         features, tokens, lengths, counts, _ = batch
         images = self.region_encoder(features, counts)
         mask = None if images.mask is None else gather(images.mask)
