@@ -51,6 +51,7 @@ NAMES = {
         "encoding images fp32",
         "ranking COCO 5K",
         "grid extraction",
+        "grid extraction by processes",
         "encoding captions bf16",
         "encoding captions fp32",
         "search of a million",
