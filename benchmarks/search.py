@@ -12,6 +12,8 @@ one.
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import os
 import subprocess
@@ -24,6 +26,7 @@ import faiss
 import numpy as np
 import torch
 from harness import record
+from PIL import Image
 
 from vsrn.config import CaptionerConfig, Config, ModelConfig
 from vsrn.data.region_store import StoreInfo
@@ -194,7 +197,16 @@ def make_photo(row: int, vector: FloatArray, regions: Regions) -> NewPhoto:
     name = f"folder{row % 50}/photo{row:05}.jpg"
     date = f"20{row % 24:02}-0{1 + row % 9}-1{row % 10} 12:00:00"
     record = PhotoRecord(name, name.encode(), 1, 1, f"{row:064}", 640, 480, date)
-    return NewPhoto(record, vector, regions, bytes(12_000))
+    return NewPhoto(record, vector, regions, make_thumbnail())
+
+
+@functools.cache
+def make_thumbnail() -> bytes:
+    """A JPEG of about the size that a photo's has, 12 kB."""
+    pixels = np.random.default_rng(3).integers(256, size=(88, 88, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":

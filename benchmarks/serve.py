@@ -56,11 +56,11 @@ def main() -> None:
         index = options.index or Path(folder) / "index"
         if options.index is None:
             make_index(index, Path(folder))
-        service = subprocess.Popen(
-            [sys.executable, "-m", "vsrn", "serve", str(index), "--port", "0"], stderr=subprocess.PIPE, text=True
-        )
+        # A pipe that nobody reads would hold the service up once it is full.
+        with (Path(folder) / "said").open("w") as said:
+            service = subprocess.Popen([sys.executable, "-m", "vsrn", "serve", str(index), "--port", "0"], stderr=said)
         try:
-            measure(service, index, options)
+            measure(service, Path(said.name), index, options)
         finally:
             service.terminate()
             assert service.wait(timeout=30) == 0
@@ -75,11 +75,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(service: subprocess.Popen[str], index: Path, options: argparse.Namespace) -> None:
-    """Load on a service that has started, after a warm-up."""
-    assert service.stderr is not None
-    started = re.search(r"([\d,]+) photos at (http://\S+)/", service.stderr.readline())
-    assert started is not None
+def measure(service: subprocess.Popen[bytes], said: Path, index: Path, options: argparse.Namespace) -> None:
+    """Load on a service that has started, after a warm-up.
+
+    said  file of what the service tells, its address first
+    """
+    started = None
+    while started is None:
+        assert service.poll() is None, said.read_text()
+        time.sleep(0.1)
+        started = re.search(r"([\d,]+) photos at (http://\S+)/ ", said.read_text())
     words = [word for word in read_vocabulary(index / "model" / "vocabulary.json").words[4:] if word.isalnum()]
     explains = json.loads((index / "index.json").read_text())["explain"]
     asyncio.run(ask(started[2], Load(time.monotonic() + 0.1 * options.seconds, words, explains), options.clients, []))

@@ -174,8 +174,8 @@ def extraction_by_processes(part: Part) -> Figures:
     figures: Figures = {"photos": len(listed), "processors": processors()}
     ended: list[float] = []
 
-    def batches(*arguments: Any) -> Iterator[Any]:
-        for done in process_batches(*arguments, fewest=1):
+    def batches(*arguments: Any, **named: Any) -> Iterator[Any]:
+        for done in process_batches(*arguments, **named, fewest=1):
             ended.append(time.perf_counter())
             yield done
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import importlib.metadata
 import keyword
 import os
 import platform
@@ -127,11 +126,14 @@ def complain(message: str) -> int:
 
 def versions() -> str:
     """What `vsrn --version` prints: the versions of vsrn, of Python and of what computes, for a report of a fault."""
+    # It takes as long to import as all else that --help needs, 20 ms.
+    from importlib import metadata
+
     lines = [f"vsrn {vsrn.__version__}", f"Python {platform.python_version()} on {platform.platform(terse=True)}"]
     for package in ("torch", "torchvision", "timm", "onnxruntime", "numpy", "faiss-cpu"):
         # The package itself, which may take seconds, is not imported.
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            lines.append(f"{package} {importlib.metadata.version(package)}")
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            lines.append(f"{package} {metadata.version(package)}")
     return "\n".join(lines)
 
 
