@@ -23,7 +23,6 @@ from vsrn.cli import main
 from vsrn.data.region_store import open_region_store
 from vsrn.errors import CheckpointError, ConfigError
 from vsrn.extractors.base import make_extractor
-from vsrn.extractors.onnx_detector import OnnxDetectorExtractor
 from vsrn.metrics import FloatArray
 
 SIDE, CLASSES = 64, 3
@@ -132,9 +131,10 @@ def test_boxes_are_those_of_slow_decoding_and_suppression(tmp_path: Path, seed: 
     output[:, 4] *= generator.choice([0.01, 1], CELLS)
     extractor = make_extractor(f"onnx:{saying(tmp_path / 'said.onnx', output)}", device="cpu")
     prepared = extractor.prepare(drawn(0, width, height))
-    assert max(prepared.shape[:2]) == SIDE
+    shape = prepared["photo"].shape
+    assert max(shape[:2]) == SIDE
     (regions,) = extractor([prepared])
-    wanted = slow_boxes(output, *prepared.shape[:2])
+    wanted = slow_boxes(output, *shape[:2])
     assert len(wanted) > 10
     assert regions.scores is not None
     np.testing.assert_allclose(regions.boxes[:-1], [box for _, _, box in wanted], atol=1e-5)
@@ -202,8 +202,8 @@ def test_features_are_the_mean_of_the_backbones_map_in_a_box(tmp_path: Path, wid
     weights = save_fine_tuned(tmp_path / "tuned.safetensors")
     detector = seeing_red(tmp_path / "red.onnx")
     extractor = make_extractor(f"onnx:{detector}", weights, device="cpu")
-    photo = extractor.prepare(drawn(4, width, height))
-    (regions,) = extractor([photo])
+    prepared = extractor.prepare(drawn(4, width, height))
+    (regions,), photo = extractor([prepared]), prepared["photo"]
     assert len(regions.features) > 3
     network: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
     network.load_state_dict({key: value.float() for key, value in load_file(weights).items()}, strict=False)
@@ -289,8 +289,8 @@ def test_a_real_detector_finds_what_is_in_real_photos(shared_detector: Path, sha
     photos = [Image.open(shared / "flickr8k" / "images" / thing["photo"]) for thing in things]
     missed = 0
     for thing, photo in zip(things, photos, strict=True):
-        assert isinstance(extractor, OnnxDetectorExtractor)
-        boxes, _, classes = extractor.detector.find(np.asarray(extractor.prepare(photo), np.uint8))
+        prepared = extractor.prepare(photo)
+        boxes, classes = prepared["boxes"], prepared["classes"]
         of_kind = boxes[classes == extractor.names.classes.index(thing["thing"])]
         for box in thing["boxes"]:
             missed += max((overlap(np.array(box), one) for one in of_kind), default=0) < 0.7

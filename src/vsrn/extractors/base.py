@@ -8,9 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
-import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
@@ -22,7 +21,7 @@ from vsrn.files import printable
 # What to do about weights that are lacking; whoever uses a model has no option to do it with.
 NAME_THEM = "; name their file with --weights."
 
-Prepared = npt.NDArray[np.generic]
+Prepared = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,9 @@ class ExtractorFiles:
 class RegionExtractor(Protocol):
     """Turns photos into regions, in two steps so that the second never waits for the first.
 
-    `prepare` is the fast half (resize, crop); it runs in worker threads and must not touch shared state.
-    Calling the extractor is the expensive half (the network); it runs on batches, in one thread.
+    `prepare` is the half for processors (resize, crop, a detector that runs there); it runs in worker threads or
+    processes and must not touch shared state. Calling the extractor is the half for a GPU, if there is one (the
+    network); it runs on batches, in one thread.
     """
 
     @property
@@ -83,7 +83,7 @@ class RegionExtractor(Protocol):
         """The largest side, in pixels, that photos are read at; decoders may shrink towards it, unless it is None."""
 
     def prepare(self, photo: Image.Image) -> Prepared:
-        """An RGB photo of any size -> the array the network reads.
+        """An RGB photo of any size -> the array that calling the extractor reads.
 
         Raises `PhotoError`, with a sentence that lacks the photo's name, where it cannot do with a photo of this shape.
         """

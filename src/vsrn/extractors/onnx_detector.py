@@ -10,11 +10,8 @@ B photos; S x S pixels are what the detector reads; A boxes as it gives them, K 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,6 +56,8 @@ class Rules:
 
 
 RULES = Rules()
+# What a detector says of a photo, in the order of `OnnxDetector.find`.
+FOUND = ("boxes", "scores", "classes")
 STRIDES = (8, 16, 32)
 MOST_PIXELS = 2048
 GREY = 114
@@ -222,28 +221,33 @@ class OnnxDetectorExtractor:
         self.feature_dim = int(network.num_features)
 
     def prepare(self, photo: Image.Image) -> Prepared:
-        """An RGB photo of any size -> (h, w, 3) uint8, of its shape and as large as the detector reads."""
+        """An RGB photo of any size -> a record of its pixels, "photo", and of "boxes", "scores" and "classes".
+
+        The photo is (h, w, 3) uint8, of its shape and as large as the detector reads; the others are what
+        `OnnxDetector.find` gives and raises. The detector runs in this half because it runs on the CPU: where a GPU
+        or a cluster extracts, several processes do it.
+        """
         height, width = self.detector.side
         scale = min(height / photo.height, width / photo.width)
         size = (max(1, int(photo.width * scale)), max(1, int(photo.height * scale)))
-        return np.asarray(photo.resize(size, Image.Resampling.BILINEAR))
+        pixels = np.asarray(photo.resize(size, Image.Resampling.BILINEAR))
+        parts = dict(zip((*FOUND, "photo"), (*self.detector.find(pixels), pixels), strict=True))
+        record = np.empty((), np.dtype([(name, part.dtype, part.shape) for name, part in parts.items()], align=True))
+        for name, part in parts.items():
+            record[name] = part
+        return record
 
     def __call__(self, prepared: Sequence[Prepared]) -> list[Regions]:
-        """(h, w, 3) uint8 arrays -> `Regions` of each."""
-        regions: list[Regions] = []
-        photos = [np.asarray(photo, np.uint8) for photo in prepared]
+        """What `prepare` gave for each photo -> the `Regions` of each."""
         # On a processor one photo of this size fills the cache; a GPU waits less often with many.
-        on_cpu = self.device.type == "cpu"
-        at_once = 1 if on_cpu else 64
-        # Beside a GPU the processor's cores have nothing else to do.
-        threads = torch.get_num_threads() if on_cpu else os.cpu_count() or 1
-        with ThreadPoolExecutor(max_workers=threads) as pool:
-            # The detector is photos ahead of the backbone.
-            found = pool.map(self.detector.find, photos)
-            for start in range(0, len(photos), at_once):
-                group = list(islice(found, at_once))
-                features = self.features(photos[start : start + at_once], [boxes for boxes, _, _ in group])
-                regions += [Regions(rows, *one) for rows, one in zip(features, group, strict=True)]
+        at_once = 1 if self.device.type == "cpu" else 64
+        regions: list[Regions] = []
+        for start in range(0, len(prepared), at_once):
+            group = prepared[start : start + at_once]
+            features = self.features([one["photo"] for one in group], [one["boxes"] for one in group])
+            for rows, one in zip(features, group, strict=True):
+                # Copied, since what is looked at in a record keeps its photo in memory.
+                regions.append(Regions(rows, *(one[name].copy() for name in FOUND)))
         return regions
 
     def features(self, photos: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[FloatArray]) -> list[FloatArray]:
