@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -220,13 +221,14 @@ def test_features_are_the_mean_of_the_backbones_map_in_a_box(tmp_path: Path, wid
     assert len({extractor.fingerprint, untuned.fingerprint, make_extractor("grid", weights).fingerprint}) == 3
 
 
-def test_a_photos_regions_do_not_depend_on_its_batch(tmp_path: Path) -> None:
+def test_a_photos_regions_depend_neither_on_its_batch_nor_on_the_process_that_prepared_it(tmp_path: Path) -> None:
     extractor = make_extractor(f"onnx:{seeing_red(tmp_path / 'red.onnx')}", device="cpu")
     prepared = [extractor.prepare(drawn(seed, 60 + 30 * seed, 90)) for seed in range(5)]
     together = extractor(prepared)
     assert len({len(regions.features) for regions in together}) > 1
     for array, regions in zip(prepared, together, strict=True):
-        (alone,) = extractor([array])
+        # What another process prepared comes pickled.
+        (alone,) = extractor([pickle.loads(pickle.dumps(array))])
         np.testing.assert_array_equal(alone.boxes, regions.boxes)
         np.testing.assert_allclose(alone.features, regions.features, rtol=1e-3, atol=1e-4)
 
