@@ -203,7 +203,7 @@ def make_photo(row: int, vector: FloatArray, regions: Regions) -> NewPhoto:
 @functools.cache
 def make_thumbnail() -> bytes:
     """A JPEG of about the size that a photo's has, 12 kB."""
-    pixels = np.random.default_rng(3).integers(256, size=(88, 88, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(3).integers(256, size=(108, 108, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
