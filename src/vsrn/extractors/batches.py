@@ -36,14 +36,14 @@ Done_co = TypeVar("Done_co", covariant=True)
 
 
 class Work(Protocol[Item_contra, Ready, Done_co]):
-    """What is done with photos: a cheap half for each of them, and an expensive half for a batch.
+    """What is done with photos: a half for each of them, by processors, and one for a batch, by a GPU if there is one.
 
     Whatever the two halves give can be pickled, since another machine may have computed it.
     """
 
     @property
     def device(self) -> str:
-        """Where the expensive half computes, as it was asked for: `cpu`, `cuda`, `mps` or `auto`."""
+        """Where the second half computes, as it was asked for: `cpu`, `cuda`, `mps` or `auto`."""
 
     def prepare(self, item: Item_contra) -> Ready:
         """Read and decode one photo. Runs in worker threads and must not touch shared state."""

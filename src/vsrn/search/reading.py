@@ -191,7 +191,7 @@ class Reading:
         return partial(_same_reading, files, self.missing, self.info)
 
     def prepare(self, file: File) -> _Looked:
-        """The cheap half: what the extractor reads, or what else the file is, or why it is skipped."""
+        """The first half: what the extractor reads, or what else the file is, or why it is skipped."""
         content: FileContent | None = None
         try:
             content = read_file(file.photo.path)
@@ -204,7 +204,7 @@ class Reading:
             return skipped_for(file.photo, PhotoError(said))
 
     def finish(self, files: Sequence[File], looked: Sequence[_Looked]) -> Changes:
-        """The expensive half: regions and vectors of those photos of a batch that could be read."""
+        """The second half: regions and vectors of those photos of a batch that could be read."""
         ready, moved = list[tuple[File, _Ready]](), list[MovedPhoto]()
         skipped, told = list[SkippedRecord](), list[SkippedRecord]()
         for file, seen in zip(files, looked, strict=True):
