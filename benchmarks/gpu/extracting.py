@@ -17,8 +17,10 @@ from vsrn.extractors.bottom_up.extractor import BottomUpExtractor, Recipe, Scale
 from vsrn.extractors.bottom_up.network import ProposalRules, SelectionRules
 from vsrn.extractors.grid import GridExtractor
 
-# Fine-tuned EfficientNet-Lite0, which comes with the package.
-GRID_WEIGHTS = Path(vsrn.__file__).parent / "pretrained" / "flickr8k-small" / "extractor.onnx"
+
+def grid_on(device: torch.device | str) -> GridExtractor:
+    """The grid of the model in the box."""
+    return GridExtractor(Path(vsrn.__file__).parent / "pretrained" / "flickr8k-small" / "extractor.onnx", str(device))
 
 
 def photos(number: int, width: int, height: int) -> list[Image.Image]:
@@ -32,7 +34,7 @@ def grid(part: Part) -> Figures:
 
     One step is the distance of neighbouring float16 numbers at the value, which is what a store rounds to.
     """
-    there, here = GridExtractor(GRID_WEIGHTS, str(part.device)), GridExtractor(GRID_WEIGHTS, "cpu")
+    there, here = grid_on(part.device), grid_on("cpu")
     prepared = [prepare_pixels(here, photo, "random") for photo in photos(8, 500, 375)]
     expected = np.stack([regions.features for regions in here(prepared)])
     figures: Figures = {}

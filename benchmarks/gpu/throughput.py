@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from extracting import GRID_WEIGHTS, photos
+from extracting import grid_on, photos
 from material import (
     FLICKR30K_WORDS,
     PAPER,
@@ -204,11 +204,6 @@ def written_per_second(part: Part, extractor: GridExtractor, number: int) -> flo
 
 def _prepared(extractor: GridExtractor, photo: PhotoFile) -> Any:
     return prepare_photo(extractor, photo.path)
-
-
-def grid_on(device: torch.device) -> GridExtractor:
-    """The grid of the model in the box."""
-    return GridExtractor(GRID_WEIGHTS, str(device))
 
 
 @functools.cache
